@@ -1,0 +1,121 @@
+//! Names that become a topic level: job ids and worker ids (contract section 2).
+
+use super::json;
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
+
+/// The id of a job: usable as a topic level, and still the JSON value that the request gave.
+#[derive(Clone, Debug)]
+pub struct JobId {
+    text: String,
+    json: Box<RawValue>,
+}
+
+impl JobId {
+    /// Reads the `id` of a request: a string, or a number taken as its decimal text.
+    ///
+    /// # Errors
+    /// A sentence that says what is accepted.
+    pub fn from_json(raw: &RawValue) -> Result<Self, String> {
+        let text = match json::type_name(raw) {
+            "a string" => json::string(raw)?,
+            "a number" => raw.get().to_owned(),
+            other => return Err(format!("must be a string or a number, not {other}")),
+        };
+        check_name(&text)?;
+        Ok(Self { text, json: raw.to_owned() })
+    }
+
+    /// An id from a plain text, as `job-worker run` takes it.
+    ///
+    /// # Errors
+    /// A sentence that says what is accepted.
+    pub fn from_text(text: &str) -> Result<Self, String> {
+        check_name(text)?;
+        let json = serde_json::value::to_raw_value(text).map_err(|e| e.to_string())?;
+        Ok(Self { text: text.to_owned(), json })
+    }
+
+    /// The id as a topic level.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+impl Serialize for JobId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.json.serialize(serializer)
+    }
+}
+
+/// Checks a name that becomes one topic level: 1 to 128 characters, none of `/ + #`, no control characters.
+///
+/// Unicode's noncharacters count as control characters: the MQTT specification (1.5.4) lets a broker close the connection
+/// over them, and Mosquitto does, so an answer to such an id could never be delivered.
+///
+/// # Errors
+/// A sentence that says what is accepted.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let noncharacter = |c: char| matches!(c, '\u{fdd0}'..='\u{fdef}') || (c as u32) & 0xfffe == 0xfffe;
+    let length = name.chars().count();
+    let fault = if length == 0 {
+        "is empty".to_owned()
+    } else if length > 128 {
+        format!("has {length} characters")
+    } else if let Some(c) = name.chars().find(|c| "/+#".contains(*c) || c.is_control() || noncharacter(*c)) {
+        format!("contains {c:?}")
+    } else {
+        return Ok(());
+    };
+    Err(format!("{fault}; accepted are 1 to 128 characters, none of / + #, no control characters"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(json: &str) -> Result<JobId, String> {
+        JobId::from_json(&serde_json::from_str::<Box<RawValue>>(json).unwrap())
+    }
+
+    #[test]
+    fn keeps_the_json_type_and_digits() {
+        for (json, text) in [
+            (r#""job_1""#, "job_1"),
+            ("17", "17"),
+            ("-1.50", "-1.50"),
+            ("123456789012345678901234567890", "123456789012345678901234567890"),
+            (r#""\u00e9""#, "é"),
+            (r#"" ""#, " "),
+        ] {
+            let id = id(json).unwrap();
+            assert_eq!(id.as_str(), text);
+            assert_eq!(serde_json::to_string(&id).unwrap(), json);
+        }
+    }
+
+    #[test]
+    fn refuses_what_cannot_be_a_topic_level() {
+        let long = format!("\"{}\"", "x".repeat(129));
+        for json in [
+            r#""""#,
+            r#""a/b""#,
+            r#""a+""#,
+            r##""#""##,
+            r#""a\n""#,
+            r#""\u0000""#,
+            r#""\u009f""#,
+            r#""\uffff""#,
+            r#""\ufdd0""#,
+            r#""\ud800""#,
+            "null",
+            "true",
+            "[]",
+            "{}",
+            &long,
+        ] {
+            assert!(id(json).is_err(), "{json} was taken");
+        }
+        assert!(id(&format!("\"{}\"", "é".repeat(128))).is_ok(), "characters are counted, not bytes");
+    }
+}

@@ -1,0 +1,113 @@
+//! Reading JSON field by field, so that one bad field can be named and the others still be used.
+
+use serde_json::value::RawValue;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// An object whose values are not interpreted yet.
+pub struct Object(BTreeMap<String, Box<RawValue>>);
+
+impl Object {
+    /// Reads one JSON object. A byte order mark, which Windows tools like to write, is passed over (RFC 8259, section 8.1).
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with the text.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+        let raw: &RawValue = serde_json::from_slice(bytes).map_err(|e| format!("is not valid JSON: {e}"))?;
+        Self::of(raw)
+    }
+
+    /// Interprets one value as an object.
+    pub fn of(raw: &RawValue) -> Result<Self, String> {
+        expect("{", raw, "an object")?;
+        serde_json::from_str(raw.get()).map(Self).map_err(|e| format!("is not valid JSON: {e}"))
+    }
+
+    /// Takes a field out of the object and reads it. `null` counts as absent, which is how Node-RED leaves a field out.
+    pub fn take<T>(
+        &mut self,
+        name: &str,
+        read: impl FnOnce(&RawValue) -> Result<T, String>,
+    ) -> Result<Option<T>, String> {
+        match self.0.remove(name) {
+            None => Ok(None),
+            Some(raw) if raw.get() == "null" => Ok(None),
+            Some(raw) => read(&raw).map(Some).map_err(|e| format!("`{name}` {e}")),
+        }
+    }
+
+    /// The names of the fields that nobody has taken.
+    pub fn rest(self) -> Vec<String> {
+        self.0.into_keys().collect()
+    }
+
+    /// All fields, for objects with keys of the user's own.
+    pub fn into_fields(self) -> BTreeMap<String, Box<RawValue>> {
+        self.0
+    }
+}
+
+/// What a person calls the type of a JSON value.
+pub fn type_name(raw: &RawValue) -> &'static str {
+    match raw.get().as_bytes().first() {
+        Some(b'"') => "a string",
+        Some(b'{') => "an object",
+        Some(b'[') => "an array",
+        Some(b't' | b'f') => "a boolean",
+        Some(b'n') => "null",
+        _ => "a number",
+    }
+}
+
+fn expect(first: &str, raw: &RawValue, wanted: &str) -> Result<(), String> {
+    if raw.get().starts_with(first) { Ok(()) } else { Err(format!("must be {wanted}, not {}", type_name(raw))) }
+}
+
+/// A string without NUL, since every one of ours ends as a path, an argument or an environment variable.
+pub fn string(raw: &RawValue) -> Result<String, String> {
+    expect("\"", raw, "a string")?;
+    let text: String = serde_json::from_str(raw.get()).map_err(|e| format!("is not a valid string: {e}"))?;
+    if text.contains('\0') {
+        return Err("must not contain a NUL character".into());
+    }
+    Ok(text)
+}
+
+/// The items of an array, not interpreted yet.
+pub fn array(raw: &RawValue) -> Result<Vec<Box<RawValue>>, String> {
+    expect("[", raw, "an array")?;
+    serde_json::from_str(raw.get()).map_err(|e| format!("is not a valid array: {e}"))
+}
+
+/// `true` or `false`.
+pub fn boolean(raw: &RawValue) -> Result<bool, String> {
+    serde_json::from_str(raw.get()).map_err(|_| format!("must be true or false, not {}", type_name(raw)))
+}
+
+/// A duration in seconds, fractions allowed.
+pub fn seconds(raw: &RawValue) -> Result<Duration, String> {
+    let wanted = "must be a number of seconds greater than 0";
+    let value: f64 = serde_json::from_str(raw.get()).map_err(|_| format!("{wanted}, not {}", type_name(raw)))?;
+    match Duration::try_from_secs_f64(value) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err(format!("{wanted}, not {}", raw.get())),
+    }
+}
+
+/// A whole number from 1.
+pub fn count(raw: &RawValue) -> Result<u32, String> {
+    match serde_json::from_str(raw.get()) {
+        Ok(count) if count > 0 => Ok(count),
+        _ => Err(format!("must be a whole number from 1 to {}, not {}", u32::MAX, brief(raw.get()))),
+    }
+}
+
+/// A value for an error message: enough to recognise it.
+pub fn brief(text: &str) -> String {
+    const SHOWN: usize = 60;
+    match text.char_indices().nth(SHOWN) {
+        None => text.to_owned(),
+        Some((cut, _)) => format!("{}…", &text[..cut]),
+    }
+}

@@ -1,0 +1,132 @@
+//! The pointer message on `jobs/pending` (contract section 2), and what answers an unusable one (section 6).
+
+use super::definition::Definition;
+use super::id::JobId;
+use super::json::{self, Object};
+use serde::Serialize;
+
+/// The largest request that is run, in bytes of payload.
+pub const MAX_REQUEST_BYTES: usize = 1 << 20;
+
+/// How much of an unusable payload is shown to the controller, in bytes.
+const SHOWN_PAYLOAD_BYTES: usize = 1024;
+
+/// A usable request.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub id: JobId,
+    /// As the controller wrote it: absolute, or relative to a base that the configuration knows.
+    pub work_dir: String,
+    /// What the request says of the job itself.
+    pub definition: Definition,
+}
+
+/// Why a request cannot be run, and whether it can be answered by its id.
+#[derive(Debug)]
+pub struct Rejection {
+    pub id: Option<JobId>,
+    pub error: String,
+}
+
+impl Request {
+    /// Parses the payload of a request.
+    ///
+    /// # Errors
+    /// A [`Rejection`], which carries the id wherever that much could be read.
+    pub fn parse(payload: &[u8]) -> Result<Self, Rejection> {
+        let rejected = |id: Option<&JobId>, error: String| Rejection { id: id.cloned(), error };
+        let mut object = Object::parse(payload).map_err(|e| rejected(None, format!("the request {e}")))?;
+        let id = object
+            .take("id", JobId::from_json)
+            .and_then(|id| id.ok_or_else(|| "`id` is missing".to_owned()))
+            .map_err(|e| rejected(None, format!("the request: {e}")))?;
+        if payload.len() > MAX_REQUEST_BYTES {
+            let error = format!("the request has {} bytes; {MAX_REQUEST_BYTES} are taken", payload.len());
+            return Err(rejected(Some(&id), error));
+        }
+        let read = || {
+            let work_dir = object.take("workDir", json::string)?.ok_or("`workDir` is missing")?;
+            if work_dir.is_empty() {
+                return Err("`workDir` is empty".to_owned());
+            }
+            Ok((work_dir, Definition::take_from(object)?))
+        };
+        match read() {
+            Ok((work_dir, definition)) => Ok(Self { id, work_dir, definition }),
+            Err(e) => Err(rejected(Some(&id), format!("the request: {e}"))),
+        }
+    }
+}
+
+/// The message on `jobs/rejected` for a request that cannot be answered by id (contract section 1).
+pub fn rejection_notice(worker: &str, error: &str, payload: &[u8]) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Notice<'a> {
+        worker: &'a str,
+        error: &'a str,
+        payload: &'a str,
+    }
+    let shown = String::from_utf8_lossy(&payload[..payload.len().min(SHOWN_PAYLOAD_BYTES)]);
+    let notice = Notice { worker, error, payload: &shown };
+    serde_json::to_vec(&notice).unwrap_or_default() // strings always serialise
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_the_example_of_the_contract() {
+        let request = Request::parse(
+            br#"{ "id": "job_2026_01", "workDir": "/data/active_jobs/job_2026_01", "steps": ["npm install"] }"#,
+        )
+        .unwrap();
+        assert_eq!(request.id.as_str(), "job_2026_01");
+        assert_eq!(request.work_dir, "/data/active_jobs/job_2026_01");
+        assert_eq!(request.definition.steps.unwrap()[0].run, "npm install");
+    }
+
+    #[test]
+    fn an_unusable_request_is_answered_by_id_where_it_has_one() {
+        for (payload, id, said) in [
+            (&b""[..], None, "not valid JSON"),
+            (b"\xff\xfe", None, "not valid JSON"),
+            (b"[1]", None, "must be an object, not an array"),
+            (b"{}", None, "`id` is missing"),
+            (br#"{"id": null, "workDir": "x"}"#, None, "`id` is missing"),
+            (br#"{"id": {}, "workDir": "x"}"#, None, "must be a string or a number"),
+            (br#"{"id": "a/b", "workDir": "x"}"#, None, "none of / + #"),
+            (br#"{"id": "a"} trailing"#, None, "not valid JSON"),
+            (br#"{"id": "a"}"#, Some("a"), "`workDir` is missing"),
+            (br#"{"id": 7, "workDir": 5}"#, Some("7"), "`workDir` must be a string, not a number"),
+            (br#"{"id": "a", "workDir": ""}"#, Some("a"), "`workDir` is empty"),
+            (br#"{"id": "a", "workDir": "x\u0000"}"#, Some("a"), "NUL"),
+            (br#"{"id": "a", "workDir": "x", "steps": {}}"#, Some("a"), "`steps` must be an array"),
+            (br#"{"id": "a", "workDir": "x", "env": 1}"#, Some("a"), "`env` must be an object"),
+        ] {
+            let rejection = Request::parse(payload).unwrap_err();
+            let shown = String::from_utf8_lossy(payload);
+            assert_eq!(rejection.id.as_ref().map(JobId::as_str), id, "{shown}");
+            assert!(rejection.error.contains(said), "{shown}: {}", rejection.error);
+        }
+    }
+
+    #[test]
+    fn a_mebibyte_is_taken_and_one_byte_more_is_not() {
+        let sized = |bytes: usize| {
+            let start = r#"{"id": "big", "workDir": "x", "steps": ["#;
+            format!("{start}\"{}\"]}}", "x".repeat(bytes - start.len() - 4)).into_bytes()
+        };
+        assert_eq!(sized(MAX_REQUEST_BYTES).len(), MAX_REQUEST_BYTES);
+        assert!(Request::parse(&sized(MAX_REQUEST_BYTES)).is_ok());
+        let rejection = Request::parse(&sized(MAX_REQUEST_BYTES + 1)).unwrap_err();
+        assert_eq!(rejection.id.unwrap().as_str(), "big");
+    }
+
+    #[test]
+    fn the_notice_cuts_the_payload_and_replaces_invalid_utf8() {
+        let notice = rejection_notice("w", "e", &[0xff; 5000]);
+        let notice: serde_json::Value = serde_json::from_slice(&notice).unwrap();
+        assert_eq!(notice["payload"].as_str().unwrap(), "\u{fffd}".repeat(1024));
+    }
+}
