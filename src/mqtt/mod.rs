@@ -1,0 +1,269 @@
+//! The link to the broker: what the worker may ask of it, and what it hears from it.
+//!
+//! One thread drives one network connection after the other, each with a client of its own. So whatever was asked of a
+//! connection that broke is gone with it, and nothing of it can reach the next one: an acknowledgement sent late would
+//! acknowledge somebody else's message there. What must survive a connection is asked for again by the worker.
+
+mod v3;
+mod v5;
+
+use crate::config::{Broker, Protocol};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::{Duration, Instant};
+
+/// First and last pause between two tries to connect; it doubles in between (contract section 7).
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(10);
+
+/// A connection that lasted this long was a good one: the next pause is the first again.
+const GOOD_CONNECTION: Duration = Duration::from_secs(1);
+
+/// The largest packet that MQTT knows, in bytes (MQTT 5, section 2.1.4). Telling a broker less makes it drop what is
+/// larger in silence, which is a lost job.
+const MAX_PACKET_BYTES: u32 = 268_435_460;
+
+/// How many requests to a connection may wait for its thread.
+const REQUEST_CAPACITY: usize = 100;
+
+/// Slots for unacknowledged messages of ours. There is one at a time; a packet identifier is not used again too soon.
+const IN_FLIGHT: u16 = 16;
+
+/// What a link is to be.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub broker: Broker,
+    pub client_id: String,
+    /// Subscribed at QoS 1.
+    pub requests: String,
+    /// Subscribed at QoS 0: a cancel counts now or never, and must not wait behind an unacknowledged request.
+    pub cancels: String,
+    /// Left over by an earlier configuration of the same session, to be given up.
+    pub outdated: Option<String>,
+    /// Topic and payload that the broker publishes, retained, when we are gone without a word.
+    pub last_will: (String, Vec<u8>),
+}
+
+/// A message from the broker.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Delivery {
+    pub topic: String,
+    pub payload: Bytes,
+    /// What to acknowledge; `None` at QoS 0.
+    pub packet_id: Option<u16>,
+    /// MQTT DUP: the broker has sent it before, to whomever.
+    pub redelivered: bool,
+    pub retained: bool,
+}
+
+/// What a connection may be asked for. Requests to a connection that broke vanish.
+pub trait Connection: Send + Sync {
+    /// Subscribes to requests and cancels; [`Event::Ready`] tells when the broker has agreed.
+    fn subscribe(&self, settings: &Settings);
+    /// Publishes at QoS 1; [`Event::Published`] tells when the broker has it.
+    fn publish(&self, topic: &str, payload: Vec<u8>);
+    /// Publishes at QoS 0 if that needs no waiting, else not at all.
+    fn announce(&self, topic: &str, payload: Vec<u8>, retain: bool);
+    /// Acknowledges a message of this connection.
+    fn acknowledge(&self, packet_id: u16);
+    /// Gives up a subscription.
+    fn unsubscribe(&self, filter: &str);
+    /// Ends the connection in order; [`Event::Closed`] tells when that is sent.
+    fn disconnect(&self);
+}
+
+/// What the worker hears.
+pub enum Event {
+    /// A connection stands. `resumed`: the broker kept our session.
+    Connected {
+        connection: Arc<dyn Connection>,
+        resumed: bool,
+    },
+    /// The subscriptions stand.
+    Ready,
+    Message(Delivery),
+    /// The broker has our message, or says why it does not take it.
+    Published(Result<(), Unpublished>),
+    /// Our DISCONNECT is sent, and all that was asked for before it.
+    Closed,
+    /// The connection is gone; another is being made.
+    Lost,
+    /// Another client has taken our session. No other connection is made until [`Link::resume`].
+    TakenOver,
+    /// The broker does not want us, and trying again would not help.
+    Refused(String),
+}
+
+/// Why a broker does not take a message of ours.
+#[derive(Debug)]
+pub enum Unpublished {
+    NotAuthorized,
+    /// Something that may pass: a quota, a broker's internal trouble.
+    ForNow(String),
+}
+
+/// The running link.
+pub struct Link {
+    resume: Sender<()>,
+}
+
+impl Link {
+    /// Makes another connection although a client took ours over.
+    pub fn resume(&self) {
+        let _ = self.resume.send(()); // the thread has ended: it was refused, which the worker has heard
+    }
+}
+
+/// Starts the thread that keeps a connection to the broker and tells `sink` of it.
+///
+/// # Errors
+/// What the system said, when there can be no thread.
+pub fn open(settings: Settings, sink: impl Fn(Event) + Send + 'static) -> std::io::Result<Link> {
+    let (resume, resumed) = mpsc::channel();
+    std::thread::Builder::new().name("mqtt".into()).spawn(move || Driver::new(settings, resumed, sink).run())?;
+    Ok(Link { resume })
+}
+
+/// One network connection, of either protocol version.
+trait Wire {
+    fn next(&mut self) -> Result<Heard, Failure>;
+}
+
+/// What an adapter hears on its connection.
+enum Heard {
+    Connected {
+        resumed: bool,
+    },
+    /// For each of our subscriptions in order, what the broker says against it.
+    Subscribed(Vec<Option<String>>),
+    Message(Delivery),
+    Published(Result<(), Unpublished>),
+    Closed,
+    /// Nothing that concerns the worker.
+    Other,
+}
+
+/// Why a connection ended.
+enum Failure {
+    Refused(String),
+    TakenOver,
+    /// Closed in the middle of the greeting, as brokers do that know nothing of our protocol version.
+    ClosedInGreeting(String),
+    Lost(String),
+}
+
+struct Driver<F> {
+    settings: Settings,
+    resumed: Receiver<()>,
+    sink: F,
+    /// Our subscriptions are known to be part of the session.
+    subscribed: bool,
+    /// The protocol version is settled: configured, or proved by a broker that took it.
+    settled: bool,
+    version: Protocol,
+}
+
+impl<F: Fn(Event)> Driver<F> {
+    fn new(settings: Settings, resumed: Receiver<()>, sink: F) -> Self {
+        let protocol = settings.broker.protocol;
+        let version = if protocol == Protocol::V3 { Protocol::V3 } else { Protocol::V5 };
+        Self { settings, resumed, sink, subscribed: false, settled: protocol != Protocol::Auto, version }
+    }
+
+    fn run(mut self) {
+        let mut pause = FIRST_PAUSE;
+        let mut short_connections = 0;
+        loop {
+            let started = Instant::now();
+            let mut connected = false;
+            let failure = self.drive_connection(&mut connected);
+            if connected {
+                (self.sink)(Event::Lost);
+            }
+            let reason = match failure {
+                Failure::Refused(reason) => return (self.sink)(Event::Refused(reason)),
+                Failure::TakenOver => {
+                    (self.sink)(Event::TakenOver);
+                    if self.resumed.recv().is_err() {
+                        return;
+                    }
+                    continue;
+                }
+                Failure::ClosedInGreeting(_) if !self.settled && self.version == Protocol::V5 => {
+                    self.version = Protocol::V3;
+                    continue;
+                }
+                Failure::ClosedInGreeting(reason) | Failure::Lost(reason) => reason,
+            };
+            if !self.settled {
+                self.version = Protocol::V5; // 3.1.1 did not help: the broker has another trouble
+            }
+            if started.elapsed() >= GOOD_CONNECTION {
+                (pause, short_connections) = (FIRST_PAUSE, 0);
+            } else if connected {
+                short_connections += 1;
+            }
+            let broker = &self.settings.broker;
+            log::warn!("no broker at {}:{}: {reason}; trying again in {pause:?}", broker.host, broker.port);
+            if short_connections == 3 {
+                log::warn!(
+                    "dropped three times right after connecting: does another client use the id {:?}? \
+                     Each worker needs a WORKER_ID of its own",
+                    self.settings.client_id
+                );
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LAST_PAUSE);
+        }
+    }
+
+    /// Makes one connection and passes on what it says, until it ends.
+    fn drive_connection(&mut self, connected: &mut bool) -> Failure {
+        let (connection, mut wire): (Arc<dyn Connection>, Box<dyn Wire>) = match self.version {
+            Protocol::V3 => v3::open(&self.settings),
+            _ => v5::open(&self.settings),
+        };
+        loop {
+            let heard = match wire.next() {
+                Ok(heard) => heard,
+                Err(failure) => return failure,
+            };
+            match heard {
+                Heard::Connected { resumed } => {
+                    *connected = true;
+                    self.settle_version();
+                    (self.sink)(Event::Connected { connection: connection.clone(), resumed });
+                    if resumed && self.subscribed {
+                        (self.sink)(Event::Ready);
+                    } else {
+                        connection.subscribe(&self.settings);
+                    }
+                }
+                Heard::Subscribed(faults) => {
+                    let filters = [&self.settings.requests, &self.settings.cancels];
+                    for (filter, fault) in filters.into_iter().zip(faults) {
+                        if let Some(fault) = fault {
+                            return Failure::Refused(format!(
+                                "the broker refuses the subscription to {filter}: {fault}"
+                            ));
+                        }
+                    }
+                    self.subscribed = true;
+                    (self.sink)(Event::Ready);
+                }
+                Heard::Message(delivery) => (self.sink)(Event::Message(delivery)),
+                Heard::Published(outcome) => (self.sink)(Event::Published(outcome)),
+                Heard::Closed => (self.sink)(Event::Closed),
+                Heard::Other => {}
+            }
+        }
+    }
+
+    fn settle_version(&mut self) {
+        if !self.settled && self.version == Protocol::V3 {
+            log::info!("the broker has no MQTT 5: speaking 3.1.1 (MQTT_PROTOCOL_VERSION=4 skips the try)");
+        }
+        self.settled = true;
+    }
+}

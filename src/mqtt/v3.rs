@@ -1,0 +1,147 @@
+//! MQTT 3.1.1 over rumqttc. It has no Receive Maximum: a broker sends several requests at once, and those behind the
+//! first stay unacknowledged, so that they come again. Nor does it give reasons for a disconnect.
+
+use super::{Connection, Delivery, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES, REQUEST_CAPACITY};
+use super::{Settings, Wire};
+use rumqttc::{
+    Client, ConnectReturnCode as Code, ConnectionError, Event, LastWill, MqttOptions, Outgoing, Packet, Publish, QoS,
+    SubscribeFilter, SubscribeReasonCode,
+};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+pub fn open(settings: &Settings) -> (Arc<dyn Connection>, Box<dyn Wire>) {
+    let (client, mut connection) = Client::new(options(settings), REQUEST_CAPACITY);
+    let mut network = connection.eventloop.network_options();
+    network.set_tcp_nodelay(true);
+    connection.eventloop.set_network_options(network);
+    let wire = V3Wire { connection, greeted: false, last_words: VecDeque::new(), failure: None };
+    (Arc::new(V3(client)), Box::new(wire))
+}
+
+fn options(settings: &Settings) -> MqttOptions {
+    let broker = &settings.broker;
+    let mut options = MqttOptions::new(&settings.client_id, &broker.host, broker.port);
+    let (topic, payload) = &settings.last_will;
+    options
+        .set_clean_session(false)
+        .set_max_packet_size(MAX_PACKET_BYTES as usize, MAX_PACKET_BYTES as usize)
+        .set_manual_acks(true)
+        .set_keep_alive(broker.keep_alive)
+        .set_inflight(IN_FLIGHT)
+        .set_last_will(LastWill::new(topic, payload.clone(), QoS::AtMostOnce, true));
+    if let Some(credentials) = &broker.credentials {
+        options.set_credentials(&credentials.username, &credentials.password);
+    }
+    options
+}
+
+struct V3(Client);
+
+// The errors that are dropped here all say one thing: the connection is gone. The worker hears that as an event.
+impl Connection for V3 {
+    fn subscribe(&self, settings: &Settings) {
+        if let Some(outdated) = &settings.outdated {
+            self.unsubscribe(outdated);
+        }
+        let requests = SubscribeFilter::new(settings.requests.clone(), QoS::AtLeastOnce);
+        let cancels = SubscribeFilter::new(settings.cancels.clone(), QoS::AtMostOnce);
+        let _ = self.0.subscribe_many([requests, cancels]);
+    }
+
+    fn publish(&self, topic: &str, payload: Vec<u8>) {
+        let _ = self.0.publish(topic, QoS::AtLeastOnce, false, payload);
+    }
+
+    fn announce(&self, topic: &str, payload: Vec<u8>, retain: bool) {
+        let _ = self.0.try_publish(topic, QoS::AtMostOnce, retain, payload);
+    }
+
+    fn acknowledge(&self, packet_id: u16) {
+        let mut message = Publish::new("", QoS::AtLeastOnce, Vec::new());
+        message.pkid = packet_id;
+        let _ = self.0.ack(&message);
+    }
+
+    fn unsubscribe(&self, filter: &str) {
+        let _ = self.0.unsubscribe(filter);
+    }
+
+    fn disconnect(&self) {
+        let _ = self.0.disconnect();
+    }
+}
+
+struct V3Wire {
+    connection: rumqttc::Connection,
+    /// CONNACK has come.
+    greeted: bool,
+    /// What was heard before the connection broke, and is still to be told.
+    last_words: VecDeque<Event>,
+    failure: Option<Failure>,
+}
+
+impl Wire for V3Wire {
+    fn next(&mut self) -> Result<Heard, Failure> {
+        if let Some(event) = self.last_words.pop_front() {
+            return Ok(self.hear(event));
+        }
+        if let Some(failure) = self.failure.take() {
+            return Err(failure);
+        }
+        match self.connection.recv() {
+            Ok(Ok(event)) => Ok(self.hear(event)),
+            Ok(Err(error)) => {
+                self.failure = Some(failure(error, self.greeted));
+                self.last_words = std::mem::take(&mut self.connection.eventloop.state.events);
+                self.next()
+            }
+            Err(_) => Err(Failure::Lost("the connection was given up".into())),
+        }
+    }
+}
+
+impl V3Wire {
+    fn hear(&mut self, event: Event) -> Heard {
+        match event {
+            Event::Incoming(Packet::ConnAck(ack)) => {
+                self.greeted = true;
+                Heard::Connected { resumed: ack.session_present }
+            }
+            Event::Incoming(Packet::SubAck(ack)) => Heard::Subscribed(ack.return_codes.iter().map(fault).collect()),
+            Event::Incoming(Packet::Publish(message)) => Heard::Message(Delivery {
+                topic: message.topic,
+                payload: message.payload,
+                packet_id: (message.qos != QoS::AtMostOnce).then_some(message.pkid),
+                redelivered: message.dup,
+                retained: message.retain,
+            }),
+            Event::Incoming(Packet::PubAck(_)) => Heard::Published(Ok(())),
+            Event::Outgoing(Outgoing::Disconnect) => Heard::Closed,
+            _ => Heard::Other,
+        }
+    }
+}
+
+fn fault(code: &SubscribeReasonCode) -> Option<String> {
+    match code {
+        SubscribeReasonCode::Success(_) => None,
+        SubscribeReasonCode::Failure => Some("it gives no reason (MQTT 3.1.1)".to_owned()),
+    }
+}
+
+fn failure(error: ConnectionError, greeted: bool) -> Failure {
+    match error {
+        ConnectionError::ConnectionRefused(code) => match code {
+            Code::BadUserNamePassword | Code::NotAuthorized => {
+                Failure::Refused(format!("the broker refuses our user name or password ({code:?})"))
+            }
+            Code::BadClientId => Failure::Refused("the broker refuses our client id, WORKER_ID".into()),
+            code => Failure::Lost(format!("it refuses the connection for now ({code:?})")),
+        },
+        ConnectionError::MqttState(error) if !greeted => {
+            Failure::ClosedInGreeting(format!("it did not answer our greeting ({error})"))
+        }
+        error => Failure::Lost(error.to_string()),
+    }
+}

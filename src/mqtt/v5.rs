@@ -1,0 +1,195 @@
+//! MQTT 5 over rumqttc.
+
+use super::{Connection, Delivery, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES, REQUEST_CAPACITY};
+use super::{Settings, Unpublished, Wire};
+use rumqttc::Outgoing;
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{
+    ConnAck, ConnectProperties, ConnectReturnCode as Code, DisconnectReasonCode, Filter, LastWill, Packet, PubAck,
+    PubAckReason, Publish, RetainForwardRule, SubscribeReasonCode,
+};
+use rumqttc::v5::{Client, ConnectionError, Event, MqttOptions, StateError};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The session outlives our absence for as long as the broker allows.
+const SESSION_NEVER_EXPIRES: u32 = u32::MAX;
+
+pub fn open(settings: &Settings) -> (Arc<dyn Connection>, Box<dyn Wire>) {
+    let (client, connection) = Client::new(options(settings), REQUEST_CAPACITY);
+    let wire = V5Wire { connection, greeted: false, last_words: VecDeque::new(), failure: None };
+    (Arc::new(V5(client)), Box::new(wire))
+}
+
+fn options(settings: &Settings) -> MqttOptions {
+    let broker = &settings.broker;
+    let mut options = MqttOptions::new(&settings.client_id, &broker.host, broker.port);
+    let (topic, payload) = &settings.last_will;
+    options
+        .set_clean_start(false)
+        .set_connect_properties(ConnectProperties {
+            session_expiry_interval: Some(SESSION_NEVER_EXPIRES),
+            // one unacknowledged request at a time: those behind it stay with the broker, for other workers too
+            receive_maximum: Some(1),
+            max_packet_size: Some(MAX_PACKET_BYTES),
+            ..ConnectProperties::new()
+        })
+        .set_manual_acks(true)
+        .set_keep_alive(broker.keep_alive)
+        .set_outgoing_inflight_upper_limit(IN_FLIGHT)
+        .set_last_will(LastWill::new(topic, payload.clone(), QoS::AtMostOnce, true, None));
+    let mut network = options.network_options();
+    network.set_tcp_nodelay(true);
+    options.set_network_options(network);
+    if let Some(credentials) = &broker.credentials {
+        options.set_credentials(&credentials.username, &credentials.password);
+    }
+    options
+}
+
+struct V5(Client);
+
+// The errors that are dropped here all say one thing: the connection is gone. The worker hears that as an event.
+impl Connection for V5 {
+    fn subscribe(&self, settings: &Settings) {
+        if let Some(outdated) = &settings.outdated {
+            self.unsubscribe(outdated);
+        }
+        let requests = Filter {
+            // a retained request is told apart even when it comes live, and is answered once and not at every start
+            preserve_retain: true,
+            retain_forward_rule: RetainForwardRule::OnNewSubscribe,
+            ..Filter::new(&settings.requests, QoS::AtLeastOnce)
+        };
+        let cancels =
+            Filter { retain_forward_rule: RetainForwardRule::Never, ..Filter::new(&settings.cancels, QoS::AtMostOnce) };
+        let _ = self.0.subscribe_many([requests, cancels]);
+    }
+
+    fn publish(&self, topic: &str, payload: Vec<u8>) {
+        let _ = self.0.publish(topic, QoS::AtLeastOnce, false, payload);
+    }
+
+    fn announce(&self, topic: &str, payload: Vec<u8>, retain: bool) {
+        let _ = self.0.try_publish(topic, QoS::AtMostOnce, retain, payload);
+    }
+
+    fn acknowledge(&self, packet_id: u16) {
+        let message = Publish { qos: QoS::AtLeastOnce, pkid: packet_id, ..Publish::default() };
+        let _ = self.0.ack(&message);
+    }
+
+    fn unsubscribe(&self, filter: &str) {
+        let _ = self.0.unsubscribe(filter);
+    }
+
+    fn disconnect(&self) {
+        let _ = self.0.disconnect();
+    }
+}
+
+struct V5Wire {
+    connection: rumqttc::v5::Connection,
+    /// CONNACK has come.
+    greeted: bool,
+    /// What was heard before the connection broke, and is still to be told.
+    last_words: VecDeque<Event>,
+    failure: Option<Failure>,
+}
+
+impl Wire for V5Wire {
+    fn next(&mut self) -> Result<Heard, Failure> {
+        if let Some(event) = self.last_words.pop_front() {
+            return Ok(self.hear(event));
+        }
+        if let Some(failure) = self.failure.take() {
+            return Err(failure);
+        }
+        match self.connection.recv() {
+            Ok(Ok(event)) => Ok(self.hear(event)),
+            Ok(Err(error)) => {
+                self.failure = Some(failure(error, self.greeted));
+                self.last_words = std::mem::take(&mut self.connection.eventloop.state.events);
+                self.next()
+            }
+            Err(_) => Err(Failure::Lost("the connection was given up".into())),
+        }
+    }
+}
+
+impl V5Wire {
+    fn hear(&mut self, event: Event) -> Heard {
+        match event {
+            Event::Incoming(Packet::ConnAck(ack)) => {
+                self.greeted = true;
+                self.heed_broker(&ack);
+                Heard::Connected { resumed: ack.session_present }
+            }
+            Event::Incoming(Packet::SubAck(ack)) => Heard::Subscribed(ack.return_codes.iter().map(fault).collect()),
+            Event::Incoming(Packet::Publish(message)) => Heard::Message(Delivery {
+                topic: String::from_utf8_lossy(&message.topic).into_owned(),
+                payload: message.payload,
+                packet_id: (message.qos != QoS::AtMostOnce).then_some(message.pkid),
+                redelivered: message.dup,
+                retained: message.retain,
+            }),
+            Event::Incoming(Packet::PubAck(ack)) => Heard::Published(published(&ack)),
+            Event::Outgoing(Outgoing::Disconnect) => Heard::Closed,
+            _ => Heard::Other,
+        }
+    }
+
+    /// What a broker may dictate in its greeting (MQTT 5, section 3.2.2.3).
+    fn heed_broker(&mut self, ack: &ConnAck) {
+        let Some(properties) = &ack.properties else { return };
+        if let Some(seconds) = properties.session_expiry_interval.filter(|s| *s < SESSION_NEVER_EXPIRES) {
+            log::warn!(
+                "the broker keeps our session for {seconds} s only: requests are lost when no worker is there for longer"
+            );
+        }
+        // rumqttc takes 0, "no keep-alive", for "ping without a pause"
+        if properties.server_keep_alive == Some(0) {
+            self.connection.eventloop.options.set_keep_alive(Duration::from_secs(u16::MAX.into()));
+        }
+    }
+}
+
+fn fault(code: &SubscribeReasonCode) -> Option<String> {
+    match code {
+        SubscribeReasonCode::Success(_) => None,
+        code => Some(format!("{code:?}")),
+    }
+}
+
+fn published(ack: &PubAck) -> Result<(), Unpublished> {
+    match ack.reason {
+        PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Ok(()),
+        PubAckReason::NotAuthorized => Err(Unpublished::NotAuthorized),
+        reason => Err(Unpublished::ForNow(format!("{reason:?}"))),
+    }
+}
+
+fn failure(error: ConnectionError, greeted: bool) -> Failure {
+    match error {
+        ConnectionError::ConnectionRefused(code) => match code {
+            Code::BadUserNamePassword | Code::NotAuthorized | Code::Banned | Code::BadAuthenticationMethod => {
+                Failure::Refused(format!("the broker refuses our user name or password ({code:?})"))
+            }
+            Code::ClientIdentifierNotValid => Failure::Refused("the broker refuses our client id, WORKER_ID".into()),
+            Code::UnsupportedProtocolVersion => Failure::ClosedInGreeting("it has no MQTT 5".into()),
+            code => Failure::Lost(format!("it refuses the connection for now ({code:?})")),
+        },
+        ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, reason_string }) => match reason_code {
+            DisconnectReasonCode::SessionTakenOver => Failure::TakenOver,
+            DisconnectReasonCode::NotAuthorized => {
+                Failure::Refused("the broker says that we are not authorised".into())
+            }
+            code => Failure::Lost(format!("it disconnected us ({code:?}) {}", reason_string.unwrap_or_default())),
+        },
+        ConnectionError::MqttState(error) if !greeted => {
+            Failure::ClosedInGreeting(format!("it did not answer our greeting ({error})"))
+        }
+        error => Failure::Lost(error.to_string()),
+    }
+}
