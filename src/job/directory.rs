@@ -1,0 +1,136 @@
+//! The workDir, opened once: every file of the job is reached through this handle, so that nobody can swap the directory
+//! between the check and the use (contract sections 2 and 8, `JOB_ROOT`).
+
+use rustix::fs::{AtFlags, Mode, OFlags, fstat, openat, renameat, stat, unlinkat};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// An open workDir.
+#[derive(Debug)]
+pub struct WorkDir {
+    handle: OwnedFd,
+    path: PathBuf,
+    fenced: bool,
+}
+
+/// Why a directory or a file in it cannot be used.
+#[derive(Debug)]
+pub enum OpenError {
+    /// It does not exist, yet.
+    Missing(String),
+    Unusable(String),
+}
+
+impl WorkDir {
+    /// Opens `path`, an absolute path, which must lie inside `fence` where there is one, after all symlinks.
+    ///
+    /// # Errors
+    /// [`OpenError::Missing`] where there is nothing at the path, else a sentence that says why it is unusable.
+    pub fn open(path: PathBuf, fence: Option<&Path>) -> Result<Self, OpenError> {
+        let shown = path.display();
+        let handle = match rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(handle) => handle,
+            Err(Errno::NOENT) => return Err(OpenError::Missing(format!("workDir {shown} does not exist"))),
+            Err(Errno::NOTDIR) => return Err(OpenError::Unusable(format!("workDir {shown} is not a directory"))),
+            Err(error) => return Err(OpenError::Unusable(format!("workDir {shown} cannot be opened: {error}"))),
+        };
+        let directory = Self { handle, path, fenced: fence.is_some() };
+        if let Some(fence) = fence {
+            let inside = fence
+                .canonicalize()
+                .and_then(|fence| Ok(std::fs::read_link(directory.current_dir())?.starts_with(fence)))
+                .map_err(|error| OpenError::Unusable(format!("workDir cannot be compared with JOB_ROOT: {error}")))?;
+            if !inside {
+                let path = directory.path.display();
+                return Err(OpenError::Unusable(format!(
+                    "workDir {path} lies outside of JOB_ROOT {}",
+                    fence.display()
+                )));
+            }
+        }
+        Ok(directory)
+    }
+
+    /// The absolute path as the controller knows it.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A path that leads to the open directory wherever its name leads by now: for changing into it.
+    pub fn current_dir(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.handle.as_raw_fd()).into()
+    }
+
+    /// Whether the path still leads to this directory.
+    pub fn is_in_place(&self) -> bool {
+        match (fstat(&self.handle), stat(&self.path)) {
+            (Ok(ours), Ok(there)) => (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino),
+            _ => false,
+        }
+    }
+
+    /// Opens a regular file in the directory.
+    ///
+    /// Behind a fence, symlinks are not followed. Anything but a regular file is refused: a FIFO would stop us for ever.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn open_file(&self, name: &str, flags: OFlags) -> io::Result<File> {
+        let follow = if self.fenced { OFlags::NOFOLLOW } else { OFlags::empty() };
+        let flags = flags | follow | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let file = match openat(&self.handle, name, flags, Mode::from_raw_mode(0o666)) {
+            Ok(file) => File::from(file),
+            Err(Errno::LOOP) => return Err(io::Error::other("it is a symlink, which JOB_ROOT forbids")),
+            Err(Errno::NXIO) => return Err(io::Error::other("it is not a regular file")),
+            Err(error) => return Err(error.into()),
+        };
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("it is not a regular file"));
+        }
+        Ok(file)
+    }
+
+    /// The content of a file; `None` where there is none.
+    ///
+    /// # Errors
+    /// What the system said, or that there are more than `limit` bytes.
+    pub fn read(&self, name: &str, limit: u64) -> io::Result<Option<Vec<u8>>> {
+        let file = match self.open_file(name, OFlags::RDONLY) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        let mut content = Vec::new();
+        file.take(limit + 1).read_to_end(&mut content)?;
+        match content.len() as u64 > limit {
+            true => Err(io::Error::other(format!("it has more than {limit} bytes"))),
+            false => Ok(Some(content)),
+        }
+    }
+
+    /// Replaces a file as one step: whoever reads it sees the old content or the new one, never a part.
+    ///
+    /// # Errors
+    /// What the system said; the old content is still there then.
+    pub fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        let temporary = format!(".{name}.tmp");
+        let create = || self.open_file(&temporary, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW);
+        let mut file = create().or_else(|error| match error.kind() {
+            // left by a worker that was killed at this very point
+            io::ErrorKind::AlreadyExists => {
+                unlinkat(&self.handle, &temporary, AtFlags::empty())?;
+                create()
+            }
+            _ => Err(error),
+        })?;
+        let written = io::Write::write_all(&mut file, content);
+        drop(file);
+        let replaced = written.and_then(|()| Ok(renameat(&self.handle, &temporary, &self.handle, name)?));
+        if replaced.is_err() {
+            let _ = unlinkat(&self.handle, &temporary, AtFlags::empty()); // the first error is the one to tell
+        }
+        replaced
+    }
+}

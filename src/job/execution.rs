@@ -1,0 +1,415 @@
+//! Running the steps of a claimed job: one after the other, until the first failure, each within its limits
+//! (contract sections 4 and 7).
+
+use super::claim::Resumed;
+use super::log::JobLog;
+use super::{WorkDir, journal};
+use crate::config::{JobConfig, is_own_variable};
+use crate::contract::{Document, JobId, JobState, Plan, Reason, StepState, StepStatus, Timestamp, millis};
+use crate::process::{self, Exit, Reaped};
+use rustix::process::{Pid, Signal};
+use std::ffi::OsString;
+use std::time::{Duration, Instant};
+
+/// Limit of an `always` step without one of its own, when it runs after a timeout or a cancel.
+const ALWAYS_LIMIT: Duration = Duration::from_secs(10);
+
+/// Pause between two looks at the size of the log, where it has a limit.
+const LOG_LOOK: Duration = Duration::from_millis(100);
+
+/// A claimed job, ready to run.
+pub struct Job {
+    pub id: JobId,
+    pub plan: Plan,
+    pub dir: WorkDir,
+    pub log: JobLog,
+    /// From 1.
+    pub attempt: u32,
+    /// Why this is not the first run.
+    pub resumed: Option<Resumed>,
+    /// See [`Document::packet_id`].
+    pub packet_id: Option<u16>,
+}
+
+/// Why a job is ended before its own end.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum End {
+    /// It, or its step, ran longer than this.
+    Timeout(Duration),
+    Cancelled,
+    /// Its log passed this many bytes.
+    LogLimit(u64),
+    /// The worker is asked to stop.
+    Stopped,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// With a result.
+    Final(Box<Document>),
+    /// Before its end: the job is to be run again.
+    Stopped,
+}
+
+/// A job whose steps are running.
+pub struct Execution {
+    job: Job,
+    config: JobConfig,
+    document: Document,
+    env: Vec<(OsString, OsString)>,
+    started: Instant,
+    /// The step that runs now.
+    step: Option<Running>,
+    next: usize,
+    /// Why the job fails, and its exit code.
+    failure: Option<(Reason, i32, String)>,
+    /// A step overran its time or was cancelled: from now on every step has a limit.
+    overrun: bool,
+    /// No further step is to run.
+    stopping: bool,
+    changed: bool,
+    outcome: Option<Outcome>,
+}
+
+struct Running {
+    index: usize,
+    group: Pid,
+    started: Instant,
+    limit: Option<Duration>,
+    exit: Option<Exit>,
+    /// Why it is being ended, and when to kill what has not gone by then.
+    ending: Option<(End, Instant)>,
+}
+
+impl Execution {
+    /// Begins the log, writes the journal, and starts the first step, in this order.
+    ///
+    /// # Errors
+    /// A sentence, where log or journal cannot be written. Nothing has been run then: what has no journal could be run
+    /// again and again.
+    pub fn start(mut job: Job, config: &JobConfig, worker: &str) -> Result<Self, String> {
+        let path = job.log.path().to_owned();
+        match job.resumed {
+            None => job.log.begin(&job.id, &job.dir).map_err(|error| format!("{path} cannot be written: {error}"))?,
+            Some(Resumed::AfterCrash) => {
+                job.log.line(format_args!("attempt {}: whoever ran the one before died in mid-run", job.attempt));
+            }
+            Some(Resumed::AfterStop) => {
+                job.log.line(format_args!("attempt {} again: the worker was asked to stop in mid-run", job.attempt));
+            }
+        }
+        let steps = job.plan.steps.iter().map(|step| StepStatus {
+            name: step.name.clone(),
+            status: StepState::Pending,
+            exit_code: None,
+            signal: None,
+            duration_ms: None,
+        });
+        let document = Document {
+            id: job.id.clone(),
+            status: JobState::Running,
+            log_file: Some(path),
+            exit_code: None,
+            reason: None,
+            error: None,
+            attempt: Some(job.attempt),
+            worker: worker.to_owned(),
+            started_at: Some(Timestamp::now()),
+            finished_at: None,
+            duration_ms: None,
+            steps: steps.collect(),
+            packet_id: job.packet_id,
+        };
+        let mut execution = Self {
+            env: environment(&job, worker),
+            job,
+            config: config.clone(),
+            document,
+            started: Instant::now(),
+            step: None,
+            next: 0,
+            failure: None,
+            overrun: false,
+            stopping: false,
+            changed: false,
+            outcome: None,
+        };
+        execution.run_next(true)?;
+        Ok(execution)
+    }
+
+    pub fn id(&self) -> &JobId {
+        &self.job.id
+    }
+
+    /// Whether the step that runs is being ended.
+    pub fn is_ending(&self) -> bool {
+        self.step.as_ref().is_some_and(|step| step.ending.is_some())
+    }
+
+    /// The document, if it has changed since the last call, while the job runs.
+    pub fn take_change(&mut self) -> Option<Vec<u8>> {
+        std::mem::take(&mut self.changed).then(|| self.document.to_json())
+    }
+
+    /// How it ended, once it has.
+    pub fn take_outcome(&mut self) -> Option<Outcome> {
+        self.outcome.take()
+    }
+
+    /// When to call [`Self::expired`].
+    pub fn deadline(&self) -> Option<Instant> {
+        let step = self.step.as_ref()?;
+        if let Some((_, kill_at)) = step.ending {
+            return Some(kill_at);
+        }
+        let look = self.config.log_limit.map(|_| Instant::now() + LOG_LOOK);
+        [self.time_left(step).map(|(at, _)| at), look].into_iter().flatten().min()
+    }
+
+    /// The moment at which a step has run too long, and the limit that it has passed then.
+    fn time_left(&self, step: &Running) -> Option<(Instant, Duration)> {
+        let job = self.job.plan.timeout.filter(|_| !self.overrun).map(|limit| (self.started, limit));
+        let own = step.limit.map(|limit| (step.started, limit));
+        // a limit beyond the clock's end is none
+        let at = |(start, limit): (Instant, Duration)| Some((start.checked_add(limit)?, limit));
+        [job.and_then(at), own.and_then(at)].into_iter().flatten().min()
+    }
+
+    /// Some child has ended.
+    pub fn child_ended(&mut self) {
+        let Some(step) = &mut self.step else { return };
+        let all_gone = loop {
+            match process::reap() {
+                Reaped::Child(pid, exit) if pid == step.group => step.exit = Some(exit),
+                Reaped::Child(..) => {}
+                Reaped::NoneEnded => break false,
+                Reaped::NoneLeft => break true,
+            }
+        };
+        // a job that is being ended is over when all of it is gone, not only its shell
+        if all_gone || (step.exit.is_some() && step.ending.is_none()) {
+            self.step_over();
+        }
+    }
+
+    /// The deadline has passed.
+    pub fn expired(&mut self, now: Instant) {
+        let Some(step) = &self.step else { return };
+        match step.ending {
+            Some((_, kill_at)) if kill_at <= now => self.kill(),
+            Some(_) => {}
+            None => {
+                let size = self.job.log.size();
+                if let Some((_, limit)) = self.time_left(step).filter(|(at, _)| *at <= now) {
+                    self.end(End::Timeout(limit), now);
+                } else if let Some(limit) = self.config.log_limit.filter(|limit| size > *limit) {
+                    self.end(End::LogLimit(limit), now);
+                }
+            }
+        }
+    }
+
+    /// Ends the step that runs: TERM to the whole job, and KILL after the grace.
+    pub fn end(&mut self, why: End, now: Instant) {
+        self.stopping |= why == End::Stopped;
+        let Some(step) = &mut self.step else { return };
+        if step.ending.is_some() {
+            return;
+        }
+        step.ending = Some((why, now + self.config.stop_grace));
+        let group = step.group;
+        self.job.log.line(format_args!("{}; asking the job to stop", why.sentence()));
+        process::signal_all(group, Signal::TERM);
+        process::signal_all(group, Signal::CONT); // a stopped process takes no TERM
+        self.child_ended();
+    }
+
+    /// Ends the step that runs, without any grace.
+    pub fn kill(&mut self) {
+        let Some(step) = &mut self.step else { return };
+        let group = step.group;
+        let killed = process::sweep(|pid, exit| {
+            if pid == group {
+                step.exit = Some(exit);
+            }
+        });
+        self.job.log.line(format_args!("killed {killed} processes that did not stop"));
+        self.step_over();
+    }
+
+    fn step_over(&mut self) {
+        let Some(step) = self.step.take() else { return };
+        let exit = step.exit.unwrap_or(Exit::Signal(Signal::KILL.as_raw()));
+        let duration = step.started.elapsed();
+        let code = match step.ending {
+            Some((End::Timeout(_), _)) => 124,
+            Some((End::Cancelled, _)) => 130,
+            Some(_) => exit.code().max(1),
+            None => exit.code(),
+        };
+        let signal = exit.signal_name();
+        let how = signal.as_ref().map_or(String::new(), |name| format!(" ({name})"));
+        let place = self.place(step.index);
+        self.job.log.line(format_args!("{place}: exit {code}{how} in {:.1}s", duration.as_secs_f64()));
+        let status = &mut self.document.steps[step.index];
+        status.status = if code == 0 { StepState::Success } else { StepState::Failed };
+        (status.exit_code, status.signal, status.duration_ms) = (Some(code), signal, Some(millis(duration)));
+        let label = self.label(step.index);
+        match step.ending {
+            Some((End::Stopped, _)) => {}
+            Some((why, _)) => {
+                self.overrun |= !matches!(why, End::LogLimit(_));
+                self.fail(why.reason(), code, why.sentence());
+            }
+            None if code != 0 => {
+                let ended =
+                    if how.is_empty() { format!("ended with exit code {code}") } else { format!("was ended by{how}") };
+                self.fail(Reason::Step, code, format!("{place} ({label}) {ended}"));
+            }
+            None => {}
+        }
+        if let Err(error) = self.run_next(false) {
+            log::warn!("{error}; going on, since the job runs already");
+        }
+    }
+
+    /// The first failure is the job's; what comes later cannot change it.
+    fn fail(&mut self, reason: Reason, code: i32, error: String) {
+        self.failure.get_or_insert((reason, code, error));
+    }
+
+    /// Starts the next step that is due, or ends the run. With `must_journal`, nothing is started unless the journal is
+    /// written.
+    fn run_next(&mut self, must_journal: bool) -> Result<(), String> {
+        let mut journalled = Ok(());
+        while self.next < self.job.plan.steps.len() && !self.stopping {
+            let index = self.next;
+            self.next += 1;
+            let step = &self.job.plan.steps[index];
+            if self.failure.is_some() && !step.always {
+                self.document.steps[index].status = StepState::Skipped;
+                continue;
+            }
+            let limit = step.timeout.or(self.overrun.then_some(ALWAYS_LIMIT));
+            self.document.steps[index].status = StepState::Running;
+            self.changed = true;
+            journalled = journalled.and(self.write_journal());
+            if must_journal {
+                journalled.clone()?;
+            }
+            let place = self.place(index);
+            self.job.log.line(format_args!("{place}: {}", self.label(index)));
+            match self.spawn(index) {
+                Ok(group) => {
+                    self.step =
+                        Some(Running { index, group, started: Instant::now(), limit, exit: None, ending: None });
+                    return journalled;
+                }
+                Err(error) => {
+                    self.job.log.line(format_args!("{place}: {error}"));
+                    self.document.steps[index].status = StepState::Failed;
+                    self.fail(Reason::Internal, 1, format!("{place} could not be started: {error}"));
+                }
+            }
+        }
+        self.over();
+        journalled
+    }
+
+    fn spawn(&self, index: usize) -> Result<Pid, String> {
+        if !self.job.dir.is_in_place() {
+            return Err(format!("the workDir {} has vanished", self.job.dir.path().display()));
+        }
+        let step = ("JOB_STEP".into(), (index + 1).to_string().into());
+        let env = self.env.iter().cloned().chain([step]);
+        let run = &self.job.plan.steps[index].run;
+        let shell = &self.config.shell;
+        let log = self.job.log.handle().map_err(|error| error.to_string())?;
+        process::spawn(shell, run, &self.job.dir.current_dir(), env, log).map_err(|error| format!("{shell}: {error}"))
+    }
+
+    /// Leaves nothing behind, and only then makes the result final.
+    fn over(&mut self) {
+        let killed = process::sweep(|_, _| {});
+        if killed > 0 {
+            self.job.log.line(format_args!("killed {killed} processes that the steps left running"));
+        }
+        let stopped = self.stopping && self.failure.is_none();
+        if stopped {
+            self.document.status = JobState::Interrupted;
+            self.job.log.line(format_args!("stopped before the end; the job will be run again"));
+        } else {
+            for step in self.document.steps.iter_mut().filter(|step| step.status == StepState::Pending) {
+                step.status = StepState::Skipped;
+            }
+            (self.document.status, self.document.exit_code) = (JobState::Success, Some(0));
+            if let Some((reason, code, error)) = self.failure.take() {
+                (self.document.status, self.document.exit_code) = (JobState::Failed, Some(code));
+                (self.document.reason, self.document.error) = (Some(reason), Some(error));
+            }
+            self.document.finished_at = Some(Timestamp::now());
+            self.document.duration_ms = Some(millis(self.started.elapsed()));
+        }
+        if let Err(error) = self.write_journal() {
+            log::warn!("{error}; the result is published all the same");
+        }
+        self.changed = false;
+        self.outcome = Some(if stopped { Outcome::Stopped } else { Outcome::Final(Box::new(self.document.clone())) });
+    }
+
+    fn write_journal(&self) -> Result<(), String> {
+        journal::write(&self.job.dir, &self.document)
+            .map_err(|error| format!("{}/job.status.json cannot be written: {error}", self.job.dir.path().display()))
+    }
+
+    fn place(&self, index: usize) -> String {
+        format!("step {}/{}", index + 1, self.job.plan.steps.len())
+    }
+
+    /// What a person knows the step by.
+    fn label(&self, index: usize) -> String {
+        let step = &self.job.plan.steps[index];
+        let mut lines = step.run.lines();
+        let first = lines.next().unwrap_or_default();
+        let run = if lines.next().is_some() { format!("{first} …") } else { first.to_owned() };
+        step.name.as_ref().map_or_else(|| run.clone(), |name| format!("{name} ({run})"))
+    }
+}
+
+impl End {
+    fn reason(self) -> Reason {
+        match self {
+            Self::Timeout(_) => Reason::Timeout,
+            Self::Cancelled => Reason::Cancelled,
+            Self::LogLimit(_) => Reason::LogLimit,
+            Self::Stopped => Reason::Interrupted,
+        }
+    }
+
+    fn sentence(self) -> String {
+        match self {
+            Self::Timeout(limit) => format!("timed out after {}s", limit.as_secs_f64()),
+            Self::Cancelled => "cancelled by the controller".to_owned(),
+            Self::LogLimit(limit) => format!("job.log has passed its limit of {limit} bytes"),
+            Self::Stopped => "the worker is asked to stop".to_owned(),
+        }
+    }
+}
+
+/// What every step gets: the worker's own environment without its configuration, the job's, and ours on top.
+fn environment(job: &Job, worker: &str) -> Vec<(OsString, OsString)> {
+    let inherited = std::env::vars_os().filter(|(name, _)| !is_own_variable(&name.to_string_lossy()));
+    let own = job.plan.env.iter().map(|(name, value)| (name.into(), value.into()));
+    let ours = [
+        ("JOB_ID", job.id.as_str().into()),
+        ("JOB_WORK_DIR", job.dir.path().into()),
+        ("JOB_LOG", job.log.path().into()),
+        ("JOB_STEPS", job.plan.steps.len().to_string().into()),
+        ("JOB_ATTEMPT", job.attempt.to_string().into()),
+        ("WORKER_ID", worker.into()),
+    ];
+    let ours = ours.into_iter().map(|(name, value): (&str, OsString)| (name.into(), value));
+    inherited.chain(own).chain(ours).collect()
+}

@@ -1,0 +1,32 @@
+//! `job.status.json`: what the next worker will know of this job, whenever we die (contract sections 5 and 6).
+
+use super::WorkDir;
+use crate::contract::{Document, JobId, Journal};
+use std::io;
+
+const NAME: &str = "job.status.json";
+
+/// Larger than any document of ours: a step has a few hundred bytes in it, and comes out of a `job.json` of 1 MiB.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// What is on disk for a job.
+pub fn read(dir: &WorkDir, id: &JobId) -> Journal {
+    match dir.read(NAME, MAX_BYTES) {
+        Ok(content) => Journal::read(content.as_deref(), id),
+        Err(error) => {
+            log::warn!(
+                "{}/{NAME} cannot be read: {error}; taken for a job that was begun and died",
+                dir.path().display()
+            );
+            Journal::read(Some(b""), id)
+        }
+    }
+}
+
+/// Writes a document, before it is published.
+///
+/// # Errors
+/// What the system said.
+pub fn write(dir: &WorkDir, document: &Document) -> io::Result<()> {
+    dir.replace(NAME, &document.to_json())
+}

@@ -1,0 +1,12 @@
+//! A job on the shared drive: its directory, its log, its journal, claiming it, and running its steps. Nothing here knows
+//! of MQTT.
+
+mod claim;
+mod directory;
+mod execution;
+mod journal;
+mod log;
+
+pub use claim::{Claim, Claimed, Source};
+pub use directory::{OpenError, WorkDir};
+pub use execution::{End, Execution, Outcome};
