@@ -1,1 +1,66 @@
+//! Job Worker: a one-shot job execution engine. MQTT carries the signals, a shared drive the data and the logs.
+//!
+//! # Theory of operation
+//!
+//! A process lives for one job ([`worker`]). Its main thread waits on one channel, and everything comes through it: what
+//! the broker says ([`mqtt`], a thread that drives one connection after the other), and what the kernel says ([`signals`],
+//! SIGCHLD among them). Without a deadline the main thread sleeps until something comes.
+//!
+//! 1. *Wait.* The broker hands out one request at a time and keeps it until it is acknowledged.
+//! 2. *Claim* ([`job`]). Open the directory, read and check the definition, get the lock on `job.log`, and let the journal
+//!    (`job.status.json`) decide: a first run, a further attempt, or a stored answer.
+//! 3. *Run* ([`job`], [`process`]). Steps one by one in process groups of their own; their stdout and stderr are the log
+//!    file itself. At the end every descendant is killed and reaped, and only then the journal is made final.
+//! 4. *Report* ([`delivery`]). Publish the result, wait until the broker has it, only then acknowledge the request, leave.
+//!    Dying at any moment before means that the broker redelivers the request, and that the next worker reads the journal.
+//!
+//! What may be relied on is parsed and written in [`contract`]; the environment is read in [`config`]; [`supervise`] keeps
+//! fresh processes coming; [`cli`] turns arguments into one of these.
+
 #![forbid(unsafe_code)]
+
+mod check;
+pub mod cli;
+pub mod config;
+pub mod contract;
+pub mod delivery;
+pub mod job;
+mod logging;
+pub mod mqtt;
+mod presence;
+pub mod process;
+mod run;
+pub mod signals;
+pub mod supervise;
+pub mod worker;
+
+/// How this program ends (contract section 7).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Exit {
+    /// The job is reported, whatever its result, or we were asked to stop.
+    Done,
+    Usage,
+    Config,
+    /// The broker refuses us.
+    Refused,
+    /// Another client took over our client id.
+    TakenOver,
+    Defect,
+    /// The exit code of a job (`job-worker run`), or of a worker (`job-worker supervise`).
+    Of(u8),
+}
+
+impl Exit {
+    /// The exit status of the process, after `sysexits.h`.
+    pub fn status(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Usage => 64,
+            Self::Defect => 70,
+            Self::TakenOver => 75,
+            Self::Refused => 77,
+            Self::Config => 78,
+            Self::Of(code) => code,
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! `job-worker check [DIR]`: says what is wrong before anything runs (contract section 9).
+
+use crate::Exit;
+use crate::config::Config;
+use crate::contract::{Definition, MAX_DEFINITION_BYTES};
+use crate::job::{OpenError, WorkDir};
+use std::ffi::OsStr;
+
+/// Validates the configuration, and the job in `dir`. What is wrong goes to stderr, one line each.
+pub fn run(dir: Option<&OsStr>) -> Exit {
+    let mut exit = Exit::Done;
+    match Config::from_env() {
+        Ok(config) => {
+            let broker = &config.broker;
+            let topic = &config.topics.pending_filter;
+            println_lossy(&format!(
+                "configuration: good; {} serves {topic} of {}:{}",
+                config.worker_id, broker.host, broker.port
+            ));
+        }
+        Err(errors) => {
+            errors.iter().for_each(|error| eprintln!("configuration: {error}"));
+            exit = Exit::Config;
+        }
+    }
+    if let Some(dir) = dir {
+        match check_job(dir) {
+            Ok(summary) => println_lossy(&summary),
+            Err(error) => {
+                eprintln!("job: {error}");
+                exit = Exit::Config;
+            }
+        }
+    }
+    exit
+}
+
+fn check_job(dir: &OsStr) -> Result<String, String> {
+    let path = std::path::absolute(dir).map_err(|error| format!("{dir:?}: {error}"))?;
+    let dir = WorkDir::open(path, None).map_err(|error| match error {
+        OpenError::Missing(what) | OpenError::Unusable(what) => what,
+    })?;
+    let place = dir.path().join("job.json");
+    let content =
+        dir.read("job.json", MAX_DEFINITION_BYTES).map_err(|error| format!("{}: {error}", place.display()))?;
+    let content = content.ok_or_else(|| format!("{} does not exist", place.display()))?;
+    let definition = Definition::parse(&content)?;
+    let steps = definition.steps.ok_or("job.json has no `steps`")?;
+    let unknown = match definition.unknown.is_empty() {
+        true => String::new(),
+        false => format!("; unknown fields are ignored: {}", definition.unknown.join(", ")),
+    };
+    Ok(format!("job: good; {} steps{unknown}", steps.len()))
+}
+
+fn println_lossy(line: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout(), "{line}"); // a reader who has gone wants no more lines
+}

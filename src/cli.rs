@@ -1,0 +1,140 @@
+//! Arguments → verb → exit status (contract section 9).
+
+use crate::config::Config;
+use crate::{Exit, check, logging, run, supervise, worker};
+use std::ffi::OsString;
+
+const HELP: &str = "\
+One-shot job execution engine: MQTT for signals, a shared drive for data and logs.
+
+Usage:
+  job-worker                      wait for one job, run it, report it, exit
+  job-worker supervise            keep one fresh worker process alive
+  job-worker run DIR [--id ID]    run the job in DIR now, without a broker
+  job-worker check [DIR]          validate the configuration, and the job in DIR
+  job-worker --help | --version
+
+Configuration is by environment variables, all optional:
+  MQTT_URL (mqtt://localhost:1883), MQTT_USERNAME, MQTT_PASSWORD, MQTT_PASSWORD_FILE,
+  MQTT_PROTOCOL_VERSION (auto), MQTT_TOPIC_ROOT (jobs), MQTT_SHARE_GROUP, MQTT_KEEP_ALIVE (30),
+  WORKER_ID (node-worker-01), JOB_ROOT, JOB_PAYLOAD_STEPS (allow), JOB_SHELL (/bin/sh),
+  JOB_TIMEOUT, JOB_STOP_GRACE (8), JOB_DIR_WAIT (5), JOB_MAX_ATTEMPTS (3), JOB_LOG_LIMIT,
+  JOB_ON_STOP (requeue), RUST_LOG (info)
+";
+
+/// What the arguments ask for.
+#[derive(Debug, PartialEq)]
+enum Verb {
+    Work,
+    Supervise,
+    Run { dir: OsString, id: Option<String> },
+    Check { dir: Option<OsString> },
+    Help,
+    Version,
+}
+
+/// Runs the program with these arguments.
+pub fn main(arguments: impl Iterator<Item = OsString>) -> Exit {
+    let verb = match parse(arguments.collect()) {
+        Ok(verb) => verb,
+        Err(error) => {
+            eprintln!("job-worker: {error}\n\n{HELP}");
+            return Exit::Usage;
+        }
+    };
+    match verb {
+        Verb::Help => print(HELP),
+        Verb::Version => print(&format!("job-worker {}\n", env!("CARGO_PKG_VERSION"))),
+        Verb::Check { dir } => check::run(dir.as_deref()),
+        Verb::Work => with_config(worker::run),
+        Verb::Supervise => with_config(|_| supervise::run()),
+        Verb::Run { dir, id } => with_config(|config| run::run(&config, &dir, id.as_deref())),
+    }
+}
+
+fn parse(arguments: Vec<OsString>) -> Result<Verb, String> {
+    let mut rest = arguments.into_iter();
+    let Some(first) = rest.next() else { return Ok(Verb::Work) };
+    let verb = match first.to_str() {
+        Some("supervise") => Verb::Supervise,
+        Some("--help" | "-h" | "help") => Verb::Help,
+        Some("--version" | "-V") => Verb::Version,
+        Some("check") => Verb::Check { dir: rest.next().filter(|dir| !dir.is_empty()) },
+        Some("run") => {
+            let (mut dir, mut id) = (None, None);
+            while let Some(argument) = rest.next() {
+                match argument.to_str() {
+                    Some("--id") => {
+                        let value = rest.next().and_then(|value| value.into_string().ok());
+                        id = Some(value.ok_or("--id needs the id of the job")?);
+                    }
+                    Some(option) if option.starts_with('-') => return Err(format!("unknown option {option}")),
+                    _ if dir.is_none() => dir = Some(argument),
+                    _ => return Err(format!("one directory is run at a time, not also {argument:?}")),
+                }
+            }
+            Verb::Run { dir: dir.ok_or("run needs the directory of the job")?, id }
+        }
+        _ => return Err(format!("unknown command {first:?}")),
+    };
+    match rest.next() {
+        None => Ok(verb),
+        Some(extra) => Err(format!("unexpected argument {extra:?}")),
+    }
+}
+
+/// Into a closed pipe, too, which `println!` would answer with a panic.
+fn print(text: &str) -> Exit {
+    use std::io::Write;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => Exit::Done,
+        Err(_) => Exit::Of(1),
+    }
+}
+
+fn with_config(verb: impl FnOnce(Config) -> Exit) -> Exit {
+    logging::start();
+    exit_on_defect();
+    match Config::from_env() {
+        Ok(config) => verb(config),
+        Err(errors) => {
+            for error in errors {
+                log::error!("{error}");
+            }
+            Exit::Config
+        }
+    }
+}
+
+/// A panic on any thread ends the process: a worker whose connection thread is gone would wait for ever.
+fn exit_on_defect() {
+    std::panic::set_hook(Box::new(|panic| {
+        log::error!("defect: {panic}");
+        std::process::exit(Exit::Defect.status().into());
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verb(line: &str) -> Result<Verb, String> {
+        parse(line.split_whitespace().map(OsString::from).collect())
+    }
+
+    #[test]
+    fn arguments_are_verbs() {
+        assert_eq!(verb(""), Ok(Verb::Work));
+        assert_eq!(verb("supervise"), Ok(Verb::Supervise));
+        assert_eq!(verb("check"), Ok(Verb::Check { dir: None }));
+        assert_eq!(verb("check d"), Ok(Verb::Check { dir: Some("d".into()) }));
+        assert_eq!(verb("run d"), Ok(Verb::Run { dir: "d".into(), id: None }));
+        assert_eq!(verb("run --id 7 d"), Ok(Verb::Run { dir: "d".into(), id: Some("7".into()) }));
+        assert_eq!(verb("--help"), Ok(Verb::Help));
+        for wrong in
+            ["start", "run", "run a b", "run --id", "run a --fast", "supervise now", "check a b", "--version x"]
+        {
+            assert!(verb(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! The retained document on `jobs/workers/{workerId}` (contract section 1).
+
+use crate::contract::{JobId, Timestamp};
+use serde::Serialize;
+
+/// What was last said of this worker.
+pub struct Presence {
+    worker: String,
+    since: Timestamp,
+    /// The job that was shown on this connection, or that there is none.
+    shown: Option<Option<String>>,
+    /// The same over all connections.
+    current: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    worker: &'a str,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job: Option<&'a JobId>,
+    since: Timestamp,
+    version: &'static str,
+}
+
+impl Presence {
+    pub fn new(worker: &str) -> Self {
+        Self { worker: worker.to_owned(), since: Timestamp::now(), shown: None, current: None }
+    }
+
+    /// On a new connection nothing has been said yet: the broker may have published our last will.
+    pub fn forget(&mut self) {
+        self.shown = None;
+    }
+
+    /// What to publish for a worker that has this job, or none; nothing where that has been said.
+    pub fn show(&mut self, job: Option<&JobId>) -> Option<Vec<u8>> {
+        let name = job.map(|id| id.as_str().to_owned());
+        if self.shown.as_ref() == Some(&name) {
+            return None;
+        }
+        if self.current != name {
+            self.since = Timestamp::now();
+        }
+        (self.current, self.shown) = (name.clone(), Some(name));
+        Some(self.document(if job.is_some() { "busy" } else { "idle" }, job, self.since))
+    }
+
+    /// What is true when we are gone.
+    pub fn offline(&self) -> Vec<u8> {
+        self.document("offline", None, Timestamp::now())
+    }
+
+    fn document(&self, state: &'static str, job: Option<&JobId>, since: Timestamp) -> Vec<u8> {
+        let document = Document { worker: &self.worker, state, job, since, version: env!("CARGO_PKG_VERSION") };
+        serde_json::to_vec(&document).unwrap_or_default() // strings always serialise
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_state_is_said_once_on_each_connection() {
+        let said = |bytes: Option<Vec<u8>>| bytes.map(|b| serde_json::from_slice::<serde_json::Value>(&b).unwrap());
+        let mut presence = Presence::new("w");
+        let job = JobId::from_text("a").unwrap();
+        let idle = said(presence.show(None)).unwrap();
+        assert_eq!((idle["state"].as_str(), idle["worker"].as_str(), idle.get("job")), (Some("idle"), Some("w"), None));
+        assert!(presence.show(None).is_none());
+        let busy = said(presence.show(Some(&job))).unwrap();
+        assert_eq!((busy["state"].as_str(), busy["job"].as_str()), (Some("busy"), Some("a")));
+        assert!(presence.show(Some(&job)).is_none());
+        presence.forget();
+        let again = said(presence.show(Some(&job))).unwrap();
+        assert_eq!(again["since"], busy["since"], "it has been busy since then, connected or not");
+    }
+}

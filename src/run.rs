@@ -1,0 +1,114 @@
+//! `job-worker run DIR`: the same job, the same files, without a broker (contract section 9).
+
+use crate::config::Config;
+use crate::contract::{Document, JobId, Request};
+use crate::job::{Claim, Claimed, End, Execution, Outcome, Source};
+use crate::{Exit, process, signals};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+/// Pause between two looks at the log, for the terminal.
+const LOG_LOOK: Duration = Duration::from_millis(50);
+
+/// Runs the job in `dir`; its log also goes to stdout.
+pub fn run(config: &Config, dir: &OsStr, id: Option<&str>) -> Exit {
+    let (sender, events) = mpsc::channel();
+    if let Err(error) = signals::forward(move |event| sender.send(event).unwrap_or(())) {
+        log::error!("no signal handlers: {error}");
+        return Exit::Defect;
+    }
+    process::adopt_orphans();
+    match request(dir, id).and_then(|request| execute(config, request, &events)) {
+        Ok(document) => {
+            if let Some(error) = &document.error {
+                log::error!("{error}");
+            }
+            Exit::Of(u8::try_from(document.exit_code.unwrap_or(1)).unwrap_or(1))
+        }
+        Err(error) => {
+            log::error!("{error}");
+            Exit::Usage
+        }
+    }
+}
+
+/// The request that a controller would have published.
+fn request(dir: &OsStr, id: Option<&str>) -> Result<Request, String> {
+    let path = Path::new(dir).canonicalize().map_err(|error| format!("{}: {error}", dir.display()))?;
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let id = JobId::from_text(id.unwrap_or(&name))
+        .map_err(|error| format!("the id of the job {error}; give one with --id"))?;
+    let work_dir = std::path::absolute(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    let work_dir =
+        work_dir.into_os_string().into_string().map_err(|dir| format!("{} is not valid UTF-8", dir.display()))?;
+    Ok(Request { id, work_dir, definition: Default::default() })
+}
+
+fn execute(config: &Config, request: Request, events: &Receiver<signals::Event>) -> Result<Document, String> {
+    // there is nobody to wait for: whoever calls us has prepared the directory, wherever it is
+    let job = crate::config::JobConfig { dir_wait: Duration::ZERO, root: None, ..config.job.clone() };
+    let log = Path::new(&request.work_dir).join("job.log");
+    let mut claim = Claim::new(request, Source::default());
+    let mut execution = loop {
+        match claim.poll(&job, &config.worker_id) {
+            Claimed::Running(execution) => break execution,
+            Claimed::Refused(document) => return Ok(*document),
+            Claimed::Answered(_) => return Err("the job is over already".to_owned()), // only a redelivery is answered
+            Claimed::Waiting => {
+                match events.recv_timeout(claim.next_look().saturating_duration_since(Instant::now())) {
+                    Ok(signals::Event::Stop(_)) => return Ok(claim.cancelled(&config.worker_id)),
+                    _ => continue,
+                }
+            }
+        }
+    };
+    let mut terminal = Terminal { log: File::open(log).ok(), shown: 0 };
+    let document = follow(&mut execution, events, &mut terminal);
+    terminal.show();
+    Ok(document)
+}
+
+fn follow(execution: &mut Execution, events: &Receiver<signals::Event>, terminal: &mut Terminal) -> Document {
+    loop {
+        if let Some(Outcome::Final(document)) = execution.take_outcome() {
+            return *document;
+        }
+        terminal.show();
+        let look = Instant::now() + LOG_LOOK;
+        let until = execution.deadline().map_or(look, |at| at.min(look));
+        match events.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(signals::Event::ChildEnded) => execution.child_ended(),
+            // once as a cancel, twice at once
+            Ok(signals::Event::Stop(_)) if execution.is_ending() => execution.kill(),
+            Ok(signals::Event::Stop(_)) => execution.end(End::Cancelled, Instant::now()),
+            Err(RecvTimeoutError::Timeout) => execution.expired(Instant::now()),
+            Err(RecvTimeoutError::Disconnected) => execution.kill(),
+        }
+    }
+}
+
+/// Shows what the log has got since the last look.
+struct Terminal {
+    log: Option<File>,
+    shown: u64,
+}
+
+impl Terminal {
+    fn show(&mut self) {
+        let Some(log) = &self.log else { return };
+        let mut buffer = [0; 16 * 1024];
+        while let Ok(bytes @ 1..) = log.read_at(&mut buffer, self.shown) {
+            self.shown += bytes as u64;
+            if std::io::stdout().write_all(&buffer[..bytes]).is_err() {
+                self.log = None; // nobody reads us any more; the job goes on, and its log is in the file
+                return;
+            }
+        }
+        let _ = std::io::stdout().flush();
+    }
+}

@@ -1,0 +1,104 @@
+//! `job-worker supervise`: a process that keeps one fresh worker alive (contract section 9). It restarts at once after a
+//! job, which no restart policy of Docker does, and it is the proper PID 1 that a worker cannot be for itself: it kills and
+//! reaps what a worker that was killed has left behind.
+
+use crate::process::{self, Exit as Ended, Reaped};
+use crate::{Exit, signals};
+use rustix::process::{Pid, Signal, kill_process};
+use std::process::Command;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+/// Pause after a worker that ended with an error; it doubles from the first to the last, and a success resets it.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Keeps a worker alive until somebody asks us to stop, and ends with the last worker's status.
+pub fn run() -> Exit {
+    let (sender, events) = mpsc::channel();
+    if let Err(error) = signals::forward(move |event| sender.send(event).unwrap_or(())) {
+        log::error!("no signal handlers: {error}");
+        return Exit::Defect;
+    }
+    process::adopt_orphans();
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let status = match start_worker() {
+            Ok(worker) => match watch(worker, &events) {
+                Watched::Stopped(status) => return Exit::Of(status),
+                Watched::Ended(status) => status,
+            },
+            Err(error) => {
+                log::error!("the worker cannot be started: {error}");
+                Exit::Defect.status()
+            }
+        };
+        if status == 0 {
+            pause = FIRST_PAUSE;
+            continue;
+        }
+        log::warn!("the worker ended with status {status}; starting another in {pause:?}");
+        if stop_asked_within(pause, &events) {
+            return Exit::Of(status);
+        }
+        pause = (pause * 2).min(LAST_PAUSE);
+    }
+}
+
+fn start_worker() -> std::io::Result<Pid> {
+    // the handle is let go: reaping is done in `process` alone
+    Ok(Pid::from_child(&Command::new("/proc/self/exe").spawn()?))
+}
+
+enum Watched {
+    /// By itself, with this status.
+    Ended(u8),
+    /// After we had passed on a signal.
+    Stopped(u8),
+}
+
+/// Waits for the end of a worker, and leaves nothing of it running.
+fn watch(worker: Pid, events: &Receiver<signals::Event>) -> Watched {
+    let mut stopped = false;
+    let ended = loop {
+        match events.recv() {
+            Ok(signals::Event::Stop(signal)) => {
+                stopped = true;
+                let signal = if signal == signal_hook::consts::SIGINT { Signal::INT } else { Signal::TERM };
+                let _ = kill_process(worker, signal); // ESRCH: it has just ended, which is the next event
+            }
+            Ok(signals::Event::ChildEnded) => {
+                if let Some(ended) = reap_until(worker) {
+                    break ended;
+                }
+            }
+            Err(_) => break Ended::Code(Exit::Defect.status().into()),
+        }
+    };
+    process::sweep(|_, _| {});
+    let status = u8::try_from(ended.code()).unwrap_or(Exit::Defect.status());
+    if stopped { Watched::Stopped(status) } else { Watched::Ended(status) }
+}
+
+/// Reaps what has ended, orphans among it, and tells whether the worker has.
+fn reap_until(worker: Pid) -> Option<Ended> {
+    loop {
+        match process::reap() {
+            Reaped::Child(pid, ended) if pid == worker => return Some(ended),
+            Reaped::Child(..) => {}
+            Reaped::NoneEnded | Reaped::NoneLeft => return None,
+        }
+    }
+}
+
+fn stop_asked_within(pause: Duration, events: &Receiver<signals::Event>) -> bool {
+    let until = Instant::now() + pause;
+    loop {
+        match events.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(signals::Event::Stop(_)) => return true,
+            Ok(signals::Event::ChildEnded) => {}
+            Err(RecvTimeoutError::Timeout) => return false,
+            Err(RecvTimeoutError::Disconnected) => return true,
+        }
+    }
+}

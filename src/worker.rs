@@ -1,0 +1,401 @@
+//! One worker's life: connect, wait for a request, claim and run its job, report, exit.
+//!
+//! Everything that happens comes through one channel. The delivery rules are in [`crate::delivery`], the job in
+//! [`crate::job`]; this file passes events to them and does what they say.
+
+use crate::config::{Config, OnStop};
+use crate::contract::{Document, JobId, Rejection, Request, rejection_notice};
+use crate::delivery::{Action, Input, Machine, Report, Then};
+use crate::job::{Claim, Claimed, End, Execution, Outcome, Source};
+use crate::mqtt::{self, Connection, Delivery, Link, Unpublished};
+use crate::presence::Presence;
+use crate::{Exit, process, signals};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::Instant;
+
+/// Everything that a worker hears.
+enum Event {
+    Link(mqtt::Event),
+    Signal(signals::Event),
+}
+
+/// What is being done about the request that is held.
+enum Activity {
+    None,
+    Claiming(Claim),
+    Running(Box<Execution>),
+}
+
+struct Worker {
+    config: Config,
+    events: Receiver<Event>,
+    link: Link,
+    connection: Option<Arc<dyn Connection>>,
+    delivery: Machine,
+    activity: Activity,
+    presence: Presence,
+    /// A signal has asked us to stop.
+    stopping: bool,
+    /// Another client has our session, and we are not done yet.
+    taken_over: bool,
+}
+
+/// Waits for one job, runs it, reports it (contract section 9, `job-worker`).
+pub fn run(config: Config) -> Exit {
+    let (sender, events) = mpsc::channel();
+    let signals = sender.clone();
+    if let Err(error) = signals::forward(move |event| signals.send(Event::Signal(event)).unwrap_or(())) {
+        log::error!("no signal handlers: {error}");
+        return Exit::Defect;
+    }
+    process::adopt_orphans();
+    let presence = Presence::new(&config.worker_id);
+    let topics = &config.topics;
+    let settings = mqtt::Settings {
+        broker: config.broker.clone(),
+        client_id: config.worker_id.clone(),
+        requests: topics.pending_filter.clone(),
+        cancels: topics.cancel_filter.clone(),
+        outdated: (topics.pending_filter != topics.pending).then(|| topics.pending.clone()),
+        last_will: (topics.presence.clone(), presence.offline()),
+    };
+    let link = match mqtt::open(settings, move |event| sender.send(Event::Link(event)).unwrap_or(())) {
+        Ok(link) => link,
+        Err(error) => {
+            log::error!("no thread for the connection: {error}");
+            return Exit::Defect;
+        }
+    };
+    let worker = Worker {
+        config,
+        events,
+        link,
+        connection: None,
+        delivery: Machine::default(),
+        activity: Activity::None,
+        presence,
+        stopping: false,
+        taken_over: false,
+    };
+    worker.live()
+}
+
+impl Worker {
+    fn live(mut self) -> Exit {
+        loop {
+            let event = match self.next_event() {
+                Ok(event) => Some(event),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return Exit::Defect,
+            };
+            let flow = match event {
+                Some(Event::Link(event)) => self.hear(event),
+                Some(Event::Signal(signals::Event::Stop(signal))) => self.stop(signal),
+                Some(Event::Signal(signals::Event::ChildEnded)) => {
+                    if let Activity::Running(execution) = &mut self.activity {
+                        execution.child_ended();
+                    }
+                    ControlFlow::Continue(())
+                }
+                None => self.expired(),
+            };
+            let flow = match flow {
+                ControlFlow::Continue(()) => self.work_on(),
+                end => end,
+            };
+            if let ControlFlow::Break(exit) = flow {
+                return exit;
+            }
+        }
+    }
+
+    fn next_event(&self) -> Result<Event, RecvTimeoutError> {
+        let activity = match &self.activity {
+            Activity::None => None,
+            Activity::Claiming(claim) => Some(claim.next_look()),
+            Activity::Running(execution) => execution.deadline(),
+        };
+        match [activity, self.delivery.deadline()].into_iter().flatten().min() {
+            Some(at) => self.events.recv_timeout(at.saturating_duration_since(Instant::now())),
+            // nothing to do at any time: sleep until something happens
+            None => self.events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        }
+    }
+
+    fn expired(&mut self) -> ControlFlow<Exit> {
+        let now = Instant::now();
+        if let Activity::Running(execution) = &mut self.activity {
+            execution.expired(now);
+        }
+        self.tell(Input::Expired)
+    }
+
+    fn hear(&mut self, event: mqtt::Event) -> ControlFlow<Exit> {
+        match event {
+            mqtt::Event::Connected { connection, resumed } => {
+                self.connection = Some(connection);
+                self.presence.forget();
+                self.tell(Input::Connected { resumed })
+            }
+            mqtt::Event::Ready => {
+                if self.delivery.is_waiting() {
+                    log::info!("waiting for a job on {}", self.config.topics.pending_filter);
+                }
+                self.show_presence();
+                ControlFlow::Continue(())
+            }
+            mqtt::Event::Message(delivery) => self.receive(delivery),
+            mqtt::Event::Published(Ok(())) => self.tell(Input::Published),
+            mqtt::Event::Published(Err(Unpublished::ForNow(reason))) => {
+                log::warn!("the broker does not take the answer ({reason}); publishing it again");
+                self.tell(Input::NotPublished)
+            }
+            mqtt::Event::Published(Err(Unpublished::NotAuthorized)) => {
+                let root = self.config.topics.rejected.trim_end_matches("rejected");
+                refused(&format!(
+                    "the broker refuses our answer: we may not write to {root}results/+ or {root}rejected"
+                ))
+            }
+            mqtt::Event::Closed => self.tell(Input::Closed),
+            mqtt::Event::Lost => {
+                self.connection = None;
+                self.tell(Input::Lost)
+            }
+            mqtt::Event::TakenOver => self.taken_over(),
+            mqtt::Event::Refused(reason) => refused(&reason),
+        }
+    }
+
+    fn receive(&mut self, delivery: Delivery) -> ControlFlow<Exit> {
+        let Some(id) = self.config.topics.cancelled_id(&delivery.topic) else {
+            return self.tell(Input::Request(delivery));
+        };
+        match &mut self.activity {
+            // a retained cancel would end every run of this job for ever
+            _ if delivery.retained => {}
+            Activity::Running(execution) if execution.id().as_str() == id => {
+                log::info!("job {id}: cancelled");
+                execution.end(End::Cancelled, Instant::now());
+            }
+            Activity::Claiming(claim) if claim.id().as_str() == id => {
+                log::info!("job {id}: cancelled");
+                let document = claim.cancelled(&self.config.worker_id);
+                return self.report(document);
+            }
+            _ => log::info!("the cancel of job {id} is ignored: it does not run here"),
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Another client uses our id. Taking the session back would make two workers kick each other for ever, so an idle one
+    /// goes; one with a job first brings it to its end, since nobody else knows of it.
+    fn taken_over(&mut self) -> ControlFlow<Exit> {
+        let id = &self.config.worker_id;
+        if self.delivery.is_waiting() {
+            log::error!("another client has connected with our id {id:?}: each worker needs a WORKER_ID of its own");
+            return ControlFlow::Break(Exit::TakenOver);
+        }
+        log::warn!("another client has connected with our id {id:?}; each worker needs a WORKER_ID of its own");
+        self.taken_over = true;
+        if matches!(self.activity, Activity::None) {
+            self.resume();
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn resume(&mut self) {
+        if std::mem::take(&mut self.taken_over) {
+            self.link.resume();
+        }
+    }
+
+    fn stop(&mut self, signal: i32) -> ControlFlow<Exit> {
+        let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
+        if std::mem::replace(&mut self.stopping, true) {
+            log::warn!("{name} once more: stopping at once");
+            if let Activity::Running(execution) = &mut self.activity {
+                execution.end(End::Stopped, Instant::now());
+                execution.kill();
+            }
+            return ControlFlow::Break(Exit::Done);
+        }
+        log::info!("{name}: stopping");
+        match (&mut self.activity, self.config.job.on_stop) {
+            (Activity::Running(_), OnStop::Finish) => log::info!("finishing the job first (JOB_ON_STOP=finish)"),
+            (Activity::Running(execution), OnStop::Requeue) => execution.end(End::Stopped, Instant::now()),
+            (Activity::Claiming(_), _) => {
+                self.activity = Activity::None;
+                return self.tell(Input::Release);
+            }
+            (Activity::None, _) => return self.tell(Input::Stop { grace: self.config.job.stop_grace }),
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Takes the activity a step further, if it can be.
+    fn work_on(&mut self) -> ControlFlow<Exit> {
+        match &mut self.activity {
+            Activity::None => ControlFlow::Continue(()),
+            Activity::Claiming(claim) if claim.next_look() > Instant::now() => ControlFlow::Continue(()),
+            Activity::Claiming(claim) => match claim.poll(&self.config.job, &self.config.worker_id) {
+                Claimed::Waiting => ControlFlow::Continue(()),
+                Claimed::Running(execution) => {
+                    log::info!("job {}: running", execution.id().as_str());
+                    self.activity = Activity::Running(execution);
+                    self.show_presence();
+                    self.work_on()
+                }
+                Claimed::Answered(answer) => {
+                    log::info!("job {}: over already, its result is sent again", claim.id().as_str());
+                    let topic = self.config.topics.result(claim.id());
+                    self.answer(Report { topic, payload: answer.document, then: Then::WaitOn })
+                }
+                Claimed::Refused(document) => self.report(*document),
+            },
+            Activity::Running(execution) => {
+                if let Some(document) = execution.take_change() {
+                    let topic = self.config.topics.status(execution.id());
+                    self.announce(&topic, document, false);
+                    return ControlFlow::Continue(());
+                }
+                match execution.take_outcome() {
+                    None => ControlFlow::Continue(()),
+                    Some(Outcome::Final(document)) => self.report(*document),
+                    Some(Outcome::Stopped) => {
+                        log::info!("job {}: stopped, it will be run again", execution.id().as_str());
+                        self.activity = Activity::None;
+                        self.tell(Input::Release)
+                    }
+                }
+            }
+        }
+    }
+
+    /// Deals with a request that the delivery rules have taken.
+    fn take(&mut self, delivery: &Delivery) -> ControlFlow<Exit> {
+        let topics = &self.config.topics;
+        let shown = format!("{}, {} bytes", delivery.topic, delivery.payload.len());
+        if delivery.retained {
+            let error = "the request is retained, and would run at every start; publish it without the retain flag";
+            return self.reject(Rejection { id: None, error: error.to_owned() }, delivery);
+        }
+        if delivery.topic != topics.pending {
+            if let Some(connection) = &self.connection {
+                connection.unsubscribe(&delivery.topic);
+            }
+            let (topic, pending) = (&delivery.topic, &topics.pending);
+            let error = format!("the request came on {topic}, which this worker served once; publish it on {pending}");
+            let id =
+                Request::parse(&delivery.payload).map_or_else(|rejection| rejection.id, |request| Some(request.id));
+            return self.reject(Rejection { id, error }, delivery);
+        }
+        match Request::parse(&delivery.payload) {
+            Ok(request) => {
+                log::info!("job {}: request taken ({shown})", request.id.as_str());
+                if delivery.packet_id.is_none() {
+                    log::warn!(
+                        "job {}: published at QoS 0, so it would be lost if this worker died; publish at QoS 1",
+                        request.id.as_str()
+                    );
+                }
+                let source = Source { redelivered: delivery.redelivered, packet_id: delivery.packet_id };
+                self.activity = Activity::Claiming(Claim::new(request, source));
+                ControlFlow::Continue(())
+            }
+            Err(rejection) => self.reject(rejection, delivery),
+        }
+    }
+
+    /// Answers a request that was published at QoS 0 while a job ran.
+    fn refuse(&mut self, delivery: &Delivery) -> ControlFlow<Exit> {
+        let id = Request::parse(&delivery.payload).map_or_else(|rejection| rejection.id, |request| Some(request.id));
+        let error =
+            "published at QoS 0 while the worker had a job; publish at QoS 1, and the broker keeps it until its turn";
+        self.reject(Rejection { id, error: error.to_owned() }, delivery)
+    }
+
+    fn reject(&mut self, rejection: Rejection, delivery: &Delivery) -> ControlFlow<Exit> {
+        let worker = &self.config.worker_id;
+        match rejection.id {
+            Some(id) => self.report(Document::rejected(id, worker, rejection.error)),
+            None => {
+                log::warn!("request rejected: {}", rejection.error);
+                let payload = rejection_notice(worker, &rejection.error, &delivery.payload);
+                self.answer(Report { topic: self.config.topics.rejected.clone(), payload, then: Then::WaitOn })
+            }
+        }
+    }
+
+    /// Answers with a final document.
+    fn report(&mut self, document: Document) -> ControlFlow<Exit> {
+        let id: &JobId = &document.id;
+        match &document.error {
+            None => log::info!("job {}: success", id.as_str()),
+            Some(error) => log::warn!("job {}: {error}", id.as_str()),
+        }
+        let then = if document.is_rejection() { Then::WaitOn } else { Then::Leave };
+        self.answer(Report { topic: self.config.topics.result(id), payload: document.to_json(), then })
+    }
+
+    fn answer(&mut self, report: Report) -> ControlFlow<Exit> {
+        self.activity = Activity::None;
+        self.resume();
+        self.tell(Input::Answer(report))?;
+        match self.stopping {
+            true => self.tell(Input::Stop { grace: self.config.job.stop_grace }),
+            false => ControlFlow::Continue(()),
+        }
+    }
+
+    /// Gives an event to the delivery rules, and does what they say.
+    fn tell(&mut self, input: Input) -> ControlFlow<Exit> {
+        let was_waiting = self.delivery.is_waiting();
+        for action in self.delivery.handle(input, Instant::now()) {
+            match action {
+                Action::Take(delivery) => self.take(&delivery)?,
+                Action::Refuse(delivery) => self.refuse(&delivery)?,
+                Action::Publish(report) => self.with_connection(|c| c.publish(&report.topic, report.payload)),
+                Action::Acknowledge(packet_id) => self.with_connection(|c| c.acknowledge(packet_id)),
+                Action::Disconnect => {
+                    // in order, no last will is published: we say it ourselves
+                    self.announce(&self.config.topics.presence, self.presence.offline(), true);
+                    self.with_connection(|c| c.disconnect());
+                }
+                Action::Exit => return ControlFlow::Break(Exit::Done),
+            }
+        }
+        if self.delivery.is_waiting() && !was_waiting {
+            self.show_presence();
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn show_presence(&mut self) {
+        let job = match &self.activity {
+            Activity::None => None,
+            Activity::Claiming(claim) => Some(claim.id()),
+            Activity::Running(execution) => Some(execution.id()),
+        };
+        if let Some(document) = self.presence.show(job) {
+            self.announce(&self.config.topics.presence, document, true);
+        }
+    }
+
+    fn announce(&self, topic: &str, payload: Vec<u8>, retain: bool) {
+        self.with_connection(|connection| connection.announce(topic, payload, retain));
+    }
+
+    /// Without a connection nothing can be said; what must be said is said again on the next one.
+    fn with_connection(&self, act: impl FnOnce(&dyn Connection)) {
+        if let Some(connection) = &self.connection {
+            act(&**connection);
+        }
+    }
+}
+
+fn refused(reason: &str) -> ControlFlow<Exit> {
+    log::error!("{reason}");
+    ControlFlow::Break(Exit::Refused)
+}
