@@ -1,0 +1,391 @@
+//! A small MQTT broker inside the test process, which follows a script.
+//!
+//! It behaves as a real one (sessions, DUP redelivery, Receive Maximum, retained messages, last wills, take-over,
+//! shared subscriptions; MQTT 5 and 3.1.1 on one port), and a test may decide about every single packet: withhold
+//! it, change it, or cut the link before or after it. `examples/quickstart.rs` uses it as an embedded broker.
+//!
+//! Theory of operation: one thread accepts, one thread per connection reads. All state is behind one mutex, and packets
+//! are written while it is held, so the transcript has exactly the order of the wire. Whoever changes the
+//! state wakes the condition variable that the `wait_…` methods sleep on.
+//!
+//! Packets from clients are read with rumqttc's codec. Packets to clients are encoded here: a broker must be able to
+//! send any reason code, also a wrong one, and a fault of the codec must not cancel itself out.
+//!
+//! Not served: QoS 2 (refused, as MQTT 5 Maximum QoS 1 announces), topic aliases, message expiry, will delay; a
+//! session with an expiry above 0 is kept until it is forgotten on purpose.
+
+// The paths are spelled out because `examples/quickstart.rs` includes this file by its path too.
+#[path = "broker/packet.rs"]
+mod packet;
+#[path = "broker/state.rs"]
+mod state;
+
+use bytes::BytesMut;
+pub use packet::{Message, Packet};
+use state::{Link, State, Will};
+use std::io::{ErrorKind, Read};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long a client may leave its socket full before the broker gives it up.
+const WRITE_LIMIT: Duration = Duration::from_secs(10);
+
+/// The packet that a script decides about.
+#[derive(Debug)]
+pub struct Step<'a> {
+    /// Client connections are counted from 0.
+    pub connection: usize,
+    /// Number of this packet since the broker started, over all connections and both directions.
+    pub index: usize,
+    pub from_client: bool,
+    /// Client id of the connection; empty until its CONNECT has been accepted.
+    pub client: &'a str,
+    pub packet: &'a Packet,
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
+    Pass,
+    /// Close the connection instead of processing or sending the packet.
+    CutBefore,
+    /// Process or send the packet, with all that follows from it, then close the connection.
+    CutAfter,
+    /// Swallow the packet; the connection stays.
+    Drop,
+    /// Forget the client's session, then close the connection.
+    ForgetAndCut,
+    /// Process or send this packet instead.
+    Replace(Packet),
+}
+
+/// One line of the transcript.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Entry {
+    /// `passed` is false where the script swallowed the packet or cut the link before it.
+    Packet {
+        connection: usize,
+        from_client: bool,
+        packet: Packet,
+        passed: bool,
+    },
+    Closed {
+        connection: usize,
+        why: &'static str,
+    },
+}
+
+/// How a broker without MQTT 5 turns a version 5 client away.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RefuseV5 {
+    /// Close without a word (NATS, aedes).
+    Close,
+    /// Answer with a 3.1.1 CONNACK, "unacceptable protocol version", and close.
+    Answer,
+}
+
+/// Ways in which brokers differ. The default is a broker that accepts everything.
+#[derive(Clone, Debug, Default)]
+pub struct Knobs {
+    pub refuse_v5: Option<RefuseV5>,
+    /// Refuse every CONNECT with this code (of the client's protocol version).
+    pub connack_code: Option<u8>,
+    /// Refuse exactly these filters with these codes (3.1.1 knows only 0x80).
+    pub suback_failures: Vec<(String, u8)>,
+    /// Do not take messages whose topic matches the filter: PUBACK with this code in MQTT 5, a silent loss in 3.1.1.
+    pub puback_failures: Vec<(String, u8)>,
+    /// Seconds; overrides what an MQTT 5 client asked for.
+    pub server_keep_alive: Option<u16>,
+    /// Bytes; a larger packet of an MQTT 5 client ends its connection with 0x95.
+    pub max_packet_size: Option<u32>,
+}
+
+/// The broker; it stops with all its threads when it is dropped.
+pub struct Broker {
+    shared: Arc<Shared>,
+    port: u16,
+    acceptor: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Broker {
+    /// Starts on a free port of the loopback interface.
+    pub fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free loopback port");
+        let port = listener.local_addr().expect("the port just bound").port();
+        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new() });
+        let acceptor = Mutex::new(Some(accept(&shared, listener)));
+        Self { shared, port, acceptor }
+    }
+
+    /// Starts with a script, see [`Broker::set_script`].
+    pub fn scripted(script: impl FnMut(&Step) -> Verdict + Send + 'static) -> Self {
+        let broker = Self::start();
+        broker.set_script(script);
+        broker
+    }
+
+    /// Asks `script` about every packet from now on. It runs inside the broker, so it must not call the broker; it may
+    /// keep its own state, and tell the test through a channel.
+    pub fn set_script(&self, script: impl FnMut(&Step) -> Verdict + Send + 'static) {
+        self.shared.change(|state| state.script = Some(Box::new(script)));
+    }
+
+    /// Changes the knobs, for whatever happens next.
+    pub fn configure(&self, change: impl FnOnce(&mut Knobs)) {
+        self.shared.change(|state| change(&mut state.knobs));
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn url(&self) -> String {
+        format!("mqtt://127.0.0.1:{}", self.port)
+    }
+
+    /// Publishes with QoS 1, as a controller would.
+    pub fn publish(&self, topic: &str, payload: impl Into<Vec<u8>>) {
+        self.publish_message(topic, payload.into(), false);
+    }
+
+    /// The same, retained.
+    pub fn publish_retained(&self, topic: &str, payload: impl Into<Vec<u8>>) {
+        self.publish_message(topic, payload.into(), true);
+    }
+
+    fn publish_message(&self, topic: &str, payload: Vec<u8>, retain: bool) {
+        let (client, topic) = (String::new(), topic.to_owned());
+        self.shared.change(|state| state.publish(Message { client, topic, payload, qos: 1, retain, dup: false }));
+    }
+
+    /// Everything that clients and their last wills have published to matching topics, in order.
+    pub fn received(&self, filter: &str) -> Vec<Message> {
+        self.shared.lock().received(filter)
+    }
+
+    /// The retained message of a topic.
+    pub fn retained(&self, topic: &str) -> Option<Message> {
+        self.shared.lock().retained.get(topic).cloned()
+    }
+
+    /// The transcript so far.
+    pub fn log(&self) -> Vec<Entry> {
+        self.shared.lock().log.clone()
+    }
+
+    /// Messages that the session holds: in flight and queued.
+    pub fn queued(&self, client: &str) -> usize {
+        self.shared.lock().queued(client)
+    }
+
+    pub fn is_connected(&self, client: &str) -> bool {
+        self.shared.lock().connection_of(client).is_some()
+    }
+
+    pub fn has_session(&self, client: &str) -> bool {
+        self.shared.lock().sessions.contains_key(client)
+    }
+
+    /// Closes the client's connection; the session stays, the last will is published.
+    pub fn kick(&self, client: &str) {
+        self.shared.change(|state| {
+            if let Some(connection) = state.connection_of(client) {
+                state.close(connection, "kicked", Will::Publish);
+            }
+        });
+    }
+
+    /// Drops the session, and closes the connection if there is one.
+    pub fn forget_session(&self, client: &str) {
+        self.shared.change(|state| state.forget(client));
+    }
+
+    /// Drops all sessions and retained messages, as a restart without persistence does.
+    pub fn forget_everything(&self) {
+        self.shared.change(|state| {
+            let clients: Vec<_> = state.sessions.keys().cloned().collect();
+            clients.iter().for_each(|client| state.forget(client));
+            state.retained.clear();
+        });
+    }
+
+    /// Goes down: closes all connections (without last wills, as a broker that stops) and refuses new ones.
+    pub fn stop_listening(&self) {
+        // A poisoned lock means that a script panicked; stopping still has to work, also while unwinding.
+        let mut acceptor = self.acceptor.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(thread) = acceptor.take() else {
+            return;
+        };
+        {
+            let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.away = true;
+            let open: Vec<_> = state.links.keys().copied().collect();
+            open.iter().for_each(|&connection| state.close(connection, "broker went down", Will::Drop));
+        }
+        self.shared.changed.notify_all();
+        // Wakes the acceptor. If this is refused, a client has woken it before.
+        drop(TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)));
+        let stopped = thread.join();
+        debug_assert!(stopped.is_ok() || std::thread::panicking(), "the acceptor panicked");
+    }
+
+    /// Comes up again on the same port, with the sessions and retained messages it had.
+    pub fn listen_again(&self) {
+        let mut acceptor = self.acceptor.lock().expect("an earlier panic");
+        assert!(acceptor.is_none(), "the broker is already listening");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let listener = loop {
+            // Somebody else's outgoing connection may hold the port for a moment.
+            match TcpListener::bind((Ipv4Addr::LOCALHOST, self.port)) {
+                Ok(listener) => break listener,
+                Err(error) => assert!(Instant::now() < deadline, "port {}: {error}", self.port),
+            }
+            std::thread::yield_now();
+        };
+        self.shared.change(|state| state.away = false);
+        *acceptor = Some(accept(&self.shared, listener));
+    }
+
+    /// Waits until `n` messages have been received on matching topics and returns all there are by then.
+    /// Like every `wait_…`, panics with the transcript if that takes longer than `within`.
+    #[track_caller]
+    pub fn wait_for_message(&self, filter: &str, n: usize, within: Duration) -> Vec<Message> {
+        let enough = |state: &State| Some(state.received(filter)).filter(|all| all.len() >= n);
+        self.wait(within, &format!("{n} messages on {filter}"), enough)
+    }
+
+    /// Waits until the transcript satisfies `condition`, which must not call the broker.
+    #[track_caller]
+    pub fn wait_until(&self, within: Duration, condition: impl Fn(&[Entry]) -> bool) {
+        self.wait(within, "such transcript", |state| condition(&state.log).then_some(()));
+    }
+
+    /// Waits until the session holds exactly `n` messages, in flight and queued.
+    #[track_caller]
+    pub fn wait_for_queued(&self, client: &str, n: usize, within: Duration) {
+        let reached = |state: &State| (state.queued(client) == n).then_some(());
+        self.wait(within, &format!("session {client} with {n} messages"), reached);
+    }
+
+    /// Waits until the client is connected (or is not).
+    #[track_caller]
+    pub fn wait_for_connected(&self, client: &str, connected: bool, within: Duration) {
+        let reached = |state: &State| (state.connection_of(client).is_some() == connected).then_some(());
+        self.wait(within, &format!("client {client} with connected = {connected}"), reached);
+    }
+
+    #[track_caller]
+    fn wait<T>(&self, within: Duration, what: &str, found: impl Fn(&State) -> Option<T>) -> T {
+        let deadline = Instant::now() + within;
+        let mut state = self.shared.lock();
+        loop {
+            if let Some(value) = found(&state) {
+                return value;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let transcript: String = state.log.iter().map(|entry| format!("  {entry:?}\n")).collect();
+                drop(state);
+                panic!("no {what} within {within:?}; transcript:\n{transcript}");
+            }
+            state = self.shared.changed.wait_timeout(state, left).expect("an earlier panic").0;
+        }
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.stop_listening();
+        let readers = {
+            let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+            for (_, socket) in std::mem::take(&mut state.sockets) {
+                // Ends the reader that still waits for its client to close; one that has ended does not mind.
+                drop(socket.shutdown(Shutdown::Both));
+            }
+            std::mem::take(&mut state.readers)
+        };
+        for reader in readers {
+            let ended = reader.join();
+            assert!(ended.is_ok() || std::thread::panicking(), "a script or the broker panicked");
+        }
+    }
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("an earlier panic in the broker or in its script")
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        // Also after a panic of the script: whoever waits shall fail at once, not at its deadline.
+        let _wake = WakeAll(&self.changed);
+        change(&mut self.lock())
+    }
+}
+
+struct WakeAll<'a>(&'a Condvar);
+
+impl Drop for WakeAll<'_> {
+    fn drop(&mut self) {
+        self.0.notify_all();
+    }
+}
+
+fn accept(shared: &Arc<Shared>, listener: TcpListener) -> JoinHandle<()> {
+    let shared = Arc::clone(shared);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let stream = stream.expect("accept");
+            let mut state = shared.lock();
+            if state.away {
+                return;
+            }
+            stream.set_nodelay(true).expect("TCP_NODELAY");
+            stream.set_write_timeout(Some(WRITE_LIMIT)).expect("a write timeout");
+            let connection = state.connections;
+            state.connections += 1;
+            let link = Link {
+                stream: stream.try_clone().expect("a second handle"),
+                version: 4,
+                client: String::new(),
+                will: None,
+            };
+            state.links.insert(connection, link);
+            state.sockets.insert(connection, stream.try_clone().expect("a third handle"));
+            let shared = Arc::clone(&shared);
+            // Thousands of short connections must not keep the stacks of their threads.
+            state.readers.retain(|reader| !reader.is_finished());
+            state.readers.push(std::thread::spawn(move || read(&shared, connection, stream)));
+        }
+    })
+}
+
+/// Reads a connection to its end. After a cut it goes on, without listening to the client, until the client closes too:
+/// closing a socket with unread data would reset the connection, and the client could lose the last packets sent to it.
+fn read(shared: &Shared, connection: usize, mut stream: TcpStream) {
+    let mut buffer = BytesMut::new();
+    let mut chunk = [0; 16 * 1024];
+    let why = loop {
+        match stream.read(&mut chunk) {
+            Ok(0) => break "closed by the client",
+            Ok(n) => buffer.extend_from_slice(&chunk[..n]),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break "keep-alive passed",
+            Err(_) => break "reset by the client",
+        }
+        while let Some((header, length)) = packet::frame_length(&buffer).filter(|(_, length)| *length <= buffer.len()) {
+            let frame = buffer.split_to(length);
+            shared.change(|state| state.receive(connection, header, frame));
+        }
+    };
+    shared.change(|state| {
+        state.close(connection, why, Will::Publish);
+        state.sockets.remove(&connection);
+    });
+}
