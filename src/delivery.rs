@@ -84,7 +84,7 @@ pub enum Action {
 }
 
 /// A request that is not acknowledged yet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Held {
     request: Delivery,
     /// What to acknowledge on the present connection, once the broker has delivered the request there.
@@ -110,7 +110,7 @@ impl Held {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum State {
     Waiting,
     Working(Held),
@@ -123,7 +123,7 @@ enum State {
 }
 
 /// The machine.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Machine {
     state: State,
     connected: bool,
@@ -333,3 +333,6 @@ impl Machine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
