@@ -17,8 +17,9 @@ use std::time::{Duration, Instant};
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(10);
 
-/// A connection that lasted this long was a good one: the next pause is the first again.
-const GOOD_CONNECTION: Duration = Duration::from_secs(1);
+/// A connection that lasted this long was a good one: the next pause is the first again. Two workers that kick each other
+/// with one client id never get there, so they slow down.
+const GOOD_CONNECTION: Duration = LAST_PAUSE;
 
 /// The largest packet that MQTT knows, in bytes (MQTT 5, section 2.1.4). Telling a broker less makes it drop what is
 /// larger in silence, which is a lost job.
@@ -174,12 +175,14 @@ impl<F: Fn(Event)> Driver<F> {
     fn run(mut self) {
         let mut pause = FIRST_PAUSE;
         let mut short_connections = 0;
+        let mut told = String::new();
         loop {
             let started = Instant::now();
             let mut connected = false;
             let failure = self.drive_connection(&mut connected);
             if connected {
                 (self.sink)(Event::Lost);
+                told.clear();
             }
             let reason = match failure {
                 Failure::Refused(reason) => return (self.sink)(Event::Refused(reason)),
@@ -204,11 +207,16 @@ impl<F: Fn(Event)> Driver<F> {
             } else if connected {
                 short_connections += 1;
             }
-            let broker = &self.settings.broker;
-            log::warn!("no broker at {}:{}: {reason}; trying again in {pause:?}", broker.host, broker.port);
+            // once for each trouble: a broker can be away for days
+            if told != reason {
+                let Broker { host, port, .. } = &self.settings.broker;
+                let what = if connected { "the connection is lost" } else { "no connection" };
+                log::warn!("broker {host}:{port}: {what}: {reason}; trying again until it is back");
+                told = reason;
+            }
             if short_connections == 3 {
                 log::warn!(
-                    "dropped three times right after connecting: does another client use the id {:?}? \
+                    "dropped three times soon after connecting: does another client use the id {:?}? \
                      Each worker needs a WORKER_ID of its own",
                     self.settings.client_id
                 );
@@ -233,6 +241,11 @@ impl<F: Fn(Event)> Driver<F> {
                 Heard::Connected { resumed } => {
                     *connected = true;
                     self.settle_version();
+                    log::info!(
+                        "connected to the broker at {}:{}",
+                        self.settings.broker.host,
+                        self.settings.broker.port
+                    );
                     (self.sink)(Event::Connected { connection: connection.clone(), resumed });
                     if resumed && self.subscribed {
                         (self.sink)(Event::Ready);
