@@ -60,14 +60,20 @@ fn tell() -> Result<bool, Box<dyn Error>> {
 
     say("the steps", "write straight into hello/job.log, which anybody can follow:");
     let result = follow(&broker, &dir)?;
-    say("the worker", &format!("publishes the result on jobs/results/hello, and leaves it in hello/job.status.json:\n    {result}"));
+    say(
+        "the worker",
+        &format!("publishes the result on jobs/results/hello, and leaves it in hello/job.status.json:\n    {result}"),
+    );
     let status = worker.wait()?;
     say("the worker", &format!("has done its one job and exits: {status}"));
 
     let before = broker.received("jobs/workers/+").len();
     let mut fresh = start_worker(&broker, &drive)?;
     broker.wait_for_message("jobs/workers/+", before + 1, Duration::from_secs(20));
-    say("a fresh worker", &format!("(process {}) waits for the next job; a restart policy would have started it", fresh.id()));
+    say(
+        "a fresh worker",
+        &format!("(process {}) waits for the next job; a restart policy would have started it", fresh.id()),
+    );
     fresh.kill()?;
     fresh.wait()?;
     std::fs::remove_dir_all(&drive)?;

@@ -147,6 +147,8 @@ enum Heard {
 
 /// Why a connection ended.
 enum Failure {
+    /// We have ended it.
+    Closed,
     Refused(String),
     TakenOver,
     /// Closed in the middle of the greeting, as brokers do that know nothing of our protocol version.
@@ -180,11 +182,12 @@ impl<F: Fn(Event)> Driver<F> {
             let started = Instant::now();
             let mut connected = false;
             let failure = self.drive_connection(&mut connected);
-            if connected {
+            if connected && !matches!(failure, Failure::Closed) {
                 (self.sink)(Event::Lost);
                 told.clear();
             }
             let reason = match failure {
+                Failure::Closed => return (self.sink)(Event::Closed),
                 Failure::Refused(reason) => return (self.sink)(Event::Refused(reason)),
                 Failure::TakenOver => {
                     (self.sink)(Event::TakenOver);
@@ -267,7 +270,7 @@ impl<F: Fn(Event)> Driver<F> {
                 }
                 Heard::Message(delivery) => (self.sink)(Event::Message(delivery)),
                 Heard::Published(outcome) => (self.sink)(Event::Published(outcome)),
-                Heard::Closed => (self.sink)(Event::Closed),
+                Heard::Closed => return Failure::Closed,
                 Heard::Other => {}
             }
         }
