@@ -1,10 +1,12 @@
 //! `job-worker check [DIR]`: says what is wrong before anything runs (contract section 9).
 
 use crate::Exit;
+use crate::cli::write;
 use crate::config::Config;
 use crate::contract::{Definition, MAX_DEFINITION_BYTES};
 use crate::job::{OpenError, WorkDir};
 use std::ffi::OsStr;
+use std::io::{stderr, stdout};
 
 /// Validates the configuration, and the job in `dir`. What is wrong goes to stderr, one line each.
 pub fn run(dir: Option<&OsStr>) -> Exit {
@@ -13,21 +15,26 @@ pub fn run(dir: Option<&OsStr>) -> Exit {
         Ok(config) => {
             let broker = &config.broker;
             let topic = &config.topics.pending_filter;
-            println_lossy(&format!(
-                "configuration: good; {} serves {topic} of {}:{}",
-                config.worker_id, broker.host, broker.port
-            ));
+            write(
+                stdout(),
+                &format!(
+                    "configuration: good; {} serves {topic} of {}:{}\n",
+                    config.worker_id, broker.host, broker.port
+                ),
+            );
         }
         Err(errors) => {
-            errors.iter().for_each(|error| eprintln!("configuration: {error}"));
+            for error in errors {
+                write(stderr(), &format!("configuration: {error}\n"));
+            }
             exit = Exit::Config;
         }
     }
     if let Some(dir) = dir {
         match check_job(dir) {
-            Ok(summary) => println_lossy(&summary),
+            Ok(summary) => write(stdout(), &summary),
             Err(error) => {
-                eprintln!("job: {error}");
+                write(stderr(), &format!("job: {error}\n"));
                 exit = Exit::Config;
             }
         }
@@ -50,10 +57,5 @@ fn check_job(dir: &OsStr) -> Result<String, String> {
         true => String::new(),
         false => format!("; unknown fields are ignored: {}", definition.unknown.join(", ")),
     };
-    Ok(format!("job: good; {} steps{unknown}", steps.len()))
-}
-
-fn println_lossy(line: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stdout(), "{line}"); // a reader who has gone wants no more lines
+    Ok(format!("job: good; {} steps{unknown}\n", steps.len()))
 }

@@ -3,6 +3,7 @@
 use crate::config::Config;
 use crate::{Exit, check, logging, run, supervise, worker};
 use std::ffi::OsString;
+use std::io::Write;
 
 const HELP: &str = "\
 One-shot job execution engine: MQTT for signals, a shared drive for data and logs.
@@ -35,16 +36,20 @@ enum Verb {
 
 /// Runs the program with these arguments.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> Exit {
+    let say = |text: &str| {
+        write(std::io::stdout(), text);
+        Exit::Done
+    };
     let verb = match parse(arguments.collect()) {
         Ok(verb) => verb,
         Err(error) => {
-            eprintln!("job-worker: {error}\n\n{HELP}");
+            write(std::io::stderr(), &format!("job-worker: {error}\n\n{HELP}"));
             return Exit::Usage;
         }
     };
     match verb {
-        Verb::Help => print(HELP),
-        Verb::Version => print(&format!("job-worker {}\n", env!("CARGO_PKG_VERSION"))),
+        Verb::Help => say(HELP),
+        Verb::Version => say(&format!("job-worker {}\n", env!("CARGO_PKG_VERSION"))),
         Verb::Check { dir } => check::run(dir.as_deref()),
         Verb::Work => with_config(worker::run),
         Verb::Supervise => with_config(|_| supervise::run()),
@@ -83,13 +88,9 @@ fn parse(arguments: Vec<OsString>) -> Result<Verb, String> {
     }
 }
 
-/// Into a closed pipe, too, which `println!` would answer with a panic.
-fn print(text: &str) -> Exit {
-    use std::io::Write;
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Ok(()) => Exit::Done,
-        Err(_) => Exit::Of(1),
-    }
+/// Into a closed pipe, too, which `println!` and `eprintln!` would answer with a panic: a reader who has gone wants no more.
+pub(crate) fn write(mut to: impl Write, text: &str) {
+    let _ = to.write_all(text.as_bytes());
 }
 
 fn with_config(verb: impl FnOnce(Config) -> Exit) -> Exit {

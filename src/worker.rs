@@ -24,7 +24,7 @@ enum Event {
 /// What is being done about the request that is held.
 enum Activity {
     None,
-    Claiming(Claim),
+    Claiming(Box<Claim>),
     Running(Box<Execution>),
 }
 
@@ -118,6 +118,8 @@ impl Worker {
             Activity::Running(execution) => execution.deadline(),
         };
         match [activity, self.delivery.deadline()].into_iter().flatten().min() {
+            // first, or a job that keeps us busy with dying children could put it off for ever
+            Some(at) if at <= Instant::now() => Err(RecvTimeoutError::Timeout),
             Some(at) => self.events.recv_timeout(at.saturating_duration_since(Instant::now())),
             // nothing to do at any time: sleep until something happens
             None => self.events.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -301,7 +303,7 @@ impl Worker {
                     );
                 }
                 let source = Source { redelivered: delivery.redelivered, packet_id: delivery.packet_id };
-                self.activity = Activity::Claiming(Claim::new(request, source));
+                self.activity = Activity::Claiming(Box::new(Claim::new(request, source)));
                 ControlFlow::Continue(())
             }
             Err(rejection) => self.reject(rejection, delivery),

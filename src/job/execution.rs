@@ -59,6 +59,8 @@ pub struct Execution {
     document: Document,
     env: Vec<(OsString, OsString)>,
     started: Instant,
+    /// When to look at the size of the log, where it has a limit.
+    next_look: Instant,
     /// The step that runs now.
     step: Option<Running>,
     next: usize,
@@ -127,6 +129,7 @@ impl Execution {
             config: config.clone(),
             document,
             started: Instant::now(),
+            next_look: Instant::now(),
             step: None,
             next: 0,
             failure: None,
@@ -164,7 +167,7 @@ impl Execution {
         if let Some((_, kill_at)) = step.ending {
             return Some(kill_at);
         }
-        let look = self.config.log_limit.map(|_| Instant::now() + LOG_LOOK);
+        let look = self.config.log_limit.map(|_| self.next_look);
         [self.time_left(step).map(|(at, _)| at), look].into_iter().flatten().min()
     }
 
@@ -201,6 +204,7 @@ impl Execution {
             Some((_, kill_at)) if kill_at <= now => self.kill(),
             Some(_) => {}
             None => {
+                self.next_look = now + LOG_LOOK;
                 let size = self.job.log.size();
                 if let Some((_, limit)) = self.time_left(step).filter(|(at, _)| *at <= now) {
                     self.end(End::Timeout(limit), now);
