@@ -4,3 +4,23 @@
 #![allow(dead_code)]
 
 pub mod broker;
+pub mod controller;
+pub mod json;
+pub mod mosquitto;
+pub mod site;
+pub mod temp_dir;
+pub mod wait;
+pub mod worker;
+
+/// Runs each named `fn(version: &str)` as two tests, one for each MQTT protocol version.
+#[macro_export]
+macro_rules! on_both_protocols {
+    ($($behaviour:ident),* $(,)?) => {
+        mod mqtt_5 {
+            $(#[test] fn $behaviour() { super::$behaviour("5") })*
+        }
+        mod mqtt_3_1_1 {
+            $(#[test] fn $behaviour() { super::$behaviour("4") })*
+        }
+    };
+}

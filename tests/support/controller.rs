@@ -1,0 +1,171 @@
+//! The other side of the contract: publishes requests and collects whatever is published by anyone.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use rumqttc::{Client, Connection, Event, MqttOptions, Outgoing, Packet, QoS};
+use serde_json::Value;
+
+use super::mosquitto::Mosquitto;
+use super::wait;
+
+#[derive(Clone, Debug)]
+pub struct Message {
+    pub topic: String,
+    pub payload: Vec<u8>,
+    pub qos: QoS,
+    pub retain: bool,
+}
+
+impl Message {
+    pub fn text(&self) -> String {
+        String::from_utf8(self.payload.clone()).expect("what the worker publishes is UTF-8")
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.payload)
+            .unwrap_or_else(|error| panic!("{} carries no JSON ({error}): {:?}", self.topic, self.text()))
+    }
+}
+
+/// An MQTT client with a persistent session that hears every topic.
+pub struct Controller {
+    client: Client,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    over: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    subscribed: bool,
+    published: usize,
+    acknowledged: usize,
+    messages: Vec<Message>,
+    /// How many messages of a topic [`Controller::next`] has already handed out.
+    taken: HashMap<String, usize>,
+}
+
+impl Controller {
+    pub fn connect(broker: &Mosquitto) -> Self {
+        Self::connect_as(broker, "controller", None)
+    }
+
+    pub fn connect_as(broker: &Mosquitto, client_id: &str, credentials: Option<(&str, &str)>) -> Self {
+        let mut options = MqttOptions::new(client_id, "127.0.0.1", broker.port());
+        options.set_clean_session(false);
+        options.set_keep_alive(Duration::from_secs(60));
+        options.set_max_packet_size(64 << 20, 64 << 20);
+        if let Some((user, password)) = credentials {
+            options.set_credentials(user, password);
+        }
+        let (client, connection) = Client::new(options, 1000);
+        let shared = Arc::new(Shared::default());
+        let controller = Self { client: client.clone(), shared: shared.clone() };
+        std::thread::spawn(move || listen(connection, &client, &shared));
+        controller.await_subscription();
+        controller
+    }
+
+    /// Waits until the broker has the subscription: from here on nothing that is published goes unheard.
+    pub fn await_subscription(&self) {
+        wait::until("the controller's subscription", || self.state().subscribed);
+    }
+
+    /// Waits until the loss of the broker has been noticed.
+    pub fn await_loss(&self) {
+        wait::until("the controller to lose the broker", || !self.state().subscribed);
+    }
+
+    /// Publishes at QoS 1 and waits until the broker has it.
+    pub fn publish(&self, topic: &str, payload: impl Into<Vec<u8>>) {
+        self.publish_with(topic, false, payload.into());
+    }
+
+    pub fn publish_retained(&self, topic: &str, payload: impl Into<Vec<u8>>) {
+        self.publish_with(topic, true, payload.into());
+    }
+
+    fn publish_with(&self, topic: &str, retain: bool, payload: Vec<u8>) {
+        let number = {
+            let mut state = self.state();
+            state.published += 1;
+            state.published
+        };
+        self.client.publish(topic, QoS::AtLeastOnce, retain, payload).expect("the controller is connected");
+        wait::until("the broker to acknowledge the controller's message", || self.state().acknowledged >= number);
+    }
+
+    /// The first message on `topic` that this function has not handed out yet.
+    pub fn next(&self, topic: &str) -> Message {
+        wait::until_some(&format!("a message on {topic}"), || {
+            let mut state = self.state();
+            let taken = state.taken.get(topic).copied().unwrap_or(0);
+            let message = state.messages.iter().filter(|message| message.topic == topic).nth(taken).cloned()?;
+            state.taken.insert(topic.to_owned(), taken + 1);
+            Some(message)
+        })
+    }
+
+    /// Everything heard so far on topics that start with `prefix`, in order.
+    pub fn heard(&self, prefix: &str) -> Vec<Message> {
+        self.state().messages.iter().filter(|message| message.topic.starts_with(prefix)).cloned().collect()
+    }
+
+    /// How many messages have been heard so far: a mark for [`Controller::heard_since`].
+    pub fn mark(&self) -> usize {
+        self.state().messages.len()
+    }
+
+    pub fn heard_since(&self, mark: usize, topic: &str) -> Vec<Message> {
+        self.state().messages[mark..].iter().filter(|message| message.topic == topic).cloned().collect()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().expect("no thread panics while it holds this")
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        self.shared.over.store(true, Ordering::Relaxed);
+        // Without a broker there is nothing to take leave of; the thread ends at its next error.
+        let _ = self.client.try_disconnect();
+    }
+}
+
+fn listen(mut connection: Connection, client: &Client, shared: &Shared) {
+    for event in connection.iter() {
+        let mut state = shared.state.lock().expect("no thread panics while it holds this");
+        match event {
+            Ok(Event::Incoming(Packet::ConnAck(connack))) if connack.session_present => state.subscribed = true,
+            Ok(Event::Incoming(Packet::ConnAck(_))) => {
+                client.try_subscribe("#", QoS::AtLeastOnce).expect("there is room for one more request");
+            }
+            Ok(Event::Incoming(Packet::SubAck(_))) => state.subscribed = true,
+            Ok(Event::Incoming(Packet::PubAck(_))) => state.acknowledged += 1,
+            Ok(Event::Incoming(Packet::Publish(publish))) => state.messages.push(Message {
+                topic: publish.topic,
+                payload: publish.payload.to_vec(),
+                qos: publish.qos,
+                retain: publish.retain,
+            }),
+            Ok(Event::Outgoing(Outgoing::Disconnect)) => return,
+            Ok(_) => {}
+            Err(_) => {
+                state.subscribed = false;
+                drop(state);
+                if shared.over.load(Ordering::Relaxed) {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+}

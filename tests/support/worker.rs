@@ -1,0 +1,117 @@
+//! The built binary as a process of the test's.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::mosquitto::Mosquitto;
+use super::wait;
+
+pub struct Worker {
+    process: Child,
+    stderr: PathBuf,
+    pub id: String,
+    pub topic_root: String,
+}
+
+/// The path of the binary: the one that cargo has built for the tests, or `JOB_WORKER` to try another build of it.
+pub fn binary() -> PathBuf {
+    std::env::var_os("JOB_WORKER").map_or(env!("CARGO_BIN_EXE_job-worker").into(), PathBuf::from)
+}
+
+/// The binary, in an environment that holds none of the configuration of whoever runs the tests.
+pub fn job_worker() -> Command {
+    let mut command = Command::new(binary());
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("MQTT_") || text.starts_with("JOB_") || text == "RUST_LOG" || text == "WORKER_ID" {
+            command.env_remove(&name);
+        }
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+impl Worker {
+    /// Starts a worker for this broker; its current directory and the file of its stderr are in the broker's directory.
+    pub fn spawn(broker: &Mosquitto, configure: impl FnOnce(&mut Command)) -> Self {
+        let mut command = job_worker();
+        command.env("MQTT_URL", broker.url());
+        command.current_dir(broker.dir());
+        configure(&mut command);
+        Self::start(command, broker.dir())
+    }
+
+    /// Starts `command` as it is, with its stderr in a new file in `dir`.
+    pub fn start(mut command: Command, dir: &Path) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let stderr = dir.join(format!("worker-{}.stderr", NEXT.fetch_add(1, Ordering::Relaxed)));
+        command.stdout(Stdio::null()).stderr(File::create(&stderr).expect("a file for stderr"));
+        let configured = |name: &str, default: &str| {
+            let value = command.get_envs().find(|(key, _)| *key == name).and_then(|(_, value)| value);
+            value.map_or(default.to_owned(), |value| value.to_string_lossy().into_owned())
+        };
+        let (id, topic_root) = (configured("WORKER_ID", "node-worker-01"), configured("MQTT_TOPIC_ROOT", "jobs"));
+        let process = command.spawn().expect("the worker can be started");
+        Self { process, stderr, id, topic_root }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// The worker's own log so far.
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.stderr).expect("the file of its stderr")).into_owned()
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.try_wait().expect("the worker is our child")
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        wait::until_some("the worker to exit", || self.ended())
+    }
+
+    pub fn exits_with(&mut self, code: i32) {
+        let status = self.wait();
+        assert_eq!(status.code(), Some(code), "the worker ended with {status}");
+    }
+
+    pub fn sigterm(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Stops its clock: it neither reads nor writes until [`Worker::thaw`].
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    pub fn kill9(&mut self) {
+        self.process.kill().expect("the worker is our child");
+        self.process.wait().expect("the worker is our child");
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.process), signal).expect("the worker is running");
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- stderr of worker {} (pid {}) ---\n{}", self.id, self.pid(), self.stderr());
+        }
+        if self.ended().is_none() {
+            self.kill9();
+        }
+    }
+}
