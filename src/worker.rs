@@ -252,7 +252,7 @@ impl Worker {
                 Claimed::Answered(answer) => {
                     log::info!("job {}: over already, its result is sent again", claim.id().as_str());
                     let topic = self.config.topics.result(claim.id());
-                    self.answer(Report { topic, payload: answer.document, then: Then::WaitOn })
+                    self.answer(Report { topic, payload: answer.document, then: Then::Leave })
                 }
                 Claimed::Refused(document) => self.report(*document),
             },
