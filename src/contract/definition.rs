@@ -50,6 +50,8 @@ impl Definition {
         let timeout = object.take("timeoutSeconds", json::seconds)?;
         let max_attempts = object.take("maxAttempts", json::count)?;
         unknown.extend(object.rest());
+        unknown.sort();
+        unknown.dedup();
         Ok(Self { steps, env, timeout, max_attempts, unknown })
     }
 }
@@ -59,11 +61,11 @@ fn steps(raw: &RawValue, unknown: &mut Vec<String>) -> Result<Vec<Step>, String>
     items
         .iter()
         .enumerate()
-        .map(|(i, item)| step(item, i, unknown).map_err(|e| format!("item {}: {e}", i + 1)))
+        .map(|(i, item)| step(item, unknown).map_err(|e| format!("item {}: {e}", i + 1)))
         .collect()
 }
 
-fn step(raw: &RawValue, index: usize, unknown: &mut Vec<String>) -> Result<Step, String> {
+fn step(raw: &RawValue, unknown: &mut Vec<String>) -> Result<Step, String> {
     match json::type_name(raw) {
         "a string" => Ok(Step { run: json::string(raw)?, name: None, timeout: None, always: false }),
         "an object" => {
@@ -74,7 +76,7 @@ fn step(raw: &RawValue, index: usize, unknown: &mut Vec<String>) -> Result<Step,
                 timeout: object.take("timeoutSeconds", json::seconds)?,
                 always: object.take("always", json::boolean)?.unwrap_or(false),
             };
-            unknown.extend(object.rest().into_iter().map(|name| format!("steps[{index}].{name}")));
+            unknown.extend(object.rest().into_iter().map(|name| format!("steps[].{name}")));
             Ok(step)
         }
         other => Err(format!("must be a string or an object with `run`, not {other}")),
@@ -183,7 +185,7 @@ mod tests {
     #[test]
     fn notes_unknown_fields_and_takes_null_as_absent() {
         let job = Definition::parse(br#"{"steps": [{"run": "x", "nmae": "y"}], "env": null, "timeout": 5}"#).unwrap();
-        assert_eq!(job.unknown, ["steps[0].nmae", "timeout"]);
+        assert_eq!(job.unknown, ["steps[].nmae", "timeout"]);
         assert!(job.env.is_empty());
     }
 

@@ -67,7 +67,9 @@ pub fn rejection_notice(worker: &str, error: &str, payload: &[u8]) -> Vec<u8> {
         payload: &'a str,
     }
     let shown = String::from_utf8_lossy(&payload[..payload.len().min(SHOWN_PAYLOAD_BYTES)]);
-    let notice = Notice { worker, error, payload: &shown };
+    // a replacement character is longer than the byte that it replaces
+    let shown = &shown[..shown.floor_char_boundary(SHOWN_PAYLOAD_BYTES)];
+    let notice = Notice { worker, error, payload: shown };
     serde_json::to_vec(&notice).unwrap_or_default() // strings always serialise
 }
 
@@ -127,6 +129,6 @@ mod tests {
     fn the_notice_cuts_the_payload_and_replaces_invalid_utf8() {
         let notice = rejection_notice("w", "e", &[0xff; 5000]);
         let notice: serde_json::Value = serde_json::from_slice(&notice).unwrap();
-        assert_eq!(notice["payload"].as_str().unwrap(), "\u{fffd}".repeat(1024));
+        assert_eq!(notice["payload"].as_str().unwrap(), "\u{fffd}".repeat(341), "1,023 bytes");
     }
 }
