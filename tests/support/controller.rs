@@ -65,7 +65,10 @@ impl Controller {
         if let Some((user, password)) = credentials {
             options.set_credentials(user, password);
         }
-        let (client, connection) = Client::new(options, 1000);
+        let (client, mut connection) = Client::new(options, 1000);
+        let mut network = connection.eventloop.network_options();
+        network.set_tcp_nodelay(true);
+        connection.eventloop.set_network_options(network);
         let shared = Arc::new(Shared::default());
         let controller = Self { client: client.clone(), shared: shared.clone() };
         std::thread::spawn(move || listen(connection, &client, &shared));

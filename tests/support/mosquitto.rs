@@ -113,6 +113,7 @@ impl Mosquitto {
             format!("log_dest file {}", self.log_file().display()),
             "log_type all".to_owned(),
             "max_queued_messages 0".to_owned(),
+            "set_tcp_nodelay true".to_owned(),
         ];
         if !self.extra.iter().any(|line| line.starts_with("allow_anonymous")) {
             lines.push("allow_anonymous true".to_owned());
