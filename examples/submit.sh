@@ -60,8 +60,9 @@ until [ -s "$scratch" ]; do
         listen -c -C 1 > "$scratch" & listener=$!
     fi
     follow
-    # again and again, since a cancel counts only while a worker has the job
-    [ $cancels -eq 0 ] || pub -t "$root/cancel/$id" -n || true
+    # again and again, since a cancel counts only while a worker has the job; beside us, since bash takes a Ctrl-C that its
+    # command deals with for dealt with
+    [ $cancels -eq 0 ] || pub -t "$root/cancel/$id" -n &
     sleep 1 || true
 done
 wait "$listener" || true

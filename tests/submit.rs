@@ -49,6 +49,10 @@ impl Submit {
         wait::until(&format!("submit.sh to show {text:?}"), || read(&self.output).contains(text));
     }
 
+    fn has_published(&self) {
+        wait::until("submit.sh to have published", || read(&self.errors).contains("submit: job "));
+    }
+
     fn ctrl_c(&self) {
         kill_process_group(Pid::from_child(&self.process), Signal::INT).expect("submit.sh is running");
     }
@@ -102,7 +106,7 @@ fn follows_the_log_while_the_job_runs() {
     let site = Site::start();
     let mut worker = site.idle_worker(|_| {});
     let mut submit = Submit::on(&site, &["touch gate; echo begun", &while_exists("gate")]);
-    submit.shows("begun\n");
+    submit.shows("\nbegun\n");
     assert!(submit.process.try_wait().unwrap().is_none());
     fs::remove_file(job_dir(&site).join("gate")).unwrap();
     submit.exits_with(0);
@@ -128,7 +132,7 @@ fn ctrl_c_cancels_the_job() {
     let site = Site::start();
     let mut worker = site.idle_worker(|_| {});
     let mut submit = Submit::on(&site, &["echo begun; exec sleep 600"]);
-    submit.shows("begun\n");
+    submit.shows("\nbegun\n");
     submit.ctrl_c();
     submit.exits_with(130);
     worker.exits_with(0);
@@ -141,7 +145,7 @@ fn a_job_that_nobody_has_is_cancelled_when_a_worker_comes() {
     let site = Site::start();
     site.open_queue(|_| {});
     let mut submit = Submit::on(&site, &["exec sleep 600"]);
-    wait::until("the request", || !site.controller.heard("jobs/pending").is_empty());
+    submit.has_published();
     submit.ctrl_c();
     wait::until("a cancel", || !site.controller.heard("jobs/cancel/").is_empty());
     let mut worker = site.spawn(|_| {});
@@ -153,7 +157,7 @@ fn a_job_that_nobody_has_is_cancelled_when_a_worker_comes() {
 fn a_second_ctrl_c_leaves_at_once() {
     let site = Site::start();
     let mut submit = Submit::on(&site, &["true"]);
-    wait::until("the request", || !site.controller.heard("jobs/pending").is_empty());
+    submit.has_published();
     submit.ctrl_c();
     wait::until("a cancel", || !site.controller.heard("jobs/cancel/").is_empty());
     submit.ctrl_c();
@@ -166,7 +170,7 @@ fn a_loss_of_the_broker_in_mid_job_does_not_matter() {
     let mut site = Site::start();
     let mut worker = site.idle_worker(|_| {});
     let mut submit = Submit::on(&site, &["touch gate; echo begun", &while_exists("gate")]);
-    submit.shows("begun\n");
+    submit.shows("\nbegun\n");
     site.kill9_broker();
     fs::remove_file(job_dir(&site).join("gate")).unwrap();
     site.restart_broker();
