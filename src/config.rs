@@ -83,6 +83,9 @@ pub enum OnStop {
     Finish,
 }
 
+/// What is longer counts as this long (136 years): the clock cannot tell a moment beyond its own end.
+const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
+
 /// Whether a variable of the worker's environment is its own configuration, which the steps do not get (contract section 4).
 pub fn is_own_variable(name: &str) -> bool {
     name.starts_with("MQTT_") || name.starts_with("JOB_") || name == "RUST_LOG"
@@ -243,7 +246,8 @@ fn is_program(path: &Path) -> bool {
 }
 
 fn seconds(value: &str) -> Option<Duration> {
-    value.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+    let seconds = value.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())?;
+    Some(seconds.min(FOREVER))
 }
 
 fn topic_root(value: &str) -> Option<String> {
