@@ -7,6 +7,7 @@ pub mod broker;
 pub mod controller;
 pub mod json;
 pub mod mosquitto;
+pub mod scene;
 pub mod site;
 pub mod temp_dir;
 pub mod wait;

@@ -1,0 +1,362 @@
+//! Stopping a worker by SIGTERM or SIGINT at every moment of its life (contract section 7).
+
+mod support;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use std::fs::{self, File};
+use std::process::Command;
+use support::broker::{Packet, Step, Verdict};
+use support::scene::{
+    Process, SOON, Scene, WORKER, await_file, binary, read, read_json, until_exists, verdict, wait_for,
+};
+
+/// Counts its runs, says what it was told, and goes; a run that finds `gate` ends at once.
+const HEEDS_TERM: &str = "echo x >> runs; trap 'echo told to stop; exit 0' TERM; touch up; \
+                          until [ -e gate ]; do sleep 0.02; done";
+
+fn steps() -> Value {
+    json!({ "steps": ["true", HEEDS_TERM, "touch next", { "run": "touch last", "always": true }] })
+}
+
+/// What `requeue` leaves: no result, the request with the broker, `interrupted` on disk; and the next worker runs the
+/// same attempt again.
+fn is_requeued(scene: &Scene, dir: &std::path::Path) {
+    scene.nothing_survives();
+    assert!(scene.broker.received("jobs/results/+").is_empty());
+    assert_eq!(scene.broker.queued(WORKER), 1, "the request is still with the broker");
+    let status = read_json(&dir.join("job.status.json"));
+    assert_eq!((status["status"].as_str(), &status["exitCode"]), (Some("interrupted"), &json!(null)));
+    assert_eq!([dir.join("next").exists(), dir.join("last").exists()], [false, false]);
+
+    fs::write(dir.join("gate"), "").unwrap();
+    // as often as it was stopped, it still is the first attempt
+    let mut worker = scene.worker(|worker| {
+        worker.env("JOB_MAX_ATTEMPTS", "1");
+    });
+    let result = scene.result("a");
+    assert_eq!((verdict(&result), &result["attempt"]), (("success", "", 0), &json!(1)));
+    worker.exits_with(0);
+    assert_eq!(scene.broker.queued(WORKER), 0);
+    assert_eq!(read(&dir.join("runs")), "x\nx\n");
+    let log = read(&dir.join("job.log"));
+    assert!(log.contains("attempt 1 again"), "{log}");
+}
+
+#[test]
+fn an_idle_worker_takes_its_leave() {
+    let scene = Scene::new();
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut worker = scene.idle_worker(|_| {});
+        worker.signal(signal);
+        worker.exits_with(0);
+        assert_eq!(scene.states().last().map(String::as_str), Some("offline"));
+    }
+    let farewells = scene.broker.log().into_iter().filter(|entry| {
+        matches!(entry, support::broker::Entry::Packet { packet: Packet::Disconnect { code: 0, .. }, .. })
+    });
+    assert_eq!(farewells.count(), 2, "no last will was needed");
+}
+
+#[test]
+fn a_running_job_is_requeued() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let scene = Scene::new();
+        let mut worker = scene.idle_worker(|worker| {
+            worker.env("JOB_STOP_GRACE", "30");
+        });
+        let dir = scene.submit("a", steps());
+        await_file(&dir.join("up"));
+        worker.signal(signal);
+        worker.exits_with(0);
+        assert!(read(&dir.join("job.log")).contains("\ntold to stop\n"));
+        is_requeued(&scene, &dir);
+    }
+}
+
+#[test]
+fn a_job_that_ignores_term_is_killed_and_requeued() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|worker| {
+        worker.env("JOB_STOP_GRACE", "0.2");
+    });
+    let daemon = r#"(setsid sh -c "trap '' TERM HUP; sleep 1000" &)"#;
+    let step =
+        format!("echo x >> runs; [ -e gate ] && exit; trap '' TERM; {daemon}; touch up; while :; do sleep 0.02; done");
+    let dir = scene.submit("a", json!({ "steps": [step] }));
+    await_file(&dir.join("up"));
+    worker.signal(Signal::TERM);
+    worker.exits_with(0);
+    is_requeued(&scene, &dir);
+}
+
+#[test]
+fn a_second_signal_stops_at_once() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|worker| {
+        worker.env("JOB_STOP_GRACE", "1000");
+    });
+    let step = "echo x >> runs; [ -e gate ] && exit; trap 'touch told' TERM; touch up; while :; do sleep 0.02; done";
+    let dir = scene.submit("a", json!({ "steps": [step] }));
+    await_file(&dir.join("up"));
+    worker.signal(Signal::TERM);
+    await_file(&dir.join("told"));
+    worker.signal(Signal::INT);
+    worker.exits_with(0);
+    is_requeued(&scene, &dir);
+}
+
+#[test]
+fn finish_finishes_and_reports() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|worker| {
+        worker.env("JOB_ON_STOP", "finish");
+    });
+    let dir = scene.submit("a", steps());
+    await_file(&dir.join("up"));
+    scene.submit("b", json!({ "steps": ["true"] }));
+    worker.signal(Signal::TERM);
+    worker.await_stderr("finishing the job first");
+    fs::write(dir.join("gate"), "").unwrap();
+    assert_eq!(verdict(&scene.result("a")), ("success", "", 0));
+    worker.exits_with(0);
+    assert!(dir.join("next").exists());
+    assert_eq!(scene.broker.queued(WORKER), 1, "the job behind it waits for the next worker");
+    assert!(!scene.drive().join("b/job.log").exists());
+}
+
+#[test]
+fn a_second_signal_ends_finish_too() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|worker| {
+        worker.env("JOB_ON_STOP", "finish").env("JOB_STOP_GRACE", "1000");
+    });
+    let dir = scene.submit("a", steps());
+    await_file(&dir.join("up"));
+    worker.signal(Signal::TERM);
+    worker.await_stderr("finishing the job first");
+    worker.signal(Signal::TERM);
+    worker.exits_with(0);
+    is_requeued(&scene, &dir);
+}
+
+#[test]
+fn a_worker_without_a_broker_stops() {
+    let scene = Scene::new();
+    scene.broker.stop_listening();
+    let mut worker = scene.worker(|_| {});
+    worker.await_stderr("no broker");
+    worker.signal(Signal::TERM);
+    worker.exits_with(0);
+}
+
+#[test]
+fn a_job_is_requeued_while_the_broker_is_away() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|_| {});
+    let dir = scene.submit("a", steps());
+    await_file(&dir.join("up"));
+    scene.broker.stop_listening();
+    worker.await_stderr("no broker");
+    worker.signal(Signal::TERM);
+    worker.exits_with(0);
+    scene.broker.listen_again();
+    is_requeued(&scene, &dir);
+}
+
+#[test]
+fn a_result_that_cannot_be_reported_is_reported_by_the_next_worker() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|worker| {
+        worker.env("JOB_ON_STOP", "finish").env("JOB_STOP_GRACE", "0.2");
+    });
+    let dir = scene.submit("a", steps());
+    await_file(&dir.join("up"));
+    scene.broker.stop_listening();
+    worker.await_stderr("no broker");
+    worker.signal(Signal::TERM);
+    worker.await_stderr("finishing the job first");
+    fs::write(dir.join("gate"), "").unwrap();
+    worker.exits_with(0);
+    scene.broker.listen_again();
+    answered_without_another_run(&scene, &dir);
+}
+
+/// The job is over, and nobody knows.
+fn answered_without_another_run(scene: &Scene, dir: &std::path::Path) {
+    assert_eq!(scene.broker.queued(WORKER), 1);
+    let reported = scene.broker.received("jobs/results/a").len();
+    let states = scene.states().len();
+    let mut worker = scene.worker(|_| {});
+    assert_eq!(verdict(&scene.results("a", reported + 1)[reported]), ("success", "", 0));
+    // an answer is not a job: this one is still to come
+    scene.await_idle_after(states);
+    scene.broker.wait_for_queued(WORKER, 0, SOON);
+    worker.signal(Signal::TERM);
+    worker.exits_with(0);
+    assert_eq!(read(&dir.join("runs")), "x\n");
+}
+
+#[test]
+fn a_worker_whose_result_is_not_acknowledged_stops_after_the_grace() {
+    let scene = Scene::new();
+    // no acknowledgement for what a client publishes
+    scene.broker.set_script(|step: &Step| match step.packet {
+        Packet::PubAck { .. } if !step.from_client => Verdict::Drop,
+        _ => Verdict::Pass,
+    });
+    let mut worker = scene.idle_worker(|worker| {
+        worker.env("JOB_STOP_GRACE", "0.2");
+    });
+    let dir = scene.prepare("a", steps());
+    fs::write(dir.join("gate"), "").unwrap();
+    scene.request(json!({ "id": "a", "workDir": dir }));
+    scene.result("a");
+    worker.signal(Signal::TERM);
+    worker.exits_with(0);
+    scene.broker.set_script(|_: &Step| Verdict::Pass);
+    answered_without_another_run(&scene, &dir);
+}
+
+#[test]
+fn a_second_signal_does_not_wait_for_the_acknowledgement() {
+    let scene = Scene::new();
+    scene.broker.set_script(|step: &Step| match step.packet {
+        Packet::PubAck { .. } if !step.from_client => Verdict::Drop,
+        _ => Verdict::Pass,
+    });
+    let mut worker = scene.idle_worker(|worker| {
+        worker.env("JOB_STOP_GRACE", "1000");
+    });
+    let dir = scene.prepare("a", steps());
+    fs::write(dir.join("gate"), "").unwrap();
+    scene.request(json!({ "id": "a", "workDir": dir }));
+    scene.result("a");
+    worker.signal(Signal::TERM);
+    worker.await_stderr("SIGTERM: stopping");
+    worker.signal(Signal::TERM);
+    worker.exits_with(0);
+    scene.broker.set_script(|_: &Step| Verdict::Pass);
+    answered_without_another_run(&scene, &dir);
+}
+
+#[test]
+fn a_worker_that_waits_for_a_directory_or_a_lock_stops() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|worker| {
+        worker.env("JOB_DIR_WAIT", "1000");
+    });
+    let dir = scene.drive().join("later");
+    scene.request(json!({ "id": "a", "workDir": dir }));
+    worker.await_stderr("request taken");
+    worker.signal(Signal::TERM);
+    worker.exits_with(0);
+    assert_eq!(scene.broker.queued(WORKER), 1);
+
+    // the next one gets it, and finds the directory in use
+    let dir = scene.prepare("later", json!({ "steps": ["touch ran"] }));
+    let log = File::create(dir.join("job.log")).unwrap();
+    log.lock().unwrap();
+    let mut worker = scene.worker(|_| {});
+    worker.await_stderr("is in use by another worker");
+    worker.signal(Signal::INT);
+    worker.exits_with(0);
+    assert_eq!(scene.broker.queued(WORKER), 1);
+    assert!(scene.broker.received("jobs/results/+").is_empty());
+    assert_eq!([dir.join("ran").exists(), dir.join("job.status.json").exists()], [false, false]);
+
+    log.unlock().unwrap();
+    let mut worker = scene.worker(|_| {});
+    assert_eq!(verdict(&scene.result("a")), ("success", "", 0));
+    worker.exits_with(0);
+}
+
+#[test]
+fn a_cancel_that_is_under_way_stays_one() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|worker| {
+        worker.env("JOB_STOP_GRACE", "1000");
+    });
+    let step = format!("trap 'touch told' TERM; touch up; {}", until_exists("gate"));
+    let dir = scene.submit("a", json!({ "steps": [step, { "run": "touch last", "always": true }] }));
+    await_file(&dir.join("up"));
+    scene.broker.publish("jobs/cancel/a", "");
+    await_file(&dir.join("told"));
+    worker.signal(Signal::TERM);
+    worker.await_stderr("SIGTERM: stopping");
+    fs::write(dir.join("gate"), "").unwrap();
+    assert_eq!(verdict(&scene.result("a")), ("failed", "cancelled", 130));
+    worker.exits_with(0);
+    assert!(!dir.join("last").exists(), "no further step");
+}
+
+/// The worker as PID 1 of a namespace, or nothing where that is not permitted.
+fn pid_1(scene: &Scene, arguments: &[&str], configure: impl FnOnce(&mut Command)) -> Option<Process> {
+    let unshare = ["--pid", "--fork", "--mount-proc", "--kill-child"];
+    if !Command::new("unshare").args(unshare).arg("true").output().is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: no PID namespace can be made here");
+        return None;
+    }
+    let mut command = Command::new("unshare");
+    command.args(unshare).arg(binary()).args(arguments);
+    scene.equip(&mut command);
+    configure(&mut command);
+    Some(scene.start(command))
+}
+
+/// The process that `unshare` waits for: PID 1 in there.
+fn child_of(process: &Process) -> Pid {
+    wait_for("the child of unshare", || {
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", process.child.id())).ok()?;
+        Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
+    })
+}
+
+#[test]
+fn pid_1_runs_a_job_and_leaves_nothing() {
+    let scene = Scene::new();
+    let Some(mut worker) = pid_1(&scene, &[], |_| {}) else { return };
+    scene.await_idle_after(0);
+    let dir = scene.submit("a", json!({ "steps": ["(setsid sleep 1000 &); sleep 1000 & echo $PPID > parent"] }));
+    assert_eq!(verdict(&scene.result("a")), ("success", "", 0));
+    worker.exits_with(0);
+    assert_eq!(read(&dir.join("parent")), "1\n");
+    assert!(read(&dir.join("job.log")).contains("killed 2 processes"));
+}
+
+#[test]
+fn pid_1_stops_idle_and_running() {
+    let scene = Scene::new();
+    for signal in [Signal::TERM, Signal::INT] {
+        let states = scene.states().len();
+        let Some(mut worker) = pid_1(&scene, &[], |_| {}) else { return };
+        scene.await_idle_after(states);
+        kill_process(child_of(&worker), signal).unwrap();
+        worker.exits_with(0);
+    }
+    let states = scene.states().len();
+    let Some(mut worker) = pid_1(&scene, &[], |_| {}) else { return };
+    scene.await_idle_after(states);
+    let dir = scene.submit("a", steps());
+    await_file(&dir.join("up"));
+    kill_process(child_of(&worker), Signal::TERM).unwrap();
+    worker.exits_with(0);
+    is_requeued(&scene, &dir);
+}
+
+#[test]
+fn pid_1_kills_who_ignores_term() {
+    let scene = Scene::new();
+    let Some(mut worker) = pid_1(&scene, &[], |worker| {
+        worker.env("JOB_STOP_GRACE", "0.2");
+    }) else {
+        return;
+    };
+    scene.await_idle_after(0);
+    let step = "echo x >> runs; [ -e gate ] && exit; trap '' TERM; touch up; while :; do sleep 0.02; done";
+    let dir = scene.submit("a", json!({ "steps": [step] }));
+    await_file(&dir.join("up"));
+    kill_process(child_of(&worker), Signal::INT).unwrap();
+    worker.exits_with(0);
+    is_requeued(&scene, &dir);
+}
