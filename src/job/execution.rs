@@ -59,8 +59,6 @@ pub struct Execution {
     document: Document,
     env: Vec<(OsString, OsString)>,
     started: Instant,
-    /// When to look at the size of the log, where it has a limit.
-    next_look: Instant,
     /// The step that runs now.
     step: Option<Running>,
     next: usize,
@@ -68,6 +66,9 @@ pub struct Execution {
     failure: Option<(Reason, i32, String)>,
     /// A step overran its time or was cancelled: from now on every step has a limit.
     overrun: bool,
+    /// The size that the log may have, where that is limited, and when to look at it.
+    log_room: Option<u64>,
+    log_look: Instant,
     /// No further step is to run.
     stopping: bool,
     changed: bool,
@@ -129,11 +130,12 @@ impl Execution {
             config: config.clone(),
             document,
             started: Instant::now(),
-            next_look: Instant::now(),
             step: None,
             next: 0,
             failure: None,
             overrun: false,
+            log_room: config.log_limit,
+            log_look: Instant::now() + LOG_LOOK,
             stopping: false,
             changed: false,
             outcome: None,
@@ -167,7 +169,7 @@ impl Execution {
         if let Some((_, kill_at)) = step.ending {
             return Some(kill_at);
         }
-        let look = self.config.log_limit.map(|_| self.next_look);
+        let look = self.log_room.map(|_| self.log_look);
         [self.time_left(step).map(|(at, _)| at), look].into_iter().flatten().min()
     }
 
@@ -204,15 +206,19 @@ impl Execution {
             Some((_, kill_at)) if kill_at <= now => self.kill(),
             Some(_) => {}
             None => {
-                self.next_look = now + LOG_LOOK;
-                let size = self.job.log.size();
+                self.log_look = now + LOG_LOOK;
                 if let Some((_, limit)) = self.time_left(step).filter(|(at, _)| *at <= now) {
                     self.end(End::Timeout(limit), now);
-                } else if let Some(limit) = self.config.log_limit.filter(|limit| size > *limit) {
-                    self.end(End::LogLimit(limit), now);
+                } else if let Some(passed) = self.log_limit_passed() {
+                    self.end(passed, now);
                 }
             }
         }
+    }
+
+    fn log_limit_passed(&self) -> Option<End> {
+        self.log_room.filter(|room| self.job.log.size() > *room)?;
+        self.config.log_limit.map(End::LogLimit)
     }
 
     /// Ends the step that runs: TERM to the whole job, and KILL after the grace.
@@ -247,9 +253,14 @@ impl Execution {
         let Some(step) = self.step.take() else { return };
         let exit = step.exit.unwrap_or(Exit::Signal(Signal::KILL.as_raw()));
         let duration = step.started.elapsed();
-        let code = match step.ending {
-            Some((End::Timeout(_), _)) => 124,
-            Some((End::Cancelled, _)) => 130,
+        let passed = self.log_limit_passed().filter(|_| step.ending.is_none());
+        if let Some(passed) = passed {
+            self.job.log.line(format_args!("{}", passed.sentence())); // it was quicker than our looks
+        }
+        let ending = step.ending.map(|(why, _)| why).or(passed);
+        let code = match ending {
+            Some(End::Timeout(_)) => 124,
+            Some(End::Cancelled) => 130,
             Some(_) => exit.code().max(1),
             None => exit.code(),
         };
@@ -261,9 +272,9 @@ impl Execution {
         status.status = if code == 0 { StepState::Success } else { StepState::Failed };
         (status.exit_code, status.signal, status.duration_ms) = (Some(code), signal, Some(millis(duration)));
         let label = self.label(step.index);
-        match step.ending {
-            Some((End::Stopped, _)) => {}
-            Some((why, _)) => {
+        match ending {
+            Some(End::Stopped) => {}
+            Some(why) => {
                 self.overrun |= !matches!(why, End::LogLimit(_));
                 self.fail(why.reason(), code, why.sentence());
             }
@@ -281,6 +292,8 @@ impl Execution {
 
     /// The first failure is the job's; what comes later cannot change it.
     fn fail(&mut self, reason: Reason, code: i32, error: String) {
+        // `always` steps may write as much again, or the first look would end them
+        self.log_room = self.config.log_limit.map(|limit| self.job.log.size().saturating_add(limit));
         self.failure.get_or_insert((reason, code, error));
     }
 
