@@ -1,0 +1,167 @@
+//! Nothing of a job outlives it, and every exit status is the right one (contract section 4).
+
+mod support;
+
+use serde_json::json;
+use std::fs;
+use std::sync::mpsc;
+use support::broker::{Packet, Step, Verdict};
+use support::scene::{Scene, await_file, survivors, until_exists, verdict, wait_until, zombies_of};
+
+const PLAIN: &str = "sleep 1000 &";
+const SETSID: &str = "setsid sleep 1000 &";
+const DOUBLE_FORK: &str = "(setsid sh -c 'sleep 1000 & sleep 1000' &)";
+const NOHUP: &str = "nohup sleep 1000 > /dev/null 2>&1 &";
+const IMMUNE: &str = "(setsid sh -c 'trap \"\" TERM HUP INT; while :; do sleep 0.02; done' &)";
+const BOMB: &str =
+    "bomb() { n=$1; if [ $n -gt 0 ]; then bomb $((n - 1)) & bomb $((n - 1)) & fi; sleep 1000; }; bomb 7 &";
+
+/// Every `n`th process of the bomb is 2^8 - 1 shells, each with a sleep.
+const KINDS: [&str; 6] = [PLAIN, SETSID, DOUBLE_FORK, NOHUP, IMMUNE, BOMB];
+
+/// Runs a job of these steps, and counts what is alive when its result arrives at the broker.
+#[track_caller]
+fn alive_at_the_result(steps: serde_json::Value, wanted: (&str, &str, i64)) {
+    let scene = Scene::new();
+    let mark = scene.mark();
+    let (sender, counts) = mpsc::channel();
+    scene.broker.set_script(move |step: &Step| {
+        if let Packet::Publish { topic, .. } = step.packet
+            && topic.starts_with("jobs/results/")
+        {
+            sender.send(survivors(&mark).len()).unwrap();
+        }
+        Verdict::Pass
+    });
+    let finished = scene.run("a", json!({ "steps": steps }), |_| {});
+    assert_eq!(finished.verdict(), wanted, "{}", finished.log);
+    assert_eq!(counts.try_recv(), Ok(0), "processes were alive when the result came");
+    let last = finished.log.lines().last().unwrap();
+    assert!(last.starts_with("==> killed "), "{last}");
+}
+
+#[test]
+fn nothing_is_alive_when_a_success_arrives() {
+    for kind in KINDS {
+        alive_at_the_result(json!([kind, "true"]), ("success", "", 0));
+    }
+}
+
+#[test]
+fn nothing_is_alive_when_a_failure_arrives() {
+    for kind in KINDS {
+        alive_at_the_result(json!([format!("{kind}\nexit 3")]), ("failed", "step", 3));
+    }
+}
+
+#[test]
+fn nothing_is_alive_when_a_timeout_arrives() {
+    for kind in KINDS {
+        let step = json!({ "run": format!("{kind}\nwait"), "timeoutSeconds": 0.3 });
+        let step =
+            if kind == IMMUNE { json!({ "run": format!("{kind}\nsleep 1000"), "timeoutSeconds": 0.3 }) } else { step };
+        // the last line of the log tells of the timeout's own kill, or of nothing: only what is alive counts here
+        let scene = Scene::new();
+        let finished = scene.run("a", json!({ "steps": [step] }), |worker| {
+            worker.env("JOB_STOP_GRACE", "0.3");
+        });
+        scene.nothing_survives();
+        assert!(["timeout", ""].contains(&finished.verdict().1), "{}", finished.log);
+    }
+}
+
+#[test]
+fn who_forks_and_exits_all_the_time_is_caught() {
+    // in a group of its own, and in a session of its own each time: no signal to a group reaches the next one
+    let scripts = ["if (fork) { exit }", "if (fork) { exit } setsid"];
+    for script in scripts {
+        let step =
+            format!("perl -MPOSIX=setsid -e 'open(F, \">>hops\"); while (1) {{ {script}; syswrite(F, \"x\") }}' &");
+        alive_at_the_result(json!([step, "until [ -s hops ]; do sleep 0.02; done"]), ("success", "", 0));
+    }
+}
+
+#[test]
+fn a_step_may_leave_something_running_for_the_next() {
+    let scene = Scene::new();
+    let finished = scene.run(
+        "a",
+        json!({ "steps": ["(setsid sleep 1000 & echo $! > pid); sleep 1000 & echo $! >> pid",
+        "for pid in $(cat pid); do kill -0 $pid || exit 1; done"] }),
+        |_| {},
+    );
+    assert_eq!(finished.verdict(), ("success", "", 0), "{}", finished.log);
+    scene.nothing_survives();
+}
+
+#[test]
+fn a_job_that_leaves_nothing_has_nothing_said_about_it() {
+    let scene = Scene::new();
+    let finished = scene.run("a", json!({ "steps": ["sleep 0 & wait"] }), |_| {});
+    assert!(!finished.log.contains("killed"), "{}", finished.log);
+}
+
+#[test]
+fn zombies_are_reaped_while_a_long_step_runs() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|_| {});
+    let step =
+        format!("for i in 1 2 3 4 5 6 7 8; do (true &); (setsid true &); done; touch up; {}", until_exists("gate"));
+    let dir = scene.submit("a", json!({ "steps": [step] }));
+    await_file(&dir.join("up"));
+    wait_until("no zombie to be left", || zombies_of(worker.pid()) == 0);
+    fs::write(dir.join("gate"), "").unwrap();
+    assert_eq!(verdict(&scene.result("a")), ("success", "", 0));
+    worker.exits_with(0);
+}
+
+#[test]
+fn no_exit_status_is_stolen() {
+    let scene = Scene::new();
+    let steps: Vec<_> = (0..120)
+        .map(|code| json!({ "run": format!("(true &); (false &); setsid sh -c 'exit 9' & exit {code}"), "always": true }))
+        .collect();
+    let finished = scene.run("a", json!({ "steps": steps }), |_| {});
+    let codes: Vec<_> =
+        finished.result["steps"].as_array().unwrap().iter().map(|step| step["exitCode"].as_i64()).collect();
+    assert_eq!(codes, (0..120).map(Some).collect::<Vec<_>>());
+    assert_eq!(finished.verdict(), ("failed", "step", 1));
+}
+
+#[test]
+fn a_step_that_kills_its_own_group_has_failed() {
+    let scene = Scene::new();
+    let finished = scene.run("a", json!({ "steps": ["sleep 1000 & kill -9 0; sleep 1000", "touch next"] }), |_| {});
+    assert_eq!(finished.verdict(), ("failed", "step", 137));
+    assert_eq!(finished.result["steps"][0]["signal"], "SIGKILL");
+    scene.nothing_survives();
+}
+
+#[test]
+fn a_step_that_cannot_be_started_says_why() {
+    let scene = Scene::new();
+    // more than the kernel takes as one argument
+    let steps = json!(["touch first", "#".repeat(300_000), "touch next", { "run": "touch last", "always": true }]);
+    let finished = scene.run("long", json!({ "steps": steps }), |_| {});
+    assert_eq!(finished.result["status"], "failed");
+    let error = finished.result["error"].as_str().unwrap();
+    assert!(error.contains("step 2/4"), "{error}");
+    let exists = |file: &str| finished.dir.join(file).exists();
+    assert_eq!([exists("first"), exists("next"), exists("last")], [true, false, true]);
+
+    let env = json!({ "LONG": "x".repeat(300_000) });
+    let finished = scene.run("env", json!({ "steps": ["true"], "env": env }), |_| {});
+    assert_eq!(finished.result["status"], "failed");
+}
+
+#[test]
+fn a_shell_that_vanishes_fails_the_step() {
+    let scene = Scene::new();
+    let shell = scene.drive().join("shell");
+    fs::copy("/bin/sh", &shell).unwrap();
+    let finished = scene.run("a", json!({ "steps": [format!("rm {}", shell.display()), "true"] }), |worker| {
+        worker.env("JOB_SHELL", &shell);
+    });
+    assert_eq!(finished.result["status"], "failed");
+    assert!(finished.result["error"].as_str().unwrap().contains("could not be started"), "{}", finished.result);
+}
