@@ -5,6 +5,8 @@
 use crate::process::{self, Exit as Ended, Reaped};
 use crate::{Exit, signals};
 use rustix::process::{Pid, Signal, kill_process};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -46,8 +48,9 @@ pub fn run() -> Exit {
 }
 
 fn start_worker() -> std::io::Result<Pid> {
-    // the handle is let go: reaping is done in `process` alone
-    Ok(Pid::from_child(&Command::new("/proc/self/exe").spawn()?))
+    // in a group of its own: at a terminal, Ctrl-C would reach it twice, and a second signal means "at once".
+    // The handle is let go: reaping is done in `process` alone
+    Ok(Pid::from_child(&Command::new("/proc/self/exe").process_group(0).spawn()?))
 }
 
 enum Watched {
@@ -64,7 +67,7 @@ fn watch(worker: Pid, events: &Receiver<signals::Event>) -> Watched {
         match events.recv() {
             Ok(signals::Event::Stop(signal)) => {
                 stopped = true;
-                let signal = if signal == signal_hook::consts::SIGINT { Signal::INT } else { Signal::TERM };
+                let signal = if signal == SIGINT { Signal::INT } else { Signal::TERM };
                 let _ = kill_process(worker, signal); // ESRCH: it has just ended, which is the next event
             }
             Ok(signals::Event::ChildEnded) => {
@@ -76,7 +79,11 @@ fn watch(worker: Pid, events: &Receiver<signals::Event>) -> Watched {
         }
     };
     process::sweep(|_, _| {});
-    let status = u8::try_from(ended.code()).unwrap_or(Exit::Defect.status());
+    let status = match ended {
+        // our signal came before it had handlers, so it had not begun anything
+        Ended::Signal(SIGTERM | SIGINT) if stopped => Exit::Done.status(),
+        ended => u8::try_from(ended.code()).unwrap_or(Exit::Defect.status()),
+    };
     if stopped { Watched::Stopped(status) } else { Watched::Ended(status) }
 }
 
