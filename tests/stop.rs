@@ -2,14 +2,11 @@
 
 mod support;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 use std::fs::{self, File};
-use std::process::Command;
 use support::broker::{Packet, Step, Verdict};
-use support::scene::{
-    Process, SOON, Scene, WORKER, await_file, binary, read, read_json, until_exists, verdict, wait_for,
-};
+use support::scene::{SOON, Scene, WORKER, await_file, child_of, pid_1, read, read_json, until_exists, verdict};
 
 /// Counts its runs, says what it was told, and goes; a run that finds `gate` ends at once.
 const HEEDS_TERM: &str = "echo x >> runs; trap 'echo told to stop; exit 0' TERM; touch up; \
@@ -288,28 +285,6 @@ fn a_cancel_that_is_under_way_stays_one() {
     assert_eq!(verdict(&scene.result("a")), ("failed", "cancelled", 130));
     worker.exits_with(0);
     assert!(!dir.join("last").exists(), "no further step");
-}
-
-/// The worker as PID 1 of a namespace, or nothing where that is not permitted.
-fn pid_1(scene: &Scene, arguments: &[&str], configure: impl FnOnce(&mut Command)) -> Option<Process> {
-    let unshare = ["--pid", "--fork", "--mount-proc", "--kill-child"];
-    if !Command::new("unshare").args(unshare).arg("true").output().is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: no PID namespace can be made here");
-        return None;
-    }
-    let mut command = Command::new("unshare");
-    command.args(unshare).arg(binary()).args(arguments);
-    scene.equip(&mut command);
-    configure(&mut command);
-    Some(scene.start(command))
-}
-
-/// The process that `unshare` waits for: PID 1 in there.
-fn child_of(process: &Process) -> Pid {
-    wait_for("the child of unshare", || {
-        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", process.child.id())).ok()?;
-        Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
-    })
 }
 
 #[test]

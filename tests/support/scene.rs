@@ -276,7 +276,7 @@ pub fn survivors(mark: &str) -> Vec<i32> {
 }
 
 /// Living processes with the mark in their environment, and with a variable that starts so.
-fn marked(mark: &str, start: &[u8]) -> Vec<i32> {
+pub fn marked(mark: &str, start: &[u8]) -> Vec<i32> {
     let is_marked = |pid: &i32| {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default(); // empty for a zombie
         let mut variables = environment.split(|byte| *byte == 0);
@@ -320,6 +320,28 @@ pub fn await_file(path: &Path) {
 /// A step that runs until the file `gate` exists in the workDir.
 pub fn until_exists(gate: &str) -> String {
     format!("until [ -e {gate} ]; do sleep 0.02; done")
+}
+
+/// The binary as PID 1 of a namespace, or nothing where that is not permitted.
+pub fn pid_1(scene: &Scene, arguments: &[&str], configure: impl FnOnce(&mut Command)) -> Option<Process> {
+    let unshare = ["--pid", "--fork", "--mount-proc", "--kill-child"];
+    if !Command::new("unshare").args(unshare).arg("true").output().is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: no PID namespace can be made here");
+        return None;
+    }
+    let mut command = Command::new("unshare");
+    command.args(unshare).arg(binary()).args(arguments);
+    scene.equip(&mut command);
+    configure(&mut command);
+    Some(scene.start(command))
+}
+
+/// The process that `unshare` waits for: PID 1 in there.
+pub fn child_of(process: &Process) -> Pid {
+    wait_for("the child of unshare", || {
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", process.child.id())).ok()?;
+        Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
+    })
 }
 
 fn new_directory() -> PathBuf {
