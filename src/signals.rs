@@ -1,5 +1,6 @@
 //! Signals of the kernel as events (contract section 7).
 
+use nix::sys::signal::{SigSet, Signal};
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::io;
@@ -20,6 +21,8 @@ pub enum Event {
 /// # Errors
 /// What the kernel said, when handlers cannot be installed.
 pub fn forward(sink: impl Fn(Event) + Send + 'static) -> io::Result<()> {
+    // a parent may have blocked them, and we would wait for ever for the end of a step
+    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD]).thread_unblock()?;
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGCHLD])?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {
