@@ -64,7 +64,12 @@ fn parse(arguments: Vec<OsString>) -> Result<Verb, String> {
         Some("supervise") => Verb::Supervise,
         Some("--help" | "-h" | "help") => Verb::Help,
         Some("--version" | "-V") => Verb::Version,
-        Some("check") => Verb::Check { dir: rest.next().filter(|dir| !dir.is_empty()) },
+        Some("check") => match rest.next().filter(|dir| !dir.is_empty()) {
+            Some(option) if option.as_encoded_bytes().starts_with(b"-") => {
+                return Err(format!("unknown option {option:?}"));
+            }
+            dir => Verb::Check { dir },
+        },
         Some("run") => {
             let (mut dir, mut id) = (None, None);
             while let Some(argument) = rest.next() {
@@ -132,9 +137,17 @@ mod tests {
         assert_eq!(verb("run d"), Ok(Verb::Run { dir: "d".into(), id: None }));
         assert_eq!(verb("run --id 7 d"), Ok(Verb::Run { dir: "d".into(), id: Some("7".into()) }));
         assert_eq!(verb("--help"), Ok(Verb::Help));
-        for wrong in
-            ["start", "run", "run a b", "run --id", "run a --fast", "supervise now", "check a b", "--version x"]
-        {
+        for wrong in [
+            "start",
+            "run",
+            "run a b",
+            "run --id",
+            "run a --fast",
+            "supervise now",
+            "check a b",
+            "check --all",
+            "--version x",
+        ] {
             assert!(verb(wrong).is_err(), "{wrong}");
         }
     }
