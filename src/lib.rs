@@ -34,6 +34,19 @@ pub mod signals;
 pub mod supervise;
 pub mod worker;
 
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+/// The next event, or `Timeout` at the deadline. What is due comes first: events may come without a pause. Without a
+/// deadline we sleep until something happens.
+fn next_event<T>(events: &Receiver<T>, deadline: Option<Instant>) -> Result<T, RecvTimeoutError> {
+    match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
+        None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        Some(Duration::ZERO) => Err(RecvTimeoutError::Timeout),
+        Some(left) => events.recv_timeout(left),
+    }
+}
+
 /// How this program ends (contract section 7).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Exit {

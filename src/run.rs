@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 /// Pause between two looks at the log, for the terminal.
 const LOG_LOOK: Duration = Duration::from_millis(50);
 
+/// The same at the end, when there is only the rest of the log to wait for.
+const END_LOOK: Duration = Duration::from_millis(2);
+
 /// Runs the job in `dir`; its log also goes to stdout.
 pub fn run(config: &Config, dir: &OsStr, id: Option<&str>) -> Exit {
     let (sender, events) = mpsc::channel();
@@ -67,24 +70,32 @@ fn execute(config: &Config, request: Request, events: &Receiver<signals::Event>)
             }
         }
     };
-    let mut terminal = Terminal { log: File::open(log).ok(), shown: 0 };
-    let document = follow(&mut execution, events, &mut terminal);
-    terminal.show();
+    let (running, over) = mpsc::channel();
+    let from = execution.log_start();
+    let shown = File::open(log).map(|log| std::thread::spawn(move || show(&log, from, &over)));
+    let document = follow(&mut execution, events);
+    drop(running);
+    // a reader may be slow; who does not want the rest of the log interrupts us once more
+    while shown.as_ref().is_ok_and(|thread| !thread.is_finished()) {
+        if let Ok(signals::Event::Stop(_)) = events.recv_timeout(END_LOOK) {
+            break;
+        }
+    }
     Ok(document)
 }
 
-fn follow(execution: &mut Execution, events: &Receiver<signals::Event>, terminal: &mut Terminal) -> Document {
+fn follow(execution: &mut Execution, events: &Receiver<signals::Event>) -> Document {
+    let mut cancelled = false;
     loop {
         if let Some(Outcome::Final(document)) = execution.take_outcome() {
             return *document;
         }
-        terminal.show();
-        let look = Instant::now() + LOG_LOOK;
-        let until = execution.deadline().map_or(look, |at| at.min(look));
-        match events.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        match crate::next_event(events, execution.deadline()) {
             Ok(signals::Event::ChildEnded) => execution.child_ended(),
-            // once as a cancel, twice at once
-            Ok(signals::Event::Stop(_)) if execution.is_ending() => execution.kill(),
+            Ok(signals::Event::Stop(_)) if std::mem::replace(&mut cancelled, true) => {
+                execution.end(End::Stopped, Instant::now());
+                execution.kill();
+            }
             Ok(signals::Event::Stop(_)) => execution.end(End::Cancelled, Instant::now()),
             Err(RecvTimeoutError::Timeout) => execution.expired(Instant::now()),
             Err(RecvTimeoutError::Disconnected) => execution.kill(),
@@ -92,23 +103,21 @@ fn follow(execution: &mut Execution, events: &Receiver<signals::Event>, terminal
     }
 }
 
-/// Shows what the log has got since the last look.
-struct Terminal {
-    log: Option<File>,
-    shown: u64,
-}
-
-impl Terminal {
-    fn show(&mut self) {
-        let Some(log) = &self.log else { return };
-        let mut buffer = [0; 16 * 1024];
-        while let Ok(bytes @ 1..) = log.read_at(&mut buffer, self.shown) {
-            self.shown += bytes as u64;
-            if std::io::stdout().write_all(&buffer[..bytes]).is_err() {
-                self.log = None; // nobody reads us any more; the job goes on, and its log is in the file
-                return;
+/// Shows what the log gets, until the job is over. On a thread of its own, since a reader that does not read must hold up
+/// neither a timeout nor a signal.
+fn show(log: &File, from: u64, over: &Receiver<()>) {
+    let mut shown = from;
+    let mut buffer = [0; 16 * 1024];
+    loop {
+        let is_over = over.recv_timeout(LOG_LOOK) != Err(RecvTimeoutError::Timeout);
+        while let Ok(bytes @ 1..) = log.read_at(&mut buffer, shown) {
+            shown += bytes as u64;
+            if std::io::stdout().write_all(&buffer[..bytes]).and_then(|()| std::io::stdout().flush()).is_err() {
+                return; // nobody reads us any more; the job goes on, and its log is in the file
             }
         }
-        let _ = std::io::stdout().flush();
+        if is_over {
+            return;
+        }
     }
 }

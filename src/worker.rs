@@ -117,13 +117,7 @@ impl Worker {
             Activity::Claiming(claim) => Some(claim.next_look()),
             Activity::Running(execution) => execution.deadline(),
         };
-        match [activity, self.delivery.deadline()].into_iter().flatten().min() {
-            // first, or a job that keeps us busy with dying children could put it off for ever
-            Some(at) if at <= Instant::now() => Err(RecvTimeoutError::Timeout),
-            Some(at) => self.events.recv_timeout(at.saturating_duration_since(Instant::now())),
-            // nothing to do at any time: sleep until something happens
-            None => self.events.recv().map_err(|_| RecvTimeoutError::Disconnected),
-        }
+        crate::next_event(&self.events, [activity, self.delivery.deadline()].into_iter().flatten().min())
     }
 
     fn expired(&mut self) -> ControlFlow<Exit> {

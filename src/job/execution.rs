@@ -69,6 +69,7 @@ pub struct Execution {
     /// The size that the log may have, where that is limited, and when to look at it.
     log_room: Option<u64>,
     log_look: Instant,
+    log_start: u64,
     /// No further step is to run.
     stopping: bool,
     changed: bool,
@@ -93,6 +94,7 @@ impl Execution {
     /// again and again.
     pub fn start(mut job: Job, config: &JobConfig, worker: &str) -> Result<Self, String> {
         let path = job.log.path().to_owned();
+        let log_start = job.resumed.map_or(0, |_| job.log.size());
         match job.resumed {
             None => job.log.begin(&job.id, &job.dir).map_err(|error| format!("{path} cannot be written: {error}"))?,
             Some(Resumed::AfterCrash) => {
@@ -136,6 +138,7 @@ impl Execution {
             overrun: false,
             log_room: config.log_limit,
             log_look: Instant::now() + LOG_LOOK,
+            log_start,
             stopping: false,
             changed: false,
             outcome: None,
@@ -148,9 +151,9 @@ impl Execution {
         &self.job.id
     }
 
-    /// Whether the step that runs is being ended.
-    pub fn is_ending(&self) -> bool {
-        self.step.as_ref().is_some_and(|step| step.ending.is_some())
+    /// Where in the log this attempt begins, in bytes.
+    pub fn log_start(&self) -> u64 {
+        self.log_start
     }
 
     /// The document, if it has changed since the last call, while the job runs.
