@@ -15,6 +15,10 @@ use std::time::{Duration, Instant};
 /// How long a sweep insists before it leaves what it cannot kill (another user's process, one stuck in the kernel).
 const SWEEP_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Pause between two passes of a sweep that found nobody new; it doubles from the first to the last.
+const FIRST_PAUSE: Duration = Duration::from_micros(100);
+const LAST_PAUSE: Duration = Duration::from_millis(50);
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Exit {
@@ -111,7 +115,7 @@ pub fn signal_all(group: Pid, signal: Signal) {
 /// Where nothing is left over, this is one system call.
 pub fn sweep(mut ended: impl FnMut(Pid, Exit)) -> usize {
     let started = Instant::now();
-    let mut pause = Duration::from_millis(1);
+    let mut pause = FIRST_PAUSE;
     let mut killed = std::collections::HashSet::new();
     loop {
         loop {
@@ -121,18 +125,28 @@ pub fn sweep(mut ended: impl FnMut(Pid, Exit)) -> usize {
                 Reaped::NoneLeft => return killed.len(),
             }
         }
-        // a process can fork while we look: another pass, until there is no child
-        for process in descendants() {
-            if kill_process(process.pid, Signal::KILL).is_ok() {
-                killed.insert(process.pid);
-            }
+        // the children of whoever is killed become ours, so direct children are enough, in as many passes as it takes
+        let news =
+            children().into_iter().filter(|child| kill_process(*child, Signal::KILL).is_ok() && killed.insert(*child));
+        if news.count() > 0 {
+            pause = FIRST_PAUSE; // who forks and exits all the time is only caught by looking at once
+            continue;
         }
         if started.elapsed() > SWEEP_PATIENCE {
             log::warn!("some processes of the job cannot be killed; going on without them");
             return killed.len();
         }
         std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(50));
+        pause = (pause * 2).min(LAST_PAUSE);
+    }
+}
+
+/// Our own children. The kernel's list of them is there at once, while a look at all processes takes longer than a fork.
+fn children() -> Vec<Pid> {
+    let own = rustix::process::getpid().as_raw_pid();
+    match std::fs::read_to_string(format!("/proc/self/task/{own}/children")) {
+        Ok(list) => list.split_ascii_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect(),
+        Err(_) => descendants().into_iter().map(|process| process.pid).collect(), // a kernel without CONFIG_PROC_CHILDREN
     }
 }
 

@@ -37,7 +37,7 @@ fn a_good_configuration_and_a_good_job() {
     let output = check(&scene, Some("a"), |_| {});
     assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
     let said = text(&output.stdout);
-    assert!(said.contains("2 steps") && said.contains("steps[1].colour"), "{said}");
+    assert!(said.contains("2 steps") && said.contains("steps[].colour"), "{said}");
     assert_eq!(contents(&dir), before, "nothing is run, nothing is written");
     assert!(scene.broker.log().is_empty(), "nobody is asked");
 }

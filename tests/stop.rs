@@ -142,7 +142,7 @@ fn a_worker_without_a_broker_stops() {
     let scene = Scene::new();
     scene.broker.stop_listening();
     let mut worker = scene.worker(|_| {});
-    worker.await_stderr("no broker");
+    worker.await_stderr("trying again until it is back");
     worker.signal(Signal::TERM);
     worker.exits_with(0);
 }
@@ -154,7 +154,7 @@ fn a_job_is_requeued_while_the_broker_is_away() {
     let dir = scene.submit("a", steps());
     await_file(&dir.join("up"));
     scene.broker.stop_listening();
-    worker.await_stderr("no broker");
+    worker.await_stderr("trying again until it is back");
     worker.signal(Signal::TERM);
     worker.exits_with(0);
     scene.broker.listen_again();
@@ -170,7 +170,7 @@ fn a_result_that_cannot_be_reported_is_reported_by_the_next_worker() {
     let dir = scene.submit("a", steps());
     await_file(&dir.join("up"));
     scene.broker.stop_listening();
-    worker.await_stderr("no broker");
+    worker.await_stderr("trying again until it is back");
     worker.signal(Signal::TERM);
     worker.await_stderr("finishing the job first");
     fs::write(dir.join("gate"), "").unwrap();

@@ -58,11 +58,7 @@ impl Definition {
 
 fn steps(raw: &RawValue, unknown: &mut Vec<String>) -> Result<Vec<Step>, String> {
     let items = json::array(raw)?;
-    items
-        .iter()
-        .enumerate()
-        .map(|(i, item)| step(item, unknown).map_err(|e| format!("item {}: {e}", i + 1)))
-        .collect()
+    items.iter().enumerate().map(|(i, item)| step(item, unknown).map_err(|e| format!("item {}: {e}", i + 1))).collect()
 }
 
 fn step(raw: &RawValue, unknown: &mut Vec<String>) -> Result<Step, String> {
