@@ -319,12 +319,12 @@ on_both_protocols!(
 #[test]
 fn a_hostile_log_file_in_the_work_dir_does_not_stop_the_worker() {
     let site = Site::start();
-    let mut worker = site.idle_worker(eager("5"));
     for (name, make) in [
         ("directory", (|path| fs::create_dir(path)) as fn(&Path) -> std::io::Result<()>),
         ("pipe", |path| Command::new("mkfifo").arg(path).status().map(|_| ())),
         ("dangling", |path| symlink("/nowhere/at/all", path)),
     ] {
+        let mut worker = site.idle_worker(eager("5"));
         let dir = site.prepare(name, json!({ "steps": ["touch ran"] }));
         make(&dir.join("job.log")).expect("the drive can be written");
         site.request(json!({ "id": name, "workDir": dir }));
@@ -332,11 +332,9 @@ fn a_hostile_log_file_in_the_work_dir_does_not_stop_the_worker() {
         assert_eq!(result["status"], "failed", "{name}: {result}");
         assert_eq!(result["logFile"], Value::Null, "{name}: {result}");
         assert!(!dir.join("ran").exists(), "{name}");
-        if worker.ended().is_some() {
-            worker = site.idle_worker(eager("5"));
-        }
+        worker.exits_with(0);
     }
-    let good = site.run_on(worker, "good", json!({ "steps": ["true"] }));
+    let good = site.run_on(site.idle_worker(eager("5")), "good", json!({ "steps": ["true"] }));
     assert_eq!(good.result["status"], "success");
 }
 

@@ -52,7 +52,7 @@ fn a_final_document_has_the_fields_of_the_contract() {
     assert!(before <= started && started <= ended && ended <= std::time::SystemTime::now());
     let between = ended.duration_since(started).expect("in order").as_millis() as i64;
     let duration = result["durationMs"].as_i64().expect("durationMs is an integer");
-    assert!(duration >= 150 && (duration - between).abs() <= 2, "{duration} ms is about {between} ms");
+    assert!(duration >= 150 && (duration - between).abs() <= 50, "{duration} ms is about {between} ms");
     assert!(result.get("reason").is_none_or(Value::is_null), "a success has no reason");
     assert!(result.get("error").is_none_or(Value::is_null), "a success has no error");
 
