@@ -126,6 +126,11 @@ impl Controller {
         self.state().messages.len()
     }
 
+    /// Everything heard after `mark`.
+    pub fn news(&self, mark: usize) -> Vec<Message> {
+        self.state().messages[mark..].to_vec()
+    }
+
     pub fn heard_since(&self, mark: usize, topic: &str) -> Vec<Message> {
         self.state().messages[mark..].iter().filter(|message| message.topic == topic).cloned().collect()
     }

@@ -149,6 +149,11 @@ impl Mosquitto {
         self.end();
     }
 
+    /// Dies at this very moment, with whatever it has acknowledged and not written yet.
+    pub fn crash(&mut self) {
+        self.end();
+    }
+
     fn end(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill().expect("mosquitto is our child");
