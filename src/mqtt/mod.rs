@@ -10,6 +10,7 @@ mod v5;
 use crate::config::{Broker, Protocol};
 use bytes::Bytes;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,10 @@ const MAX_PACKET_BYTES: u32 = 268_435_460;
 
 /// How many requests to a connection may wait for its thread.
 const REQUEST_CAPACITY: usize = 100;
+
+/// How many of them may be announcements: what must be said always finds room, so it never waits for a broker that has
+/// stopped reading.
+const ANNOUNCEMENTS: usize = REQUEST_CAPACITY / 2;
 
 /// Slots for unacknowledged messages of ours. There is one at a time; a packet identifier is not used again too soon.
 const IN_FLIGHT: u16 = 16;
@@ -64,7 +69,7 @@ pub trait Connection: Send + Sync {
     fn subscribe(&self, settings: &Settings);
     /// Publishes at QoS 1; [`Event::Published`] tells when the broker has it.
     fn publish(&self, topic: &str, payload: Vec<u8>);
-    /// Publishes at QoS 0 if that needs no waiting, else not at all.
+    /// Publishes at QoS 0 unless many such messages are still waiting to be sent.
     fn announce(&self, topic: &str, payload: Vec<u8>, retain: bool);
     /// Acknowledges a message of this connection.
     fn acknowledge(&self, packet_id: u16);
@@ -124,6 +129,21 @@ pub fn open(settings: Settings, sink: impl Fn(Event) + Send + 'static) -> std::i
     let (resume, resumed) = mpsc::channel();
     std::thread::Builder::new().name("mqtt".into()).spawn(move || Driver::new(settings, resumed, sink).run())?;
     Ok(Link { resume })
+}
+
+/// The announcements of one connection that wait for its thread.
+#[derive(Clone, Default)]
+struct Announcements(Arc<AtomicUsize>);
+
+impl Announcements {
+    fn has_room(&self) -> bool {
+        self.0.fetch_update(Relaxed, Relaxed, |waiting| (waiting < ANNOUNCEMENTS).then_some(waiting + 1)).is_ok()
+    }
+
+    /// One has been written to the connection.
+    fn sent(&self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 /// One network connection, of either protocol version.

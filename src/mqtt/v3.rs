@@ -1,7 +1,7 @@
 //! MQTT 3.1.1 over rumqttc. It has no Receive Maximum: a broker sends several requests at once, and those behind the
 //! first stay unacknowledged, so that they come again. Nor does it give reasons for a disconnect.
 
-use super::{Connection, Delivery, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES, REQUEST_CAPACITY};
+use super::{Announcements, Connection, Delivery, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES, REQUEST_CAPACITY};
 use super::{Settings, Wire};
 use rumqttc::{
     Client, ConnectReturnCode as Code, ConnectionError, Event, LastWill, MqttOptions, Outgoing, Packet, Publish, QoS,
@@ -15,8 +15,15 @@ pub fn open(settings: &Settings) -> (Arc<dyn Connection>, Box<dyn Wire>) {
     let mut network = connection.eventloop.network_options();
     network.set_tcp_nodelay(true);
     connection.eventloop.set_network_options(network);
-    let wire = V3Wire { connection, greeted: false, last_words: VecDeque::new(), failure: None };
-    (Arc::new(V3(client)), Box::new(wire))
+    let announcements = Announcements::default();
+    let wire = V3Wire {
+        connection,
+        announcements: announcements.clone(),
+        greeted: false,
+        last_words: VecDeque::new(),
+        failure: None,
+    };
+    (Arc::new(V3(client, announcements)), Box::new(wire))
 }
 
 fn options(settings: &Settings) -> MqttOptions {
@@ -36,7 +43,7 @@ fn options(settings: &Settings) -> MqttOptions {
     options
 }
 
-struct V3(Client);
+struct V3(Client, Announcements);
 
 // The errors that are dropped here all say one thing: the connection is gone. The worker hears that as an event.
 impl Connection for V3 {
@@ -54,7 +61,9 @@ impl Connection for V3 {
     }
 
     fn announce(&self, topic: &str, payload: Vec<u8>, retain: bool) {
-        let _ = self.0.try_publish(topic, QoS::AtMostOnce, retain, payload);
+        if self.1.has_room() {
+            let _ = self.0.try_publish(topic, QoS::AtMostOnce, retain, payload);
+        }
     }
 
     fn acknowledge(&self, packet_id: u16) {
@@ -74,6 +83,7 @@ impl Connection for V3 {
 
 struct V3Wire {
     connection: rumqttc::Connection,
+    announcements: Announcements,
     /// CONNACK has come.
     greeted: bool,
     /// What was heard before the connection broke, and is still to be told.
@@ -118,6 +128,11 @@ impl V3Wire {
             }),
             Event::Incoming(Packet::PubAck(_)) => Heard::Published(Ok(())),
             Event::Outgoing(Outgoing::Disconnect) => Heard::Closed,
+            // packet identifier 0 is QoS 0
+            Event::Outgoing(Outgoing::Publish(0)) => {
+                self.announcements.sent();
+                Heard::Other
+            }
             _ => Heard::Other,
         }
     }

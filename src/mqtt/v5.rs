@@ -1,6 +1,6 @@
 //! MQTT 5 over rumqttc.
 
-use super::{Connection, Delivery, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES, REQUEST_CAPACITY};
+use super::{Announcements, Connection, Delivery, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES, REQUEST_CAPACITY};
 use super::{Settings, Unpublished, Wire};
 use rumqttc::Outgoing;
 use rumqttc::v5::mqttbytes::QoS;
@@ -18,8 +18,15 @@ const SESSION_NEVER_EXPIRES: u32 = u32::MAX;
 
 pub fn open(settings: &Settings) -> (Arc<dyn Connection>, Box<dyn Wire>) {
     let (client, connection) = Client::new(options(settings), REQUEST_CAPACITY);
-    let wire = V5Wire { connection, greeted: false, last_words: VecDeque::new(), failure: None };
-    (Arc::new(V5(client)), Box::new(wire))
+    let announcements = Announcements::default();
+    let wire = V5Wire {
+        connection,
+        announcements: announcements.clone(),
+        greeted: false,
+        last_words: VecDeque::new(),
+        failure: None,
+    };
+    (Arc::new(V5(client, announcements)), Box::new(wire))
 }
 
 fn options(settings: &Settings) -> MqttOptions {
@@ -48,7 +55,7 @@ fn options(settings: &Settings) -> MqttOptions {
     options
 }
 
-struct V5(Client);
+struct V5(Client, Announcements);
 
 // The errors that are dropped here all say one thing: the connection is gone. The worker hears that as an event.
 impl Connection for V5 {
@@ -72,7 +79,9 @@ impl Connection for V5 {
     }
 
     fn announce(&self, topic: &str, payload: Vec<u8>, retain: bool) {
-        let _ = self.0.try_publish(topic, QoS::AtMostOnce, retain, payload);
+        if self.1.has_room() {
+            let _ = self.0.try_publish(topic, QoS::AtMostOnce, retain, payload);
+        }
     }
 
     fn acknowledge(&self, packet_id: u16) {
@@ -91,6 +100,7 @@ impl Connection for V5 {
 
 struct V5Wire {
     connection: rumqttc::v5::Connection,
+    announcements: Announcements,
     /// CONNACK has come.
     greeted: bool,
     /// What was heard before the connection broke, and is still to be told.
@@ -136,6 +146,11 @@ impl V5Wire {
             }),
             Event::Incoming(Packet::PubAck(ack)) => Heard::Published(published(&ack)),
             Event::Outgoing(Outgoing::Disconnect) => Heard::Closed,
+            // packet identifier 0 is QoS 0
+            Event::Outgoing(Outgoing::Publish(0)) => {
+                self.announcements.sent();
+                Heard::Other
+            }
             _ => Heard::Other,
         }
     }
