@@ -71,7 +71,8 @@ fn a_job_goes_on_while_the_broker_is_away() {
     fs::write(dir.path().join("gate"), "").unwrap();
     let steps = json!([while_exists("gate"), "true", "true"]);
     broker.publish("jobs/pending", json!({ "id": "a", "workDir": ".", "steps": steps }).to_string());
-    broker.wait_for_message("jobs/status/a", 1, DEADLINE);
+    let told = broker.wait_for_message("jobs/status/a", 1, DEADLINE);
+    assert!(told.iter().all(|message| message.qos == 0 && !message.retain), "{told:?}");
     broker.stop_listening();
     fs::remove_file(dir.path().join("gate")).unwrap();
     wait::until("the end of the job", || on_disk(&dir)["status"] == "success");

@@ -8,6 +8,7 @@ pub mod controller;
 pub mod json;
 pub mod mosquitto;
 pub mod scene;
+pub mod schema;
 pub mod site;
 pub mod temp_dir;
 pub mod wait;
