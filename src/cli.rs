@@ -23,6 +23,9 @@ Configuration is by environment variables, all optional:
   JOB_ON_STOP (requeue), RUST_LOG (info)
 ";
 
+/// With the target triple: the first question about a binary that somebody copied to a board.
+const VERSION: &str = concat!("job-worker ", env!("CARGO_PKG_VERSION"), " (", env!("TARGET_TRIPLE"), ")\n");
+
 /// What the arguments ask for.
 #[derive(Debug, PartialEq)]
 enum Verb {
@@ -49,7 +52,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Exit {
     };
     match verb {
         Verb::Help => say(HELP),
-        Verb::Version => say(&format!("job-worker {}\n", env!("CARGO_PKG_VERSION"))),
+        Verb::Version => say(VERSION),
         Verb::Check { dir } => check::run(dir.as_deref()),
         Verb::Work => with_config(worker::run),
         Verb::Supervise => with_config(|_| supervise::run()),
