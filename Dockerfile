@@ -1,0 +1,48 @@
+# Job Worker as an image:
+#
+#   docker build -t job-worker .                                          on Alpine
+#   docker build -t job-worker --build-arg RUNTIME=node:20-slim .         on whatever your steps need; it must have a shell
+#   docker build -t job-worker:binary --target binary .                   nothing but /job-worker, to copy into your own:
+#                                                                         COPY --from=job-worker:binary /job-worker /usr/local/bin/
+#   docker buildx build --platform linux/amd64,linux/arm64,linux/arm/v7,linux/arm/v6 .
+#
+# The program is static, so it runs on every base.
+ARG RUNTIME=alpine:3
+
+# Always on the builder's own platform: compiling for another one is fast, emulating the compiler is not, and there is no
+# compiler image for 32-bit ARM.
+FROM --platform=$BUILDPLATFORM rust:1-alpine AS build
+ARG TARGETPLATFORM
+RUN case $TARGETPLATFORM in \
+      linux/amd64) target=x86_64-unknown-linux-musl ;; \
+      linux/arm64*) target=aarch64-unknown-linux-musl ;; \
+      linux/arm/v7) target=armv7-unknown-linux-musleabihf ;; \
+      linux/arm/v6) target=arm-unknown-linux-musleabihf ;; \
+      *) echo "no Rust target known for '$TARGETPLATFORM'" >&2; exit 1 ;; \
+    esac \
+ && rustup target add "$target" \
+ && mkdir /cargo-config \
+ && printf '[build]\ntarget = "%s"\n[target.%s]\nlinker = "rust-lld"\n' "$target" "$target" >/cargo-config/config.toml
+WORKDIR /src
+# The dependencies are a layer of their own, built with an empty program: a change of the source does not rebuild them.
+COPY Cargo.toml Cargo.lock build.rs ./
+RUN mkdir src && touch src/lib.rs && echo 'fn main() {}' >src/main.rs \
+ && cargo --config /cargo-config/config.toml build --release --locked
+COPY src src
+RUN touch src/lib.rs src/main.rs \
+ && cargo --config /cargo-config/config.toml build --release --locked \
+ && mv target/*/release/job-worker /job-worker
+
+FROM scratch AS binary
+COPY --from=build /job-worker /job-worker
+ENTRYPOINT ["/job-worker"]
+
+FROM ${RUNTIME}
+LABEL org.opencontainers.image.title="job-worker" \
+      org.opencontainers.image.description="One-shot job execution engine: MQTT for signals, a shared drive for data and logs" \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=binary /job-worker /usr/local/bin/job-worker
+# The mount point of the shared drive; a relative workDir starts here.
+WORKDIR /data
+ENTRYPOINT ["/usr/local/bin/job-worker"]
