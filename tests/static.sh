@@ -1,0 +1,196 @@
+#!/usr/bin/env bash
+# The released binaries: one file that runs on any Linux host. Builds them for x86-64 and three kinds of ARM, shows that they
+# are static, runs tests/smoke.sh with each of them (ARM under qemu), prints size and memory, and checks the systemd unit.
+#
+#   tests/static.sh [TARGET...]
+#
+# TIME_LIMIT (480) seconds are spent at most; what had no time is named at the end. TOOLS_DIR: ../shared/tools.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+export TOOLS_DIR=${TOOLS_DIR:-$root/../shared/tools}
+PATH=$PATH:/usr/sbin
+limit=${TIME_LIMIT:-480}
+targets=("$@")
+[ $# -gt 0 ] || targets=(x86_64-unknown-linux-musl arm-unknown-linux-musleabihf aarch64-unknown-linux-musl
+    armv7-unknown-linux-musleabihf)
+# kilobytes of memory and bytes of the file that a static x86-64 binary may take
+memory_budget=1536 size_budget=1300000
+
+scratch=$(mktemp -d)
+broker='' worker='' port='' passed=0 failed=0 left_out=()
+
+clean_up() {
+    status=$?
+    trap - EXIT
+    for process in $worker $broker; do
+        kill "$process" 2>/dev/null || true
+        wait "$process" 2>/dev/null || true
+    done
+    rm -rf "$scratch"
+    exit "$status"
+}
+trap clean_up EXIT
+trap 'exit 143' TERM INT
+
+skip() { echo "static.sh: SKIPPED: $*"; exit 0; }
+leave_out() { left_out+=("$*"); echo "left out: $*"; }
+
+check() { # what, command...
+    local what=$1
+    shift
+    if "$@" >"$scratch/check.log" 2>&1; then
+        passed=$((passed + 1)); echo "ok     $what"
+    else
+        failed=$((failed + 1)); echo "FAILED $what"; tail -n 40 "$scratch/check.log" | sed 's/^/       /'
+    fi
+}
+
+until_true() { # command...: true within 30 s
+    local until=$((SECONDS + 30))
+    until "$@"; do
+        [ $SECONDS -lt $until ] || return 1
+        sleep 0.05
+    done
+}
+
+if [ ! -x "$TOOLS_DIR/static-build.sh" ] && ! command -v cargo-zigbuild >/dev/null; then
+    skip "no $TOOLS_DIR/static-build.sh and no cargo-zigbuild, so nothing was built (see .ci/release)"
+fi
+for program in readelf mosquitto mosquitto_pub mosquitto_sub; do
+    command -v $program >/dev/null || skip "$program is missing, so nothing was built (apt-get install binutils mosquitto mosquitto-clients)"
+done
+
+start_broker() {
+    local try
+    for try in 1 2 3 4 5 6 7 8 9; do
+        port=$((12000 + ($$ * 7 + try * 1009) % 20000))
+        printf 'listener %s 127.0.0.1\nallow_anonymous true\n' "$port" >"$scratch/mosquitto.conf"
+        mosquitto -c "$scratch/mosquitto.conf" >"$scratch/mosquitto.log" 2>&1 &
+        broker=$!
+        # It ends at once where the port is taken.
+        while kill -0 $broker 2>/dev/null; do
+            ! grep -q ' running' "$scratch/mosquitto.log" || return 0
+            sleep 0.05
+        done
+    done
+    echo "static.sh: no Mosquitto: $(cat "$scratch/mosquitto.log")" >&2
+    exit 1
+}
+
+emulator() { # target
+    case $1 in
+        aarch64-*) echo qemu-aarch64-static ;;
+        armv7-*) echo qemu-arm-static -cpu cortex-a7 ;;
+        arm-*) echo qemu-arm-static -cpu arm1176 ;; # the Pi Zero's: ARMv7 instructions end it
+    esac
+}
+
+is_static() { ! readelf -lW "$1" | grep -q INTERP && ! readelf -dW "$1" 2>/dev/null | grep -q NEEDED; }
+has_no_path_of_this_machine() { ! grep -aqF -e "$HOME/" -e registry/src -e "$root" "$1"; }
+is_armv6() { readelf -A "$1" | grep -q 'Tag_CPU_arch: v6'; }
+is_small() { [ "$(stat -c %s "$1")" -le $size_budget ]; }
+
+# With nothing around it but itself, and its emulator.
+runs_alone() { # binary, emulator
+    local dir=$scratch/alone program
+    rm -rf "$dir" && mkdir "$dir" && cp "$1" "$dir/job-worker"
+    set -- $2
+    if [ $# -gt 0 ]; then
+        program=$1; shift
+        cp "$(command -v "$program")" "$dir/qemu" && set -- /qemu "$@"
+    fi
+    chroot "$dir" "$@" /job-worker --version
+}
+
+says_target() { [ "$($1 --version)" = "job-worker $version ($2)" ]; }
+
+memory_of() { sed -n "s/^$2:[^0-9]*\([0-9]*\) kB/\1/p" "$1"; }
+
+# Memory while it waits, and the most that it took until the end of a step's run: the step looks at its parent.
+measure_memory() { # command; into $idle, $peak
+    local name=memory-$RANDOM dir=$scratch/memory
+    rm -rf "$dir" && mkdir "$dir"
+    echo '{ "steps": ["head -c 50000000 /dev/zero", "cat /proc/$PPID/status >peak"] }' >"$dir/job.json"
+    MQTT_URL=mqtt://127.0.0.1:$port WORKER_ID=$name MQTT_TOPIC_ROOT=$name $1 >"$scratch/worker.log" 2>&1 &
+    worker=$!
+    until_true sh -c "mosquitto_sub -h 127.0.0.1 -p $port -t $name/workers/$name -C 1 -W 1 2>/dev/null | grep -q idle" || return 1
+    idle=$(memory_of "/proc/$worker/status" VmRSS)
+    mosquitto_pub -h 127.0.0.1 -p "$port" -q 1 -t "$name/pending" -m "{ \"id\": \"m\", \"workDir\": \"$dir\" }"
+    wait $worker || return 1
+    worker=
+    peak=$(memory_of "$dir/peak" VmHWM)
+}
+
+version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
+start_broker
+printf '' >"$scratch/table"
+for target in "${targets[@]}"; do
+    echo "--- [$SECONDS s] $target"
+    # a minute is for the tests of what has been built
+    rest=$((limit - 60 - SECONDS))
+    if [ $rest -lt 20 ]; then
+        leave_out "$target: no time left of $limit s"
+        continue
+    fi
+    status=0
+    timeout -k 10 $rest .ci/release "$scratch/dist" "$target" >"$scratch/build.log" 2>&1 || status=$?
+    if [ $status -eq 124 ]; then
+        leave_out "$target: not built within the $rest s that were left of $limit s"
+        continue
+    fi
+    check "$target: is built" [ $status -eq 0 ]
+    if [ $status -ne 0 ]; then tail -n 30 "$scratch/build.log"; continue; fi
+    binary=$scratch/dist/job-worker-$version-$target
+    emulator=$(emulator "$target")
+    if [ -n "$emulator" ] && ! command -v ${emulator%% *} >/dev/null; then
+        leave_out "$target: was built, and not run: ${emulator%% *} is missing"
+        continue
+    fi
+    check "$target: is static" is_static "$binary"
+    if [ "$(id -u)" = 0 ]; then
+        check "$target: runs in a root directory that holds nothing else" runs_alone "$binary" "$emulator"
+    else
+        leave_out "$target: a run in an empty root directory: that takes root"
+    fi
+    check "$target: --version names it" says_target "$emulator $binary" "$target"
+    check "$target: holds no path of this machine" has_no_path_of_this_machine "$binary"
+    case $target in
+        arm-*) check "$target: is for ARMv6" is_armv6 "$binary" ;;
+        x86_64-*) check "$target: takes at most $size_budget bytes" is_small "$binary" ;;
+    esac
+    check "$target: tests/smoke.sh" env JOB_WORKER="$emulator $binary" MQTT_HOST=127.0.0.1 MQTT_PORT="$port" sh tests/smoke.sh
+    idle=- peak=-
+    check "$target: memory is measured" measure_memory "$emulator $binary"
+    note=
+    [ -z "$emulator" ] || note="qemu's memory included"
+    if [ -z "$note" ] && [ "$idle" != - ]; then
+        note="budget $memory_budget kB: $([ "$idle" -le $memory_budget ] && [ "$peak" -le $memory_budget ] && echo kept || echo EXCEEDED)"
+    fi
+    printf '%-34s %9s bytes  idle %5s kB  peak %5s kB  %s\n' "$target" "$(stat -c %s "$binary")" "$idle" "$peak" "$note" >>"$scratch/table"
+done
+check "the checksums are right" sh -c "cd '$scratch/dist' && sha256sum -c SHA256SUMS"
+
+# The unit names a program that is not installed here: the one that was just built takes its place. Also with the lines that
+# a user is told to uncomment.
+verify_unit() { # sed expression
+    local program
+    program=$(find "$scratch/dist" -name 'job-worker-*' | sort | tail -n 1)
+    sed -e "s|^ExecStart=[^ ]*|ExecStart=$program|" -e "$1" examples/systemd/job-worker.service >"$scratch/job-worker.service"
+    # It warns of mistakes, and says so with its exit status only for some of them.
+    local said
+    said=$(systemd-analyze verify --man=no "$scratch/job-worker.service" 2>&1) || { echo "$said"; return 1; }
+    ! grep -F job-worker.service <<<"$said"
+}
+if command -v systemd-analyze >/dev/null; then
+    check "systemd takes the unit" verify_unit ''
+    check "systemd takes the unit with a password" verify_unit 's/^# \(LoadCredential\|Environment\)/\1/'
+else
+    leave_out "the systemd unit: no systemd-analyze"
+fi
+
+echo
+cat "$scratch/table"
+for what in "${left_out[@]}"; do echo "left out: $what"; done
+echo "$passed passed, $failed failed"
+[ $failed -eq 0 ]
