@@ -1,6 +1,8 @@
 //! The environment, turned into a validated [`Config`] (contract section 8). Every variable is named here and only here.
 
 use crate::contract::{Topics, check_name};
+#[cfg(feature = "tls")]
+use crate::mqtt::tls::{self, Tls};
 use std::ffi::OsString;
 use std::fmt;
 use std::os::unix::fs::PermissionsExt;
@@ -24,6 +26,9 @@ pub struct Broker {
     pub host: String,
     pub port: u16,
     pub credentials: Option<Credentials>,
+    /// How to be sure of the broker, where the URL is `mqtts://`.
+    #[cfg(feature = "tls")]
+    pub tls: Option<Tls>,
     pub protocol: Protocol,
     pub keep_alive: Duration,
 }
@@ -146,10 +151,13 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
 
     fn broker(&mut self) -> Broker {
         let url = self.text("MQTT_URL").unwrap_or_else(|| "mqtt://localhost:1883".to_owned());
+        self.no_tls_without_need(&url);
         let url = parse_url(&url).unwrap_or_else(|error| {
             self.errors.push(format!("MQTT_URL={:?}: {error}", without_password(&url)));
             Url::default()
         });
+        #[cfg(feature = "tls")]
+        let tls = self.tls(&url);
         let username = self.text("MQTT_USERNAME").or(url.username);
         let password = self.password().or(url.password);
         let credentials = match (username, password) {
@@ -161,6 +169,8 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
             }
         };
         Broker {
+            #[cfg(feature = "tls")]
+            tls,
             host: url.host,
             port: url.port,
             credentials,
@@ -184,15 +194,54 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
 
     fn password(&mut self) -> Option<String> {
         let given = self.text("MQTT_PASSWORD");
-        let Some(path) = self.text("MQTT_PASSWORD_FILE") else { return given };
+        let text = |content: Vec<u8>| String::from_utf8(content).map_err(|_| "is not valid UTF-8".to_owned());
+        let Some(secret) = self.file("MQTT_PASSWORD_FILE", text) else { return given };
         if given.is_some() {
             self.errors.push("MQTT_PASSWORD and MQTT_PASSWORD_FILE are both set: accepted is one of them".to_owned());
         }
-        match std::fs::read_to_string(&path) {
-            Ok(text) => Some(text.trim_end_matches(['\r', '\n']).to_owned()),
-            Err(e) => {
-                self.errors.push(format!("MQTT_PASSWORD_FILE={path:?}: cannot be read: {e}"));
+        Some(secret.trim_end_matches(['\r', '\n']).to_owned())
+    }
+
+    /// What `read` makes of the file that a variable names. Nothing of the content is in an error.
+    fn file<T>(&mut self, name: &str, read: impl Fn(Vec<u8>) -> Result<T, String>) -> Option<T> {
+        let path = self.text(name)?;
+        let content = std::fs::read(&path).map_err(|e| format!("cannot be read: {e}"));
+        content.and_then(read).map_err(|error| self.errors.push(format!("{name}={path:?}: {error}"))).ok()
+    }
+
+    #[cfg(feature = "tls")]
+    fn tls(&mut self, url: &Url) -> Option<Tls> {
+        if !url.secure {
+            return None;
+        }
+        if !tls::is_server_name(&url.host) {
+            self.errors.push(format!("MQTT_URL: no certificate can be for the host {:?}", url.host));
+        }
+        let roots = match self.text("MQTT_CA_FILE") {
+            Some(_) => self.file("MQTT_CA_FILE", |pem| tls::roots(&pem)),
+            None => tls::system_roots().map_err(|e| self.errors.push(format!("MQTT_CA_FILE is not set, and {e}"))).ok(),
+        };
+        let certificate = self.file("MQTT_CERT_FILE", |pem| tls::certificates(&pem));
+        let key = self.file("MQTT_KEY_FILE", |pem| tls::key(&pem));
+        if self.text("MQTT_CERT_FILE").is_some() != self.text("MQTT_KEY_FILE").is_some() {
+            self.errors.push("MQTT_CERT_FILE and MQTT_KEY_FILE: accepted are both or none".to_owned());
+        }
+        match Tls::new(roots?, certificate.zip(key)) {
+            Ok(tls) => Some(tls),
+            Err(error) => {
+                self.errors.push(format!("MQTT_CERT_FILE and MQTT_KEY_FILE do not fit together: {error}"));
                 None
+            }
+        }
+    }
+
+    /// Who sets one of these believes that the connection is secure.
+    fn no_tls_without_need(&mut self, url: &str) {
+        for name in ["MQTT_CA_FILE", "MQTT_CERT_FILE", "MQTT_KEY_FILE"] {
+            if url.starts_with("mqtt://") && self.text(name).is_some() {
+                self.errors.push(format!(
+                    "{name} is set, but MQTT_URL is mqtt://, which encrypts nothing: accepted is mqtts://"
+                ));
             }
         }
     }
@@ -258,17 +307,20 @@ fn topic_root(value: &str) -> Option<String> {
 
 #[derive(Debug, Default, PartialEq)]
 struct Url {
+    /// `mqtts://`.
+    secure: bool,
     host: String,
     port: u16,
     username: Option<String>,
     password: Option<String>,
 }
 
-/// `mqtt://[user[:password]@]host[:port]`. A whole URL library would be larger than everything else here.
+/// `mqtt[s]://[user[:password]@]host[:port]`. A whole URL library would be larger than everything else here.
 fn parse_url(url: &str) -> Result<Url, String> {
-    let form = "accepted is mqtt://[user:password@]host[:port], an IPv6 address in brackets";
-    let rest = match url.split_once("://") {
-        Some(("mqtt", rest)) => rest,
+    let form = "accepted is mqtt://[user:password@]host[:port], or mqtts://, an IPv6 address in brackets";
+    let (secure, rest) = match url.split_once("://") {
+        Some(("mqtt", rest)) => (false, rest),
+        Some(("mqtts", rest)) if cfg!(feature = "tls") => (true, rest),
         Some(("mqtts", _)) => return Err("mqtts:// needs a binary built with the feature `tls`".to_owned()),
         _ => return Err(form.to_owned()),
     };
@@ -276,7 +328,7 @@ fn parse_url(url: &str) -> Result<Url, String> {
     let (login, address) = rest.rsplit_once('@').map_or((None, rest), |(login, address)| (Some(login), address));
     let (host, port) = match address.rfind(':') {
         Some(colon) if !address[colon..].contains(']') => (&address[..colon], &address[colon + 1..]),
-        _ => (address, "1883"),
+        _ => (address, if secure { "8883" } else { "1883" }),
     };
     let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let host_is_good = match inner {
@@ -293,7 +345,7 @@ fn parse_url(url: &str) -> Result<Url, String> {
         None => (None, None),
         Some((user, password)) => (Some(decode(user)?), Some(decode(password)?).filter(|p| !p.is_empty())),
     };
-    Ok(Url { host: host.to_owned(), port, username: username.filter(|user| !user.is_empty()), password })
+    Ok(Url { secure, host: host.to_owned(), port, username: username.filter(|user| !user.is_empty()), password })
 }
 
 fn percent_decode(text: &str) -> Option<String> {
@@ -357,6 +409,7 @@ mod tests {
             ("MQTT_URL", "mqtt://[::g]"),
             ("MQTT_URL", "mqtt://a b"),
             ("MQTT_URL", "mqtt://host/path"),
+            #[cfg(not(feature = "tls"))]
             ("MQTT_URL", "mqtts://host"),
             ("MQTT_KEEP_ALIVE", "4"),
             ("MQTT_KEEP_ALIVE", "x"),
@@ -402,6 +455,44 @@ mod tests {
         assert_eq!((full.username.as_deref(), full.password.as_deref()), (Some("me"), Some("p@ss:")));
         assert_eq!(url("mqtt://[fe80::1]").port, 1883);
         assert_eq!(url("mqtt://u:a@b@host").password.as_deref(), Some("a@b"));
+    }
+
+    #[test]
+    fn nobody_is_left_to_believe_that_plain_mqtt_is_secure() {
+        for name in ["MQTT_CA_FILE", "MQTT_CERT_FILE", "MQTT_KEY_FILE"] {
+            let errors = config(&[("MQTT_URL", "mqtt://host"), (name, "/dev/null")]).unwrap_err();
+            assert!(errors[0].contains(name) && errors[0].contains("mqtts://"), "{errors:?}");
+        }
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[test]
+    fn without_tls_the_feature_is_named() {
+        assert!(config(&[("MQTT_URL", "mqtts://host")]).unwrap_err()[0].contains("feature `tls`"));
+    }
+
+    #[cfg(feature = "tls")]
+    #[test]
+    fn a_secure_url_has_a_port_of_its_own() {
+        let url = |text| parse_url(text).unwrap();
+        assert_eq!((url("mqtts://h").port, url("mqtts://h:1").port, url("mqtts://[::1]").port), (8883, 1, 8883));
+        assert!(url("mqtts://h").secure && !url("mqtt://h").secure);
+    }
+
+    #[cfg(feature = "tls")]
+    #[test]
+    fn what_tls_cannot_use_is_named() {
+        for (name, file, said) in [
+            ("MQTT_CA_FILE", "/does/not/exist", "cannot be read"),
+            ("MQTT_CA_FILE", "/dev/null", "a PEM file with certificates"),
+            ("MQTT_CERT_FILE", "/dev/null", "a PEM file with certificates"),
+            ("MQTT_KEY_FILE", "/dev/null", "a PEM file with a private key"),
+        ] {
+            let errors = config(&[("MQTT_URL", "mqtts://h"), (name, file)]).unwrap_err();
+            let told = |e: &String| e.starts_with(&format!("{name}={file:?}: ")) && e.contains(said);
+            assert!(errors.iter().any(told), "{errors:?}");
+        }
+        assert!(config(&[("MQTT_URL", "mqtts://a..b")]).unwrap_err()[0].contains("no certificate can be for"));
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! connection that broke is gone with it, and nothing of it can reach the next one: an acknowledgement sent late would
 //! acknowledge somebody else's message there. What must survive a connection is asked for again by the worker.
 
+#[cfg(feature = "tls")]
+pub mod tls;
 mod v3;
 mod v5;
 
@@ -165,11 +167,19 @@ enum Heard {
     Other,
 }
 
+/// A host name or address as resolvers and certificates know it: an IPv6 address without its brackets.
+fn bare(host: &str) -> &str {
+    host.trim_matches(['[', ']'])
+}
+
 /// Why a connection ended.
 enum Failure {
     /// We have ended it.
     Closed,
     Refused(String),
+    /// The two sides do not accept each other's certificates.
+    #[cfg_attr(not(feature = "tls"), expect(dead_code))]
+    Untrusted(String),
     TakenOver,
     /// Closed in the middle of the greeting, as brokers do that know nothing of our protocol version.
     ClosedInGreeting(String),
@@ -209,6 +219,8 @@ impl<F: Fn(Event)> Driver<F> {
             let reason = match failure {
                 Failure::Closed => return (self.sink)(Event::Closed),
                 Failure::Refused(reason) => return (self.sink)(Event::Refused(reason)),
+                // such a thing does not pass by itself, unless it came while we were here: certificates are renewed
+                Failure::Untrusted(reason) if !self.subscribed => return (self.sink)(Event::Refused(reason)),
                 Failure::TakenOver => {
                     (self.sink)(Event::TakenOver);
                     if self.resumed.recv().is_err() {
@@ -220,7 +232,7 @@ impl<F: Fn(Event)> Driver<F> {
                     self.version = Protocol::V3;
                     continue;
                 }
-                Failure::ClosedInGreeting(reason) | Failure::Lost(reason) => reason,
+                Failure::Untrusted(reason) | Failure::ClosedInGreeting(reason) | Failure::Lost(reason) => reason,
             };
             if !self.settled {
                 self.version = Protocol::V5; // 3.1.1 did not help: the broker has another trouble

@@ -1,12 +1,14 @@
 //! MQTT 3.1.1 over rumqttc. It has no Receive Maximum: a broker sends several requests at once, and those behind the
 //! first stay unacknowledged, so that they come again. Nor does it give reasons for a disconnect.
 
-use super::{Announcements, Connection, Delivery, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES, REQUEST_CAPACITY};
+use super::{Announcements, Connection, Delivery, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES, REQUEST_CAPACITY, bare};
 use super::{Settings, Wire};
 use rumqttc::{
     Client, ConnectReturnCode as Code, ConnectionError, Event, LastWill, MqttOptions, Outgoing, Packet, Publish, QoS,
     SubscribeFilter, SubscribeReasonCode,
 };
+#[cfg(feature = "tls")]
+use rumqttc::{StateError, TlsError, mqttbytes::Error as CodecError};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -28,7 +30,7 @@ pub fn open(settings: &Settings) -> (Arc<dyn Connection>, Box<dyn Wire>) {
 
 fn options(settings: &Settings) -> MqttOptions {
     let broker = &settings.broker;
-    let mut options = MqttOptions::new(&settings.client_id, &broker.host, broker.port);
+    let mut options = MqttOptions::new(&settings.client_id, bare(&broker.host), broker.port);
     let (topic, payload) = &settings.last_will;
     options
         .set_clean_session(false)
@@ -37,6 +39,10 @@ fn options(settings: &Settings) -> MqttOptions {
         .set_keep_alive(broker.keep_alive)
         .set_inflight(IN_FLIGHT)
         .set_last_will(LastWill::new(topic, payload.clone(), QoS::AtMostOnce, true));
+    #[cfg(feature = "tls")]
+    if let Some(tls) = &broker.tls {
+        options.set_transport(tls.transport());
+    }
     if let Some(credentials) = &broker.credentials {
         options.set_credentials(&credentials.username, &credentials.password);
     }
@@ -145,7 +151,24 @@ fn fault(code: &SubscribeReasonCode) -> Option<String> {
     }
 }
 
+/// What TLS says of the connection, wherever rumqttc has put it.
+#[cfg(feature = "tls")]
+fn tls_failure(error: &ConnectionError) -> Option<Failure> {
+    match error {
+        ConnectionError::Tls(TlsError::Io(error))
+        | ConnectionError::Io(error)
+        | ConnectionError::MqttState(StateError::Io(error) | StateError::Deserialization(CodecError::Io(error))) => {
+            super::tls::failure(error)
+        }
+        _ => None,
+    }
+}
+
 fn failure(error: ConnectionError, greeted: bool) -> Failure {
+    #[cfg(feature = "tls")]
+    if let Some(failure) = tls_failure(&error) {
+        return failure;
+    }
     match error {
         ConnectionError::ConnectionRefused(code) => match code {
             Code::BadUserNamePassword | Code::NotAuthorized => {

@@ -1,6 +1,6 @@
 //! MQTT 5 over rumqttc.
 
-use super::{Announcements, Connection, Delivery, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES, REQUEST_CAPACITY};
+use super::{Announcements, Connection, Delivery, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES, REQUEST_CAPACITY, bare};
 use super::{Settings, Unpublished, Wire};
 use rumqttc::Outgoing;
 use rumqttc::v5::mqttbytes::QoS;
@@ -9,6 +9,8 @@ use rumqttc::v5::mqttbytes::v5::{
     PubAckReason, Publish, RetainForwardRule, SubscribeReasonCode,
 };
 use rumqttc::v5::{Client, ConnectionError, Event, MqttOptions, StateError};
+#[cfg(feature = "tls")]
+use rumqttc::{TlsError, v5::mqttbytes::Error as CodecError};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +33,7 @@ pub fn open(settings: &Settings) -> (Arc<dyn Connection>, Box<dyn Wire>) {
 
 fn options(settings: &Settings) -> MqttOptions {
     let broker = &settings.broker;
-    let mut options = MqttOptions::new(&settings.client_id, &broker.host, broker.port);
+    let mut options = MqttOptions::new(&settings.client_id, bare(&broker.host), broker.port);
     let (topic, payload) = &settings.last_will;
     options
         .set_clean_start(false)
@@ -49,6 +51,10 @@ fn options(settings: &Settings) -> MqttOptions {
     let mut network = options.network_options();
     network.set_tcp_nodelay(true);
     options.set_network_options(network);
+    #[cfg(feature = "tls")]
+    if let Some(tls) = &broker.tls {
+        options.set_transport(tls.transport());
+    }
     if let Some(credentials) = &broker.credentials {
         options.set_credentials(&credentials.username, &credentials.password);
     }
@@ -185,7 +191,24 @@ fn published(ack: &PubAck) -> Result<(), Unpublished> {
     }
 }
 
+/// What TLS says of the connection, wherever rumqttc has put it.
+#[cfg(feature = "tls")]
+fn tls_failure(error: &ConnectionError) -> Option<Failure> {
+    match error {
+        ConnectionError::Tls(TlsError::Io(error))
+        | ConnectionError::Io(error)
+        | ConnectionError::MqttState(StateError::Io(error) | StateError::Deserialization(CodecError::Io(error))) => {
+            super::tls::failure(error)
+        }
+        _ => None,
+    }
+}
+
 fn failure(error: ConnectionError, greeted: bool) -> Failure {
+    #[cfg(feature = "tls")]
+    if let Some(failure) = tls_failure(&error) {
+        return failure;
+    }
     match error {
         ConnectionError::ConnectionRefused(code) => match code {
             Code::BadUserNamePassword | Code::NotAuthorized | Code::Banned | Code::BadAuthenticationMethod => {

@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod broker;
+pub mod ca;
 pub mod controller;
 pub mod json;
 pub mod mosquitto;
