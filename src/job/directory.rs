@@ -31,27 +31,27 @@ impl WorkDir {
     /// [`OpenError::Missing`] where there is nothing at the path, else a sentence that says why it is unusable.
     pub fn open(path: PathBuf, fence: Option<&Path>) -> Result<Self, OpenError> {
         let shown = path.display();
-        let handle = match rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+        let outside =
+            |fence: &Path| OpenError::Unusable(format!("workDir {shown} lies outside of JOB_ROOT {}", fence.display()));
+        let handle = match open_directory(&path) {
             Ok(handle) => handle,
-            Err(Errno::NOENT) => return Err(OpenError::Missing(format!("workDir {shown} does not exist"))),
-            Err(Errno::NOTDIR) => return Err(OpenError::Unusable(format!("workDir {shown} is not a directory"))),
-            Err(error) => return Err(OpenError::Unusable(format!("workDir {shown} cannot be opened: {error}"))),
-        };
-        let directory = Self { handle, path, fenced: fence.is_some() };
-        if let Some(fence) = fence {
-            let inside = fence
-                .canonicalize()
-                .and_then(|fence| Ok(std::fs::read_link(directory.current_dir())?.starts_with(fence)))
-                .map_err(|error| OpenError::Unusable(format!("workDir cannot be compared with JOB_ROOT: {error}")))?;
-            if !inside {
-                let path = directory.path.display();
-                return Err(OpenError::Unusable(format!(
-                    "workDir {path} lies outside of JOB_ROOT {}",
-                    fence.display()
-                )));
+            Err(error) => {
+                // what exists outside is not told: the nearest directory above decides, before the error does
+                let above = path.ancestors().skip(1).find_map(|above| open_directory(above).ok());
+                return Err(match (fence, above) {
+                    (Some(fence), Some(above)) if is_inside(&above, fence).is_ok_and(|inside| !inside) => {
+                        outside(fence)
+                    }
+                    _ if error == Errno::NOENT => OpenError::Missing(format!("workDir {shown} does not exist")),
+                    _ if error == Errno::NOTDIR => OpenError::Unusable(format!("workDir {shown} is not a directory")),
+                    _ => OpenError::Unusable(format!("workDir {shown} cannot be opened: {error}")),
+                });
             }
+        };
+        match fence {
+            Some(fence) if !is_inside(&handle, fence)? => Err(outside(fence)),
+            _ => Ok(Self { handle, fenced: fence.is_some(), path }),
         }
-        Ok(directory)
     }
 
     /// The absolute path as the controller knows it.
@@ -61,7 +61,7 @@ impl WorkDir {
 
     /// A path that leads to the open directory wherever its name leads by now: for changing into it.
     pub fn current_dir(&self) -> PathBuf {
-        format!("/proc/self/fd/{}", self.handle.as_raw_fd()).into()
+        path_of(&self.handle)
     }
 
     /// Whether the path still leads to this directory.
@@ -133,4 +133,18 @@ impl WorkDir {
         }
         replaced
     }
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn path_of(directory: &OwnedFd) -> PathBuf {
+    format!("/proc/self/fd/{}", directory.as_raw_fd()).into()
+}
+
+/// Asks the kernel where the open directory is, so that no symlink can be in between any more.
+fn is_inside(directory: &OwnedFd, fence: &Path) -> Result<bool, OpenError> {
+    let compare = || Ok(std::fs::read_link(path_of(directory))?.starts_with(fence.canonicalize()?));
+    compare().map_err(|error: io::Error| OpenError::Unusable(format!("JOB_ROOT cannot be compared with it: {error}")))
 }
