@@ -252,8 +252,9 @@ impl<F: Fn(Event)> Driver<F> {
             if short_connections == 3 {
                 log::warn!(
                     "dropped three times soon after connecting: does another client use the id {:?}? \
-                     Each worker needs a WORKER_ID of its own",
-                    self.settings.client_id
+                     Each worker needs a WORKER_ID of its own. Or may we not write to {}? Some brokers say it so",
+                    self.settings.client_id,
+                    self.settings.last_will.0
                 );
             }
             std::thread::sleep(pause);
