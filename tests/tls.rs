@@ -3,13 +3,16 @@
 
 mod support;
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use serde_json::json;
 use support::ca::{Authority, Identity, Valid};
-use support::mosquitto::{Mosquitto, free_port};
+use support::controller::Controller;
+use support::mosquitto::{Mosquitto, free_port, tool};
 use support::site::Site;
+use support::temp_dir::TempDir;
 use support::wait;
 use support::worker::Worker;
 
@@ -147,6 +150,38 @@ on_both_protocols!(
 );
 
 #[test]
+fn the_secure_broker_of_the_examples_serves_controller_and_worker() {
+    let ca = Authority::new("ours");
+    let port = free_port();
+    let mut broker = Mosquitto::prepare().without_persistence();
+    let dir = broker.dir().to_owned();
+    for user in ["controller", "worker"] {
+        let create: &[_] = if user == "controller" { &["-c", "-b"] } else { &["-b"] };
+        let mut command = Command::new(tool("mosquitto_passwd"));
+        let made = command.args(create).arg(dir.join("passwords")).args([user, "correct horse"]).status();
+        assert!(made.expect("mosquitto_passwd runs").success());
+    }
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/mosquitto");
+    fs::copy(examples.join("acl"), dir.join("acl")).expect("the ACL of the examples");
+    let shown = ca.broker(NAMES, Valid::Now);
+    fs::copy(shown.certificate, dir.join("broker.pem")).expect("the directory of the broker");
+    fs::copy(shown.key, dir.join("broker.key")).expect("the directory of the broker");
+    let settings = fs::read_to_string(examples.join("secure.conf")).expect("the configuration of the examples");
+    for line in settings.lines().filter(|line| !line.starts_with('#')) {
+        let line = line.replace("listener 8883", &format!("listener {port} {LOCALHOST}"));
+        let line = line.replace("/mosquitto/data/", &format!("{}/", dir.display()));
+        broker = broker.config(&line.replace("/mosquitto/config", &dir.to_string_lossy()));
+    }
+    broker.restart();
+    let controller = Controller::connect_as(&broker, "controller", Some(("controller", "correct horse")));
+    let secure = Secure { site: Site { controller, broker, drive: TempDir::new() }, port };
+    secure.runs_a_job("localhost", &ca.file(), |command| {
+        command.env("MQTT_USERNAME", "worker").env("MQTT_PASSWORD", "correct horse");
+    });
+    refuses(secure.worker("localhost", &ca.file(), |_| {}), &["user name or password"]);
+}
+
+#[test]
 fn without_a_ca_file_the_roots_of_the_system_count() {
     let ca = Authority::new("ours");
     let secure = Secure::new(&ca.broker(NAMES, Valid::Now), &[]);
@@ -182,7 +217,7 @@ fn a_certificate_of_tomorrow_is_waited_for() {
 fn a_certificate_that_expires_while_we_are_there_is_waited_for() {
     let ca = Authority::new("ours");
     let good = ca.broker(NAMES, Valid::Now);
-    let dir = support::temp_dir::TempDir::new();
+    let dir = TempDir::new();
     let shown = good.copied_to(dir.path());
     let good = shown.copied_to(ca.file().parent().expect("a directory"));
     let mut secure = Secure::new(&shown, &[]);
