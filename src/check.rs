@@ -3,7 +3,7 @@
 use crate::Exit;
 use crate::cli::write;
 use crate::config::Config;
-use crate::contract::{Definition, MAX_DEFINITION_BYTES};
+use crate::contract::{Definition, MAX_DEFINITION_BYTES, single_line};
 use crate::job::{OpenError, WorkDir};
 use std::ffi::OsStr;
 use std::io::{stderr, stdout};
@@ -25,16 +25,16 @@ pub fn run(dir: Option<&OsStr>) -> Exit {
         }
         Err(errors) => {
             for error in errors {
-                write(stderr(), &format!("configuration: {error}\n"));
+                write(stderr(), &format!("configuration: {}\n", single_line(&error)));
             }
             exit = Exit::Config;
         }
     }
     if let Some(dir) = dir {
         match check_job(dir) {
-            Ok(summary) => write(stdout(), &summary),
+            Ok(summary) => write(stdout(), &format!("{}\n", single_line(&summary))),
             Err(error) => {
-                write(stderr(), &format!("job: {error}\n"));
+                write(stderr(), &format!("job: {}\n", single_line(&error)));
                 exit = Exit::Config;
             }
         }
@@ -57,5 +57,5 @@ fn check_job(dir: &OsStr) -> Result<String, String> {
         true => String::new(),
         false => format!("; unknown fields are ignored: {}", definition.unknown.join(", ")),
     };
-    Ok(format!("job: good; {} steps{unknown}\n", steps.len()))
+    Ok(format!("job: good; {} steps{unknown}", steps.len()))
 }

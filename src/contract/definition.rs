@@ -83,12 +83,13 @@ fn step(raw: &RawValue, unknown: &mut Vec<String>) -> Result<Step, String> {
 fn environment(raw: &RawValue) -> Result<BTreeMap<String, String>, String> {
     let read = |(name, value): (String, Box<RawValue>)| {
         if name.is_empty() || name.contains(['=', '\0']) {
+            let name = json::brief(&name);
             return Err(format!("has the name {name:?}; a name must not be empty nor contain = or NUL"));
         }
         let text = match json::type_name(&value) {
-            "a string" => json::string(&value).map_err(|e| format!("{name}: {e}"))?,
+            "a string" => json::string(&value).map_err(|e| format!("{}: {e}", json::brief(&name)))?,
             "a number" | "a boolean" => value.get().to_owned(),
-            other => return Err(format!("{name}: must be a string, not {other}")),
+            other => return Err(format!("{}: must be a string, not {other}", json::brief(&name))),
         };
         Ok((name, text))
     };

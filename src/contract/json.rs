@@ -91,7 +91,7 @@ pub fn seconds(raw: &RawValue) -> Result<Duration, String> {
     let value: f64 = serde_json::from_str(raw.get()).map_err(|_| format!("{wanted}, not {}", type_name(raw)))?;
     match Duration::try_from_secs_f64(value) {
         Ok(duration) if !duration.is_zero() => Ok(duration),
-        _ => Err(format!("{wanted}, not {}", raw.get())),
+        _ => Err(format!("{wanted}, not {}", brief(raw.get()))),
     }
 }
 
