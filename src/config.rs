@@ -105,7 +105,11 @@ impl Config {
         Self::read(|name| std::env::var_os(name))
     }
 
-    fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Self, Vec<String>> {
+    /// Reads the variables that `lookup` knows.
+    ///
+    /// # Errors
+    /// As [`Config::from_env`].
+    pub fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Self, Vec<String>> {
         let mut env = Reader { lookup, errors: Vec::new() };
         let accepted_name = "1 to 128 characters, none of / + #, no control characters";
         let name = |value: &str| check_name(value).ok().map(|()| value.to_owned());
@@ -366,13 +370,10 @@ fn percent_decode(text: &str) -> Option<String> {
 
 /// The URL as it may be shown: whatever stands before the last `@` could hold a password, however broken the rest is.
 fn without_password(url: &str) -> String {
-    match url.rsplit_once('@') {
-        None => url.to_owned(),
-        Some((login, address)) => {
-            let scheme = login.split_once("://").map_or("", |(scheme, _)| scheme);
-            format!("{scheme}://***@{address}")
-        }
-    }
+    let Some((login, address)) = url.rsplit_once('@') else { return url.to_owned() };
+    let scheme = login.split_once("://").map_or("", |(scheme, _)| scheme);
+    let scheme = if scheme.bytes().all(|byte| byte.is_ascii_lowercase()) { scheme } else { "***" };
+    format!("{scheme}://***@{address}")
 }
 
 #[cfg(test)]
@@ -511,6 +512,7 @@ mod tests {
             "u:hunter2@h",
             "mqtt://u:hunter2%@h",
             "mqtt://u:hun@ter2@h:x",
+            "mqtt:/u:hunter2@h/mqtt://@h",
         ] {
             let shown = format!("{:?}", config(&[("MQTT_URL", url)]).unwrap_err());
             assert!(!shown.contains("hunter2") && !shown.contains("ter2"), "{shown}");
