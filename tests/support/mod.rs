@@ -8,6 +8,8 @@ pub mod ca;
 pub mod controller;
 pub mod json;
 pub mod mosquitto;
+pub mod mutation;
+pub mod properties;
 pub mod scene;
 pub mod schema;
 pub mod site;
