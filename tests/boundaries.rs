@@ -120,7 +120,7 @@ fn run(case: Case) -> End {
         Worker::start(command, drive.path())
     };
     // from here on the broker keeps requests for the worker
-    live_idle(&broker, &start);
+    live_idle(&broker, start);
 
     let victim = Arc::new(Mutex::new(None::<Worker>));
     let (reach, reached) = mpsc::channel();
@@ -182,13 +182,13 @@ fn run(case: Case) -> End {
         assert!(cut_after_report(&broker, before), "the request is left behind");
     }
     if killed || unacknowledged {
-        finish(&broker, &start);
+        finish(&broker, start);
     }
     verify(&broker, &drive, killed, reported);
 
     // another worker finds nothing to do
     let results = broker.received(RESULT).len();
-    live_idle(&broker, &start);
+    live_idle(&broker, start);
     assert_eq!(broker.received(RESULT).len(), results);
     verify(&broker, &drive, killed, reported);
     End { packets, reached: case.fault.is_some_and(|(at, _)| at < packets) }

@@ -3,7 +3,7 @@
 
 mod support;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
