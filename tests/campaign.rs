@@ -4,7 +4,7 @@
 //! A short form runs with the other tests. The long one, by hand:
 //!
 //! ```text
-//! CAMPAIGN_JOBS=1000 cargo test --release --test campaign -- --nocapture --test-threads 1
+//! CAMPAIGN_JOBS=1000 cargo test --test campaign -- --nocapture --test-threads 1
 //! ```
 //!
 //! `CAMPAIGN_SEED` takes another seed than the usual one. It decides all that the campaign decides; the moments also

@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# The worker on NATS (nats-server with JetStream), whose MQTT is 3.1.1 only and which redelivers on the live connection
+# after 30 s without an acknowledgement:
+#
+#   1. without configuration the worker falls back to 3.1.1, says so, and runs a job end to end;
+#   2. a job of 40 s runs once, though its request is delivered twice while it runs;
+#   3. a result that was never acknowledged is answered from the file when the request comes again: a redelivery has the
+#      DUP flag and the packet identifier that it had before.
+#
+# Needs nats-server, mosquitto_pub and mosquitto_sub. JOB_WORKER: the binary. Takes about two minutes.
+set -euo pipefail
+worker=${JOB_WORKER:?the path of the binary}
+dir=$(mktemp -d)
+pids=()
+finish() {
+  local status=$?
+  for pid in "${pids[@]}"; do
+    disown "$pid" 2>/dev/null || true # the shell would report its end
+    kill -9 "$pid" 2>/dev/null || true
+  done
+  if [ "$status" -ne 0 ]; then tail -n 20 "$dir"/*.log >&2 || true; fi
+  rm -rf "$dir"
+}
+trap finish EXIT
+
+fail() { echo "FAILED $*"; exit 1; }
+await() { # SECONDS WHAT COMMAND...
+  local end=$((SECONDS + $1)) what=$2
+  shift 2
+  until "$@" 2>/dev/null; do
+    [ "$SECONDS" -lt "$end" ] || fail "waited in vain for $what"
+    sleep 0.05
+  done
+}
+
+# --- the broker, on ports that the kernel has free
+free_port() { perl -MIO::Socket::INET -e 'print IO::Socket::INET->new(Listen => 1, LocalAddr => "127.0.0.1")->sockport'; }
+port=$(free_port)
+cat > "$dir/nats.conf" <<CONF
+server_name: job_worker_test
+listen: "127.0.0.1:$(free_port)"
+jetstream { store_dir: "$dir/jetstream" }
+mqtt { listen: "127.0.0.1:$port" }
+CONF
+nats-server -c "$dir/nats.conf" -D -V -l "$dir/nats.log" & pids+=($!)
+pub() { mosquitto_pub -h 127.0.0.1 -p "$port" -V 311 -q 1 "$@"; }
+await 30 "nats-server" pub -t jobs/ready -m 1
+
+start_worker() { # NAME
+  env -u MQTT_PROTOCOL_VERSION MQTT_URL="mqtt://127.0.0.1:$port" RUST_LOG=debug "$worker" 2> "$dir/$1.log" &
+  pid=$!
+  pids+=("$pid")
+}
+waits() { grep -q "waiting for a job" "$dir/$1.log"; }
+submit() { # ID STEP
+  mkdir -p "$dir/$1"
+  printf '{"steps": ["echo $JOB_ATTEMPT >> runs; %s"]}' "$2" > "$dir/$1/job.json"
+  pub -t jobs/pending -m "{\"id\": \"$1\", \"workDir\": \"$dir/$1\"}"
+}
+results() { grep -c "^jobs/results/$1 .*\"status\":\"success\"" "$dir/heard.log"; }
+one_result() { [ "$(results "$1")" -ge 1 ]; }
+ran_once() { [ "$(cat "$dir/$1/runs")" = 1 ] || fail "$1 ran as $(tr '\n' ' ' < "$dir/$1/runs")"; }
+ends_well() { wait "$1" || fail "the worker ended with $?"; }
+
+mosquitto_sub -h 127.0.0.1 -p "$port" -V 311 -i listener -q 1 -v -t 'jobs/results/+' > "$dir/heard.log" & pids+=($!)
+await 30 "the listener" grep -q "listener.*SUBACK\|SUBACK.*listener\|Subscription.*jobs.results" "$dir/nats.log"
+
+# --- 1
+start_worker first
+await 30 "an idle worker" waits first
+submit short true
+await 30 "the result" one_result short
+ends_well "$pid"
+ran_once short
+grep -q "the broker has no MQTT 5: speaking 3.1.1" "$dir/first.log" || fail "no notice of the fallback"
+echo "ok: falls back to 3.1.1 with a notice, and runs a job end to end"
+
+# --- 2
+start_worker second
+await 30 "an idle worker" waits second
+submit long "sleep 40"
+await 90 "the result" one_result long
+ends_well "$pid"
+ran_once long
+grep -q '"node-worker-01" - ->> .PUBLISH jobs/pending dup=true' "$dir/nats.log" || fail "NATS has redelivered nothing"
+[ "$(results long)" = 1 ] || fail "$(results long) results of one job"
+start_worker third
+await 30 "an idle worker" waits third
+sleep 1
+kill -0 "$pid" || fail "something was left in the queue"
+kill -TERM "$pid"
+ends_well "$pid"
+echo "ok: a job of 40 s runs once although NATS redelivers its request after 30 s"
+
+# --- 3: the worker is killed between the result on disk and its acknowledgement: it is frozen in its step's last moment
+start_worker fourth
+await 30 "an idle worker" waits fourth
+submit killed 'while [ -e gate ] || [ ! -e open ]; do sleep 0.02; done'
+await 30 "the step" test -e "$dir/killed/runs"
+nats=${pids[0]}
+kill -STOP "$nats"
+touch "$dir/killed/open"
+await 30 "the result on disk" grep -q '"status":"success"' "$dir/killed/job.status.json"
+kill -9 "$pid"
+wait "$pid" 2>/dev/null || true
+kill -CONT "$nats"
+start_worker fifth
+await 90 "the answer from the file" grep -q "killed: over already" "$dir/fifth.log"
+await 30 "the result" one_result killed
+ends_well "$pid"
+ran_once killed
+echo "ok: a redelivery after a crash keeps its packet identifier, and is answered from the file"
+echo "all is well"
