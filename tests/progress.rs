@@ -6,6 +6,7 @@ use rumqttc::QoS;
 use serde_json::{Value, json};
 use std::fs;
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 use support::broker::{Broker, Packet, Verdict};
 use support::site::{Site, while_exists};
 use support::temp_dir::TempDir;
@@ -84,8 +85,17 @@ fn a_job_goes_on_while_the_broker_is_away() {
 
 /// A job that says more than the buffers on the way to the broker hold.
 fn talkative_job() -> String {
-    let steps: Vec<_> = (0..250).map(|i| json!({ "run": ":", "name": format!("{i:0300}") })).collect();
+    let steps: Vec<_> = (0..160).map(|i| json!({ "run": ":", "name": format!("{i:0400}") })).collect();
     json!({ "id": "a", "workDir": ".", "steps": steps }).to_string()
+}
+
+/// Longer than other tests wait: the job has many steps.
+fn await_end(dir: &TempDir) {
+    let end = Instant::now() + 4 * DEADLINE;
+    while on_disk(dir)["status"] != "success" {
+        assert!(Instant::now() < end, "the job does not end: {}", on_disk(dir));
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// A broker that stops reading at the first progress, until something is sent to it.
@@ -98,7 +108,7 @@ fn stalling_broker() -> (Broker, mpsc::Sender<()>) {
             && topic.starts_with("jobs/status/")
             && let Some(stalled) = stalled.take()
         {
-            let _ = stalled.recv_timeout(2 * DEADLINE); // the test is over
+            let _ = stalled.recv_timeout(6 * DEADLINE); // the test is over
         }
         Verdict::Pass
     });
@@ -113,7 +123,7 @@ fn a_job_goes_on_while_the_broker_does_not_read() {
     broker.wait_for_message("jobs/workers/+", 1, DEADLINE);
     broker.publish("jobs/pending", talkative_job());
     // without a word to the broker: it does not answer now
-    wait::until("the end of the job", || on_disk(&dir)["status"] == "success");
+    await_end(&dir);
     resume.send(()).unwrap();
     worker.exits_with(0);
     assert_eq!(broker.received("jobs/results/a").len(), 1);
@@ -126,7 +136,7 @@ fn a_worker_can_be_stopped_while_the_broker_does_not_read() {
     let mut worker = worker_at(&broker, &dir);
     broker.wait_for_message("jobs/workers/+", 1, DEADLINE);
     broker.publish("jobs/pending", talkative_job());
-    wait::until("the end of the job", || on_disk(&dir)["status"] == "success");
+    await_end(&dir);
     worker.sigterm();
     worker.exits_with(0);
     resume.send(()).unwrap();
