@@ -13,6 +13,7 @@ ARG RUNTIME=alpine:3
 # compiler image for 32-bit ARM.
 FROM --platform=$BUILDPLATFORM rust:1-alpine AS build
 ARG TARGETPLATFORM
+# For another platform a linker is all that is missing: Rust brings libc for these targets.
 RUN case $TARGETPLATFORM in \
       linux/amd64) target=x86_64-unknown-linux-musl ;; \
       linux/arm64*) target=aarch64-unknown-linux-musl ;; \
@@ -20,17 +21,20 @@ RUN case $TARGETPLATFORM in \
       linux/arm/v6) target=arm-unknown-linux-musleabihf ;; \
       *) echo "no Rust target known for '$TARGETPLATFORM'" >&2; exit 1 ;; \
     esac \
- && rustup target add "$target" \
- && mkdir /cargo-config \
- && printf '[build]\ntarget = "%s"\n[target.%s]\nlinker = "rust-lld"\n' "$target" "$target" >/cargo-config/config.toml
+ && printf '[build]\ntarget = "%s"\n' "$target" >/cargo.toml \
+ && if [ "$target" != "$(rustc -vV | sed -n 's/^host: //p')" ]; then \
+      apk add --no-cache lld \
+      && rustup target add "$target" \
+      && printf '[target.%s]\nlinker = "ld.lld"\n' "$target" >>/cargo.toml; \
+    fi
 WORKDIR /src
 # The dependencies are a layer of their own, built with an empty program: a change of the source does not rebuild them.
 COPY Cargo.toml Cargo.lock build.rs ./
 RUN mkdir src && touch src/lib.rs && echo 'fn main() {}' >src/main.rs \
- && cargo --config /cargo-config/config.toml build --release --locked
+ && cargo --config /cargo.toml build --release --locked
 COPY src src
 RUN touch src/lib.rs src/main.rs \
- && cargo --config /cargo-config/config.toml build --release --locked \
+ && cargo --config /cargo.toml build --release --locked \
  && mv target/*/release/job-worker /job-worker
 
 FROM scratch AS binary
