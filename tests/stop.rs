@@ -34,7 +34,7 @@ fn is_requeued(scene: &Scene, dir: &std::path::Path) {
     let result = scene.result("a");
     assert_eq!((verdict(&result), &result["attempt"]), (("success", "", 0), &json!(1)));
     worker.exits_with(0);
-    scene.broker.wait_for_queued(WORKER, 0, Duration::from_secs(30));
+    scene.broker.wait_for_queued(WORKER, 0, SOON);
     assert_eq!(read(&dir.join("runs")), "x\nx\n");
     let log = read(&dir.join("job.log"));
     assert!(log.contains("attempt 1 again"), "{log}");
