@@ -9,7 +9,8 @@ use crate::delivery::{Action, Input, Machine, Report, Then};
 use crate::job::{Claim, Claimed, End, Execution, Outcome, Source};
 use crate::mqtt::{self, Connection, Delivery, Link, Unpublished};
 use crate::presence::Presence;
-use crate::{Exit, process, signals};
+use crate::process::{self, Reaped};
+use crate::{Exit, signals};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -94,8 +95,10 @@ impl Worker {
                 Some(Event::Link(event)) => self.hear(event),
                 Some(Event::Signal(signals::Event::Stop(signal))) => self.stop(signal),
                 Some(Event::Signal(signals::Event::ChildEnded)) => {
-                    if let Activity::Running(execution) = &mut self.activity {
-                        execution.child_ended();
+                    match &mut self.activity {
+                        Activity::Running(execution) => execution.child_ended(),
+                        // PID 1 of a container is given the orphans of others, such as of a health check
+                        Activity::None | Activity::Claiming(_) => while let Reaped::Child(..) = process::reap() {},
                     }
                     ControlFlow::Continue(())
                 }

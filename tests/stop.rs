@@ -5,8 +5,11 @@ mod support;
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 use std::fs::{self, File};
+use std::process::Command;
 use support::broker::{Packet, Step, Verdict};
-use support::scene::{SOON, Scene, WORKER, await_file, child_of, pid_1, read, read_json, until_exists, verdict};
+use support::scene::{
+    SOON, Scene, WORKER, await_file, child_of, pid_1, read, read_json, until_exists, verdict, wait_for, wait_until,
+};
 
 /// Counts its runs, says what it was told, and goes; a run that finds `gate` ends at once.
 const HEEDS_TERM: &str = "echo x >> runs; trap 'echo told to stop; exit 0' TERM; touch up; \
@@ -334,4 +337,23 @@ fn pid_1_kills_who_ignores_term() {
     kill_process(child_of(&worker), Signal::INT).unwrap();
     worker.exits_with(0);
     is_requeued(&scene, &dir);
+}
+
+#[test]
+fn pid_1_reaps_the_orphans_of_others_while_it_waits() {
+    let scene = Scene::new();
+    let Some(mut worker) = pid_1(&scene, &[], |_| {}) else { return };
+    scene.await_idle_after(0);
+    // as a health check of a container may leave one
+    let pid_1 = child_of(&worker);
+    let entered = Command::new("nsenter")
+        .args(["--pid", "--target", &pid_1.as_raw_pid().to_string(), "sh", "-c", "(readlink /proc/self > orphan &)"])
+        .current_dir(scene.drive())
+        .status();
+    assert!(entered.expect("nsenter comes with unshare").success());
+    let orphan =
+        wait_for("an orphan", || fs::read_to_string(scene.drive().join("orphan")).ok()?.trim().parse::<u32>().ok());
+    wait_until("it to be reaped", || !std::path::Path::new(&format!("/proc/{orphan}")).exists());
+    kill_process(pid_1, Signal::TERM).unwrap();
+    worker.exits_with(0);
 }
