@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a sweep insists before it leaves what it cannot kill (another user's process, one stuck in the kernel).
@@ -44,8 +45,20 @@ impl Exit {
     }
 }
 
-/// Lets daemonised descendants become our children when their parents die, so that [`sweep`] finds them.
+/// Children that we had before we started any: whoever started us by `exec` had them, a log writer or a companion. They
+/// are no part of a job, and neither are their descendants.
+static FOREIGN: Mutex<Vec<i32>> = Mutex::new(Vec::new());
+
+fn foreign() -> MutexGuard<'static, Vec<i32>> {
+    FOREIGN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lets daemonised descendants become our children when their parents die, so that [`sweep`] finds them. To be called
+/// before any process is started.
 pub fn adopt_orphans() {
+    if !matches!(reap(), Reaped::NoneLeft) {
+        *foreign() = descendants().iter().filter(|process| process.is_child).map(|process| process.pid).collect();
+    }
     if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
         log::warn!("cannot become a subreaper: {error}; daemonised processes of a job may outlive it");
     }
@@ -77,7 +90,7 @@ pub enum Reaped {
     Child(Pid, Exit),
     /// All children are still running.
     NoneEnded,
-    /// There is no child at all.
+    /// There is no child at all, or none of ours.
     NoneLeft,
 }
 
@@ -88,11 +101,16 @@ pub enum Reaped {
 pub fn reap() -> Reaped {
     loop {
         match rustix::process::wait(WaitOptions::NOHANG) {
-            Ok(Some((pid, status))) => match (status.exit_status(), status.terminating_signal()) {
-                (Some(code), _) => return Reaped::Child(pid, Exit::Code(code)),
-                (_, Some(signal)) => return Reaped::Child(pid, Exit::Signal(signal)),
-                _ => {} // stopped or continued: not an end
-            },
+            Ok(Some((pid, status))) => {
+                let exit = match (status.exit_status(), status.terminating_signal()) {
+                    (Some(code), _) => Exit::Code(code),
+                    (_, Some(signal)) => Exit::Signal(signal),
+                    _ => continue, // stopped or continued: not an end
+                };
+                foreign().retain(|foreign| *foreign != pid.as_raw_pid()); // the number may come again
+                return Reaped::Child(pid, exit);
+            }
+            Ok(None) if !foreign().is_empty() && descendants().is_empty() => return Reaped::NoneLeft,
             Ok(None) => return Reaped::NoneEnded,
             Err(Errno::INTR) => {}
             Err(_) => return Reaped::NoneLeft, // ECHILD
@@ -104,8 +122,8 @@ pub fn reap() -> Reaped {
 pub fn signal_all(group: Pid, signal: Signal) {
     // the group first and at once: its members cannot escape by forking while we look
     let _ = kill_process_group(group, signal); // ESRCH: the group is empty already
-    for process in descendants().into_iter().filter(|process| process.group != group.as_raw_pid()) {
-        let _ = kill_process(process.pid, signal); // ESRCH: it has just ended
+    for process in descendants().iter().filter(|process| process.group != group.as_raw_pid()) {
+        process.signal(signal);
     }
 }
 
@@ -126,8 +144,7 @@ pub fn sweep(mut ended: impl FnMut(Pid, Exit)) -> usize {
             }
         }
         // the children of whoever is killed become ours, so direct children are enough, in as many passes as it takes
-        let news =
-            children().into_iter().filter(|child| kill_process(*child, Signal::KILL).is_ok() && killed.insert(*child));
+        let news = children().into_iter().filter(|child| child.signal(Signal::KILL) && killed.insert(child.pid));
         if news.count() > 0 {
             pause = FIRST_PAUSE; // who forks and exits all the time is only caught by looking at once
             continue;
@@ -141,38 +158,59 @@ pub fn sweep(mut ended: impl FnMut(Pid, Exit)) -> usize {
     }
 }
 
-/// Our own children. The kernel's list of them is there at once, while a look at all processes takes longer than a fork.
-fn children() -> Vec<Pid> {
-    let own = rustix::process::getpid().as_raw_pid();
-    match std::fs::read_to_string(format!("/proc/self/task/{own}/children")) {
-        Ok(list) => list.split_ascii_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect(),
-        Err(_) => descendants().into_iter().map(|process| process.pid).collect(), // a kernel without CONFIG_PROC_CHILDREN
-    }
+/// Our own children but the foreign ones. The kernel's list of them is there at once, while a look at all processes takes
+/// longer than a fork.
+fn children() -> Vec<Process> {
+    let me = rustix::process::getpid().as_raw_pid();
+    let Ok(list) = std::fs::read_to_string(format!("/proc/self/task/{me}/children")) else {
+        return descendants(); // a kernel without CONFIG_PROC_CHILDREN
+    };
+    let foreign = foreign();
+    let pids = list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).filter(|pid| !foreign.contains(pid));
+    pids.filter_map(Process::look).collect()
 }
 
 struct Process {
-    pid: Pid,
+    pid: i32,
     group: i32,
+    alive: bool,
+    is_child: bool,
 }
 
-/// All living descendants of this process, by one look through /proc.
+impl Process {
+    /// What /proc says of a child of ours; nothing where it has ended meanwhile.
+    fn look(pid: i32) -> Option<Self> {
+        let (_, group, alive) = parse_stat(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)?;
+        Some(Self { pid, group, alive, is_child: true })
+    }
+
+    /// Whether it was there to take the signal. A zombie takes it without any effect, so it is not asked.
+    fn signal(&self, signal: Signal) -> bool {
+        self.alive && Pid::from_raw(self.pid).is_some_and(|pid| kill_process(pid, signal).is_ok())
+    }
+}
+
+/// All descendants of this process but the foreign ones, by one look through /proc.
 fn descendants() -> Vec<Process> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let mut children: HashMap<i32, Vec<(i32, i32, bool)>> = HashMap::new();
+    let mut children: HashMap<i32, Vec<Process>> = HashMap::new();
+    let me = rustix::process::getpid().as_raw_pid();
     for entry in entries.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         let Ok(stat) = std::fs::read(entry.path().join("stat")) else { continue }; // ended meanwhile
         if let Some((parent, group, alive)) = parse_stat(&stat) {
-            children.entry(parent).or_default().push((pid, group, alive));
+            children.entry(parent).or_default().push(Process { pid, group, alive, is_child: parent == me });
         }
     }
+    for pid in &*foreign() {
+        children.entry(me).or_default().retain(|child| child.pid != *pid);
+    }
     let mut found = Vec::new();
-    let mut parents = vec![rustix::process::getpid().as_raw_pid()];
+    let mut parents = vec![me];
     while let Some(parent) = parents.pop() {
-        for (pid, group, alive) in children.remove(&parent).unwrap_or_default() {
-            parents.push(pid);
-            found.extend(Pid::from_raw(pid).filter(|_| alive).map(|pid| Process { pid, group }));
-        }
+        let of_parent = children.remove(&parent).unwrap_or_default();
+        parents.extend(of_parent.iter().map(|child| child.pid));
+        found.extend(of_parent);
     }
     found
 }
