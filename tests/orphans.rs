@@ -2,11 +2,13 @@
 
 mod support;
 
+use rustix::process::{Pid, Signal, test_kill_process};
 use serde_json::json;
 use std::fs;
+use std::process::Command;
 use std::sync::mpsc;
 use support::broker::{Packet, Step, Verdict};
-use support::scene::{Scene, await_file, survivors, until_exists, verdict, wait_until, zombies_of};
+use support::scene::{Process, Scene, await_file, read, survivors, until_exists, verdict, wait_until, zombies_of};
 
 const PLAIN: &str = "sleep 1000 &";
 const SETSID: &str = "setsid sleep 1000 &";
@@ -164,4 +166,41 @@ fn a_shell_that_vanishes_fails_the_step() {
     });
     assert_eq!(finished.result["status"], "failed");
     assert!(finished.result["error"].as_str().unwrap().contains("could not be started"), "{}", finished.result);
+}
+
+/// The binary, started by a shell that had a child already and became it: as a log writer or a companion is started.
+fn with_companion(scene: &Scene, arguments: &str) -> (Process, Pid) {
+    let mut command = Command::new("sh");
+    let binary = support::scene::binary();
+    command.args(["-c", &format!("sleep 1000 & echo $! > companion; exec {} {arguments}", binary.display())]);
+    scene.equip(&mut command);
+    command.env("JOB_STOP_GRACE", "1000");
+    let states = scene.states().len();
+    let process = scene.start(command);
+    scene.await_idle_after(states);
+    let pid = read(&scene.drive().join("companion")).trim().parse().unwrap();
+    (process, Pid::from_raw(pid).unwrap())
+}
+
+#[test]
+fn who_was_there_before_is_no_part_of_a_job() {
+    let scene = Scene::new();
+    let (mut worker, companion) = with_companion(&scene, "");
+    // its end would be waited for, for the whole grace, if it counted
+    let steps = json!(["(setsid sleep 1000 &)", { "run": "sleep 1000", "timeoutSeconds": 0.1 }]);
+    scene.submit("a", json!({ "steps": steps }));
+    assert_eq!(verdict(&scene.result("a")), ("failed", "timeout", 124));
+    worker.exits_with(0);
+    scene.nothing_survives();
+    test_kill_process(companion).expect("the companion is alive");
+
+    let (mut supervisor, companion) = with_companion(&scene, "supervise");
+    for id in ["b", "c"] {
+        scene.submit(id, json!({ "steps": ["(setsid sleep 1000 &)"] }));
+        assert_eq!(verdict(&scene.result(id)), ("success", "", 0));
+    }
+    supervisor.signal(Signal::TERM);
+    supervisor.exits_with(0);
+    scene.nothing_survives();
+    test_kill_process(companion).expect("the companion is alive");
 }
