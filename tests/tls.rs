@@ -140,7 +140,46 @@ fn without_the_certificate_that_a_broker_wants_we_give_up(version: &str) {
     }
 }
 
+/// The lines of a PEM file that say something.
+fn secrets(file: &Path) -> Vec<String> {
+    let text = fs::read_to_string(file).expect("a PEM file of the test's");
+    text.lines().filter(|line| !line.starts_with('-')).map(str::to_owned).collect()
+}
+
+fn certificate_and_key_are_nowhere(version: &str) {
+    let ca = Authority::new("ours");
+    let secure = Secure::new(&ca.broker(NAMES, Valid::Now), &asks_for_certificates_of(&ca));
+    let ours = ca.client("worker");
+    let mark = secure.site.controller.mark();
+    let mut worker = secure.worker("localhost", &ca.file(), |command| {
+        speaks(version)(command);
+        command.env("MQTT_CERT_FILE", &ours.certificate).env("MQTT_KEY_FILE", &ours.key).env("RUST_LOG", "trace");
+    });
+    secure.site.await_state(&mut worker, mark, "idle");
+    let job = secure.site.run_on(worker, "a", json!({ "steps": ["env; cat /proc/$PPID/cmdline", "exit 3"] }));
+    let said = job.worker.stderr();
+    assert!(said.contains("job-worker: debug: "), "the log tells all it has: {said}");
+    for text in [said, job.log.clone(), job.read("job.status.json"), job.published.text()] {
+        for secret in secrets(&ours.key).iter().chain(&secrets(&ours.certificate)).chain(&secrets(&ca.file())) {
+            assert!(!text.contains(secret), "{text}");
+        }
+        assert!(!text.contains("MQTT_KEY_FILE"), "{text}");
+    }
+    // nor where it cannot be used
+    let broken = secure.site.drive.path().join("broken");
+    fs::write(&broken, secrets(&ours.key).join("\n")).expect("the drive can be written");
+    for name in ["MQTT_CA_FILE", "MQTT_CERT_FILE", "MQTT_KEY_FILE"] {
+        let mut worker = secure.worker("localhost", &ca.file(), |command| {
+            command.env(name, &broken).env("RUST_LOG", "trace");
+        });
+        worker.exits_with(78);
+        assert!(worker.stderr().contains(name), "{}", worker.stderr());
+        assert!(secrets(&ours.key).iter().all(|secret| !worker.stderr().contains(secret)), "{}", worker.stderr());
+    }
+}
+
 on_both_protocols!(
+    certificate_and_key_are_nowhere,
     a_trusted_broker_is_served,
     an_unknown_authority_is_refused,
     an_expired_certificate_is_refused,
