@@ -167,7 +167,6 @@ fn every_message_is_that_of_the_code() {
 }
 
 #[test]
-#[ignore = "BENCHMARKS.md and SECURITY.md are still to come"]
 fn every_link_to_a_file_of_ours_leads_there() {
     for path in pages() {
         let page = fs::read_to_string(&path).unwrap();
