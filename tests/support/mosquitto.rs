@@ -112,7 +112,7 @@ impl Mosquitto {
             "user root".to_owned(),
             format!("log_dest file {}", self.log_file().display()),
             "log_type all".to_owned(),
-            "max_queued_messages 0".to_owned(),
+            "max_queued_messages 1000000".to_owned(),
             "set_tcp_nodelay true".to_owned(),
         ];
         if !self.extra.iter().any(|line| line.starts_with("allow_anonymous")) {
