@@ -199,8 +199,9 @@ fn supervise(start: impl Fn(usize) -> Worker, mut random: Random, calm: &AtomicB
         let kill_at = (random.below(100) < 80).then(|| started + random.millis(0, 120));
         while worker.ended().is_none() {
             if over.load(Relaxed) {
+                // by the signal itself, where it comes before the handlers are there
                 worker.sigterm();
-                worker.exits_with(0);
+                worker.wait();
             } else if kill_at.is_some_and(|at| at <= Instant::now()) && !calm.load(Relaxed) {
                 worker.kill9();
             } else {
