@@ -25,14 +25,15 @@ fi
 engine=$TOOLS_DIR/docker-engine.sh
 scratch=$(mktemp -d)
 project=job-worker-test-$$
-passed=0 failed=0 engine_is_ours='' composed=''
+passed=0 failed=0 engine_is_ours='' composed='' finished=''
 say() { printf -- '--- [%3d s] %s\n' "$SECONDS" "$*"; }
 skip() { echo "docker.sh: SKIPPED: $*"; exit 0; }
 
 clean_up() {
     status=$?
     trap - EXIT TERM INT
-    [ $status -ne 143 ] || echo "docker.sh: stopped, after $SECONDS s (TIME_LIMIT=$limit)"
+    [ $status -ne 143 ] || echo "docker.sh: stopped after $SECONDS s (TIME_LIMIT=$limit)"
+    [ $status -eq 0 ] || [ -n "$finished" ] || echo "docker.sh: not finished; $passed passed, $failed failed until here"
     # shellcheck disable=SC2046
     docker rm -f $(docker ps -aq --filter "label=$project") >/dev/null 2>&1 || true
     [ -z "$composed" ] || compose down -v --remove-orphans -t 1 >/dev/null 2>&1 || true
@@ -150,7 +151,7 @@ only_file() { # image: the files that are not Docker's own
     docker export "$id" | tar -t | grep -v -e '/$' -e '^dev/' -e '^etc/' -e '^\.dockerenv$'
     docker rm "$id" >/dev/null
 }
-run() { docker run --rm --label "$project" --network none -v "$scratch/data:/data" "$@"; }
+run() { timeout 60 docker run --rm --label "$project" --network none -v "$scratch/data:/data" "$@"; }
 inspect() { docker image inspect -f "$1" "$project"; }
 
 say "images"
@@ -162,7 +163,7 @@ check "the runnable image is built" build -t "$project"
 check "the stage binary holds one file" is job-worker "$(only_file "$project:binary")"
 check "the stage binary has the size of that file" is "$(stat -c %s "$JOB_WORKER_STATIC")" \
     "$(docker image inspect -f '{{.Size}}' "$project:binary")"
-check "the stage binary runs" docker run --rm --label "$project" "$project:binary" --version
+check "the stage binary runs" timeout 60 docker run --rm --label "$project" "$project:binary" --version
 check "the image's version is the program's" is "job-worker $(inspect '{{index .Config.Labels "org.opencontainers.image.version"}}')" \
     "$(run "$project" --version | sed 's/ (.*//')"
 check "the working directory is /data" is /data "$(inspect '{{.Config.WorkingDir}}')"
@@ -181,8 +182,8 @@ check "run DIR as another user and as PID 1: who it was" is "12345 parent 1" \
 
 # --- compose ------------------------------------------------------------------------------------------------------------
 # What differs from compose.yaml: names and folders of this run, and the network that the engine has.
-network='' url=mqtt://mosquitto ports='ports: !override []'
-[ -z "$engine_is_ours" ] || { network='network_mode: host'; url=mqtt://localhost; }
+network='' host=mosquitto ports='ports: !override []'
+[ -z "$engine_is_ours" ] || { network='network_mode: host'; host=localhost; }
 cat >"$scratch/override.yaml" <<END
 services:
   mosquitto:
@@ -191,9 +192,15 @@ services:
   worker:
     image: $project
     command: \${WORKER_COMMAND:-}
-    environment: { MQTT_URL: $url, RUST_LOG: debug }
+    environment: { MQTT_URL: mqtt://$host, RUST_LOG: debug }
     $network
     volumes: ["$scratch/data:/data"]
+  controller:
+    image: eclipse-mosquitto:2
+    command: mosquitto_sub -h $host -c -i controller -q 1 -t jobs/results/# -F %t
+    restart: always
+    depends_on: { mosquitto: { condition: service_healthy } }
+    $network
 END
 compose() {
     docker compose --progress quiet -p "$project" --project-directory "$root" -f compose.yaml -f "$scratch/override.yaml" "$@"
@@ -211,10 +218,12 @@ job() { # id, step...
 }
 status_is() { grep -q "\"status\": *\"$2\"" "$scratch/data/$1/job.status.json" 2>/dev/null; }
 field() { sed -n "s/.*\"$2\": *\"\{0,1\}\([^\",]*\).*/\1/p" "$scratch/data/$1/job.status.json" | head -n 1; }
-# The queue of results is kept for this client from the first call on.
-listen() { in_broker mosquitto_sub -c -i controller -q 1 -t 'jobs/results/#' -E; }
-take_results() { # number; prints their ids
-    in_broker mosquitto_sub -c -i controller -q 1 -t 'jobs/results/#' -C "$1" -W 30 -F %t | sed 's/.*\///' | tr '\n' ' ' | sed 's/ $//'
+# The ids of results in the order of their first arrival. At QoS 1 the broker may well deliver one twice.
+results() { docker logs "$project-controller-1" | sed -n 's|^jobs/results/||p' | awk '!seen[$0]++'; }
+have_arrived() { [ "$(results | grep -cx -- "$(printf '%s\n' "$@")")" = $# ]; }
+arrived() { # id...: waits for the results of all of them
+    until_true have_arrived "$@"
+    results | grep -x -- "$(printf '%s\n' "$@")" | tr '\n' ' ' | sed 's/ $//'
 }
 worker_state() { docker inspect -f "{{.State.$1}}" "$project-worker-1"; }
 
@@ -222,15 +231,14 @@ say "compose up"
 composed=yes
 check "compose.yaml is valid as it is" docker compose -f compose.yaml config -q
 check "docker compose up" compose up -d --no-build --pull missing
-listen
 job hello 'echo Hello from $JOB_ID'
 request hello
-check "a job: its result arrives" is hello "$(take_results 1)"
+check "a job: its result arrives" is hello "$(arrived hello)"
 check "a job: it succeeded" status_is hello success
 check "a job: its log has the output" grep -qx 'Hello from hello' "$scratch/data/hello/job.log"
 
 for id in loop-1 loop-2 loop-3; do job $id 'cat /proc/1/stat | cut -d\" \" -f22'; request $id; done
-check "the restart loop: three results in order" is "loop-1 loop-2 loop-3" "$(take_results 3)"
+check "the restart loop: three results in order" is "loop-1 loop-2 loop-3" "$(arrived loop-1 loop-2 loop-3)"
 check "the restart loop: a fresh process for each" is 3 "$(grep -hx '[0-9]*' "$scratch"/data/loop-*/job.log | sort -u | wc -l)"
 
 # --- deaths -------------------------------------------------------------------------------------------------------------
@@ -241,7 +249,7 @@ check "a killed container: its job runs" until_true grep -q 'attempt 1' "$scratc
 docker kill "$project-worker-1" >/dev/null
 touch "$scratch/data/go"
 compose up -d --no-build worker >/dev/null 2>&1
-check "a killed container: the next one reports the job" is killed "$(take_results 1)"
+check "a killed container: the next one reports the job" is killed "$(arrived killed)"
 check "a killed container: as its second attempt" is "success 2" "$(field killed status) $(field killed attempt)"
 
 say "a killed broker"
@@ -256,7 +264,7 @@ compose kill -s KILL mosquitto >/dev/null 2>&1
 touch "$scratch/data/go"
 check "a killed broker: the job goes on to its end" until_true status_is held success
 compose up -d --no-build mosquitto >/dev/null 2>&1
-check "a killed broker: both results arrive when it is back" is "held queued" "$(take_results 2)"
+check "a killed broker: both results arrive when it is back" is "held queued" "$(arrived held queued)"
 check "a killed broker: the queued job ran once" is 1 "$(wc -l <"$scratch/data/queued/runs")"
 
 say "docker stop in mid-job"
@@ -269,7 +277,7 @@ check "docker stop: the worker ends by itself, with 0" is 0 "$(worker_state Exit
 check "docker stop: the job is interrupted" status_is stopped interrupted
 touch "$scratch/data/go"
 compose start worker >/dev/null 2>&1
-check "docker stop: the job is run after the start" is stopped "$(take_results 1)"
+check "docker stop: the job is run after the start" is stopped "$(arrived stopped)"
 check "docker stop: it succeeded" status_is stopped success
 
 # --- pauses between short jobs ------------------------------------------------------------------------------------------
@@ -288,9 +296,10 @@ gaps() { # prefix
     done
     echo "ms:$line; together $sum ms"
 }
+of_queue() { seq -s ' ' -f "$1-%.0f" "$short_jobs"; } # prefix
 queue() { # prefix
-    local n
-    for n in $(seq "$short_jobs"); do job "$1-$n" true; request "$1-$n"; done
+    local id
+    for id in $(of_queue "$1"); do job "$id" true; request "$id"; done
 }
 fresh_worker() { # command: a container that knows of no earlier restart, for the queue that is there already
     WORKER_COMMAND=$1 compose up -d --no-build --force-recreate worker
@@ -303,7 +312,7 @@ check "supervise: starts" fresh_worker supervise
 check "supervise: all are run" until_true status_is "supervised-$short_jobs" success
 compose stop worker >/dev/null 2>&1
 check "supervise: docker stop ends it by itself, with 0" is 0 "$(worker_state ExitCode)"
-check "supervise: nothing is lost" is "$short_jobs" "$(take_results "$short_jobs" | wc -w)"
+check "supervise: every result arrives, in order" is "$(of_queue supervised)" "$(arrived $(of_queue supervised))"
 
 say "$short_jobs short jobs under restart: always (0.1 s, doubling up to 60 s: 12 take 163 s)"
 queue restarted
@@ -315,5 +324,6 @@ echo "pauses under restart: always, $(gaps restarted)"
 status_is "restarted-$short_jobs" success || echo "  (only these: TIME_LIMIT=$limit s left no time for all $short_jobs jobs)"
 echo "pauses under supervise,       $(gaps supervised)"
 echo "left out: the Dockerfile's stage \`build\` (it needs rust:1-alpine from a registry), and images for ARM"
+finished=yes
 echo "$passed passed, $failed failed"
 [ $failed -eq 0 ]

@@ -4,7 +4,8 @@
 #
 #   tests/static.sh [TARGET...]
 #
-# TIME_LIMIT (480) seconds are spent at most; what had no time is named at the end. TOOLS_DIR: ../shared/tools.
+# TIME_LIMIT (480) seconds are spent at most; what had no time is named at the end. TOOLS_DIR: ../shared/tools. The binaries
+# stay in DIST, if that is set.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -18,6 +19,7 @@ targets=("$@")
 memory_budget=1536 size_budget=1300000
 
 scratch=$(mktemp -d)
+dist=${DIST:-$scratch/dist}
 broker='' worker='' port='' passed=0 failed=0 left_out=()
 
 clean_up() {
@@ -134,14 +136,14 @@ for target in "${targets[@]}"; do
         continue
     fi
     status=0
-    timeout -k 10 $rest .ci/release "$scratch/dist" "$target" >"$scratch/build.log" 2>&1 || status=$?
+    timeout -k 10 $rest .ci/release "$dist" "$target" >"$scratch/build.log" 2>&1 || status=$?
     if [ $status -eq 124 ]; then
         leave_out "$target: not built within the $rest s that were left of $limit s"
         continue
     fi
     check "$target: is built" [ $status -eq 0 ]
     if [ $status -ne 0 ]; then tail -n 30 "$scratch/build.log"; continue; fi
-    binary=$scratch/dist/job-worker-$version-$target
+    binary=$dist/job-worker-$version-$target
     emulator=$(emulator "$target")
     if [ -n "$emulator" ] && ! command -v ${emulator%% *} >/dev/null; then
         leave_out "$target: was built, and not run: ${emulator%% *} is missing"
@@ -169,13 +171,13 @@ for target in "${targets[@]}"; do
     fi
     printf '%-34s %9s bytes  idle %5s kB  peak %5s kB  %s\n' "$target" "$(stat -c %s "$binary")" "$idle" "$peak" "$note" >>"$scratch/table"
 done
-check "the checksums are right" sh -c "cd '$scratch/dist' && sha256sum -c SHA256SUMS"
+check "the checksums are right" sh -c "cd '$dist' && sha256sum -c SHA256SUMS"
 
 # The unit names a program that is not installed here: the one that was just built takes its place. Also with the lines that
 # a user is told to uncomment.
 verify_unit() { # sed expression
     local program
-    program=$(find "$scratch/dist" -name 'job-worker-*' | sort | tail -n 1)
+    program=$(find "$dist" -name 'job-worker-*' | sort | tail -n 1)
     sed -e "s|^ExecStart=[^ ]*|ExecStart=$program|" -e "$1" examples/systemd/job-worker.service >"$scratch/job-worker.service"
     # It warns of mistakes, and says so with its exit status only for some of them.
     local said
