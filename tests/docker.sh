@@ -35,7 +35,7 @@ clean_up() {
     [ $status -ne 143 ] || echo "docker.sh: stopped after $SECONDS s (TIME_LIMIT=$limit)"
     [ $status -eq 0 ] || [ -n "$finished" ] || echo "docker.sh: not finished; $passed passed, $failed failed until here"
     # shellcheck disable=SC2046
-    docker rm -f $(docker ps -aq --filter "label=$project") >/dev/null 2>&1 || true
+    docker rm -f $(docker ps -aq --filter "label=$project" 2>/dev/null) >/dev/null 2>&1 || true
     [ -z "$composed" ] || compose down -v --remove-orphans -t 1 >/dev/null 2>&1 || true
     docker rmi -f "$project" "$project:binary" >/dev/null 2>&1 || true
     if [ -n "$engine_is_ours" ]; then
