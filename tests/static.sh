@@ -72,7 +72,7 @@ start_broker() {
         broker=$!
         # It ends at once where the port is taken.
         while kill -0 $broker 2>/dev/null; do
-            ! grep -q ' running' "$scratch/mosquitto.log" || return 0
+            ! grep -qs " running" "$scratch/mosquitto.log" || return 0
             sleep 0.05
         done
     done
