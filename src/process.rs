@@ -143,15 +143,17 @@ pub fn sweep(mut ended: impl FnMut(Pid, Exit)) -> usize {
                 Reaped::NoneLeft => return killed.len(),
             }
         }
-        // the children of whoever is killed become ours, so direct children are enough, in as many passes as it takes
-        let news = children().into_iter().filter(|child| child.signal(Signal::KILL) && killed.insert(child.pid));
-        if news.count() > 0 {
-            pause = FIRST_PAUSE; // who forks and exits all the time is only caught by looking at once
-            continue;
-        }
         if started.elapsed() > SWEEP_PATIENCE {
             log::warn!("some processes of the job cannot be killed; going on without them");
             return killed.len();
+        }
+        let mut kill = |processes: Vec<Process>| {
+            processes.iter().filter(|process| process.signal(Signal::KILL) && killed.insert(process.pid)).count()
+        };
+        // the children of whoever is killed become ours, in as many passes as it takes; those of whom we may not kill do not
+        if kill(children()) > 0 || kill(descendants()) > 0 {
+            pause = FIRST_PAUSE; // who forks and exits all the time is only caught by looking at once
+            continue;
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(LAST_PAUSE);
