@@ -160,6 +160,8 @@ impl Scene {
         let dir = self.submit(id, definition);
         let result = self.result(id);
         worker.exits_with(0);
+        // a worker that came before the broker has read the acknowledgement would be given this request once more
+        self.broker.wait_for_queued(WORKER, 0, SOON);
         Finished { result, log: read(&dir.join("job.log")), dir }
     }
 
