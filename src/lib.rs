@@ -2,8 +2,8 @@
 //!
 //! # Theory of operation
 //!
-//! A process lives for one job ([`worker`]). Its main thread waits on one channel, and everything comes through it: what
-//! the broker says ([`mqtt`], a thread that drives one connection after the other), and what the kernel says ([`signals`],
+//! A process lives for one job ([`worker`]). Its main thread waits at one [`inbox`], and everything comes through it: what
+//! the broker says ([`mqtt`], a thread that drives one connection after the other), and what the kernel says (signals,
 //! SIGCHLD among them). Without a deadline the main thread sleeps until something comes.
 //!
 //! 1. *Wait.* The broker hands out one request at a time and keeps it until it is acknowledged.
@@ -24,28 +24,15 @@ pub mod cli;
 pub mod config;
 pub mod contract;
 pub mod delivery;
+pub mod inbox;
 pub mod job;
 mod logging;
 pub mod mqtt;
 mod presence;
 pub mod process;
 mod run;
-pub mod signals;
 pub mod supervise;
 pub mod worker;
-
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
-
-/// The next event, or `Timeout` at the deadline. What is due comes first: events may come without a pause. Without a
-/// deadline we sleep until something happens.
-fn next_event<T>(events: &Receiver<T>, deadline: Option<Instant>) -> Result<T, RecvTimeoutError> {
-    match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
-        None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
-        Some(Duration::ZERO) => Err(RecvTimeoutError::Timeout),
-        Some(left) => events.recv_timeout(left),
-    }
-}
 
 /// How this program ends (contract section 7).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

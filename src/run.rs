@@ -2,8 +2,10 @@
 
 use crate::config::Config;
 use crate::contract::{Document, JobId, Request};
+use crate::inbox::{self, Event, Inbox};
 use crate::job::{Claim, Claimed, End, Execution, Outcome, Source};
-use crate::{Exit, process, signals};
+use crate::{Exit, process};
+use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
@@ -20,13 +22,15 @@ const END_LOOK: Duration = Duration::from_millis(2);
 
 /// Runs the job in `dir`; its log also goes to stdout.
 pub fn run(config: &Config, dir: &OsStr, id: Option<&str>) -> Exit {
-    let (sender, events) = mpsc::channel();
-    if let Err(error) = signals::forward(move |event| sender.send(event).unwrap_or(())) {
-        log::error!("no signal handlers: {error}");
-        return Exit::Defect;
-    }
+    let inbox = match inbox::open() {
+        Ok((_, inbox)) => inbox,
+        Err(error) => {
+            log::error!("no signal handlers: {error}");
+            return Exit::Defect;
+        }
+    };
     process::adopt_orphans();
-    match request(dir, id).and_then(|request| execute(config, request, &events)) {
+    match request(dir, id).and_then(|request| execute(config, request, &inbox)) {
         Ok(document) => {
             if let Some(error) = &document.error {
                 log::error!("{error}");
@@ -52,7 +56,7 @@ fn request(dir: &OsStr, id: Option<&str>) -> Result<Request, String> {
     Ok(Request { id, work_dir, definition: Default::default() })
 }
 
-fn execute(config: &Config, request: Request, events: &Receiver<signals::Event>) -> Result<Document, String> {
+fn execute(config: &Config, request: Request, inbox: &Inbox<Infallible>) -> Result<Document, String> {
     // there is nobody to wait for: whoever calls us has prepared the directory, wherever it is
     let job = crate::config::JobConfig { dir_wait: Duration::ZERO, root: None, ..config.job.clone() };
     let log = Path::new(&request.work_dir).join("job.log");
@@ -63,9 +67,8 @@ fn execute(config: &Config, request: Request, events: &Receiver<signals::Event>)
             Claimed::Refused(document) => return Ok(*document),
             Claimed::Answered(_) => return Err("the job is over already".to_owned()), // only a redelivery is answered
             Claimed::Waiting => {
-                match events.recv_timeout(claim.next_look().saturating_duration_since(Instant::now())) {
-                    Ok(signals::Event::Stop(_)) => return Ok(claim.cancelled(&config.worker_id)),
-                    _ => continue,
+                if let Some(Event::Stop(_)) = inbox.next(Some(claim.next_look())) {
+                    return Ok(claim.cancelled(&config.worker_id));
                 }
             }
         }
@@ -73,32 +76,31 @@ fn execute(config: &Config, request: Request, events: &Receiver<signals::Event>)
     let (running, over) = mpsc::channel();
     let from = execution.log_start();
     let shown = File::open(log).map(|log| std::thread::spawn(move || show(&log, from, &over)));
-    let document = follow(&mut execution, events);
+    let document = follow(&mut execution, inbox);
     drop(running);
     // a reader may be slow; who does not want the rest of the log interrupts us once more
     while shown.as_ref().is_ok_and(|thread| !thread.is_finished()) {
-        if let Ok(signals::Event::Stop(_)) = events.recv_timeout(END_LOOK) {
+        if let Some(Event::Stop(_)) = inbox.next(Some(Instant::now() + END_LOOK)) {
             break;
         }
     }
     Ok(document)
 }
 
-fn follow(execution: &mut Execution, events: &Receiver<signals::Event>) -> Document {
+fn follow(execution: &mut Execution, inbox: &Inbox<Infallible>) -> Document {
     let mut cancelled = false;
     loop {
         if let Some(Outcome::Final(document)) = execution.take_outcome() {
             return *document;
         }
-        match crate::next_event(events, execution.deadline()) {
-            Ok(signals::Event::ChildEnded) => execution.child_ended(),
-            Ok(signals::Event::Stop(_)) if std::mem::replace(&mut cancelled, true) => {
+        match inbox.next(execution.deadline()) {
+            Some(Event::ChildEnded) => execution.child_ended(),
+            Some(Event::Stop(_)) if std::mem::replace(&mut cancelled, true) => {
                 execution.end(End::Stopped, Instant::now());
                 execution.kill();
             }
-            Ok(signals::Event::Stop(_)) => execution.end(End::Cancelled, Instant::now()),
-            Err(RecvTimeoutError::Timeout) => execution.expired(Instant::now()),
-            Err(RecvTimeoutError::Disconnected) => execution.kill(),
+            Some(Event::Stop(_)) => execution.end(End::Cancelled, Instant::now()),
+            None => execution.expired(Instant::now()),
         }
     }
 }

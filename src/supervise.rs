@@ -2,13 +2,14 @@
 //! job, which no restart policy of Docker does, and it is the proper PID 1 that a worker cannot be for itself: it kills and
 //! reaps what a worker that was killed has left behind.
 
+use crate::Exit;
+use crate::inbox::{self, Event, Inbox};
 use crate::process::{self, Exit as Ended, Reaped};
-use crate::{Exit, signals};
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGINT, SIGTERM};
+use std::convert::Infallible;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 /// Pause after a worker that ended with an error; it doubles from the first to the last, and a success resets it.
@@ -17,16 +18,18 @@ const LAST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Keeps a worker alive until somebody asks us to stop, and ends with the last worker's status.
 pub fn run() -> Exit {
-    let (sender, events) = mpsc::channel();
-    if let Err(error) = signals::forward(move |event| sender.send(event).unwrap_or(())) {
-        log::error!("no signal handlers: {error}");
-        return Exit::Defect;
-    }
+    let inbox = match inbox::open() {
+        Ok((_, inbox)) => inbox,
+        Err(error) => {
+            log::error!("no signal handlers: {error}");
+            return Exit::Defect;
+        }
+    };
     process::adopt_orphans();
     let mut pause = FIRST_PAUSE;
     loop {
         let status = match start_worker() {
-            Ok(worker) => match watch(worker, &events) {
+            Ok(worker) => match watch(worker, &inbox) {
                 Watched::Stopped(status) => return Exit::Of(status),
                 Watched::Ended(status) => status,
             },
@@ -40,7 +43,7 @@ pub fn run() -> Exit {
             continue;
         }
         log::warn!("the worker ended with status {status}; starting another in {pause:?}");
-        if stop_asked_within(pause, &events) {
+        if stop_asked_within(pause, &inbox) {
             return Exit::Of(status);
         }
         pause = (pause * 2).min(LAST_PAUSE);
@@ -61,21 +64,21 @@ enum Watched {
 }
 
 /// Waits for the end of a worker, and leaves nothing of it running.
-fn watch(worker: Pid, events: &Receiver<signals::Event>) -> Watched {
+fn watch(worker: Pid, inbox: &Inbox<Infallible>) -> Watched {
     let mut stopped = false;
     let ended = loop {
-        match events.recv() {
-            Ok(signals::Event::Stop(signal)) => {
+        match inbox.next(None) {
+            Some(Event::Stop(signal)) => {
                 stopped = true;
                 let signal = if signal == SIGINT { Signal::INT } else { Signal::TERM };
                 let _ = kill_process(worker, signal); // ESRCH: it has just ended, which is the next event
             }
-            Ok(signals::Event::ChildEnded) => {
+            Some(Event::ChildEnded) => {
                 if let Some(ended) = reap_until(worker) {
                     break ended;
                 }
             }
-            Err(_) => break Ended::Code(Exit::Defect.status().into()),
+            None => {}
         }
     };
     process::sweep(|_, _| {});
@@ -98,14 +101,13 @@ fn reap_until(worker: Pid) -> Option<Ended> {
     }
 }
 
-fn stop_asked_within(pause: Duration, events: &Receiver<signals::Event>) -> bool {
+fn stop_asked_within(pause: Duration, inbox: &Inbox<Infallible>) -> bool {
     let until = Instant::now() + pause;
     loop {
-        match events.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok(signals::Event::Stop(_)) => return true,
-            Ok(signals::Event::ChildEnded) => {}
-            Err(RecvTimeoutError::Timeout) => return false,
-            Err(RecvTimeoutError::Disconnected) => return true,
+        match inbox.next(Some(until)) {
+            Some(Event::Stop(_)) => return true,
+            Some(Event::ChildEnded) => {}
+            None => return false,
         }
     }
 }

@@ -1,26 +1,20 @@
 //! One worker's life: connect, wait for a request, claim and run its job, report, exit.
 //!
-//! Everything that happens comes through one channel. The delivery rules are in [`crate::delivery`], the job in
+//! Everything that happens comes through one inbox. The delivery rules are in [`crate::delivery`], the job in
 //! [`crate::job`]; this file passes events to them and does what they say.
 
+use crate::Exit;
 use crate::config::{Config, OnStop};
 use crate::contract::{Document, JobId, Rejection, Request, rejection_notice};
 use crate::delivery::{Action, Input, Machine, Report, Then};
+use crate::inbox::{self, Event, Inbox};
 use crate::job::{Claim, Claimed, End, Execution, Outcome, Source};
 use crate::mqtt::{self, Connection, Delivery, Link, Unpublished};
 use crate::presence::Presence;
 use crate::process::{self, Reaped};
-use crate::{Exit, signals};
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Instant;
-
-/// Everything that a worker hears.
-enum Event {
-    Link(mqtt::Event),
-    Signal(signals::Event),
-}
 
 /// What is being done about the request that is held.
 enum Activity {
@@ -31,7 +25,7 @@ enum Activity {
 
 struct Worker {
     config: Config,
-    events: Receiver<Event>,
+    inbox: Inbox<mqtt::Event>,
     link: Link,
     connection: Option<Arc<dyn Connection>>,
     delivery: Machine,
@@ -45,12 +39,13 @@ struct Worker {
 
 /// Waits for one job, runs it, reports it (contract section 9, `job-worker`).
 pub fn run(config: Config) -> Exit {
-    let (sender, events) = mpsc::channel();
-    let signals = sender.clone();
-    if let Err(error) = signals::forward(move |event| signals.send(Event::Signal(event)).unwrap_or(())) {
-        log::error!("no signal handlers: {error}");
-        return Exit::Defect;
-    }
+    let (outbox, inbox) = match inbox::open() {
+        Ok(ends) => ends,
+        Err(error) => {
+            log::error!("no signal handlers: {error}");
+            return Exit::Defect;
+        }
+    };
     process::adopt_orphans();
     let presence = Presence::new(&config.worker_id);
     let topics = &config.topics;
@@ -62,7 +57,7 @@ pub fn run(config: Config) -> Exit {
         outdated: (topics.pending_filter != topics.pending).then(|| topics.pending.clone()),
         last_will: (topics.presence.clone(), presence.offline()),
     };
-    let link = match mqtt::open(settings, move |event| sender.send(Event::Link(event)).unwrap_or(())) {
+    let link = match mqtt::open(settings, move |event| outbox.send(event)) {
         Ok(link) => link,
         Err(error) => {
             log::error!("no thread for the connection: {error}");
@@ -71,7 +66,7 @@ pub fn run(config: Config) -> Exit {
     };
     let worker = Worker {
         config,
-        events,
+        inbox,
         link,
         connection: None,
         delivery: Machine::default(),
@@ -86,15 +81,10 @@ pub fn run(config: Config) -> Exit {
 impl Worker {
     fn live(mut self) -> Exit {
         loop {
-            let event = match self.next_event() {
-                Ok(event) => Some(event),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return Exit::Defect,
-            };
-            let flow = match event {
-                Some(Event::Link(event)) => self.hear(event),
-                Some(Event::Signal(signals::Event::Stop(signal))) => self.stop(signal),
-                Some(Event::Signal(signals::Event::ChildEnded)) => {
+            let flow = match self.inbox.next(self.deadline()) {
+                Some(Event::Sent(event)) => self.hear(event),
+                Some(Event::Stop(signal)) => self.stop(signal),
+                Some(Event::ChildEnded) => {
                     match &mut self.activity {
                         Activity::Running(execution) => execution.child_ended(),
                         // PID 1 of a container is given the orphans of others, such as of a health check
@@ -114,13 +104,14 @@ impl Worker {
         }
     }
 
-    fn next_event(&self) -> Result<Event, RecvTimeoutError> {
+    /// When there is something to do even if nothing happens.
+    fn deadline(&self) -> Option<Instant> {
         let activity = match &self.activity {
             Activity::None => None,
             Activity::Claiming(claim) => Some(claim.next_look()),
             Activity::Running(execution) => execution.deadline(),
         };
-        crate::next_event(&self.events, [activity, self.delivery.deadline()].into_iter().flatten().min())
+        [activity, self.delivery.deadline()].into_iter().flatten().min()
     }
 
     fn expired(&mut self) -> ControlFlow<Exit> {

@@ -1,0 +1,161 @@
+//! Where the main thread waits: one inbox for what the connection's thread sends, and for the signals of the kernel
+//! (contract section 7).
+//!
+//! A signal handler may set a flag and write a byte to a socket, and hardly anything else. So that byte is what the inbox
+//! sleeps on, whoever has something for it rings with one, and no thread is needed to pass the signals on.
+
+use nix::sys::signal::{SigSet, Signal};
+use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
+use signal_hook::{flag, low_level::pipe};
+use std::cell::Cell;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::{Duration, Instant};
+
+/// What comes in.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Event<T> {
+    /// SIGTERM or SIGINT: somebody asks us to stop.
+    Stop(i32),
+    /// SIGCHLD: some child has ended.
+    ChildEnded,
+    /// A thread has sent this.
+    Sent(T),
+}
+
+/// The receiving end, for one thread.
+pub struct Inbox<T> {
+    bell: UnixStream,
+    /// What the bell is set to wait for at most.
+    patience: Cell<Option<Duration>>,
+    sent: Receiver<T>,
+    stops: [(i32, Arc<AtomicBool>); 2],
+    child_ended: Arc<AtomicBool>,
+}
+
+/// The sending end.
+pub struct Outbox<T> {
+    sent: Sender<T>,
+    bell: UnixStream,
+}
+
+/// Opens an inbox, which gets the signals of this process from now on.
+///
+/// To be called before anything else: the kernel ignores a signal to PID 1 that has no handler.
+///
+/// # Errors
+/// What the kernel said, when handlers cannot be installed.
+pub fn open<T>() -> io::Result<(Outbox<T>, Inbox<T>)> {
+    let (bell, ring) = UnixStream::pair()?;
+    ring.set_nonblocking(true)?;
+    let raised = |signal| {
+        let raised = Arc::new(AtomicBool::new(false));
+        flag::register(signal, raised.clone())?;
+        pipe::register(signal, ring.try_clone()?)?; // handlers run in this order: the flag is up when the bell rings
+        io::Result::Ok(raised)
+    };
+    let stops = [(SIGTERM, raised(SIGTERM)?), (SIGINT, raised(SIGINT)?)];
+    let child_ended = raised(SIGCHLD)?;
+    // a parent may have blocked them, and we would wait for ever for the end of a step
+    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD]).thread_unblock()?;
+    let (sender, sent) = mpsc::channel();
+    let inbox = Inbox { bell, patience: Cell::new(None), sent, stops, child_ended };
+    Ok((Outbox { sent: sender, bell: ring }, inbox))
+}
+
+impl<T> Outbox<T> {
+    /// Sends without waiting. Where the inbox is gone, so is whoever cared.
+    pub fn send(&self, message: T) {
+        let _ = self.sent.send(message);
+        let _ = (&self.bell).write(&[0]); // full of rings: it wakes all the same
+    }
+}
+
+impl<T> Inbox<T> {
+    /// Sleeps until something comes, and no longer than to `deadline`; `None` when that has passed. A passed deadline goes
+    /// first, or whoever keeps us busy could put it off for ever.
+    pub fn next(&self, deadline: Option<Instant>) -> Option<Event<T>> {
+        loop {
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return None;
+            }
+            if let Some(event) = self.look() {
+                return Some(event);
+            }
+            self.sleep(left);
+        }
+    }
+
+    fn look(&self) -> Option<Event<T>> {
+        let stop = self.stops.iter().find(|(_, raised)| raised.swap(false, Ordering::SeqCst));
+        if let Some((signal, _)) = stop {
+            return Some(Event::Stop(*signal));
+        }
+        if let Ok(message) = self.sent.try_recv() {
+            return Some(Event::Sent(message));
+        }
+        self.child_ended.swap(false, Ordering::SeqCst).then_some(Event::ChildEnded)
+    }
+
+    /// Until the bell rings, or has rung since the last time, or for this long.
+    fn sleep(&self, patience: Option<Duration>) {
+        if self.patience.replace(patience) != patience {
+            let _ = self.bell.set_read_timeout(patience); // fails for zero only
+        }
+        let mut rings = [0; 64];
+        let _ = (&self.bell).read(&mut rings); // time over, or a signal: look, in any case
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use signal_hook::low_level::raise;
+
+    /// What comes in the end; the signals are those of the whole process, so other tests cause some, too.
+    fn events<T>(inbox: &Inbox<T>) -> impl Iterator<Item = Event<T>> {
+        std::iter::from_fn(|| inbox.next(Some(Instant::now() + Duration::from_secs(30))))
+    }
+
+    fn sent<T>(inbox: &Inbox<T>) -> Option<T> {
+        events(inbox).find_map(|event| if let Event::Sent(message) = event { Some(message) } else { None })
+    }
+
+    #[test]
+    fn threads_and_the_kernel_wake_it() {
+        let (outbox, inbox) = open().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| outbox.send(7));
+            assert_eq!(sent(&inbox), Some(7));
+        });
+        raise(SIGTERM).unwrap();
+        assert!(events(&inbox).any(|event| event == Event::Stop(SIGTERM)));
+        raise(SIGCHLD).unwrap();
+        assert!(events(&inbox).any(|event| event == Event::ChildEnded));
+    }
+
+    #[test]
+    fn a_passed_deadline_goes_first() {
+        let (outbox, inbox) = open().unwrap();
+        outbox.send(8);
+        assert_eq!(inbox.next(Some(Instant::now())), None);
+        assert_eq!(sent(&inbox), Some(8));
+        let soon = Instant::now() + Duration::from_millis(5);
+        while inbox.next(Some(soon)).is_some() {}
+        assert!(Instant::now() >= soon);
+    }
+
+    #[test]
+    fn nobody_waits_for_an_inbox_that_is_full() {
+        let (outbox, inbox) = open().unwrap();
+        let count = 5000; // more rings than the socket holds
+        (0..count).for_each(|n| outbox.send(n));
+        for n in 0..count {
+            assert_eq!(sent(&inbox), Some(n));
+        }
+    }
+}
