@@ -35,6 +35,8 @@ struct Worker {
     stopping: bool,
     /// Another client has our session, and we are not done yet.
     taken_over: bool,
+    /// The broker does not want us any more, and we are not done yet.
+    refused: bool,
 }
 
 /// Waits for one job, runs it, reports it (contract section 9, `job-worker`).
@@ -74,6 +76,7 @@ pub fn run(config: Config) -> Exit {
         presence,
         stopping: false,
         taken_over: false,
+        refused: false,
     };
     worker.live()
 }
@@ -144,7 +147,7 @@ impl Worker {
             }
             mqtt::Event::Published(Err(Unpublished::NotAuthorized)) => {
                 let root = self.config.topics.rejected.trim_end_matches("rejected");
-                refused(&format!(
+                self.refused(&format!(
                     "the broker refuses our answer: we may not write to {root}results/+ or {root}rejected"
                 ))
             }
@@ -154,7 +157,7 @@ impl Worker {
                 self.tell(Input::Lost)
             }
             mqtt::Event::TakenOver => self.taken_over(),
-            mqtt::Event::Refused(reason) => refused(&reason),
+            mqtt::Event::Refused(reason) => self.refused(&reason),
         }
     }
 
@@ -193,6 +196,17 @@ impl Worker {
             self.resume();
         }
         ControlFlow::Continue(())
+    }
+
+    /// Trying again would not help. A running job comes to its end first: nobody would look after its steps. Its result is
+    /// on the drive then, and a worker that the broker takes answers with it.
+    fn refused(&mut self, reason: &str) -> ControlFlow<Exit> {
+        log::error!("{reason}");
+        self.refused = true;
+        match self.activity {
+            Activity::Running(_) => ControlFlow::Continue(()),
+            _ => ControlFlow::Break(Exit::Refused),
+        }
     }
 
     fn resume(&mut self) {
@@ -331,6 +345,9 @@ impl Worker {
 
     fn answer(&mut self, report: Report) -> ControlFlow<Exit> {
         self.activity = Activity::None;
+        if self.refused {
+            return ControlFlow::Break(Exit::Refused);
+        }
         self.resume();
         self.tell(Input::Answer(report))?;
         match self.stopping {
@@ -383,9 +400,4 @@ impl Worker {
             act(&**connection);
         }
     }
-}
-
-fn refused(reason: &str) -> ControlFlow<Exit> {
-    log::error!("{reason}");
-    ControlFlow::Break(Exit::Refused)
 }

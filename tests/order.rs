@@ -336,6 +336,28 @@ fn a_refused_subscription_is_exit_77_and_names_the_filter() {
 }
 
 #[test]
+fn a_worker_that_is_refused_in_mid_job_finishes_it_first_and_a_later_one_answers() {
+    for (version, code) in [("5", 0x87), ("4", 5)] {
+        let stage = Stage::new();
+        let mut worker = stage.speaking(version);
+        stage.submit_held("a");
+        stage.broker.configure(|knobs| knobs.connack_code = Some(code));
+        stage.broker.kick(ME);
+        wait::until("the refusal", || worker.stderr().contains("the broker refuses our"));
+        assert!(worker.ended().is_none());
+        stage.release("a");
+        worker.exits_with(77);
+        let status = read(&stage.dir("a").join("job.status.json"));
+        assert!(status.contains(r#""status":"success""#), "{status}");
+        stage.broker.configure(|knobs| knobs.connack_code = None);
+        let mut later = stage.speaking(version);
+        later.exits_with(0);
+        assert_eq!(stage.broker.received("jobs/results/a").len(), 1);
+        assert_eq!(stage.runs("a"), "1\n");
+    }
+}
+
+#[test]
 fn a_result_that_the_broker_does_not_authorise_is_exit_77_and_keeps_the_request() {
     let stage = Stage::new();
     stage.broker.configure(|knobs| knobs.puback_failures = vec![("jobs/results/+".into(), 0x87)]);

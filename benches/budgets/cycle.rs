@@ -1,0 +1,224 @@
+//! The whole cycle of one job: process start → request → one `true` step → result acknowledged → exit.
+
+use crate::mqtt::{Broker, Client};
+use crate::report::{Figure, Table};
+use crate::scratch::Scratch;
+use crate::statistics::Sample;
+use crate::support::mosquitto::tool;
+use crate::worker::{command, program, static_program, time};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+const ROUNDS: usize = 200;
+/// mqtt.js takes long; in this many rounds it has its turn once.
+const NODE_ROUNDS: usize = 8;
+const QUEUES: [usize; 5] = [1, 10, 100, 1_000, 10_000];
+const QUEUE_ROUNDS: usize = 30;
+
+/// One of those who do the same job.
+struct Contender<'a> {
+    name: String,
+    id: &'static str,
+    command: Command,
+    /// Where its jobs are.
+    scratch: &'a Scratch,
+    request: fn(&Path) -> String,
+    every: usize,
+}
+
+/// What each contender needed in one round, and the limit's parts.
+struct Round {
+    shell: f64,
+    process: f64,
+    round_trips: f64,
+    times: Vec<Option<f64>>,
+}
+
+impl Round {
+    fn reference(&self) -> f64 {
+        self.shell + self.process + self.round_trips
+    }
+}
+
+pub fn measure(broker: &Broker, scratch: &Scratch) -> (Vec<Figure>, Table) {
+    let disk = Scratch::on_disk();
+    let mut contenders = contenders(broker, scratch, &disk);
+    for contender in &contenders {
+        open_session(broker, contender.id);
+    }
+    let mut client = broker.client("controller");
+    let rounds: Vec<Round> = (0..ROUNDS).map(|round| measure_round(round, &mut contenders, &mut client)).collect();
+
+    let of = |index: usize| rounds.iter().filter_map(move |round| Some((round, round.times[index]?)));
+    let sample = |index| of(index).map(|(_, time)| time).collect::<Sample>();
+    let to_reference = |index| of(index).map(|(round, time)| time / round.reference()).collect::<Sample>();
+    let mut table = Table::new(&["", "milliseconds", "× two spawns and three round trips", "rounds"]);
+    let mut part = |name: &str, time: fn(&Round) -> f64| {
+        let (sample, ratio): (Sample, Sample) = rounds.iter().map(|r| (time(r), time(r) / r.reference())).unzip();
+        table.row([name.to_owned(), sample.to_string(), ratio.to_string(), sample.len().to_string()]);
+    };
+    part("spawn of `sh -c true`", |round| round.shell);
+    part("spawn of `/bin/true`", |round| round.process);
+    part("three round trips to the broker", |round| round.round_trips);
+    part("these together", Round::reference);
+    for (index, contender) in contenders.iter().enumerate() {
+        let sample = sample(index);
+        table.row([
+            contender.name.clone(),
+            sample.to_string(),
+            to_reference(index).to_string(),
+            sample.len().to_string(),
+        ]);
+    }
+
+    let against = |id: &str| {
+        let index = contenders.iter().position(|contender| contender.id == id)?;
+        Some(of(index).filter_map(|(round, time)| Some(round.times[0]? / time)).collect::<Sample>())
+    };
+    let cycle = "whole cycle: process start → job of one `true` step → result acknowledged → exit";
+    let figures = vec![
+        Figure::at_most(
+            cycle,
+            1.6,
+            "× (spawn of `sh -c true` + spawn of `/bin/true` + 3 round trips)",
+            &to_reference(0),
+        ),
+        against("shell").map_or_else(
+            || Figure::skipped("the same against a shell loop", "no Mosquitto clients"),
+            |ratio| {
+                Figure::at_most(
+                    "the same against a `mosquitto_sub -C 1` + `sh` + `mosquitto_pub` script",
+                    0.4,
+                    "×",
+                    &ratio,
+                )
+            },
+        ),
+        against("node").map_or_else(
+            || {
+                Figure::skipped(
+                    "the same against a one-shot worker on mqtt.js",
+                    "npm is missing, or has no mqtt.js for us",
+                )
+            },
+            |ratio| Figure::told("the same against a one-shot worker on mqtt.js", "×", &ratio),
+        ),
+    ];
+    (figures, table)
+}
+
+fn measure_round(round: usize, contenders: &mut [Contender], client: &mut Client) -> Round {
+    let milliseconds = |time: std::time::Duration| time.as_secs_f64() * 1e3;
+    let bare = |program: &str, arguments: &[&str]| {
+        milliseconds(time(Command::new(program).args(arguments).env_clear().stdin(Stdio::null()).stdout(Stdio::null())))
+    };
+    let (shell, process) = (bare("/bin/sh", &["-c", "true"]), bare("/bin/true", &[]));
+    let round_trips = (0..3).map(|_| milliseconds(client.publish("reference", &[b'x'; 256]))).sum();
+    let mut times = Vec::new();
+    for contender in contenders.iter_mut() {
+        times.push((round.is_multiple_of(contender.every)).then(|| {
+            let dir = contender.scratch.dir(&format!("cycle-{}", contender.id));
+            client.publish(&format!("{}/pending", contender.id), (contender.request)(&dir).as_bytes());
+            let needed = milliseconds(time(&mut contender.command));
+            let status = fs::read_to_string(dir.join("job.status.json")).unwrap_or_default();
+            assert!(status.contains("\"success\""), "{} has not done its job: {status}", contender.name);
+            needed
+        }));
+    }
+    Round { shell, process, round_trips, times }
+}
+
+fn contenders<'a>(broker: &Broker, scratch: &'a Scratch, disk: &'a Scratch) -> Vec<Contender<'a>> {
+    let contender = |name: &str, id, program: &Path| Contender {
+        name: name.to_owned(),
+        id,
+        command: command(program, broker, id),
+        scratch,
+        request,
+        every: 1,
+    };
+    let worker = |name, id| contender(name, id, &program());
+    let mut all = vec![worker("**job-worker**", "worker")];
+    let mut by_name = worker("job-worker, broker by name (`mqtt://localhost`)", "by-name");
+    by_name.command.env("MQTT_URL", format!("mqtt://localhost:{}", broker.port));
+    all.push(by_name);
+    all.push(Contender { scratch: disk, ..worker(&format!("job-worker, jobs in {}", disk.describe()), "on-disk") });
+    if let Some(program) = static_program() {
+        all.push(contender("job-worker, static (musl)", "static", &program));
+    }
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/budgets/one-shot.sh");
+    let mut shell =
+        contender("`mosquitto_sub -C 1` + `sh` + `mosquitto_pub` (one-shot.sh)", "shell", Path::new("/bin/sh"));
+    shell.command.arg(script);
+    all.push(Contender { request: |dir| dir.display().to_string(), ..shell });
+    if let Some(script) = install_mqtt_js(scratch) {
+        let name = format!(
+            "one-shot worker on mqtt.js (one-shot.mjs), Node.js {}",
+            crate::machine::first_line("node", "--version")
+        );
+        let mut node = contender(&name, "node", Path::new("node"));
+        node.command.arg(script);
+        all.push(Contender { every: NODE_ROUNDS, ..node });
+    }
+    all
+}
+
+fn request(dir: &Path) -> String {
+    format!(r#"{{"id":"a","workDir":"{}","steps":["true"]}}"#, dir.display())
+}
+
+/// Makes the session that keeps requests for this client until it comes.
+pub fn open_session(broker: &Broker, id: &str) {
+    let mut subscribe = Command::new(tool("mosquitto_sub"));
+    subscribe.args(["-h", "127.0.0.1", "-p", &broker.port.to_string(), "-V", "mqttv5", "-x", "4294967295"]);
+    subscribe.args(["-c", "-E", "-i", id, "-q", "1", "-t", &format!("{id}/pending")]);
+    time(&mut subscribe);
+}
+
+/// The script, beside a mqtt.js that it finds; `None`, with a word, where that cannot be had.
+fn install_mqtt_js(scratch: &Scratch) -> Option<PathBuf> {
+    let dir = scratch.dir("node");
+    let mut npm = Command::new("npm");
+    npm.args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"]).arg(&dir).arg("mqtt@5");
+    match npm.stdin(Stdio::null()).stdout(Stdio::null()).status() {
+        Ok(status) if status.success() => {
+            let script = dir.join("one-shot.mjs");
+            fs::write(&script, include_str!("one-shot.mjs")).expect("a script");
+            Some(script)
+        }
+        trouble => {
+            eprintln!("mqtt.js is skipped: npm install mqtt: {trouble:?}");
+            None
+        }
+    }
+}
+
+/// The cost of a cycle must not grow with what waits behind it.
+pub fn at_growing_queues(broker: &Broker, scratch: &Scratch) -> Table {
+    let mut client = broker.client("filler");
+    let ids = QUEUES.map(|length| format!("queue-{length}"));
+    let mut submit = |id: &str, number: usize| {
+        let dir = scratch.dir(&format!("{id}-{number}"));
+        let request = format!(r#"{{"id":"{number}","workDir":"{}","steps":["true"]}}"#, dir.display());
+        client.publish(&format!("{id}/pending"), request.as_bytes());
+    };
+    for (id, length) in ids.iter().zip(QUEUES) {
+        open_session(broker, id);
+        (0..length).for_each(|number| submit(id, number));
+    }
+    let mut samples: Vec<(Sample, Sample)> = vec![Default::default(); QUEUES.len()];
+    for round in 0..QUEUE_ROUNDS {
+        for ((id, length), (cycle, hand_out)) in ids.iter().zip(QUEUES).zip(&mut samples) {
+            hand_out.push_time(broker.hand_out(id));
+            cycle.push_time(time(&mut command(program(), broker, id)));
+            submit(id, length + round); // as many as before
+        }
+    }
+    let mut table =
+        Table::new(&["queued jobs", "whole cycle, ms", "of that, connecting and getting the request, ms", "rounds"]);
+    for (length, (cycle, hand_out)) in QUEUES.iter().zip(&samples) {
+        table.row([length.to_string(), cycle.to_string(), hand_out.to_string(), cycle.len().to_string()]);
+    }
+    table
+}

@@ -1,0 +1,109 @@
+//! Many jobs, and one with much to say.
+
+use crate::cycle::open_session;
+use crate::mqtt::Broker;
+use crate::report::Figure;
+use crate::scratch::Scratch;
+use crate::statistics::Sample;
+use crate::worker::{Running, command, program, time};
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+const GIB: u64 = 1 << 30;
+const LOG_ROUNDS: usize = 7;
+
+/// Jobs per second from the start of `supervise` to the last result.
+pub fn throughput(broker: &Broker, scratch: &Scratch) -> Vec<Figure> {
+    let mut figures = Vec::new();
+    for (jobs, rounds) in [(300, 5), (1_000, 3)] {
+        let mut sample = Sample::default();
+        for round in 0..rounds {
+            let id = format!("supervise-{jobs}-{round}");
+            open_session(broker, &id);
+            let (mut controller, mut results) = (broker.client("controller"), broker.client("results"));
+            results.subscribe(&format!("{id}/results/+"));
+            for job in 0..jobs {
+                let dir = scratch.dir(&format!("{id}-{job}"));
+                let request = format!(r#"{{"id":"{job}","workDir":"{}","steps":["true"]}}"#, dir.display());
+                controller.publish(&format!("{id}/pending"), request.as_bytes());
+            }
+            let started = Instant::now();
+            let supervise = Running::start(command(program(), broker, &id).arg("supervise"));
+            for _ in 0..jobs {
+                let result = String::from_utf8_lossy(&results.message()).into_owned();
+                assert!(result.contains("\"success\""), "{result}");
+            }
+            sample.push(f64::from(jobs) / started.elapsed().as_secs_f64());
+            drop(supervise);
+        }
+        figures.push(Figure::at_least(&format!("`supervise`, queue of {jobs} `true` jobs"), 150.0, "jobs/s", &sample));
+    }
+    figures
+}
+
+/// 1 GiB of output through a step, against the same command redirected by a shell.
+pub fn log(broker: &Broker, scratch: &Scratch) -> Vec<Figure> {
+    let output = format!("head -c {GIB} /dev/zero");
+    let id = "log";
+    open_session(broker, id);
+    let mut controller = broker.client("controller");
+    let mut submit = |steps: &[&str]| {
+        let dir = scratch.dir("log");
+        let request = format!(r#"{{"id":"a","workDir":"{}","steps":{steps:?}}}"#, dir.display());
+        controller.publish(&format!("{id}/pending"), request.as_bytes());
+        dir
+    };
+    let mut ratio = Sample::default();
+    for _ in 0..LOG_ROUNDS {
+        let redirected = scratch.dir("redirected").join("log");
+        let shell = time(Command::new("/bin/sh").arg("-c").arg(format!("{output} > '{}' 2>&1", redirected.display())));
+        fs::remove_file(redirected).expect("a log");
+        let dir = submit(&[&output]);
+        let worker = time(&mut command(program(), broker, id));
+        assert!(size(&dir) > GIB, "all of it is in the log");
+        ratio.push(worker.as_secs_f64() / shell.as_secs_f64());
+    }
+
+    let dir = submit(&[&gate("before"), &output, &gate("after")]);
+    let worker = Running::start(&mut command(program(), broker, id));
+    await_file(&dir.join("before"));
+    let before = (worker.processor_time(), worker.peak_memory());
+    File::create(dir.join("before-passed")).expect("a file");
+    await_file(&dir.join("after"));
+    let after = (worker.processor_time(), worker.peak_memory());
+    File::create(dir.join("after-passed")).expect("a file");
+    worker.ends();
+    assert!(size(&dir) > GIB, "all of it is in the log");
+    scratch.dir("log");
+
+    let one = |value: f64| Sample::from_iter([value]);
+    vec![
+        Figure::at_most("log of 1 GiB through a step", 1.05, "× the same command redirected by a shell", &ratio),
+        Figure::told(
+            "the worker's own processor time for this GiB, and the next step's start",
+            "ms",
+            &one(after.0 - before.0),
+        ),
+        Figure::at_most("growth of the worker's peak memory by this GiB", 0.0, "kB", &one(after.1 - before.1)),
+    ]
+}
+
+/// A step that says that it is there, by a file of this name, and waits until it may go on.
+pub fn gate(name: &str) -> String {
+    format!("touch {name}; until [ -e {name}-passed ]; do sleep 0.02; done")
+}
+
+pub fn await_file(path: &Path) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !path.exists() {
+        assert!(Instant::now() < end, "{} does not come", path.display());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::sleep(Duration::from_millis(50)); // what the worker does right after having started the step
+}
+
+fn size(dir: &Path) -> u64 {
+    dir.join("job.log").metadata().map_or(0, |log| log.len())
+}

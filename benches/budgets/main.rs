@@ -1,0 +1,90 @@
+//! Measures every figure of the budgets side by side in one run, and writes BENCHMARKS.md: `cargo bench --bench budgets`.
+//!
+//! What is compared is measured in the same round, one after the other, so that other work on the machine meets all alike;
+//! the ratios of these pairs are what to look at, not the milliseconds. Mosquitto and its clients are needed, npm is not.
+
+mod cycle;
+mod load;
+mod machine;
+mod mqtt;
+mod report;
+mod resources;
+mod scratch;
+mod statistics;
+#[path = "../../tests/support/mod.rs"]
+mod support;
+mod worker;
+
+use mqtt::Broker;
+use report::Figure;
+use scratch::Scratch;
+use std::time::Instant;
+
+fn main() {
+    // `cargo test --benches` only wants to know that it can be started
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return;
+    }
+    let started = Instant::now();
+    let stage = |name: &str| eprintln!("{:4.0} s  {name}", started.elapsed().as_secs_f64());
+    let (load, scratch) = (machine::load(), Scratch::in_memory());
+    let broker = Broker::start(&scratch);
+
+    stage("the whole cycle, against its limit, a shell loop and mqtt.js");
+    let (mut figures, cycles) = cycle::measure(&broker, &scratch);
+    stage("the cycle at growing queues");
+    let queues = cycle::at_growing_queues(&broker, &scratch);
+    stage("throughput of supervise");
+    figures.extend(load::throughput(&broker, &scratch));
+    stage("1 GiB of log");
+    figures.extend(load::log(&broker, &scratch));
+    stage("memory, wake-ups, size");
+    figures.extend(resources::measure(&broker, &scratch));
+    stage("done");
+
+    let (machine, jobs, budgets) = (machine::description(), scratch.describe(), Figure::table(figures));
+    let seconds = started.elapsed().as_secs();
+    let page = format!(
+        "# Benchmarks
+
+Measured and written by
+
+```sh
+cargo bench --bench budgets
+```
+
+on {machine}; load of the machine before the run: {load}; {seconds} s; jobs in {jobs}, unless it says otherwise. A figure is
+the median, with the quartiles in brackets. Each ratio is one of two times that were measured in the same round, right after
+each other, so that other work on the machine meets both. MB and KB count in thousands.
+
+## Budgets
+
+{budgets}
+## The whole cycle
+
+{cycles}
+A round trip is a PUBLISH at QoS 1 of 256 bytes until its PUBACK, on a connection that stands, with TCP_NODELAY; connecting,
+which everybody but this reference has to do, is not in it. The shell loop gives the best guarantee that it can (persistent
+session, QoS 1), and still loses the job if it dies in it, since `mosquitto_sub` acknowledges before the step begins; neither
+it nor the one on mqtt.js has the locks, the sweeping, the status while the job runs, or the cancel of Job Worker. The broker
+is Mosquitto on loopback, without persistence.
+
+## Growth with the queue
+
+{queues}
+The second column is a client of the benchmark that connects with the worker's session, waits for the first request, and
+leaves: what Mosquitto itself needs.
+
+## How the rest is measured
+
+- `supervise`: from its start to the last result, by a subscriber of `results/+`.
+- Log: `head -c 1073741824 /dev/zero` as a step, from the start of the worker to its end, against `sh -c` with a redirect; the
+  worker's own processor time and peak memory are those between the step before and the step after.
+- Memory: `VmHWM` of /proc/PID/status, which counts every page of the C library and of the program that is mapped, shared or
+  not; between two runs it differs by some 64 kB, by what the kernel maps around a page.
+- Wake-ups: voluntary context switches of all threads of the worker (/proc/PID/task/*/status).
+"
+    );
+    println!("{page}");
+    std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/BENCHMARKS.md"), page).expect("BENCHMARKS.md can be written");
+}
