@@ -11,6 +11,9 @@ mod v5;
 
 use crate::config::{Broker, Protocol};
 use bytes::Bytes;
+use std::collections::VecDeque;
+use std::io;
+use std::net::ToSocketAddrs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -127,7 +130,7 @@ impl Link {
 ///
 /// # Errors
 /// What the system said, when there can be no thread.
-pub fn open(settings: Settings, sink: impl Fn(Event) + Send + 'static) -> std::io::Result<Link> {
+pub fn open(settings: Settings, sink: impl Fn(Event) + Send + 'static) -> io::Result<Link> {
     let (resume, resumed) = mpsc::channel();
     std::thread::Builder::new().name("mqtt".into()).spawn(move || Driver::new(settings, resumed, sink).run())?;
     Ok(Link { resume })
@@ -195,13 +198,16 @@ struct Driver<F> {
     /// The protocol version is settled: configured, or proved by a broker that took it.
     settled: bool,
     version: Protocol,
+    /// Addresses of the broker that have not been tried yet.
+    untried: VecDeque<String>,
 }
 
 impl<F: Fn(Event)> Driver<F> {
     fn new(settings: Settings, resumed: Receiver<()>, sink: F) -> Self {
         let protocol = settings.broker.protocol;
         let version = if protocol == Protocol::V3 { Protocol::V3 } else { Protocol::V5 };
-        Self { settings, resumed, sink, subscribed: false, settled: protocol != Protocol::Auto, version }
+        let settled = protocol != Protocol::Auto;
+        Self { settings, resumed, sink, subscribed: false, settled, version, untried: VecDeque::new() }
     }
 
     fn run(mut self) {
@@ -211,10 +217,17 @@ impl<F: Fn(Event)> Driver<F> {
         loop {
             let started = Instant::now();
             let mut connected = false;
-            let failure = self.drive_connection(&mut connected);
+            let (host, failure) = match self.next_host() {
+                Ok(host) => {
+                    let failure = self.drive_connection(&host, &mut connected);
+                    (host, failure)
+                }
+                Err(error) => (String::new(), Failure::Lost(error.to_string())),
+            };
             if connected && !matches!(failure, Failure::Closed) {
                 (self.sink)(Event::Lost);
                 told.clear();
+                self.untried.clear();
             }
             let reason = match failure {
                 Failure::Closed => return (self.sink)(Event::Closed),
@@ -230,12 +243,16 @@ impl<F: Fn(Event)> Driver<F> {
                 }
                 Failure::ClosedInGreeting(_) if !self.settled && self.version == Protocol::V5 => {
                     self.version = Protocol::V3;
+                    self.untried.push_front(host);
                     continue;
                 }
                 Failure::Untrusted(reason) | Failure::ClosedInGreeting(reason) | Failure::Lost(reason) => reason,
             };
             if !self.settled {
                 self.version = Protocol::V5; // 3.1.1 did not help: the broker has another trouble
+            }
+            if !connected && !self.untried.is_empty() {
+                continue;
             }
             if started.elapsed() >= GOOD_CONNECTION {
                 (pause, short_connections) = (FIRST_PAUSE, 0);
@@ -262,11 +279,26 @@ impl<F: Fn(Event)> Driver<F> {
         }
     }
 
+    /// What to connect to: each address of the broker's name in its turn. rumqttc would start a thread to resolve the name,
+    /// which takes longer than all the rest of connecting.
+    fn next_host(&mut self) -> io::Result<String> {
+        let broker = &self.settings.broker;
+        let host = bare(&broker.host);
+        #[cfg(feature = "tls")]
+        if broker.tls.is_some() {
+            return Ok(host.to_owned()); // it is in the certificate
+        }
+        if self.untried.is_empty() {
+            self.untried = (host, broker.port).to_socket_addrs()?.map(|address| address.ip().to_string()).collect();
+        }
+        self.untried.pop_front().ok_or_else(|| io::Error::other("its name has no address"))
+    }
+
     /// Makes one connection and passes on what it says, until it ends.
-    fn drive_connection(&mut self, connected: &mut bool) -> Failure {
+    fn drive_connection(&mut self, host: &str, connected: &mut bool) -> Failure {
         let (connection, mut wire): (Arc<dyn Connection>, Box<dyn Wire>) = match self.version {
-            Protocol::V3 => v3::open(&self.settings),
-            _ => v5::open(&self.settings),
+            Protocol::V3 => v3::open(&self.settings, host),
+            _ => v5::open(&self.settings, host),
         };
         loop {
             let heard = match wire.next() {
@@ -316,3 +348,6 @@ impl<F: Fn(Event)> Driver<F> {
         self.settled = true;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! MQTT 3.1.1 over rumqttc. It has no Receive Maximum: a broker sends several requests at once, and those behind the
 //! first stay unacknowledged, so that they come again. Nor does it give reasons for a disconnect.
 
-use super::{Announcements, Connection, Delivery, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES, REQUEST_CAPACITY, bare};
+use super::{Announcements, Connection, Delivery, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES, REQUEST_CAPACITY};
 use super::{Settings, Wire};
 use rumqttc::{
     Client, ConnectReturnCode as Code, ConnectionError, Event, LastWill, MqttOptions, Outgoing, Packet, Publish, QoS,
@@ -12,8 +12,9 @@ use rumqttc::{StateError, TlsError, mqttbytes::Error as CodecError};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-pub fn open(settings: &Settings) -> (Arc<dyn Connection>, Box<dyn Wire>) {
-    let (client, mut connection) = Client::new(options(settings), REQUEST_CAPACITY);
+/// Starts to connect to `host`, an address of the broker or its name.
+pub fn open(settings: &Settings, host: &str) -> (Arc<dyn Connection>, Box<dyn Wire>) {
+    let (client, mut connection) = Client::new(options(settings, host), REQUEST_CAPACITY);
     let mut network = connection.eventloop.network_options();
     network.set_tcp_nodelay(true);
     connection.eventloop.set_network_options(network);
@@ -28,9 +29,9 @@ pub fn open(settings: &Settings) -> (Arc<dyn Connection>, Box<dyn Wire>) {
     (Arc::new(V3(client, announcements)), Box::new(wire))
 }
 
-fn options(settings: &Settings) -> MqttOptions {
+fn options(settings: &Settings, host: &str) -> MqttOptions {
     let broker = &settings.broker;
-    let mut options = MqttOptions::new(&settings.client_id, bare(&broker.host), broker.port);
+    let mut options = MqttOptions::new(&settings.client_id, host, broker.port);
     let (topic, payload) = &settings.last_will;
     options
         .set_clean_session(false)

@@ -1,6 +1,6 @@
 //! MQTT 5 over rumqttc.
 
-use super::{Announcements, Connection, Delivery, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES, REQUEST_CAPACITY, bare};
+use super::{Announcements, Connection, Delivery, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES, REQUEST_CAPACITY};
 use super::{Settings, Unpublished, Wire};
 use rumqttc::Outgoing;
 use rumqttc::v5::mqttbytes::QoS;
@@ -18,8 +18,9 @@ use std::time::Duration;
 /// The session outlives our absence for as long as the broker allows.
 const SESSION_NEVER_EXPIRES: u32 = u32::MAX;
 
-pub fn open(settings: &Settings) -> (Arc<dyn Connection>, Box<dyn Wire>) {
-    let (client, connection) = Client::new(options(settings), REQUEST_CAPACITY);
+/// Starts to connect to `host`, an address of the broker or its name.
+pub fn open(settings: &Settings, host: &str) -> (Arc<dyn Connection>, Box<dyn Wire>) {
+    let (client, connection) = Client::new(options(settings, host), REQUEST_CAPACITY);
     let announcements = Announcements::default();
     let wire = V5Wire {
         connection,
@@ -31,9 +32,9 @@ pub fn open(settings: &Settings) -> (Arc<dyn Connection>, Box<dyn Wire>) {
     (Arc::new(V5(client, announcements)), Box::new(wire))
 }
 
-fn options(settings: &Settings) -> MqttOptions {
+fn options(settings: &Settings, host: &str) -> MqttOptions {
     let broker = &settings.broker;
-    let mut options = MqttOptions::new(&settings.client_id, bare(&broker.host), broker.port);
+    let mut options = MqttOptions::new(&settings.client_id, host, broker.port);
     let (topic, payload) = &settings.last_will;
     options
         .set_clean_start(false)

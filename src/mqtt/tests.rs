@@ -1,0 +1,68 @@
+use super::*;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+
+/// Where nobody listens, so that a connection is refused.
+const NOBODY: &str = "127.0.0.2";
+const BROKER: &str = "127.0.0.1";
+
+/// The first that a driver tells when it tries these addresses, with a broker on one of them; `greet` answers each CONNECT.
+fn first_told(addresses: &[&str], mut greet: impl FnMut(TcpStream, u8) + Send + 'static) -> Option<Event> {
+    let listener = TcpListener::bind((BROKER, 0)).unwrap();
+    let broker = Broker {
+        host: "a.name.that.is.not.resolved.invalid".into(),
+        port: listener.local_addr().unwrap().port(),
+        credentials: None,
+        #[cfg(feature = "tls")]
+        tls: None,
+        protocol: Protocol::Auto,
+        keep_alive: Duration::from_secs(30),
+    };
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let mut connect = [0; 9];
+            stream.read_exact(&mut connect).unwrap();
+            // a fixed header of two bytes, "MQTT" with its length, the protocol level
+            let level = connect[8];
+            greet(stream, level);
+        }
+    });
+    let settings = Settings {
+        broker,
+        client_id: "w".into(),
+        requests: "jobs/pending".into(),
+        cancels: "jobs/cancel/+".into(),
+        outdated: None,
+        last_will: ("jobs/workers/w".into(), Vec::new()),
+    };
+    let (sender, events) = mpsc::channel();
+    let (_resume, resumed) = mpsc::channel();
+    let mut driver = Driver::new(settings, resumed, move |event| sender.send(event).unwrap());
+    driver.untried = addresses.iter().map(ToString::to_string).collect();
+    std::thread::spawn(move || driver.run());
+    events.recv_timeout(Duration::from_secs(30)).ok()
+}
+
+#[test]
+fn each_address_of_a_name_is_tried() {
+    let refuse = |mut stream: TcpStream, level| {
+        assert_eq!(level, 5);
+        stream.write_all(&[0x20, 3, 0, 0x87, 0]).unwrap(); // CONNACK, not authorised
+    };
+    let told = first_told(&[NOBODY, NOBODY, BROKER], refuse);
+    assert!(matches!(told, Some(Event::Refused(_))));
+}
+
+#[test]
+fn the_older_protocol_version_is_spoken_to_the_address_that_closed() {
+    let mut levels = Vec::new();
+    let close_first = move |mut stream: TcpStream, level| {
+        levels.push(level);
+        if levels.len() > 1 {
+            assert_eq!(levels, [5, 4]);
+            stream.write_all(&[0x20, 2, 0, 5]).unwrap(); // CONNACK, not authorised
+        }
+    };
+    let told = first_told(&[NOBODY, BROKER, NOBODY], close_first);
+    assert!(matches!(told, Some(Event::Refused(_))));
+}
