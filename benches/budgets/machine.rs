@@ -16,7 +16,8 @@ pub fn description() -> String {
         kernel.trim(),
         first_line("mosquitto_pub", "--version")
             .replace("mosquitto_pub version", "Mosquitto")
-            .replace(" running on libmosquitto", ", libmosquitto"),
+            .replace(" running on libmosquitto", ", libmosquitto")
+            .trim_end_matches('.'),
         first_line("rustc", "--version")
     )
 }

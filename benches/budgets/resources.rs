@@ -84,7 +84,7 @@ fn wake_ups(broker: &Broker, scratch: &Scratch) -> Vec<Figure> {
     let mut controller = broker.client("controller");
     let request = format!(r#"{{"id":"a","workDir":"{}","steps":["touch there; exec sleep 60"]}}"#, dir.display());
     controller.publish(&format!("{id}/pending"), request.as_bytes());
-    let busy = Running::start(&mut command(program(), broker, id));
+    let busy = Running::start(command(program(), broker, id).env("RUST_LOG", "error"));
     await_file(&dir.join("there"));
     let idle = Running::idle(&mut command(program(), broker, "wake-idle"), broker, "wake-idle");
     let before = (idle.sleeps(), busy.sleeps());
