@@ -42,13 +42,14 @@ pub struct Outbox<T> {
     bell: UnixStream,
 }
 
-/// Opens an inbox, which gets the signals of this process from now on.
+/// Opens an inbox, which gets the signals of this process from now on; `None` where that cannot be, which is logged.
 ///
 /// To be called before anything else: the kernel ignores a signal to PID 1 that has no handler.
-///
-/// # Errors
-/// What the kernel said, when handlers cannot be installed.
-pub fn open<T>() -> io::Result<(Outbox<T>, Inbox<T>)> {
+pub fn open<T>() -> Option<(Outbox<T>, Inbox<T>)> {
+    try_open().inspect_err(|error| log::error!("no signal handlers: {error}")).ok()
+}
+
+fn try_open<T>() -> io::Result<(Outbox<T>, Inbox<T>)> {
     let (bell, ring) = UnixStream::pair()?;
     ring.set_nonblocking(true)?;
     let raised = |signal| {

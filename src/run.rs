@@ -22,13 +22,7 @@ const END_LOOK: Duration = Duration::from_millis(2);
 
 /// Runs the job in `dir`; its log also goes to stdout.
 pub fn run(config: &Config, dir: &OsStr, id: Option<&str>) -> Exit {
-    let inbox = match inbox::open() {
-        Ok((_, inbox)) => inbox,
-        Err(error) => {
-            log::error!("no signal handlers: {error}");
-            return Exit::Defect;
-        }
-    };
+    let Some((_, inbox)) = inbox::open() else { return Exit::Defect };
     process::adopt_orphans();
     match request(dir, id).and_then(|request| execute(config, request, &inbox)) {
         Ok(document) => {

@@ -18,13 +18,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Keeps a worker alive until somebody asks us to stop, and ends with the last worker's status.
 pub fn run() -> Exit {
-    let inbox = match inbox::open() {
-        Ok((_, inbox)) => inbox,
-        Err(error) => {
-            log::error!("no signal handlers: {error}");
-            return Exit::Defect;
-        }
-    };
+    let Some((_, inbox)) = inbox::open() else { return Exit::Defect };
     process::adopt_orphans();
     let mut pause = FIRST_PAUSE;
     loop {

@@ -41,13 +41,7 @@ struct Worker {
 
 /// Waits for one job, runs it, reports it (contract section 9, `job-worker`).
 pub fn run(config: Config) -> Exit {
-    let (outbox, inbox) = match inbox::open() {
-        Ok(ends) => ends,
-        Err(error) => {
-            log::error!("no signal handlers: {error}");
-            return Exit::Defect;
-        }
-    };
+    let Some((outbox, inbox)) = inbox::open() else { return Exit::Defect };
     process::adopt_orphans();
     let presence = Presence::new(&config.worker_id);
     let topics = &config.topics;

@@ -3,8 +3,8 @@
 
 use super::claim::Resumed;
 use super::log::JobLog;
-use super::{WorkDir, journal};
-use crate::config::{JobConfig, is_own_variable};
+use super::{End, WorkDir, environment, journal};
+use crate::config::JobConfig;
 use crate::contract::{Document, JobId, JobState, Plan, Reason, StepState, StepStatus, Timestamp, millis};
 use crate::process::{self, Exit, Reaped};
 use rustix::process::{Pid, Signal};
@@ -29,18 +29,6 @@ pub struct Job {
     pub resumed: Option<Resumed>,
     /// See [`Document::packet_id`].
     pub packet_id: Option<u16>,
-}
-
-/// Why a job is ended before its own end.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum End {
-    /// It, or its step, ran longer than this.
-    Timeout(Duration),
-    Cancelled,
-    /// Its log passed this many bytes.
-    LogLimit(u64),
-    /// The worker is asked to stop.
-    Stopped,
 }
 
 /// How a run ended.
@@ -127,7 +115,7 @@ impl Execution {
             packet_id: job.packet_id,
         };
         let mut execution = Self {
-            env: environment(&job, worker),
+            env: environment::of(&job, worker),
             job,
             config: config.clone(),
             document,
@@ -261,12 +249,7 @@ impl Execution {
             self.job.log.line(format_args!("{}", passed.sentence())); // it was quicker than our looks
         }
         let ending = step.ending.map(|(why, _)| why).or(passed);
-        let code = match ending {
-            Some(End::Timeout(_)) => 124,
-            Some(End::Cancelled) => 130,
-            Some(_) => exit.code().max(1),
-            None => exit.code(),
-        };
+        let code = ending.map_or(exit.code(), |why| why.exit_code(exit.code()));
         let signal = exit.signal_name();
         let how = signal.as_ref().map_or(String::new(), |name| format!(" ({name})"));
         let place = self.place(step.index);
@@ -396,40 +379,4 @@ impl Execution {
         let run = if lines.next().is_some() { format!("{first} …") } else { first.to_owned() };
         step.name.as_ref().map_or_else(|| run.clone(), |name| format!("{name} ({run})"))
     }
-}
-
-impl End {
-    fn reason(self) -> Reason {
-        match self {
-            Self::Timeout(_) => Reason::Timeout,
-            Self::Cancelled => Reason::Cancelled,
-            Self::LogLimit(_) => Reason::LogLimit,
-            Self::Stopped => Reason::Interrupted,
-        }
-    }
-
-    fn sentence(self) -> String {
-        match self {
-            Self::Timeout(limit) => format!("timed out after {}s", limit.as_secs_f64()),
-            Self::Cancelled => "cancelled by the controller".to_owned(),
-            Self::LogLimit(limit) => format!("job.log has passed its limit of {limit} bytes"),
-            Self::Stopped => "the worker is asked to stop".to_owned(),
-        }
-    }
-}
-
-/// What every step gets: the worker's own environment without its configuration, the job's, and ours on top.
-fn environment(job: &Job, worker: &str) -> Vec<(OsString, OsString)> {
-    let inherited = std::env::vars_os().filter(|(name, _)| !is_own_variable(&name.to_string_lossy()));
-    let own = job.plan.env.iter().map(|(name, value)| (name.into(), value.into()));
-    let ours = [
-        ("JOB_ID", job.id.as_str().into()),
-        ("JOB_WORK_DIR", job.dir.path().into()),
-        ("JOB_LOG", job.log.path().into()),
-        ("JOB_STEPS", job.plan.steps.len().to_string().into()),
-        ("JOB_ATTEMPT", job.attempt.to_string().into()),
-        ("WORKER_ID", worker.into()),
-    ];
-    let ours = ours.into_iter().map(|(name, value): (&str, OsString)| (name.into(), value));
-    inherited.chain(own).chain(ours).collect()
 }

@@ -3,10 +3,13 @@
 
 mod claim;
 mod directory;
+mod end;
+mod environment;
 mod execution;
 mod journal;
 mod log;
 
 pub use claim::{Claim, Claimed, Source};
 pub use directory::{OpenError, WorkDir};
-pub use execution::{End, Execution, Outcome};
+pub use end::End;
+pub use execution::{Execution, Outcome};

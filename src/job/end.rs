@@ -1,0 +1,46 @@
+//! Why a job is ended before its own end: by a limit, by its controller, or by whoever stops the worker.
+
+use crate::contract::Reason;
+use std::time::Duration;
+
+/// Why a job is ended before its own end.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum End {
+    /// It, or its step, ran longer than this.
+    Timeout(Duration),
+    Cancelled,
+    /// Its log passed this many bytes.
+    LogLimit(u64),
+    /// The worker is asked to stop.
+    Stopped,
+}
+
+impl End {
+    pub fn reason(self) -> Reason {
+        match self {
+            Self::Timeout(_) => Reason::Timeout,
+            Self::Cancelled => Reason::Cancelled,
+            Self::LogLimit(_) => Reason::LogLimit,
+            Self::Stopped => Reason::Interrupted,
+        }
+    }
+
+    /// The exit code of a step that was ended for this reason and had `own` (contract section 4).
+    pub fn exit_code(self, own: i32) -> i32 {
+        match self {
+            Self::Timeout(_) => 124,
+            Self::Cancelled => 130,
+            Self::LogLimit(_) | Self::Stopped => own.max(1),
+        }
+    }
+
+    /// For the log, and for a person who reads the result.
+    pub fn sentence(self) -> String {
+        match self {
+            Self::Timeout(limit) => format!("timed out after {}s", limit.as_secs_f64()),
+            Self::Cancelled => "cancelled by the controller".to_owned(),
+            Self::LogLimit(limit) => format!("job.log has passed its limit of {limit} bytes"),
+            Self::Stopped => "the worker is asked to stop".to_owned(),
+        }
+    }
+}
