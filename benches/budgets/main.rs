@@ -1,7 +1,8 @@
 //! Measures every figure of the budgets side by side in one run, and writes BENCHMARKS.md: `cargo bench --bench budgets`.
 //!
 //! What is compared is measured in the same round, one after the other, so that other work on the machine meets all alike;
-//! the ratios of these pairs are what to look at, not the milliseconds. Mosquitto and its clients are needed, npm is not.
+//! the ratios of these pairs are what to look at, not the milliseconds. Mosquitto and its clients are needed, npm is not, nor is a
+//! static binary (`JOB_WORKER_STATIC`).
 
 mod cycle;
 mod load;
@@ -79,7 +80,7 @@ leaves: what Mosquitto itself needs.
 
 - `supervise`: from its start to the last result, by a subscriber of `results/+`.
 - Log: `head -c 1073741824 /dev/zero` as a step, from the start of the worker to its end, against `sh -c` with a redirect; the
-  worker's own processor time and peak memory are those between the step before and the step after.
+  worker's own processor time and peak memory are taken between the step before and the step after.
 - Memory: `VmHWM` of /proc/PID/status, which counts every page of the C library and of the program that is mapped, shared or
   not; between two runs it differs by some 64 kB, by what the kernel maps around a page.
 - Wake-ups: voluntary context switches of all threads of the worker (/proc/PID/task/*/status).

@@ -20,7 +20,7 @@ impl Broker {
         let port = free_port();
         let config = scratch.dir("broker").join("mosquitto.conf");
         let lines = format!(
-            "listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\nmax_queued_messages 1000000\n\
+            "listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 1000000\n\
              persistence false\nlog_dest none\n"
         );
         fs::write(&config, lines).expect("a configuration");

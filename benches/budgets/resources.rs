@@ -21,7 +21,7 @@ pub fn measure(broker: &Broker, scratch: &Scratch) -> Vec<Figure> {
         [(Some(program()), "", 2.5, 900.0), (static_program(), ", static musl", 1.5, 900.0)]
     {
         let Some(program) = program else {
-            let how = "cargo build --release --target x86_64-unknown-linux-musl first";
+            let how = "set JOB_WORKER_STATIC to a binary of .ci/release";
             figures.push(Figure::skipped(&format!("peak memory{which}"), how));
             continue;
         };

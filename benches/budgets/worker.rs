@@ -11,11 +11,9 @@ pub fn program() -> PathBuf {
     env!("CARGO_BIN_EXE_job-worker").into()
 }
 
-/// The static one, if somebody has built it; Cargo builds one target at a time.
+/// The static one, if there is one (`JOB_WORKER_STATIC`): Cargo builds one target at a time.
 pub fn static_program() -> Option<PathBuf> {
-    let target = program().ancestors().nth(2)?.to_owned();
-    let triple = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
-    Some(target.join(triple).join("release/job-worker")).filter(|path| path.is_file())
+    std::env::var_os("JOB_WORKER_STATIC").map(PathBuf::from)
 }
 
 /// A command in an environment that holds `PATH` and what a worker needs, so that nothing of the caller's is measured.
