@@ -79,7 +79,8 @@ leaves: what Mosquitto itself needs.
 ## How the rest is measured
 
 - `supervise`: from its start to the last result, by a subscriber of `results/+`.
-- Log: `head -c 1073741824 /dev/zero` as a step, from the start of the worker to its end, against `sh -c` with a redirect; the
+- Log: our lines at its beginning shift the output, so that each block that `head` writes crosses a page of the cache; that costs
+  a shell's redirect as much. `head -c 1073741824 /dev/zero` as a step, from the start of the worker to its end, against `sh -c` with a redirect; the
   worker's own processor time and peak memory are taken between the step before and the step after.
 - Memory: `VmHWM` of /proc/PID/status, which counts every page of the C library and of the program that is mapped, shared or
   not; between two runs it differs by some 64 kB, by what the kernel maps around a page.
