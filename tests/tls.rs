@@ -92,9 +92,13 @@ fn a_trusted_broker_is_served(version: &str) {
 }
 
 fn an_unknown_authority_is_refused(version: &str) {
-    let secure = Secure::new(&Authority::new("theirs").broker(NAMES, Valid::Now), &[]);
-    let ours = Authority::new("ours");
-    let worker = secure.worker("localhost", &ours.file(), speaks(version));
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let secure = Secure::new(&theirs.broker(NAMES, Valid::Now), &[]);
+    // MQTT_CA_FILE stands instead of the system's roots, not beside them
+    let worker = secure.worker("localhost", &ours.file(), |command| {
+        speaks(version)(command);
+        command.env("SSL_CERT_FILE", theirs.file());
+    });
     refuses(worker, &["we do not trust the broker", "UnknownIssuer", "MQTT_CA_FILE"]);
 }
 
