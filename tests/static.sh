@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The released binaries: one file that runs on any Linux host. Builds them for x86-64 and three kinds of ARM, shows that they
-# are static, runs tests/smoke.sh with each of them (ARM under qemu), prints size and memory, and checks the systemd unit.
+# The released binaries: one file that runs on any Linux host. Builds them for x86-64 and three kinds of ARM, without TLS and
+# with it, shows that they are static, runs tests/smoke.sh with each of them (ARM under qemu) and a job through mqtts:// with
+# those that have TLS, prints size and memory, and checks the systemd unit.
 #
 #   tests/static.sh [TARGET...]
 #
@@ -13,9 +14,9 @@ export TOOLS_DIR=${TOOLS_DIR:-$root/../shared/tools}
 PATH=$PATH:/usr/sbin
 limit=${TIME_LIMIT:-480}
 targets=("$@")
-[ $# -gt 0 ] || targets=(x86_64-unknown-linux-musl arm-unknown-linux-musleabihf aarch64-unknown-linux-musl
+[ $# -gt 0 ] || targets=(x86_64-unknown-linux-musl aarch64-unknown-linux-musl arm-unknown-linux-musleabihf
     armv7-unknown-linux-musleabihf)
-# kilobytes of memory and bytes of the file that a static x86-64 binary may take
+# kilobytes of memory and bytes of the file that a static x86-64 binary without TLS may take
 memory_budget=1536 size_budget=1300000
 
 scratch=$(mktemp -d)
@@ -35,7 +36,7 @@ clean_up() {
 trap clean_up EXIT
 trap 'exit 143' TERM INT
 
-skip() { echo "static.sh: SKIPPED: $*"; exit 0; }
+skip() { echo "left out: static binaries: $*"; exit 0; }
 leave_out() { left_out+=("$*"); echo "left out: $*"; }
 
 check() { # what, command...
@@ -59,15 +60,27 @@ until_true() { # command...: true within 30 s
 if [ ! -x "$TOOLS_DIR/static-build.sh" ] && ! command -v cargo-zigbuild >/dev/null; then
     skip "no $TOOLS_DIR/static-build.sh and no cargo-zigbuild, so nothing was built (see .ci/release)"
 fi
-for program in readelf mosquitto mosquitto_pub mosquitto_sub; do
-    command -v $program >/dev/null || skip "$program is missing, so nothing was built (apt-get install binutils mosquitto mosquitto-clients)"
+for program in readelf mosquitto mosquitto_pub mosquitto_sub openssl; do
+    command -v $program >/dev/null || skip "$program is missing, so nothing was built (apt-get install binutils mosquitto mosquitto-clients openssl)"
 done
 
+# It listens at $port, and with TLS at the next one. Its certificate is one that it has signed itself.
 start_broker() {
     local try
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost -addext \
+        subjectAltName=DNS:localhost -addext basicConstraints=critical,CA:FALSE -keyout "$scratch/key.pem" \
+        -out "$scratch/certificate.pem" 2>/dev/null
+    chmod 644 "$scratch/key.pem" # for the user mosquitto
+    chmod 755 "$scratch"
     for try in 1 2 3 4 5 6 7 8 9; do
         port=$((12000 + ($$ * 7 + try * 1009) % 20000))
-        printf 'listener %s 127.0.0.1\nallow_anonymous true\n' "$port" >"$scratch/mosquitto.conf"
+        cat >"$scratch/mosquitto.conf" <<END_OF_SETTINGS
+allow_anonymous true
+listener $port 127.0.0.1
+listener $((port + 1)) 127.0.0.1
+certfile $scratch/certificate.pem
+keyfile $scratch/key.pem
+END_OF_SETTINGS
         mosquitto -c "$scratch/mosquitto.conf" >"$scratch/mosquitto.log" 2>&1 &
         broker=$!
         # It ends at once where the port is taken.
@@ -110,11 +123,11 @@ says_target() { [ "$($1 --version)" = "job-worker $version ($2)" ]; }
 memory_of() { sed -n "s/^$2:[^0-9]*\([0-9]*\) kB/\1/p" "$1"; }
 
 # Memory while it waits, and the most that it took until the end of a step's run: the step looks at its parent.
-measure_memory() { # command; into $idle, $peak
+measure_memory() { # command, settings...; into $idle, $peak
     local name=memory-$RANDOM dir=$scratch/memory
     rm -rf "$dir" && mkdir "$dir"
     echo '{ "steps": ["head -c 50000000 /dev/zero", "cat /proc/$PPID/status >peak"] }' >"$dir/job.json"
-    MQTT_URL=mqtt://127.0.0.1:$port WORKER_ID=$name MQTT_TOPIC_ROOT=$name $1 >"$scratch/worker.log" 2>&1 &
+    env "${@:2}" WORKER_ID=$name MQTT_TOPIC_ROOT=$name $1 >"$scratch/worker.log" 2>&1 &
     worker=$!
     until_true sh -c "mosquitto_sub -h 127.0.0.1 -p $port -t $name/workers/$name -C 1 -W 1 2>/dev/null | grep -q idle" || return 1
     idle=$(memory_of "/proc/$worker/status" VmRSS)
@@ -124,54 +137,75 @@ measure_memory() { # command; into $idle, $peak
     peak=$(memory_of "$dir/peak" VmHWM)
 }
 
+lacks_download() {
+    ! grep -q 'could not compile' "$scratch/build.log" && grep -qE -e 'Could not resolve|[Tt]emporary failure|(Failed|Unable) to fetch' \
+        -e 'Unable to locate package|failed to download|download of .* failed|NewConnectionError' "$scratch/build.log"
+}
+
+# One binary: what it is called here, and what .ci/release calls its target and kind.
+test_binary() { # name, target, kind
+    local name=$1 target=$2 kind=$3 binary=$dist/job-worker-$version-$2
+    local settings=("MQTT_URL=mqtt://localhost:$port") rest status=0 emulator idle=- peak=- note=''
+    echo "--- [$SECONDS s] $name"
+    # a minute is for the tests of what has been built
+    rest=$((limit - 60 - SECONDS))
+    if [ $rest -lt 20 ]; then
+        leave_out "$name: no time left of $limit s"
+        return
+    fi
+    KINDS=$kind timeout -k 10 $rest .ci/release "$dist" "$target" >"$scratch/build.log" 2>&1 || status=$?
+    if [ $status -eq 124 ]; then
+        leave_out "$name: not built within the $rest s that were left of $limit s"
+        return
+    fi
+    if [ $status -ne 0 ] && lacks_download; then
+        leave_out "$name: not built, since something could not be downloaded ($(tail -n 1 "$scratch/build.log"))"
+        return
+    fi
+    check "$name: is built" [ $status -eq 0 ]
+    if [ $status -ne 0 ]; then tail -n 30 "$scratch/build.log"; return; fi
+    if [ "$kind" = tls ]; then
+        binary+=-tls
+        settings=("MQTT_URL=mqtts://localhost:$((port + 1))" "MQTT_CA_FILE=$scratch/certificate.pem")
+    fi
+    check "$name: is static" is_static "$binary"
+    check "$name: holds no path of this machine" has_no_path_of_this_machine "$binary"
+    case $name in
+        arm-*) check "$name: is for ARMv6" is_armv6 "$binary" ;;
+        x86_64-*musl) check "$name: takes at most $size_budget bytes" is_small "$binary" ;;
+    esac
+    emulator=$(emulator "$target")
+    if [ -n "$emulator" ] && ! command -v ${emulator%% *} >/dev/null; then
+        leave_out "$name: was built, and not run: ${emulator%% *} is missing"
+        return
+    fi
+    if [ "$(id -u)" = 0 ]; then
+        check "$name: runs in a root directory that holds nothing else" runs_alone "$binary" "$emulator"
+    else
+        leave_out "$name: a run in an empty root directory: that takes root"
+    fi
+    check "$name: --version names it" says_target "$emulator $binary" "$target"
+    check "$name: tests/smoke.sh" env JOB_WORKER="$emulator $binary" MQTT_HOST=127.0.0.1 MQTT_PORT="$port" sh tests/smoke.sh
+    check "$name: runs a job on $settings" measure_memory "$emulator $binary" "${settings[@]}"
+    if [ -n "$emulator" ]; then
+        note="qemu's memory included"
+    elif [ "$kind" = plain ] && [ "$idle" != - ]; then
+        note="budget $memory_budget kB: $([ "$idle" -le $memory_budget ] && [ "$peak" -le $memory_budget ] && echo kept || echo EXCEEDED)"
+    fi
+    size[$name]=$(stat -c %s "$binary")
+    printf '%-38s %9d bytes  idle %5s kB  peak %5s kB  %s\n' "$name" "${size[$name]}" "$idle" "$peak" "$note" >>"$scratch/table"
+}
+
+declare -A size
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
 start_broker
 printf '' >"$scratch/table"
 for target in "${targets[@]}"; do
-    echo "--- [$SECONDS s] $target"
-    # a minute is for the tests of what has been built
-    rest=$((limit - 60 - SECONDS))
-    if [ $rest -lt 20 ]; then
-        leave_out "$target: no time left of $limit s"
-        continue
-    fi
-    status=0
-    timeout -k 10 $rest .ci/release "$dist" "$target" >"$scratch/build.log" 2>&1 || status=$?
-    if [ $status -eq 124 ]; then
-        leave_out "$target: not built within the $rest s that were left of $limit s"
-        continue
-    fi
-    check "$target: is built" [ $status -eq 0 ]
-    if [ $status -ne 0 ]; then tail -n 30 "$scratch/build.log"; continue; fi
-    binary=$dist/job-worker-$version-$target
-    emulator=$(emulator "$target")
-    if [ -n "$emulator" ] && ! command -v ${emulator%% *} >/dev/null; then
-        leave_out "$target: was built, and not run: ${emulator%% *} is missing"
-        continue
-    fi
-    check "$target: is static" is_static "$binary"
-    if [ "$(id -u)" = 0 ]; then
-        check "$target: runs in a root directory that holds nothing else" runs_alone "$binary" "$emulator"
-    else
-        leave_out "$target: a run in an empty root directory: that takes root"
-    fi
-    check "$target: --version names it" says_target "$emulator $binary" "$target"
-    check "$target: holds no path of this machine" has_no_path_of_this_machine "$binary"
-    case $target in
-        arm-*) check "$target: is for ARMv6" is_armv6 "$binary" ;;
-        x86_64-*) check "$target: takes at most $size_budget bytes" is_small "$binary" ;;
-    esac
-    check "$target: tests/smoke.sh" env JOB_WORKER="$emulator $binary" MQTT_HOST=127.0.0.1 MQTT_PORT="$port" sh tests/smoke.sh
-    idle=- peak=-
-    check "$target: memory is measured" measure_memory "$emulator $binary"
-    note=
-    [ -z "$emulator" ] || note="qemu's memory included"
-    if [ -z "$note" ] && [ "$idle" != - ]; then
-        note="budget $memory_budget kB: $([ "$idle" -le $memory_budget ] && [ "$peak" -le $memory_budget ] && echo kept || echo EXCEEDED)"
-    fi
-    printf '%-34s %9s bytes  idle %5s kB  peak %5s kB  %s\n' "$target" "$(stat -c %s "$binary")" "$idle" "$peak" "$note" >>"$scratch/table"
+    test_binary "$target" "$target" plain
+    test_binary "$target tls" "$target" tls
+    plain=${size[$target]:-} tls=${size[$target tls]:-}
+    [ -z "$plain" ] || [ -z "$tls" ] || printf '%-38s %9d bytes\n' "  so much is TLS" $((tls - plain)) >>"$scratch/table"
 done
-check "the checksums are right" sh -c "cd '$dist' && sha256sum -c SHA256SUMS"
 
 # The unit names a program that is not installed here: the one that was just built takes its place. Also with the lines that
 # a user is told to uncomment.
@@ -184,11 +218,16 @@ verify_unit() { # sed expression
     said=$(systemd-analyze verify --man=no "$scratch/job-worker.service" 2>&1) || { echo "$said"; return 1; }
     ! grep -F job-worker.service <<<"$said"
 }
-if command -v systemd-analyze >/dev/null; then
-    check "systemd takes the unit" verify_unit ''
-    check "systemd takes the unit with a password" verify_unit 's/^# \(LoadCredential\|Environment\)/\1/'
+if [ ! -e "$dist/SHA256SUMS" ]; then
+    leave_out "the checksums and the systemd unit: nothing was built"
 else
-    leave_out "the systemd unit: no systemd-analyze"
+    check "the checksums are right" sh -c "cd '$dist' && sha256sum -c SHA256SUMS"
+    if command -v systemd-analyze >/dev/null; then
+        check "systemd takes the unit" verify_unit ''
+        check "systemd takes the unit with a password" verify_unit 's/^# \(LoadCredential\|Environment\)/\1/'
+    else
+        leave_out "the systemd unit: no systemd-analyze"
+    fi
 fi
 
 echo
