@@ -4,7 +4,7 @@
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, kill_process_group};
 use std::collections::HashMap;
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -68,11 +68,11 @@ pub fn adopt_orphans() {
 ///
 /// # Errors
 /// What the kernel said, when the shell could not be started.
-pub fn spawn(
+pub fn spawn<'a>(
     shell: &str,
     run: &str,
     dir: &Path,
-    env: impl IntoIterator<Item = (OsString, OsString)>,
+    env: impl IntoIterator<Item = (&'a OsStr, &'a OsStr)>,
     log: File,
 ) -> io::Result<Pid> {
     let errors = log.try_clone()?;

@@ -12,6 +12,7 @@ use crate::job::{Claim, Claimed, End, Execution, Outcome, Source};
 use crate::mqtt::{self, Connection, Delivery, Link, Unpublished};
 use crate::presence::Presence;
 use crate::process::{self, Reaped};
+use std::mem::ManuallyDrop;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
@@ -60,7 +61,8 @@ pub fn run(config: Config) -> Exit {
             return Exit::Defect;
         }
     };
-    let worker = Worker {
+    // the process ends with it: taking it apart would only delay that
+    let mut worker = ManuallyDrop::new(Worker {
         config,
         inbox,
         link,
@@ -71,12 +73,12 @@ pub fn run(config: Config) -> Exit {
         stopping: false,
         taken_over: false,
         refused: false,
-    };
+    });
     worker.live()
 }
 
 impl Worker {
-    fn live(mut self) -> Exit {
+    fn live(&mut self) -> Exit {
         loop {
             let flow = match self.inbox.next(self.deadline()) {
                 Some(Event::Sent(event)) => self.hear(event),

@@ -8,7 +8,7 @@ use crate::config::JobConfig;
 use crate::contract::{Document, JobId, JobState, Plan, Reason, StepState, StepStatus, Timestamp, millis};
 use crate::process::{self, Exit, Reaped};
 use rustix::process::{Pid, Signal};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
 
 /// Limit of an `always` step without one of its own, when it runs after a timeout or a cancel.
@@ -325,8 +325,9 @@ impl Execution {
         if !self.job.dir.is_in_place() {
             return Err(format!("the workDir {} has vanished", self.job.dir.path().display()));
         }
-        let step = ("JOB_STEP".into(), (index + 1).to_string().into());
-        let env = self.env.iter().cloned().chain([step]);
+        let number = (index + 1).to_string();
+        let env = self.env.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()));
+        let env = env.chain([(OsStr::new("JOB_STEP"), OsStr::new(&number))]);
         let run = &self.job.plan.steps[index].run;
         let shell = &self.config.shell;
         let log = self.job.log.handle().map_err(|error| error.to_string())?;

@@ -177,8 +177,6 @@ fn bare(host: &str) -> &str {
 
 /// Why a connection ended.
 enum Failure {
-    /// We have ended it.
-    Closed,
     Refused(String),
     /// The two sides do not accept each other's certificates.
     #[cfg_attr(not(feature = "tls"), expect(dead_code))]
@@ -224,13 +222,12 @@ impl<F: Fn(Event)> Driver<F> {
                 }
                 Err(error) => (String::new(), Failure::Lost(error.to_string())),
             };
-            if connected && !matches!(failure, Failure::Closed) {
+            if connected {
                 (self.sink)(Event::Lost);
                 told.clear();
                 self.untried.clear();
             }
             let reason = match failure {
-                Failure::Closed => return (self.sink)(Event::Closed),
                 Failure::Refused(reason) => return (self.sink)(Event::Refused(reason)),
                 // such a thing does not pass by itself, unless it came while we were here: certificates are renewed
                 Failure::Untrusted(reason) if !self.subscribed => return (self.sink)(Event::Refused(reason)),
@@ -335,7 +332,13 @@ impl<F: Fn(Event)> Driver<F> {
                 }
                 Heard::Message(delivery) => (self.sink)(Event::Message(delivery)),
                 Heard::Published(outcome) => (self.sink)(Event::Published(outcome)),
-                Heard::Closed => return Failure::Closed,
+                Heard::Closed => {
+                    (self.sink)(Event::Closed);
+                    // the process ends now: taking the client apart, page by page, would only delay that
+                    loop {
+                        std::thread::park();
+                    }
+                }
                 Heard::Other => {}
             }
         }
