@@ -5,7 +5,7 @@ use crate::report::{Figure, Table};
 use crate::scratch::Scratch;
 use crate::statistics::Sample;
 use crate::support::mosquitto::tool;
-use crate::worker::{command, program, static_program, time};
+use crate::worker::{HOW_STATIC, command, program, static_program, time};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -72,38 +72,26 @@ pub fn measure(broker: &Broker, scratch: &Scratch) -> (Vec<Figure>, Table) {
         ]);
     }
 
-    let against = |id: &str| {
-        let index = contenders.iter().position(|contender| contender.id == id)?;
-        Some(of(index).filter_map(|(round, time)| Some(round.times[0]? / time)).collect::<Sample>())
-    };
+    let index = |id: &str| contenders.iter().position(|contender| contender.id == id);
+    let against = |other: usize| of(other).filter_map(|(round, time)| Some(round.times[0]? / time)).collect::<Sample>();
+    let limit = "× (spawn of `sh -c true` + spawn of `/bin/true` + 3 round trips)";
     let cycle = "whole cycle: process start → job of one `true` step → result acknowledged → exit";
+    let shell = "the same against a `mosquitto_sub -C 1` + `sh` + `mosquitto_pub` script";
+    let node = "the same against a one-shot worker on mqtt.js";
     let figures = vec![
-        Figure::at_most(
-            cycle,
-            1.6,
-            "× (spawn of `sh -c true` + spawn of `/bin/true` + 3 round trips)",
-            &to_reference(0),
-        ),
-        against("shell").map_or_else(
-            || Figure::skipped("the same against a shell loop", "no Mosquitto clients"),
-            |ratio| {
-                Figure::at_most(
-                    "the same against a `mosquitto_sub -C 1` + `sh` + `mosquitto_pub` script",
-                    0.4,
-                    "×",
-                    &ratio,
-                )
-            },
-        ),
-        against("node").map_or_else(
-            || {
-                Figure::skipped(
-                    "the same against a one-shot worker on mqtt.js",
-                    "npm is missing, or has no mqtt.js for us",
-                )
-            },
-            |ratio| Figure::told("the same against a one-shot worker on mqtt.js", "×", &ratio),
-        ),
+        Figure::at_most(cycle, 1.6, limit, &to_reference(0)),
+        match index("static") {
+            Some(index) => Figure::at_most("the same, static musl", 1.6, "×", &to_reference(index)),
+            None => Figure::skipped("the same, static musl", HOW_STATIC),
+        },
+        match index("shell") {
+            Some(index) => Figure::at_most(shell, 0.4, "×", &against(index)),
+            None => Figure::skipped(shell, "no Mosquitto clients"),
+        },
+        match index("node") {
+            Some(index) => Figure::told(node, "×", &against(index)),
+            None => Figure::skipped(node, "npm is missing, or has no mqtt.js for us"),
+        },
     ];
     (figures, table)
 }

@@ -6,7 +6,7 @@ use crate::mqtt::Broker;
 use crate::report::Figure;
 use crate::scratch::Scratch;
 use crate::statistics::Sample;
-use crate::worker::{Running, command, program, static_program};
+use crate::worker::{HOW_STATIC, Running, command, program, static_program};
 use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
@@ -21,8 +21,7 @@ pub fn measure(broker: &Broker, scratch: &Scratch) -> Vec<Figure> {
         [(Some(program()), "", 2.5, 900.0), (static_program(), ", static musl", 1.5, 900.0)]
     {
         let Some(program) = program else {
-            let how = "set JOB_WORKER_STATIC to a binary of .ci/release";
-            figures.push(Figure::skipped(&format!("peak memory{which}"), how));
+            figures.push(Figure::skipped(&format!("peak memory{which}"), HOW_STATIC));
             continue;
         };
         let waiting: Sample = (0..ROUNDS).map(|_| idle(&program, broker, "127.0.0.1")).collect();

@@ -11,7 +11,10 @@ pub fn program() -> PathBuf {
     env!("CARGO_BIN_EXE_job-worker").into()
 }
 
-/// The static one, if there is one (`JOB_WORKER_STATIC`): Cargo builds one target at a time.
+/// What to do where there is no static program.
+pub const HOW_STATIC: &str = "set JOB_WORKER_STATIC to a binary of .ci/release";
+
+/// The static one, if there is one: Cargo builds one target at a time.
 pub fn static_program() -> Option<PathBuf> {
     std::env::var_os("JOB_WORKER_STATIC").map(PathBuf::from)
 }
