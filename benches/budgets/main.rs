@@ -54,9 +54,11 @@ Measured and written by
 cargo bench --bench budgets
 ```
 
-on {machine}; load of the machine before the run: {load}; {seconds} s; jobs in {jobs}, unless it says otherwise. A figure is
-the median, with the quartiles in brackets. Each ratio is one of two times that were measured in the same round, right after
-each other, so that other work on the machine meets both. MB and KB count in thousands.
+on {machine}; load of the machine before the run: {load}; {seconds} s; jobs in {jobs}, unless it says otherwise.
+
+A figure is the median, with the quartiles in brackets. Each ratio is one of two times that were measured in the same round, right
+after each other, so that other work on the machine meets both. MB and KB count in thousands. With `JOB_WORKER_STATIC` set to a
+static program (`.ci/release`), that is measured, too.
 
 ## Budgets
 
