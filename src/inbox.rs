@@ -15,6 +15,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
+/// How long to stay awake for the next event: a broker nearby answers sooner than a sleeping processor wakes up.
+const LOOKOUT: Duration = Duration::from_micros(150);
+
 /// What comes in.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Event<T> {
@@ -79,15 +82,19 @@ impl<T> Inbox<T> {
     /// Sleeps until something comes, and no longer than to `deadline`; `None` when that has passed. A passed deadline goes
     /// first, or whoever keeps us busy could put it off for ever.
     pub fn next(&self, deadline: Option<Instant>) -> Option<Event<T>> {
+        let end_of_lookout = Instant::now() + LOOKOUT;
         loop {
-            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            if left == Some(Duration::ZERO) {
+            let now = Instant::now();
+            if deadline.is_some_and(|at| at <= now) {
                 return None;
             }
             if let Some(event) = self.look() {
                 return Some(event);
             }
-            self.sleep(left);
+            match now < end_of_lookout {
+                true => std::thread::yield_now(),
+                false => self.sleep(deadline.map(|at| at - now)),
+            }
         }
     }
 
