@@ -300,7 +300,7 @@ fn pid_1_runs_a_job_and_leaves_nothing() {
     assert_eq!(verdict(&scene.result("a")), ("success", "", 0));
     worker.exits_with(0);
     assert_eq!(read(&dir.join("parent")), "1\n");
-    assert!(read(&dir.join("job.log")).contains("killed 2 processes"));
+    assert!(read(&dir.join("job.log")).contains("running, processes: 2"));
 }
 
 #[test]

@@ -217,7 +217,7 @@ fn pid_1_supervises_and_survives_a_step_that_kills_everything() {
     assert_eq!(scene.result("a")["reason"], "interrupted");
     let dir = scene.submit("b", json!({ "steps": ["(setsid sleep 1000 &); echo ran"] }));
     assert_eq!(verdict(&scene.result("b")), ("success", "", 0));
-    assert!(read(&dir.join("job.log")).contains("killed 1 processes"));
+    assert!(read(&dir.join("job.log")).contains("running, processes: 1"));
     scene.broker.wait_for_queued(WORKER, 0, SOON);
     kill_process(support::scene::child_of(&supervisor), Signal::TERM).unwrap();
     supervisor.exits_with(0);

@@ -236,7 +236,7 @@ impl Execution {
                 step.exit = Some(exit);
             }
         });
-        self.job.log.line(format_args!("killed {killed} processes that did not stop"));
+        self.job.log.line(format_args!("killed what did not stop, processes: {killed}"));
         self.step_over();
     }
 
@@ -338,7 +338,7 @@ impl Execution {
     fn over(&mut self) {
         let killed = process::sweep(|_, _| {});
         if killed > 0 {
-            self.job.log.line(format_args!("killed {killed} processes that the steps left running"));
+            self.job.log.line(format_args!("killed what the steps left running, processes: {killed}"));
         }
         let stopped = self.stopping && self.failure.is_none();
         if stopped {
