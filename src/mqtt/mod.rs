@@ -13,7 +13,7 @@ use crate::config::{Broker, Protocol};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::io;
-use std::net::ToSocketAddrs;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -175,6 +175,11 @@ fn bare(host: &str) -> &str {
     host.trim_matches(['[', ']'])
 }
 
+/// An address as it stands before a port: an IPv6 address in brackets, and with its scope.
+fn without_port(address: SocketAddr) -> Option<String> {
+    Some(address.to_string().rsplit_once(':')?.0.to_owned())
+}
+
 /// Why a connection ended.
 enum Failure {
     Refused(String),
@@ -282,11 +287,11 @@ impl<F: Fn(Event)> Driver<F> {
         let broker = &self.settings.broker;
         let host = bare(&broker.host);
         #[cfg(feature = "tls")]
-        if broker.tls.is_some() {
+        if self.untried.is_empty() && broker.tls.is_some() {
             return Ok(host.to_owned()); // it is in the certificate
         }
         if self.untried.is_empty() {
-            self.untried = (host, broker.port).to_socket_addrs()?.map(|address| address.ip().to_string()).collect();
+            self.untried = (host, broker.port).to_socket_addrs()?.filter_map(without_port).collect();
         }
         self.untried.pop_front().ok_or_else(|| io::Error::other("its name has no address"))
     }

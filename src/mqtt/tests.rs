@@ -6,18 +6,30 @@ use std::net::{TcpListener, TcpStream};
 const NOBODY: &str = "127.0.0.2";
 const BROKER: &str = "127.0.0.1";
 
-/// The first that a driver tells when it tries these addresses, with a broker on one of them; `greet` answers each CONNECT.
-fn first_told(addresses: &[&str], mut greet: impl FnMut(TcpStream, u8) + Send + 'static) -> Option<Event> {
-    let listener = TcpListener::bind((BROKER, 0)).unwrap();
+fn settings(port: u16) -> Settings {
     let broker = Broker {
         host: "a.name.that.is.not.resolved.invalid".into(),
-        port: listener.local_addr().unwrap().port(),
+        port,
         credentials: None,
         #[cfg(feature = "tls")]
         tls: None,
         protocol: Protocol::Auto,
         keep_alive: Duration::from_secs(30),
     };
+    Settings {
+        broker,
+        client_id: "w".into(),
+        requests: "jobs/pending".into(),
+        cancels: "jobs/cancel/+".into(),
+        outdated: None,
+        last_will: ("jobs/workers/w".into(), Vec::new()),
+    }
+}
+
+/// The first that a driver tells when it tries these addresses, with a broker on one of them; `greet` answers each CONNECT.
+fn first_told(addresses: &[&str], mut greet: impl FnMut(TcpStream, u8) + Send + 'static) -> Option<Event> {
+    let listener = TcpListener::bind((BROKER, 0)).unwrap();
+    let settings = settings(listener.local_addr().unwrap().port());
     std::thread::spawn(move || {
         for mut stream in listener.incoming().map_while(Result::ok) {
             let mut connect = [0; 9];
@@ -27,14 +39,6 @@ fn first_told(addresses: &[&str], mut greet: impl FnMut(TcpStream, u8) + Send + 
             greet(stream, level);
         }
     });
-    let settings = Settings {
-        broker,
-        client_id: "w".into(),
-        requests: "jobs/pending".into(),
-        cancels: "jobs/cancel/+".into(),
-        outdated: None,
-        last_will: ("jobs/workers/w".into(), Vec::new()),
-    };
     let (sender, events) = mpsc::channel();
     let (_resume, resumed) = mpsc::channel();
     let mut driver = Driver::new(settings, resumed, move |event| sender.send(event).unwrap());
@@ -65,4 +69,23 @@ fn the_older_protocol_version_is_spoken_to_the_address_that_closed() {
     };
     let told = first_told(&[NOBODY, BROKER, NOBODY], close_first);
     assert!(matches!(told, Some(Event::Refused(_))));
+}
+
+#[test]
+fn addresses_keep_what_belongs_to_them() {
+    for (address, host) in [("127.0.0.1:1", "127.0.0.1"), ("[::1]:1", "[::1]"), ("[fe80::1%3]:1", "[fe80::1%3]")] {
+        assert_eq!(without_port(address.parse().unwrap()).as_deref(), Some(host));
+    }
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn with_tls_a_fallback_leaves_no_address_behind() {
+    let mut settings = settings(8883);
+    settings.broker.tls = Some(tls::Tls::new(rustls::RootCertStore::empty(), None).unwrap());
+    let mut driver = Driver::new(settings, mpsc::channel().1, |_| {});
+    let name = driver.next_host().unwrap();
+    driver.untried.push_front(name.clone()); // for the other protocol version
+    assert_eq!(driver.next_host().unwrap(), name);
+    assert!(driver.untried.is_empty(), "or there would never be a pause again");
 }
