@@ -5,6 +5,7 @@
 //! sleeps on, whoever has something for it rings with one, and no thread is needed to pass the signals on.
 
 use nix::sys::signal::{SigSet, Signal};
+use rustix::event::{PollFd, PollFlags, poll};
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 use signal_hook::{flag, low_level::pipe};
 use std::cell::Cell;
@@ -32,11 +33,11 @@ pub enum Event<T> {
 /// The receiving end, for one thread.
 pub struct Inbox<T> {
     bell: UnixStream,
-    /// What the bell is set to wait for at most.
-    patience: Cell<Option<Duration>>,
     sent: Receiver<T>,
     stops: [(i32, Arc<AtomicBool>); 2],
     child_ended: Arc<AtomicBool>,
+    /// Whose turn it is, when a child has ended and something was sent.
+    child_first: Cell<bool>,
 }
 
 /// The sending end.
@@ -54,6 +55,7 @@ pub fn open<T>() -> Option<(Outbox<T>, Inbox<T>)> {
 
 fn try_open<T>() -> io::Result<(Outbox<T>, Inbox<T>)> {
     let (bell, ring) = UnixStream::pair()?;
+    bell.set_nonblocking(true)?;
     ring.set_nonblocking(true)?;
     let raised = |signal| {
         let raised = Arc::new(AtomicBool::new(false));
@@ -66,7 +68,7 @@ fn try_open<T>() -> io::Result<(Outbox<T>, Inbox<T>)> {
     // a parent may have blocked them, and we would wait for ever for the end of a step
     SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD]).thread_unblock()?;
     let (sender, sent) = mpsc::channel();
-    let inbox = Inbox { bell, patience: Cell::new(None), sent, stops, child_ended };
+    let inbox = Inbox { bell, sent, stops, child_ended, child_first: Cell::new(false) };
     Ok((Outbox { sent: sender, bell: ring }, inbox))
 }
 
@@ -103,19 +105,21 @@ impl<T> Inbox<T> {
         if let Some((signal, _)) = stop {
             return Some(Event::Stop(*signal));
         }
-        if let Ok(message) = self.sent.try_recv() {
-            return Some(Event::Sent(message));
+        // by turns, so that neither a stream of messages nor one of processes hides the other
+        let sent = || self.sent.try_recv().ok().map(Event::Sent);
+        let child_ended = || self.child_ended.swap(false, Ordering::SeqCst).then_some(Event::ChildEnded);
+        match self.child_first.replace(!self.child_first.get()) {
+            true => child_ended().or_else(sent),
+            false => sent().or_else(child_ended),
         }
-        self.child_ended.swap(false, Ordering::SeqCst).then_some(Event::ChildEnded)
     }
 
     /// Until the bell rings, or has rung since the last time, or for this long.
     fn sleep(&self, patience: Option<Duration>) {
-        if self.patience.replace(patience) != patience {
-            let _ = self.bell.set_read_timeout(patience); // fails for zero only
-        }
-        let mut rings = [0; 64];
-        let _ = (&self.bell).read(&mut rings); // time over, or a signal: look, in any case
+        // not a timeout of the socket: the kernel's coarse timers end it up to an eighth late
+        let patience = patience.and_then(|patience| patience.try_into().ok());
+        let _ = poll(&mut [PollFd::new(&self.bell, PollFlags::IN)], patience.as_ref());
+        let _ = (&self.bell).read(&mut [0; 64]); // time over, or a signal: look, in any case
     }
 }
 
@@ -155,6 +159,15 @@ mod tests {
         let soon = Instant::now() + Duration::from_millis(5);
         while inbox.next(Some(soon)).is_some() {}
         assert!(Instant::now() >= soon);
+    }
+
+    #[test]
+    fn the_end_of_a_child_is_seen_between_messages() {
+        let (outbox, inbox) = open().unwrap();
+        (0..100).for_each(|n| outbox.send(n));
+        raise(SIGCHLD).unwrap();
+        let mut events = events(&inbox).filter(|event| !matches!(event, Event::Stop(_)));
+        assert!(events.by_ref().take(2).any(|event| event == Event::ChildEnded));
     }
 
     #[test]
