@@ -173,7 +173,7 @@ impl Worker {
                 let document = claim.cancelled(&self.config.worker_id);
                 return self.report(document);
             }
-            _ => log::info!("the cancel of job {id} is ignored: it does not run here"),
+            _ => log::debug!("the cancel of job {id} is ignored: it does not run here"),
         }
         ControlFlow::Continue(())
     }
