@@ -61,7 +61,7 @@ fn whoever_ignores_term_is_killed_after_the_grace() {
 #[test]
 fn the_cancel_of_another_job_is_ignored() {
     let scene = Scene::new();
-    let mut worker = scene.idle_worker(|_| {});
+    let mut worker = scene.idle_worker(|worker| _ = worker.env("RUST_LOG", "debug"));
     let dir = scene.submit("a", json!({ "steps": ["touch up; ".to_owned() + &until_exists("gate")] }));
     await_file(&dir.join("up"));
     scene.broker.publish("jobs/cancel/b", "a");
@@ -74,7 +74,7 @@ fn the_cancel_of_another_job_is_ignored() {
 #[test]
 fn a_cancel_of_nothing_neither_ends_the_worker_nor_a_later_job() {
     let scene = Scene::new();
-    let mut worker = scene.idle_worker(|_| {});
+    let mut worker = scene.idle_worker(|worker| _ = worker.env("RUST_LOG", "debug"));
     scene.broker.publish("jobs/cancel/a", "");
     worker.await_stderr("the cancel of job a is ignored");
     scene.submit("a", json!({ "steps": ["true"] }));
@@ -93,7 +93,7 @@ fn a_retained_cancel_is_ignored() {
         });
         let dir = scene.submit("a", json!({ "steps": ["touch up; ".to_owned() + &until_exists("gate")] }));
         let mut worker = scene.worker(|worker| {
-            worker.env("MQTT_PROTOCOL_VERSION", version);
+            worker.env("MQTT_PROTOCOL_VERSION", version).env("RUST_LOG", "debug");
         });
         await_file(&dir.join("up"));
         let cancels = |log: &[Entry]| {
