@@ -80,27 +80,25 @@ pub fn run(config: Config) -> Exit {
 impl Worker {
     fn live(&mut self) -> Exit {
         loop {
-            let flow = match self.inbox.next(self.deadline()) {
-                Some(Event::Sent(event)) => self.hear(event),
-                Some(Event::Stop(signal)) => self.stop(signal),
-                Some(Event::ChildEnded) => {
-                    match &mut self.activity {
-                        Activity::Running(execution) => execution.child_ended(),
-                        // PID 1 of a container is given the orphans of others, such as of a health check
-                        Activity::None | Activity::Claiming(_) => while let Reaped::Child(..) = process::reap() {},
-                    }
-                    ControlFlow::Continue(())
-                }
-                None => self.expired(),
-            };
-            let flow = match flow {
-                ControlFlow::Continue(()) => self.work_on(),
-                end => end,
-            };
-            if let ControlFlow::Break(exit) = flow {
+            if let ControlFlow::Break(exit) = self.take_turn() {
                 return exit;
             }
         }
+    }
+
+    /// Waits for the next event and deals with it.
+    fn take_turn(&mut self) -> ControlFlow<Exit> {
+        match self.inbox.next(self.deadline()) {
+            Some(Event::Sent(event)) => self.hear(event)?,
+            Some(Event::Stop(signal)) => self.stop(signal)?,
+            Some(Event::ChildEnded) => match &mut self.activity {
+                Activity::Running(execution) => execution.child_ended(),
+                // PID 1 of a container is given the orphans of others, such as of a health check
+                Activity::None | Activity::Claiming(_) => while let Reaped::Child(..) = process::reap() {},
+            },
+            None => self.expired()?,
+        }
+        self.work_on()
     }
 
     /// When there is something to do even if nothing happens.
@@ -287,9 +285,7 @@ impl Worker {
             }
             let (topic, pending) = (&delivery.topic, &topics.pending);
             let error = format!("the request came on {topic}, which this worker served once; publish it on {pending}");
-            let id =
-                Request::parse(&delivery.payload).map_or_else(|rejection| rejection.id, |request| Some(request.id));
-            return self.reject(Rejection { id, error }, delivery);
+            return self.reject(Rejection { id: id_in(delivery), error }, delivery);
         }
         match Request::parse(&delivery.payload) {
             Ok(request) => {
@@ -310,10 +306,9 @@ impl Worker {
 
     /// Answers a request that was published at QoS 0 while a job ran.
     fn refuse(&mut self, delivery: &Delivery) -> ControlFlow<Exit> {
-        let id = Request::parse(&delivery.payload).map_or_else(|rejection| rejection.id, |request| Some(request.id));
         let error =
             "published at QoS 0 while the worker had a job; publish at QoS 1, and the broker keeps it until its turn";
-        self.reject(Rejection { id, error: error.to_owned() }, delivery)
+        self.reject(Rejection { id: id_in(delivery), error: error.to_owned() }, delivery)
     }
 
     fn reject(&mut self, rejection: Rejection, delivery: &Delivery) -> ControlFlow<Exit> {
@@ -330,7 +325,7 @@ impl Worker {
 
     /// Answers with a final document.
     fn report(&mut self, document: Document) -> ControlFlow<Exit> {
-        let id: &JobId = &document.id;
+        let id = &document.id;
         match &document.error {
             None => log::info!("job {}: success", id.as_str()),
             Some(error) => log::warn!("job {}: {error}", id.as_str()),
@@ -396,4 +391,9 @@ impl Worker {
             act(&**connection);
         }
     }
+}
+
+/// By what id a request can be answered, whatever else is wrong with it.
+fn id_in(delivery: &Delivery) -> Option<JobId> {
+    Request::parse(&delivery.payload).map_or_else(|rejection| rejection.id, |request| Some(request.id))
 }
