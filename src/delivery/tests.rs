@@ -1,4 +1,4 @@
-//! Single rules first; then a model of a broker and a link that may lose anything, walked through every order of events.
+//! Each rule by itself; in [`walk`], a model of a broker and a link that may lose anything, through every order of events.
 
 mod walk;
 

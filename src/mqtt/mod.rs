@@ -253,8 +253,8 @@ impl<F: Fn(Event)> Driver<F> {
             if !self.settled {
                 self.version = Protocol::V5; // 3.1.1 did not help: the broker has another trouble
             }
-            if !connected && !self.untried.is_empty() {
-                continue;
+            if !self.untried.is_empty() {
+                continue; // its name has another address
             }
             if started.elapsed() >= GOOD_CONNECTION {
                 (pause, short_connections) = (FIRST_PAUSE, 0);

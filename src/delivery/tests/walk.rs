@@ -1,4 +1,4 @@
-//! The machine and a broker in a small model, walked through every order of events that they allow.
+//! A model of a broker and a link that may lose anything, walked with the machine through every order of events.
 
 use super::*;
 
