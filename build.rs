@@ -5,7 +5,10 @@
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rustc-env=TARGET_TRIPLE={}", std::env::var("TARGET").expect("Cargo sets TARGET"));
+    println!(
+        "cargo::rustc-env=TARGET_TRIPLE={}",
+        std::env::var("TARGET").expect("Cargo sets TARGET")
+    );
     if std::env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|env| env == "gnu") {
         println!("cargo::rustc-link-lib=static:-bundle=gcc_eh");
     }

@@ -45,40 +45,77 @@ fn tell() -> Result<bool, Box<dyn Error>> {
     let dir = drive.join("hello");
     std::fs::create_dir_all(&dir)?;
     let broker = Broker::start();
-    say("a broker", &format!("listens on {}, and {} is the shared drive", broker.url(), drive.display()));
+    say(
+        "a broker",
+        &format!(
+            "listens on {}, and {} is the shared drive",
+            broker.url(),
+            drive.display()
+        ),
+    );
 
     let mut worker = start_worker(&broker, &drive)?;
     broker.wait_for_message("jobs/workers/+", 1, Duration::from_secs(20));
-    say("a worker", &format!("(process {}) has subscribed to jobs/pending and waits for one job", worker.id()));
+    say(
+        "a worker",
+        &format!(
+            "(process {}) has subscribed to jobs/pending and waits for one job",
+            worker.id()
+        ),
+    );
 
     std::fs::write(dir.join("job.json"), JOB)?;
-    say("the controller", "writes the job into a directory of its own, hello/job.json:");
+    say(
+        "the controller",
+        "writes the job into a directory of its own, hello/job.json:",
+    );
     JOB.lines().for_each(|line| println!("    {line}"));
     let request = r#"{"id": "hello", "workDir": "hello"}"#;
-    say("the controller", &format!("publishes the pointer to it on jobs/pending:\n    {request}"));
+    say(
+        "the controller",
+        &format!("publishes the pointer to it on jobs/pending:\n    {request}"),
+    );
     broker.publish("jobs/pending", request);
 
-    say("the steps", "write straight into hello/job.log, which anybody can follow:");
+    say(
+        "the steps",
+        "write straight into hello/job.log, which anybody can follow:",
+    );
     let result = follow(&broker, &dir)?;
     say(
         "the worker",
-        &format!("publishes the result on jobs/results/hello, and leaves it in hello/job.status.json:\n    {result}"),
+        &format!(
+            "publishes the result on jobs/results/hello, and leaves it in hello/job.status.json:\n    {result}"
+        ),
     );
     let status = worker.wait()?;
-    say("the worker", &format!("has done its one job and exits: {status}"));
+    say(
+        "the worker",
+        &format!("has done its one job and exits: {status}"),
+    );
 
     let before = broker.received("jobs/workers/+").len();
     let mut fresh = start_worker(&broker, &drive)?;
     broker.wait_for_message("jobs/workers/+", before + 1, Duration::from_secs(20));
     say(
         "a fresh worker",
-        &format!("(process {}) waits for the next job; a restart policy would have started it", fresh.id()),
+        &format!(
+            "(process {}) waits for the next job; a restart policy would have started it",
+            fresh.id()
+        ),
     );
     fresh.kill()?;
     fresh.wait()?;
     std::fs::remove_dir_all(&drive)?;
     let succeeded = result.contains(r#""status":"success""#) && status.success();
-    say("result", if succeeded { "the job succeeded" } else { "the job FAILED" });
+    say(
+        "result",
+        if succeeded {
+            "the job succeeded"
+        } else {
+            "the job FAILED"
+        },
+    );
     Ok(succeeded)
 }
 
@@ -88,7 +125,11 @@ fn say(who: &str, what: &str) {
 
 fn start_worker(broker: &Broker, drive: &Path) -> std::io::Result<Child> {
     let mut worker = Command::new(std::env::current_exe()?);
-    worker.arg("worker").env("MQTT_URL", broker.url()).env("JOB_ROOT", drive).env("RUST_LOG", "warn");
+    worker
+        .arg("worker")
+        .env("MQTT_URL", broker.url())
+        .env("JOB_ROOT", drive)
+        .env("RUST_LOG", "warn");
     worker.spawn()
 }
 
@@ -100,7 +141,8 @@ fn follow(broker: &Broker, dir: &Path) -> Result<String, Box<dyn Error>> {
         let result = broker.received("jobs/results/hello").into_iter().next();
         let log = std::fs::read_to_string(dir.join("job.log")).unwrap_or_default();
         let new = log.get(shown..).unwrap_or_default();
-        new.split_inclusive('\n').for_each(|line| print!("    {line}"));
+        new.split_inclusive('\n')
+            .for_each(|line| print!("    {line}"));
         std::io::stdout().flush()?;
         shown = log.len();
         if let Some(message) = result {

@@ -25,7 +25,10 @@ pub fn run(dir: Option<&OsStr>) -> Exit {
         }
         Err(errors) => {
             for error in errors {
-                write(stderr(), &format!("configuration: {}\n", single_line(&error)));
+                write(
+                    stderr(),
+                    &format!("configuration: {}\n", single_line(&error)),
+                );
             }
             exit = Exit::Config;
         }
@@ -48,14 +51,18 @@ fn check_job(dir: &OsStr) -> Result<String, String> {
         OpenError::Missing(what) | OpenError::Unusable(what) => what,
     })?;
     let place = dir.path().join("job.json");
-    let content =
-        dir.read("job.json", MAX_DEFINITION_BYTES).map_err(|error| format!("{}: {error}", place.display()))?;
+    let content = dir
+        .read("job.json", MAX_DEFINITION_BYTES)
+        .map_err(|error| format!("{}: {error}", place.display()))?;
     let content = content.ok_or_else(|| format!("{} does not exist", place.display()))?;
     let definition = Definition::parse(&content)?;
     let steps = definition.steps.ok_or("job.json has no `steps`")?;
     let unknown = match definition.unknown.is_empty() {
         true => String::new(),
-        false => format!("; unknown fields are ignored: {}", definition.unknown.join(", ")),
+        false => format!(
+            "; unknown fields are ignored: {}",
+            definition.unknown.join(", ")
+        ),
     };
     Ok(format!("job: good; {} steps{unknown}", steps.len()))
 }

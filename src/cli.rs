@@ -25,7 +25,13 @@ Configuration is by environment variables, all optional:
 ";
 
 /// With the target triple: the first question about a binary that somebody copied to a board.
-const VERSION: &str = concat!("job-worker ", env!("CARGO_PKG_VERSION"), " (", env!("TARGET_TRIPLE"), ")\n");
+const VERSION: &str = concat!(
+    "job-worker ",
+    env!("CARGO_PKG_VERSION"),
+    " (",
+    env!("TARGET_TRIPLE"),
+    ")\n"
+);
 
 /// What the arguments ask for.
 #[derive(Debug, PartialEq)]
@@ -63,7 +69,9 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Exit {
 
 fn parse(arguments: Vec<OsString>) -> Result<Verb, String> {
     let mut rest = arguments.into_iter();
-    let Some(first) = rest.next() else { return Ok(Verb::Work) };
+    let Some(first) = rest.next() else {
+        return Ok(Verb::Work);
+    };
     let verb = match first.to_str() {
         Some("supervise") => Verb::Supervise,
         Some("--help" | "-h" | "help") => Verb::Help,
@@ -82,12 +90,21 @@ fn parse(arguments: Vec<OsString>) -> Result<Verb, String> {
                         let value = rest.next().and_then(|value| value.into_string().ok());
                         id = Some(value.ok_or("--id needs the id of the job")?);
                     }
-                    Some(option) if option.starts_with('-') => return Err(format!("unknown option {option}")),
+                    Some(option) if option.starts_with('-') => {
+                        return Err(format!("unknown option {option}"));
+                    }
                     _ if dir.is_none() => dir = Some(argument),
-                    _ => return Err(format!("one directory is run at a time, not also {argument:?}")),
+                    _ => {
+                        return Err(format!(
+                            "one directory is run at a time, not also {argument:?}"
+                        ));
+                    }
                 }
             }
-            Verb::Run { dir: dir.ok_or("run needs the directory of the job")?, id }
+            Verb::Run {
+                dir: dir.ok_or("run needs the directory of the job")?,
+                id,
+            }
         }
         _ => return Err(format!("unknown command {first:?}")),
     };
@@ -137,9 +154,26 @@ mod tests {
         assert_eq!(verb(""), Ok(Verb::Work));
         assert_eq!(verb("supervise"), Ok(Verb::Supervise));
         assert_eq!(verb("check"), Ok(Verb::Check { dir: None }));
-        assert_eq!(verb("check d"), Ok(Verb::Check { dir: Some("d".into()) }));
-        assert_eq!(verb("run d"), Ok(Verb::Run { dir: "d".into(), id: None }));
-        assert_eq!(verb("run --id 7 d"), Ok(Verb::Run { dir: "d".into(), id: Some("7".into()) }));
+        assert_eq!(
+            verb("check d"),
+            Ok(Verb::Check {
+                dir: Some("d".into())
+            })
+        );
+        assert_eq!(
+            verb("run d"),
+            Ok(Verb::Run {
+                dir: "d".into(),
+                id: None
+            })
+        );
+        assert_eq!(
+            verb("run --id 7 d"),
+            Ok(Verb::Run {
+                dir: "d".into(),
+                id: Some("7".into())
+            })
+        );
         assert_eq!(verb("--help"), Ok(Verb::Help));
         for wrong in [
             "start",

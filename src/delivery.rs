@@ -95,13 +95,18 @@ struct Held {
 
 impl Held {
     fn new(request: Delivery) -> Self {
-        Self { packet_id: request.packet_id, forgotten: request.packet_id.is_none(), request }
+        Self {
+            packet_id: request.packet_id,
+            forgotten: request.packet_id.is_none(),
+            request,
+        }
     }
 
     /// Whether a delivery is this request once more: on the same connection by its packet identifier, on a later
     /// connection of the same session by its content.
     fn is_redelivered_as(&self, other: &Delivery) -> bool {
-        let same_content = self.request.payload == other.payload && self.request.topic == other.topic;
+        let same_content =
+            self.request.payload == other.payload && self.request.topic == other.topic;
         let expected = match self.packet_id {
             None => !self.forgotten,
             Some(_) => other.packet_id == self.packet_id,
@@ -136,7 +141,13 @@ pub struct Machine {
 
 impl Default for Machine {
     fn default() -> Self {
-        Self { state: State::Waiting, connected: false, behind: VecDeque::new(), deadline: None, stop_at: None }
+        Self {
+            state: State::Waiting,
+            connected: false,
+            behind: VecDeque::new(),
+            deadline: None,
+            stop_at: None,
+        }
     }
 }
 
@@ -159,7 +170,9 @@ impl Machine {
             Input::Lost => self.lost(&mut actions),
             Input::Request(delivery) => self.request(delivery, now, &mut actions),
             Input::Published => self.published(now, &mut actions),
-            Input::NotPublished if matches!(self.state, State::Reporting(..)) => self.deadline = Some(now + RETRY_WAIT),
+            Input::NotPublished if matches!(self.state, State::Reporting(..)) => {
+                self.deadline = Some(now + RETRY_WAIT)
+            }
             Input::NotPublished => {}
             Input::Closed if matches!(self.state, State::Leaving(_)) => self.go(&mut actions),
             Input::Closed => {}
@@ -174,7 +187,8 @@ impl Machine {
     fn connected(&mut self, resumed: bool, now: Instant, actions: &mut Vec<Action>) {
         self.connected = true;
         if !resumed
-            && let State::Working(held) | State::Reporting(held, _) | State::Acknowledging(held, _) = &mut self.state
+            && let State::Working(held) | State::Reporting(held, _) | State::Acknowledging(held, _) =
+                &mut self.state
         {
             held.forgotten = true;
         }
@@ -190,12 +204,20 @@ impl Machine {
         self.deadline = None;
         // the broker redelivers these, except those that it never keeps
         self.behind.retain(|delivery| delivery.packet_id.is_none());
-        if let State::Working(held) | State::Reporting(held, _) | State::Acknowledging(held, _) = &mut self.state {
+        if let State::Working(held) | State::Reporting(held, _) | State::Acknowledging(held, _) =
+            &mut self.state
+        {
             held.packet_id = None;
         } else if let State::Leaving(held) = &mut self.state {
             match held.take().filter(|_| self.stop_at.is_none()) {
                 Some(held) => {
-                    self.state = State::Acknowledging(Held { packet_id: None, ..held }, Then::Leave);
+                    self.state = State::Acknowledging(
+                        Held {
+                            packet_id: None,
+                            ..held
+                        },
+                        Then::Leave,
+                    );
                 }
                 None => self.go(actions),
             }
@@ -279,8 +301,14 @@ impl Machine {
             return self.take_next(actions);
         }
         // whoever published at QoS 0 is told now, since nobody will have that request after us
-        let lost = self.behind.iter().position(|delivery| delivery.packet_id.is_none());
-        match lost.filter(|_| self.stop_at.is_none()).and_then(|at| self.behind.remove(at)) {
+        let lost = self
+            .behind
+            .iter()
+            .position(|delivery| delivery.packet_id.is_none());
+        match lost
+            .filter(|_| self.stop_at.is_none())
+            .and_then(|at| self.behind.remove(at))
+        {
             Some(delivery) => {
                 self.state = State::Working(Held::new(delivery.clone()));
                 actions.push(Action::Refuse(delivery));
@@ -308,7 +336,9 @@ impl Machine {
             State::Waiting => self.leave(None, now, actions),
             // the worker stops the job and then gives its request back
             State::Working(_) | State::Gone => {}
-            State::Reporting(..) | State::Acknowledging(..) | State::Leaving(_) => self.stop_at = Some(now + grace),
+            State::Reporting(..) | State::Acknowledging(..) | State::Leaving(_) => {
+                self.stop_at = Some(now + grace)
+            }
         }
     }
 
@@ -323,7 +353,9 @@ impl Machine {
         }
         self.deadline = None;
         match &mut self.state {
-            State::Reporting(_, report) if self.connected => actions.push(Action::Publish(report.clone())),
+            State::Reporting(_, report) if self.connected => {
+                actions.push(Action::Publish(report.clone()))
+            }
             State::Acknowledging(held, _) => {
                 held.forgotten = true;
                 self.acknowledge(now, actions);

@@ -50,7 +50,9 @@ pub struct Outbox<T> {
 ///
 /// To be called before anything else: the kernel ignores a signal to PID 1 that has no handler.
 pub fn open<T>() -> Option<(Outbox<T>, Inbox<T>)> {
-    try_open().inspect_err(|error| log::error!("no signal handlers: {error}")).ok()
+    try_open()
+        .inspect_err(|error| log::error!("no signal handlers: {error}"))
+        .ok()
 }
 
 fn try_open<T>() -> io::Result<(Outbox<T>, Inbox<T>)> {
@@ -68,8 +70,20 @@ fn try_open<T>() -> io::Result<(Outbox<T>, Inbox<T>)> {
     // a parent may have blocked them, and we would wait for ever for the end of a step
     SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD]).thread_unblock()?;
     let (sender, sent) = mpsc::channel();
-    let inbox = Inbox { bell, sent, stops, child_ended, child_first: Cell::new(false) };
-    Ok((Outbox { sent: sender, bell: ring }, inbox))
+    let inbox = Inbox {
+        bell,
+        sent,
+        stops,
+        child_ended,
+        child_first: Cell::new(false),
+    };
+    Ok((
+        Outbox {
+            sent: sender,
+            bell: ring,
+        },
+        inbox,
+    ))
 }
 
 impl<T> Outbox<T> {
@@ -101,13 +115,20 @@ impl<T> Inbox<T> {
     }
 
     fn look(&self) -> Option<Event<T>> {
-        let stop = self.stops.iter().find(|(_, raised)| raised.swap(false, Ordering::SeqCst));
+        let stop = self
+            .stops
+            .iter()
+            .find(|(_, raised)| raised.swap(false, Ordering::SeqCst));
         if let Some((signal, _)) = stop {
             return Some(Event::Stop(*signal));
         }
         // by turns, so that neither a stream of messages nor one of processes hides the other
         let sent = || self.sent.try_recv().ok().map(Event::Sent);
-        let child_ended = || self.child_ended.swap(false, Ordering::SeqCst).then_some(Event::ChildEnded);
+        let child_ended = || {
+            self.child_ended
+                .swap(false, Ordering::SeqCst)
+                .then_some(Event::ChildEnded)
+        };
         match self.child_first.replace(!self.child_first.get()) {
             true => child_ended().or_else(sent),
             false => sent().or_else(child_ended),
@@ -118,7 +139,10 @@ impl<T> Inbox<T> {
     fn sleep(&self, patience: Option<Duration>) {
         // not a timeout of the socket: the kernel's coarse timers end it up to an eighth late
         let patience = patience.and_then(|patience| patience.try_into().ok());
-        let _ = poll(&mut [PollFd::new(&self.bell, PollFlags::IN)], patience.as_ref());
+        let _ = poll(
+            &mut [PollFd::new(&self.bell, PollFlags::IN)],
+            patience.as_ref(),
+        );
         let _ = (&self.bell).read(&mut [0; 64]); // time over, or a signal: look, in any case
     }
 }
@@ -134,7 +158,13 @@ mod tests {
     }
 
     fn sent<T>(inbox: &Inbox<T>) -> Option<T> {
-        events(inbox).find_map(|event| if let Event::Sent(message) = event { Some(message) } else { None })
+        events(inbox).find_map(|event| {
+            if let Event::Sent(message) = event {
+                Some(message)
+            } else {
+                None
+            }
+        })
     }
 
     #[test]
@@ -167,7 +197,12 @@ mod tests {
         (0..100).for_each(|n| outbox.send(n));
         raise(SIGCHLD).unwrap();
         let mut events = events(&inbox).filter(|event| !matches!(event, Event::Stop(_)));
-        assert!(events.by_ref().take(2).any(|event| event == Event::ChildEnded));
+        assert!(
+            events
+                .by_ref()
+                .take(2)
+                .any(|event| event == Event::ChildEnded)
+        );
     }
 
     #[test]

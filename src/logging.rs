@@ -10,7 +10,11 @@ pub fn start() {
         .format(|out, record| {
             let text = record.args().to_string();
             let level = record.level().as_str().to_ascii_lowercase();
-            writeln!(out, "job-worker: {level}: {}", crate::contract::single_line(&text))
+            writeln!(
+                out,
+                "job-worker: {level}: {}",
+                crate::contract::single_line(&text)
+            )
         })
         .init();
 }

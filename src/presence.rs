@@ -25,7 +25,12 @@ struct Document<'a> {
 
 impl Presence {
     pub fn new(worker: &str) -> Self {
-        Self { worker: worker.to_owned(), since: Timestamp::now(), shown: None, current: None }
+        Self {
+            worker: worker.to_owned(),
+            since: Timestamp::now(),
+            shown: None,
+            current: None,
+        }
     }
 
     /// On a new connection nothing has been said yet: the broker may have published our last will.
@@ -52,7 +57,13 @@ impl Presence {
     }
 
     fn document(&self, state: &'static str, job: Option<&JobId>, since: Timestamp) -> Vec<u8> {
-        let document = Document { worker: &self.worker, state, job, since, version: env!("CARGO_PKG_VERSION") };
+        let document = Document {
+            worker: &self.worker,
+            state,
+            job,
+            since,
+            version: env!("CARGO_PKG_VERSION"),
+        };
         serde_json::to_vec(&document).unwrap_or_default() // strings always serialise
     }
 }
@@ -63,17 +74,32 @@ mod tests {
 
     #[test]
     fn each_state_is_said_once_on_each_connection() {
-        let said = |bytes: Option<Vec<u8>>| bytes.map(|b| serde_json::from_slice::<serde_json::Value>(&b).unwrap());
+        let said = |bytes: Option<Vec<u8>>| {
+            bytes.map(|b| serde_json::from_slice::<serde_json::Value>(&b).unwrap())
+        };
         let mut presence = Presence::new("w");
         let job = JobId::from_text("a").unwrap();
         let idle = said(presence.show(None)).unwrap();
-        assert_eq!((idle["state"].as_str(), idle["worker"].as_str(), idle.get("job")), (Some("idle"), Some("w"), None));
+        assert_eq!(
+            (
+                idle["state"].as_str(),
+                idle["worker"].as_str(),
+                idle.get("job")
+            ),
+            (Some("idle"), Some("w"), None)
+        );
         assert!(presence.show(None).is_none());
         let busy = said(presence.show(Some(&job))).unwrap();
-        assert_eq!((busy["state"].as_str(), busy["job"].as_str()), (Some("busy"), Some("a")));
+        assert_eq!(
+            (busy["state"].as_str(), busy["job"].as_str()),
+            (Some("busy"), Some("a"))
+        );
         assert!(presence.show(Some(&job)).is_none());
         presence.forget();
         let again = said(presence.show(Some(&job))).unwrap();
-        assert_eq!(again["since"], busy["since"], "it has been busy since then, connected or not");
+        assert_eq!(
+            again["since"], busy["since"],
+            "it has been busy since then, connected or not"
+        );
     }
 }

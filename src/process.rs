@@ -40,7 +40,9 @@ impl Exit {
     pub fn signal_name(self) -> Option<String> {
         match self {
             Self::Code(_) => None,
-            Self::Signal(n) => Some(signal_hook::low_level::signal_name(n).map_or(format!("SIG{n}"), str::to_owned)),
+            Self::Signal(n) => Some(
+                signal_hook::low_level::signal_name(n).map_or(format!("SIG{n}"), str::to_owned),
+            ),
         }
     }
 }
@@ -57,10 +59,16 @@ fn foreign() -> MutexGuard<'static, Vec<i32>> {
 /// before any process is started.
 pub fn adopt_orphans() {
     if !matches!(reap(), Reaped::NoneLeft) {
-        *foreign() = descendants().iter().filter(|process| process.is_child).map(|process| process.pid).collect();
+        *foreign() = descendants()
+            .iter()
+            .filter(|process| process.is_child)
+            .map(|process| process.pid)
+            .collect();
     }
     if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
-        log::warn!("cannot become a subreaper: {error}; daemonised processes of a job may outlive it");
+        log::warn!(
+            "cannot become a subreaper: {error}; daemonised processes of a job may outlive it"
+        );
     }
 }
 
@@ -77,8 +85,17 @@ pub fn spawn<'a>(
 ) -> io::Result<Pid> {
     let errors = log.try_clone()?;
     let mut command = Command::new(shell);
-    command.arg("-c").arg(run).current_dir(dir).env_clear().envs(env);
-    command.stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
+    command
+        .arg("-c")
+        .arg(run)
+        .current_dir(dir)
+        .env_clear()
+        .envs(env);
+    command
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(errors)
+        .process_group(0);
     // the handle is let go: reaping is ours alone, see `reap`
     Ok(Pid::from_child(&command.spawn()?))
 }
@@ -110,7 +127,9 @@ pub fn reap() -> Reaped {
                 foreign().retain(|foreign| *foreign != pid.as_raw_pid()); // the number may come again
                 return Reaped::Child(pid, exit);
             }
-            Ok(None) if !foreign().is_empty() && descendants().is_empty() => return Reaped::NoneLeft,
+            Ok(None) if !foreign().is_empty() && descendants().is_empty() => {
+                return Reaped::NoneLeft;
+            }
             Ok(None) => return Reaped::NoneEnded,
             Err(Errno::INTR) => {}
             Err(_) => return Reaped::NoneLeft, // ECHILD
@@ -122,7 +141,10 @@ pub fn reap() -> Reaped {
 pub fn signal_all(group: Pid, signal: Signal) {
     // the group first and at once: its members cannot escape by forking while we look
     let _ = kill_process_group(group, signal); // ESRCH: the group is empty already
-    for process in descendants().iter().filter(|process| process.group != group.as_raw_pid()) {
+    for process in descendants()
+        .iter()
+        .filter(|process| process.group != group.as_raw_pid())
+    {
         process.signal(signal);
     }
 }
@@ -148,7 +170,10 @@ pub fn sweep(mut ended: impl FnMut(Pid, Exit)) -> usize {
             return killed.len();
         }
         let mut kill = |processes: Vec<Process>| {
-            processes.iter().filter(|process| process.signal(Signal::KILL) && killed.insert(process.pid)).count()
+            processes
+                .iter()
+                .filter(|process| process.signal(Signal::KILL) && killed.insert(process.pid))
+                .count()
         };
         // the children of whoever is killed become ours, in as many passes as it takes; those of whom we may not kill do not
         if kill(children()) > 0 || kill(descendants()) > 0 {
@@ -168,7 +193,10 @@ fn children() -> Vec<Process> {
         return descendants(); // a kernel without CONFIG_PROC_CHILDREN
     };
     let foreign = foreign();
-    let pids = list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).filter(|pid| !foreign.contains(pid));
+    let pids = list
+        .split_ascii_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .filter(|pid| !foreign.contains(pid));
     pids.filter_map(Process::look).collect()
 }
 
@@ -183,7 +211,12 @@ impl Process {
     /// What /proc says of a child of ours; nothing where it has ended meanwhile.
     fn look(pid: i32) -> Option<Self> {
         let (_, group, alive) = parse_stat(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)?;
-        Some(Self { pid, group, alive, is_child: true })
+        Some(Self {
+            pid,
+            group,
+            alive,
+            is_child: true,
+        })
     }
 
     /// Whether it was there to take the signal. A zombie takes it without any effect, so it is not asked.
@@ -194,18 +227,36 @@ impl Process {
 
 /// All descendants of this process but the foreign ones, by one look through /proc.
 fn descendants() -> Vec<Process> {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     let mut children: HashMap<i32, Vec<Process>> = HashMap::new();
     let me = rustix::process::getpid().as_raw_pid();
     for entry in entries.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let Ok(stat) = std::fs::read(entry.path().join("stat")) else { continue }; // ended meanwhile
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        let Ok(stat) = std::fs::read(entry.path().join("stat")) else {
+            continue;
+        }; // ended meanwhile
         if let Some((parent, group, alive)) = parse_stat(&stat) {
-            children.entry(parent).or_default().push(Process { pid, group, alive, is_child: parent == me });
+            children.entry(parent).or_default().push(Process {
+                pid,
+                group,
+                alive,
+                is_child: parent == me,
+            });
         }
     }
     for pid in &*foreign() {
-        children.entry(me).or_default().retain(|child| child.pid != *pid);
+        children
+            .entry(me)
+            .or_default()
+            .retain(|child| child.pid != *pid);
     }
     let mut found = Vec::new();
     let mut parents = vec![me];
@@ -224,7 +275,11 @@ fn parse_stat(stat: &[u8]) -> Option<(i32, i32, bool)> {
     let rest = std::str::from_utf8(&stat[end + 1..]).ok()?;
     let mut fields = rest.split_ascii_whitespace();
     let alive = !matches!(fields.next()?, "Z" | "X");
-    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?, alive))
+    Some((
+        fields.next()?.parse().ok()?,
+        fields.next()?.parse().ok()?,
+        alive,
+    ))
 }
 
 #[cfg(test)]
@@ -234,15 +289,30 @@ mod tests {
     #[test]
     fn exits_count_as_in_a_shell() {
         assert_eq!(Exit::Code(7).code(), 7);
-        assert_eq!((Exit::Signal(9).code(), Exit::Signal(9).signal_name().as_deref()), (137, Some("SIGKILL")));
-        assert_eq!((Exit::Signal(15).code(), Exit::Signal(15).signal_name().as_deref()), (143, Some("SIGTERM")));
+        assert_eq!(
+            (
+                Exit::Signal(9).code(),
+                Exit::Signal(9).signal_name().as_deref()
+            ),
+            (137, Some("SIGKILL"))
+        );
+        assert_eq!(
+            (
+                Exit::Signal(15).code(),
+                Exit::Signal(15).signal_name().as_deref()
+            ),
+            (143, Some("SIGTERM"))
+        );
         assert_eq!(Exit::Signal(40).signal_name().as_deref(), Some("SIG40"));
         assert_eq!(Exit::Code(0).signal_name(), None);
     }
 
     #[test]
     fn a_hostile_process_name_does_not_confuse_the_parents() {
-        assert_eq!(parse_stat(b"12 (a b) Z 1 2) S 34 56 78 0"), Some((34, 56, true)));
+        assert_eq!(
+            parse_stat(b"12 (a b) Z 1 2) S 34 56 78 0"),
+            Some((34, 56, true))
+        );
         assert_eq!(parse_stat(b"12 (x) Z 34 56 78"), Some((34, 56, false)));
         assert_eq!(parse_stat(b"12 (x"), None);
         assert_eq!(parse_stat(b""), None);

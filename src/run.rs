@@ -22,7 +22,9 @@ const END_LOOK: Duration = Duration::from_millis(2);
 
 /// Runs the job in `dir`; its log also goes to stdout.
 pub fn run(config: &Config, dir: &OsStr, id: Option<&str>) -> Exit {
-    let Some((_, inbox)) = inbox::open() else { return Exit::Defect };
+    let Some((_, inbox)) = inbox::open() else {
+        return Exit::Defect;
+    };
     process::adopt_orphans();
     match request(dir, id).and_then(|request| execute(config, request, &inbox)) {
         Ok(document) => {
@@ -40,19 +42,39 @@ pub fn run(config: &Config, dir: &OsStr, id: Option<&str>) -> Exit {
 
 /// The request that a controller would have published.
 fn request(dir: &OsStr, id: Option<&str>) -> Result<Request, String> {
-    let path = Path::new(dir).canonicalize().map_err(|error| format!("{}: {error}", dir.display()))?;
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let path = Path::new(dir)
+        .canonicalize()
+        .map_err(|error| format!("{}: {error}", dir.display()))?;
+    let name = path
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
     let id = JobId::from_text(id.unwrap_or(&name))
         .map_err(|error| format!("the id of the job {error}; give one with --id"))?;
-    let work_dir = std::path::absolute(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
     let work_dir =
-        work_dir.into_os_string().into_string().map_err(|dir| format!("{} is not valid UTF-8", dir.display()))?;
-    Ok(Request { id, work_dir, definition: Default::default() })
+        std::path::absolute(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    let work_dir = work_dir
+        .into_os_string()
+        .into_string()
+        .map_err(|dir| format!("{} is not valid UTF-8", dir.display()))?;
+    Ok(Request {
+        id,
+        work_dir,
+        definition: Default::default(),
+    })
 }
 
-fn execute(config: &Config, request: Request, inbox: &Inbox<Infallible>) -> Result<Document, String> {
+fn execute(
+    config: &Config,
+    request: Request,
+    inbox: &Inbox<Infallible>,
+) -> Result<Document, String> {
     // there is nobody to wait for: whoever calls us has prepared the directory, wherever it is
-    let job = crate::config::JobConfig { dir_wait: Duration::ZERO, root: None, ..config.job.clone() };
+    let job = crate::config::JobConfig {
+        dir_wait: Duration::ZERO,
+        root: None,
+        ..config.job.clone()
+    };
     let log = Path::new(&request.work_dir).join("job.log");
     let mut claim = Claim::new(request, Source::default());
     let mut execution = loop {
@@ -108,7 +130,11 @@ fn show(log: &File, from: u64, over: &Receiver<()>) {
         let is_over = over.recv_timeout(LOG_LOOK) != Err(RecvTimeoutError::Timeout);
         while let Ok(bytes @ 1..) = log.read_at(&mut buffer, shown) {
             shown += bytes as u64;
-            if std::io::stdout().write_all(&buffer[..bytes]).and_then(|()| std::io::stdout().flush()).is_err() {
+            if std::io::stdout()
+                .write_all(&buffer[..bytes])
+                .and_then(|()| std::io::stdout().flush())
+                .is_err()
+            {
                 return; // nobody reads us any more; the job goes on, and its log is in the file
             }
         }

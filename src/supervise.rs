@@ -18,7 +18,9 @@ const LAST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Keeps a worker alive until somebody asks us to stop, and ends with the last worker's status.
 pub fn run() -> Exit {
-    let Some((_, inbox)) = inbox::open() else { return Exit::Defect };
+    let Some((_, inbox)) = inbox::open() else {
+        return Exit::Defect;
+    };
     process::adopt_orphans();
     let mut pause = FIRST_PAUSE;
     loop {
@@ -47,7 +49,9 @@ pub fn run() -> Exit {
 fn start_worker() -> std::io::Result<Pid> {
     // in a group of its own: at a terminal, Ctrl-C would reach it twice, and a second signal means "at once".
     // The handle is let go: reaping is done in `process` alone
-    Ok(Pid::from_child(&Command::new("/proc/self/exe").process_group(0).spawn()?))
+    Ok(Pid::from_child(
+        &Command::new("/proc/self/exe").process_group(0).spawn()?,
+    ))
 }
 
 enum Watched {
@@ -64,7 +68,11 @@ fn watch(worker: Pid, inbox: &Inbox<Infallible>) -> Watched {
         match inbox.next(None) {
             Some(Event::Stop(signal)) => {
                 stopped = true;
-                let signal = if signal == SIGINT { Signal::INT } else { Signal::TERM };
+                let signal = if signal == SIGINT {
+                    Signal::INT
+                } else {
+                    Signal::TERM
+                };
                 let _ = kill_process(worker, signal); // ESRCH: it has just ended, which is the next event
             }
             Some(Event::ChildEnded) => {
@@ -81,7 +89,11 @@ fn watch(worker: Pid, inbox: &Inbox<Infallible>) -> Watched {
         Ended::Signal(SIGTERM | SIGINT) if stopped => Exit::Done.status(),
         ended => u8::try_from(ended.code()).unwrap_or(Exit::Defect.status()),
     };
-    if stopped { Watched::Stopped(status) } else { Watched::Ended(status) }
+    if stopped {
+        Watched::Stopped(status)
+    } else {
+        Watched::Ended(status)
+    }
 }
 
 /// Reaps what has ended, orphans among it, and tells whether the worker has.

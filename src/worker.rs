@@ -42,7 +42,9 @@ struct Worker {
 
 /// Waits for one job, runs it, reports it (contract section 9, `job-worker`).
 pub fn run(config: Config) -> Exit {
-    let Some((outbox, inbox)) = inbox::open() else { return Exit::Defect };
+    let Some((outbox, inbox)) = inbox::open() else {
+        return Exit::Defect;
+    };
     process::adopt_orphans();
     let presence = Presence::new(&config.worker_id);
     let topics = &config.topics;
@@ -94,7 +96,9 @@ impl Worker {
             Some(Event::ChildEnded) => match &mut self.activity {
                 Activity::Running(execution) => execution.child_ended(),
                 // PID 1 of a container is given the orphans of others, such as of a health check
-                Activity::None | Activity::Claiming(_) => while let Reaped::Child(..) = process::reap() {},
+                Activity::None | Activity::Claiming(_) => {
+                    while let Reaped::Child(..) = process::reap() {}
+                }
             },
             None => self.expired()?,
         }
@@ -108,7 +112,10 @@ impl Worker {
             Activity::Claiming(claim) => Some(claim.next_look()),
             Activity::Running(execution) => execution.deadline(),
         };
-        [activity, self.delivery.deadline()].into_iter().flatten().min()
+        [activity, self.delivery.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn expired(&mut self) -> ControlFlow<Exit> {
@@ -121,7 +128,10 @@ impl Worker {
 
     fn hear(&mut self, event: mqtt::Event) -> ControlFlow<Exit> {
         match event {
-            mqtt::Event::Connected { connection, resumed } => {
+            mqtt::Event::Connected {
+                connection,
+                resumed,
+            } => {
                 self.connection = Some(connection);
                 self.presence.forget();
                 self.tell(Input::Connected { resumed })
@@ -181,10 +191,14 @@ impl Worker {
     fn taken_over(&mut self) -> ControlFlow<Exit> {
         let id = &self.config.worker_id;
         if self.delivery.is_waiting() {
-            log::error!("another client has connected with our id {id:?}: each worker needs a WORKER_ID of its own");
+            log::error!(
+                "another client has connected with our id {id:?}: each worker needs a WORKER_ID of its own"
+            );
             return ControlFlow::Break(Exit::TakenOver);
         }
-        log::warn!("another client has connected with our id {id:?}; each worker needs a WORKER_ID of its own");
+        log::warn!(
+            "another client has connected with our id {id:?}; each worker needs a WORKER_ID of its own"
+        );
         self.taken_over = true;
         if matches!(self.activity, Activity::None) {
             self.resume();
@@ -221,13 +235,21 @@ impl Worker {
         }
         log::info!("{name}: stopping");
         match (&mut self.activity, self.config.job.on_stop) {
-            (Activity::Running(_), OnStop::Finish) => log::info!("finishing the job first (JOB_ON_STOP=finish)"),
-            (Activity::Running(execution), OnStop::Requeue) => execution.end(End::Stopped, Instant::now()),
+            (Activity::Running(_), OnStop::Finish) => {
+                log::info!("finishing the job first (JOB_ON_STOP=finish)")
+            }
+            (Activity::Running(execution), OnStop::Requeue) => {
+                execution.end(End::Stopped, Instant::now())
+            }
             (Activity::Claiming(_), _) => {
                 self.activity = Activity::None;
                 return self.tell(Input::Release);
             }
-            (Activity::None, _) => return self.tell(Input::Stop { grace: self.config.job.stop_grace }),
+            (Activity::None, _) => {
+                return self.tell(Input::Stop {
+                    grace: self.config.job.stop_grace,
+                });
+            }
         }
         ControlFlow::Continue(())
     }
@@ -236,8 +258,11 @@ impl Worker {
     fn work_on(&mut self) -> ControlFlow<Exit> {
         match &mut self.activity {
             Activity::None => ControlFlow::Continue(()),
-            Activity::Claiming(claim) if claim.next_look() > Instant::now() => ControlFlow::Continue(()),
-            Activity::Claiming(claim) => match claim.poll(&self.config.job, &self.config.worker_id) {
+            Activity::Claiming(claim) if claim.next_look() > Instant::now() => {
+                ControlFlow::Continue(())
+            }
+            Activity::Claiming(claim) => match claim.poll(&self.config.job, &self.config.worker_id)
+            {
                 Claimed::Waiting => ControlFlow::Continue(()),
                 Claimed::Running(execution) => {
                     log::info!("job {}: running", execution.id().as_str());
@@ -246,9 +271,16 @@ impl Worker {
                     self.work_on()
                 }
                 Claimed::Answered(answer) => {
-                    log::info!("job {}: over already, its result is sent again", claim.id().as_str());
+                    log::info!(
+                        "job {}: over already, its result is sent again",
+                        claim.id().as_str()
+                    );
                     let topic = self.config.topics.result(claim.id());
-                    self.answer(Report { topic, payload: answer.document, then: Then::Leave })
+                    self.answer(Report {
+                        topic,
+                        payload: answer.document,
+                        then: Then::Leave,
+                    })
                 }
                 Claimed::Refused(document) => self.report(*document),
             },
@@ -262,7 +294,10 @@ impl Worker {
                     None => ControlFlow::Continue(()),
                     Some(Outcome::Final(document)) => self.report(*document),
                     Some(Outcome::Stopped) => {
-                        log::info!("job {}: stopped, it will be run again", execution.id().as_str());
+                        log::info!(
+                            "job {}: stopped, it will be run again",
+                            execution.id().as_str()
+                        );
                         self.activity = Activity::None;
                         self.tell(Input::Release)
                     }
@@ -277,15 +312,29 @@ impl Worker {
         let shown = format!("{}, {} bytes", delivery.topic, delivery.payload.len());
         if delivery.retained {
             let error = "the request is retained, and would run at every start; publish it without the retain flag";
-            return self.reject(Rejection { id: None, error: error.to_owned() }, delivery);
+            return self.reject(
+                Rejection {
+                    id: None,
+                    error: error.to_owned(),
+                },
+                delivery,
+            );
         }
         if delivery.topic != topics.pending {
             if let Some(connection) = &self.connection {
                 connection.unsubscribe(&delivery.topic);
             }
             let (topic, pending) = (&delivery.topic, &topics.pending);
-            let error = format!("the request came on {topic}, which this worker served once; publish it on {pending}");
-            return self.reject(Rejection { id: id_in(delivery), error }, delivery);
+            let error = format!(
+                "the request came on {topic}, which this worker served once; publish it on {pending}"
+            );
+            return self.reject(
+                Rejection {
+                    id: id_in(delivery),
+                    error,
+                },
+                delivery,
+            );
         }
         match Request::parse(&delivery.payload) {
             Ok(request) => {
@@ -296,7 +345,10 @@ impl Worker {
                         request.id.as_str()
                     );
                 }
-                let source = Source { redelivered: delivery.redelivered, packet_id: delivery.packet_id };
+                let source = Source {
+                    redelivered: delivery.redelivered,
+                    packet_id: delivery.packet_id,
+                };
                 self.activity = Activity::Claiming(Box::new(Claim::new(request, source)));
                 ControlFlow::Continue(())
             }
@@ -306,9 +358,14 @@ impl Worker {
 
     /// Answers a request that was published at QoS 0 while a job ran.
     fn refuse(&mut self, delivery: &Delivery) -> ControlFlow<Exit> {
-        let error =
-            "published at QoS 0 while the worker had a job; publish at QoS 1, and the broker keeps it until its turn";
-        self.reject(Rejection { id: id_in(delivery), error: error.to_owned() }, delivery)
+        let error = "published at QoS 0 while the worker had a job; publish at QoS 1, and the broker keeps it until its turn";
+        self.reject(
+            Rejection {
+                id: id_in(delivery),
+                error: error.to_owned(),
+            },
+            delivery,
+        )
     }
 
     fn reject(&mut self, rejection: Rejection, delivery: &Delivery) -> ControlFlow<Exit> {
@@ -318,7 +375,11 @@ impl Worker {
             None => {
                 log::warn!("request rejected: {}", rejection.error);
                 let payload = rejection_notice(worker, &rejection.error, &delivery.payload);
-                self.answer(Report { topic: self.config.topics.rejected.clone(), payload, then: Then::WaitOn })
+                self.answer(Report {
+                    topic: self.config.topics.rejected.clone(),
+                    payload,
+                    then: Then::WaitOn,
+                })
             }
         }
     }
@@ -330,8 +391,16 @@ impl Worker {
             None => log::info!("job {}: success", id.as_str()),
             Some(error) => log::warn!("job {}: {error}", id.as_str()),
         }
-        let then = if document.is_rejection() { Then::WaitOn } else { Then::Leave };
-        self.answer(Report { topic: self.config.topics.result(id), payload: document.to_json(), then })
+        let then = if document.is_rejection() {
+            Then::WaitOn
+        } else {
+            Then::Leave
+        };
+        self.answer(Report {
+            topic: self.config.topics.result(id),
+            payload: document.to_json(),
+            then,
+        })
     }
 
     fn answer(&mut self, report: Report) -> ControlFlow<Exit> {
@@ -342,7 +411,9 @@ impl Worker {
         self.resume();
         self.tell(Input::Answer(report))?;
         match self.stopping {
-            true => self.tell(Input::Stop { grace: self.config.job.stop_grace }),
+            true => self.tell(Input::Stop {
+                grace: self.config.job.stop_grace,
+            }),
             false => ControlFlow::Continue(()),
         }
     }
@@ -354,8 +425,12 @@ impl Worker {
             match action {
                 Action::Take(delivery) => self.take(&delivery)?,
                 Action::Refuse(delivery) => self.refuse(&delivery)?,
-                Action::Publish(report) => self.with_connection(|c| c.publish(&report.topic, report.payload)),
-                Action::Acknowledge(packet_id) => self.with_connection(|c| c.acknowledge(packet_id)),
+                Action::Publish(report) => {
+                    self.with_connection(|c| c.publish(&report.topic, report.payload))
+                }
+                Action::Acknowledge(packet_id) => {
+                    self.with_connection(|c| c.acknowledge(packet_id))
+                }
                 Action::Disconnect => {
                     // in order, no last will is published: we say it ourselves
                     self.announce(&self.config.topics.presence, self.presence.offline(), true);
@@ -395,5 +470,6 @@ impl Worker {
 
 /// By what id a request can be answered, whatever else is wrong with it.
 fn id_in(delivery: &Delivery) -> Option<JobId> {
-    Request::parse(&delivery.payload).map_or_else(|rejection| rejection.id, |request| Some(request.id))
+    Request::parse(&delivery.payload)
+        .map_or_else(|rejection| rejection.id, |request| Some(request.id))
 }

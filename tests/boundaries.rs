@@ -34,7 +34,13 @@ enum Fault {
     KillAfter,
 }
 
-const FAULTS: [Fault; 5] = [Fault::CutBefore, Fault::CutAfter, Fault::Forget, Fault::KillBefore, Fault::KillAfter];
+const FAULTS: [Fault; 5] = [
+    Fault::CutBefore,
+    Fault::CutAfter,
+    Fault::Forget,
+    Fault::KillBefore,
+    Fault::KillAfter,
+];
 
 impl Fault {
     fn kills(self) -> bool {
@@ -78,10 +84,22 @@ fn a_long_job_in_mqtt_3_1_1() {
 }
 
 fn at_every_boundary(version: &'static str, length: Length) {
-    let packets = run(Case { version, length, fault: None }).packets;
+    let packets = run(Case {
+        version,
+        length,
+        fault: None,
+    })
+    .packets;
     assert!(packets >= 10, "a whole job in {packets} packets?");
-    let cases: Vec<_> =
-        (0..packets).flat_map(|at| FAULTS.map(|fault| Case { version, length, fault: Some((at, fault)) })).collect();
+    let cases: Vec<_> = (0..packets)
+        .flat_map(|at| {
+            FAULTS.map(|fault| Case {
+                version,
+                length,
+                fault: Some((at, fault)),
+            })
+        })
+        .collect();
     let (next, reached) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let failed = Mutex::new(Vec::new());
     thread::scope(|scope| {
@@ -89,7 +107,9 @@ fn at_every_boundary(version: &'static str, length: Length) {
             scope.spawn(|| {
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
                     match catch_unwind(AssertUnwindSafe(|| run(*case))) {
-                        Ok(end) => _ = reached.fetch_add(usize::from(end.reached), Ordering::Relaxed),
+                        Ok(end) => {
+                            _ = reached.fetch_add(usize::from(end.reached), Ordering::Relaxed)
+                        }
                         Err(_) => failed.lock().unwrap().push(*case),
                     }
                 }
@@ -97,10 +117,19 @@ fn at_every_boundary(version: &'static str, length: Length) {
         }
     });
     let failed = failed.into_inner().unwrap();
-    assert!(failed.is_empty(), "{} of {} cases failed: {failed:?}", failed.len(), cases.len());
+    assert!(
+        failed.is_empty(),
+        "{} of {} cases failed: {failed:?}",
+        failed.len(),
+        cases.len()
+    );
     // whether the status is announced once more before the end is up to the scheduler: the last packets may not come
     let reached = reached.into_inner();
-    assert!(reached + 2 * FAULTS.len() >= cases.len(), "only {reached} of {} boundaries were reached", cases.len());
+    assert!(
+        reached + 2 * FAULTS.len() >= cases.len(),
+        "only {reached} of {} boundaries were reached",
+        cases.len()
+    );
     eprintln!("{packets} packets, {reached} boundaries");
 }
 
@@ -116,7 +145,10 @@ fn run(case: Case) -> End {
     let broker = Broker::start();
     let start = || {
         let mut command = job_worker();
-        command.env("MQTT_URL", broker.url()).env("MQTT_PROTOCOL_VERSION", case.version).current_dir(drive.path());
+        command
+            .env("MQTT_URL", broker.url())
+            .env("MQTT_PROTOCOL_VERSION", case.version)
+            .current_dir(drive.path());
         Worker::start(command, drive.path())
     };
     // from here on the broker keeps requests for the worker
@@ -152,16 +184,33 @@ fn run(case: Case) -> End {
         *place = Some(start());
     }
     let fault = case.fault.map(|(_, fault)| fault);
-    let has_ended = || victim.lock().unwrap().as_mut().expect("it was started").ended().is_some();
+    let has_ended = || {
+        victim
+            .lock()
+            .unwrap()
+            .as_mut()
+            .expect("it was started")
+            .ended()
+            .is_some()
+    };
     if fault == Some(Fault::Forget) {
         republish_if_lost(&broker, before, &request, has_ended);
     }
     if fault == Some(Fault::KillAfter) {
-        wait::until("the fault or the end", || reached.try_recv().is_ok() || has_ended());
+        wait::until("the fault or the end", || {
+            reached.try_recv().is_ok() || has_ended()
+        });
         // the packet is sent once the broker answers; what the worker makes of it by then is left to chance
         broker.log();
-        thread::sleep(Duration::from_millis(case.fault.map_or(0, |(at, _)| at as u64 % 4)));
-        victim.lock().unwrap().as_mut().expect("it was started").kill9();
+        thread::sleep(Duration::from_millis(
+            case.fault.map_or(0, |(at, _)| at as u64 % 4),
+        ));
+        victim
+            .lock()
+            .unwrap()
+            .as_mut()
+            .expect("it was started")
+            .kill9();
     }
     wait::until("the worker to end", has_ended);
     broker.set_script(|_| Verdict::Pass);
@@ -173,13 +222,19 @@ fn run(case: Case) -> End {
     drop(worker);
     // until the broker has read all that was sent
     broker.wait_for_connected(WORKER, false, wait::DEADLINE);
-    assert!(!killed || fault.is_some_and(Fault::kills), "killed without a reason");
+    assert!(
+        !killed || fault.is_some_and(Fault::kills),
+        "killed without a reason"
+    );
     let reported = !broker.received(RESULT).is_empty();
     let packets = packets_since(&broker, before);
     let unacknowledged = broker.queued(WORKER) > 0;
     if !killed && unacknowledged {
         // nothing tells a client whether its acknowledgement has arrived; all else it has to wait for
-        assert!(cut_after_report(&broker, before), "the request is left behind");
+        assert!(
+            cut_after_report(&broker, before),
+            "the request is left behind"
+        );
     }
     if killed || unacknowledged {
         finish(&broker, start);
@@ -191,25 +246,54 @@ fn run(case: Case) -> End {
     live_idle(&broker, start);
     assert_eq!(broker.received(RESULT).len(), results);
     verify(&broker, &drive, killed, reported);
-    End { packets, reached: case.fault.is_some_and(|(at, _)| at < packets) }
+    End {
+        packets,
+        reached: case.fault.is_some_and(|(at, _)| at < packets),
+    }
 }
 
 fn packets_since(broker: &Broker, before: usize) -> usize {
-    broker.log()[before..].iter().filter(|entry| matches!(entry, Entry::Packet { .. })).count()
+    broker.log()[before..]
+        .iter()
+        .filter(|entry| matches!(entry, Entry::Packet { .. }))
+        .count()
 }
 
 /// Whether the worker was told that the broker has its result, and the link was cut only then.
 fn cut_after_report(broker: &Broker, before: usize) -> bool {
     let log = &broker.log()[before..];
     let acknowledged = log.iter().position(|entry| {
-        matches!(entry, Entry::Packet { packet: Packet::PubAck { .. }, from_client: false, passed: true, .. })
+        matches!(
+            entry,
+            Entry::Packet {
+                packet: Packet::PubAck { .. },
+                from_client: false,
+                passed: true,
+                ..
+            }
+        )
     });
-    let cut = log.iter().position(|entry| matches!(entry, Entry::Closed { why: "cut by the script", .. }));
+    let cut = log.iter().position(|entry| {
+        matches!(
+            entry,
+            Entry::Closed {
+                why: "cut by the script",
+                ..
+            }
+        )
+    });
     acknowledged.is_some_and(|acknowledged| cut.is_some_and(|cut| acknowledged < cut))
 }
 
 fn inject(fault: Fault, step: &Step, victim: &Mutex<Option<Worker>>) -> Verdict {
-    let kill = || victim.lock().unwrap().as_mut().expect("it was started").kill9();
+    let kill = || {
+        victim
+            .lock()
+            .unwrap()
+            .as_mut()
+            .expect("it was started")
+            .kill9()
+    };
     match fault {
         Fault::CutBefore => Verdict::CutBefore,
         Fault::CutAfter => Verdict::CutAfter,
@@ -228,16 +312,39 @@ fn inject(fault: Fault, step: &Step, victim: &Mutex<Option<Worker>>) -> Verdict 
 }
 
 /// What a controller does whose request the broker has lost: it publishes it again, once somebody listens.
-fn republish_if_lost(broker: &Broker, before: usize, request: &Value, has_ended: impl Fn() -> bool) {
+fn republish_if_lost(
+    broker: &Broker,
+    before: usize,
+    request: &Value,
+    has_ended: impl Fn() -> bool,
+) {
     wait::until("the session to be lost, and made anew", || {
         let log = &broker.log()[before..];
         let forgotten = |entry: &Entry| matches!(entry, Entry::Packet { passed: false, .. });
-        let subscribed =
-            |entry: &Entry| matches!(entry, Entry::Packet { packet: Packet::SubAck { .. }, passed: true, .. });
-        let delivered = |entry: &Entry| {
-            matches!(entry, Entry::Packet { packet: Packet::Publish { .. }, from_client: false, passed: true, .. })
+        let subscribed = |entry: &Entry| {
+            matches!(
+                entry,
+                Entry::Packet {
+                    packet: Packet::SubAck { .. },
+                    passed: true,
+                    ..
+                }
+            )
         };
-        let Some(lost_at) = log.iter().position(forgotten) else { return has_ended() };
+        let delivered = |entry: &Entry| {
+            matches!(
+                entry,
+                Entry::Packet {
+                    packet: Packet::Publish { .. },
+                    from_client: false,
+                    passed: true,
+                    ..
+                }
+            )
+        };
+        let Some(lost_at) = log.iter().position(forgotten) else {
+            return has_ended();
+        };
         if log[..lost_at].iter().any(delivered) {
             return true;
         }
@@ -271,8 +378,13 @@ fn finish(broker: &Broker, start: impl Fn() -> Worker) {
 }
 
 fn idle_messages(broker: &Broker) -> usize {
-    let is_idle = |payload: &[u8]| serde_json::from_slice::<Value>(payload).unwrap()["state"] == "idle";
-    broker.received(PRESENCE).iter().filter(|message| is_idle(&message.payload)).count()
+    let is_idle =
+        |payload: &[u8]| serde_json::from_slice::<Value>(payload).unwrap()["state"] == "idle";
+    broker
+        .received(PRESENCE)
+        .iter()
+        .filter(|message| is_idle(&message.payload))
+        .count()
 }
 
 fn live_idle(broker: &Broker, start: impl Fn() -> Worker) {
@@ -286,16 +398,27 @@ fn live_idle(broker: &Broker, start: impl Fn() -> Worker) {
 
 /// The final state. `reported`: the first worker had published its result before it ended.
 fn verify(broker: &Broker, drive: &TempDir, killed: bool, reported: bool) {
-    let results: Vec<Value> =
-        broker.received(RESULT).iter().map(|m| serde_json::from_slice(&m.payload).unwrap()).collect();
+    let results: Vec<Value> = broker
+        .received(RESULT)
+        .iter()
+        .map(|m| serde_json::from_slice(&m.payload).unwrap())
+        .collect();
     let result = results.first().expect("a result");
     for other in &results {
         for key in ["id", "status", "exitCode", "reason", "attempt"] {
-            assert_eq!(other[key], result[key], "{key} differs between the copies of the result");
+            assert_eq!(
+                other[key], result[key],
+                "{key} differs between the copies of the result"
+            );
         }
     }
-    assert_eq!((&result["status"], &result["exitCode"]), (&json!("failed"), &json!(3)), "{result}");
-    let stored: Value = serde_json::from_slice(&fs::read(drive.path().join("job.status.json")).unwrap()).unwrap();
+    assert_eq!(
+        (&result["status"], &result["exitCode"]),
+        (&json!("failed"), &json!(3)),
+        "{result}"
+    );
+    let stored: Value =
+        serde_json::from_slice(&fs::read(drive.path().join("job.status.json")).unwrap()).unwrap();
     assert_eq!(stored["attempt"], result["attempt"]);
     assert_eq!(broker.queued(WORKER), 0);
     assert!(broker.received("jobs/rejected").is_empty());
@@ -304,10 +427,17 @@ fn verify(broker: &Broker, drive: &TempDir, killed: bool, reported: bool) {
     let runs = fs::read_to_string(drive.path().join("runs")).unwrap();
     let runs: Vec<u64> = runs.lines().map(|line| line.parse().unwrap()).collect();
     if !killed || reported {
-        assert_eq!((attempts, &runs[..]), (1, &[1][..]), "run again without a cause");
+        assert_eq!(
+            (attempts, &runs[..]),
+            (1, &[1][..]),
+            "run again without a cause"
+        );
     } else {
         // an attempt that was killed before its step has left no line
         assert!(attempts <= 2, "{attempts} attempts for one kill");
-        assert!(runs == [attempts] || runs == [1, 2] && attempts == 2, "attempt {attempts}, but runs of {runs:?}");
+        assert!(
+            runs == [attempts] || runs == [1, 2] && attempts == 2,
+            "attempt {attempts}, but runs of {runs:?}"
+        );
     }
 }

@@ -21,8 +21,12 @@ struct Client {
 
 fn options(broker: &Broker, id: &str) -> v5::MqttOptions {
     let mut options = v5::MqttOptions::new(id, "127.0.0.1", broker.port());
-    options.set_clean_start(false).set_session_expiry_interval(Some(3600));
-    options.set_manual_acks(true).set_outgoing_inflight_upper_limit(10);
+    options
+        .set_clean_start(false)
+        .set_session_expiry_interval(Some(3600));
+    options
+        .set_manual_acks(true)
+        .set_outgoing_inflight_upper_limit(10);
     options
 }
 
@@ -57,17 +61,35 @@ impl Client {
 
     #[track_caller]
     fn connack(&mut self) -> codec::ConnAck {
-        self.wait(|packet| if let codec::Packet::ConnAck(ack) = packet { Some(ack.clone()) } else { None })
+        self.wait(|packet| {
+            if let codec::Packet::ConnAck(ack) = packet {
+                Some(ack.clone())
+            } else {
+                None
+            }
+        })
     }
 
     #[track_caller]
     fn publish(&mut self) -> codec::Publish {
-        self.wait(|packet| if let codec::Packet::Publish(p) = packet { Some(p.clone()) } else { None })
+        self.wait(|packet| {
+            if let codec::Packet::Publish(p) = packet {
+                Some(p.clone())
+            } else {
+                None
+            }
+        })
     }
 
     #[track_caller]
     fn puback(&mut self) -> codec::PubAck {
-        self.wait(|packet| if let codec::Packet::PubAck(ack) = packet { Some(ack.clone()) } else { None })
+        self.wait(|packet| {
+            if let codec::Packet::PubAck(ack) = packet {
+                Some(ack.clone())
+            } else {
+                None
+            }
+        })
     }
 
     /// Polls until the connection fails.
@@ -117,16 +139,30 @@ impl Client4 {
 
     #[track_caller]
     fn session_present(&mut self) -> bool {
-        self.wait(|packet| if let v4::Packet::ConnAck(ack) = packet { Some(ack.session_present) } else { None })
+        self.wait(|packet| {
+            if let v4::Packet::ConnAck(ack) = packet {
+                Some(ack.session_present)
+            } else {
+                None
+            }
+        })
     }
 
     #[track_caller]
     fn publish(&mut self) -> v4::Publish {
-        self.wait(|packet| if let v4::Packet::Publish(p) = packet { Some(p.clone()) } else { None })
+        self.wait(|packet| {
+            if let v4::Packet::Publish(p) = packet {
+                Some(p.clone())
+            } else {
+                None
+            }
+        })
     }
 
     fn subscribe(&mut self, filter: &str) {
-        self.client.subscribe(filter, rumqttc::QoS::AtLeastOnce).unwrap();
+        self.client
+            .subscribe(filter, rumqttc::QoS::AtLeastOnce)
+            .unwrap();
         self.wait(|packet| matches!(packet, v4::Packet::SubAck(_)).then_some(()));
     }
 }
@@ -135,7 +171,12 @@ impl Client4 {
 fn sent_to(broker: &Broker, wanted: usize) -> Vec<(String, bool, u16)> {
     let publish = |entry| match entry {
         Entry::Packet {
-            connection, from_client: false, packet: Packet::Publish { payload, dup, pkid, .. }, ..
+            connection,
+            from_client: false,
+            packet: Packet::Publish {
+                payload, dup, pkid, ..
+            },
+            ..
         } if connection == wanted => Some((String::from_utf8(payload).unwrap(), dup, pkid)),
         _ => None,
     };
@@ -229,7 +270,13 @@ fn unacknowledged_messages_come_again_first_with_dup_and_their_old_packet_id() {
 
     let first = sent_to(&broker, 1);
     let second = sent_to(&broker, 2);
-    assert_eq!(first.iter().map(|(payload, ..)| payload.as_str()).collect::<String>(), "abc");
+    assert_eq!(
+        first
+            .iter()
+            .map(|(payload, ..)| payload.as_str())
+            .collect::<String>(),
+        "abc"
+    );
     assert_eq!(second[0], ("a".into(), true, first[0].2));
     assert_eq!(second[1], ("c".into(), true, first[2].2));
     assert_eq!((second[2].0.as_str(), second[2].1), ("d", false));
@@ -272,7 +319,10 @@ fn a_retained_message_is_delivered_at_subscribe_time_as_the_options_say() {
     filter.retain_forward_rule = codec::RetainForwardRule::OnNewSubscribe;
     client.client.subscribe_many([filter.clone()]).unwrap();
     let message = client.publish();
-    assert_eq!((&message.payload[..], message.retain, message.qos), (&b"old"[..], true, QoS::AtMostOnce));
+    assert_eq!(
+        (&message.payload[..], message.retain, message.qos),
+        (&b"old"[..], true, QoS::AtMostOnce)
+    );
 
     // Not new any more: no retained message; and what is published now comes without the flag.
     client.client.subscribe_many([filter.clone()]).unwrap();
@@ -287,7 +337,10 @@ fn a_retained_message_is_delivered_at_subscribe_time_as_the_options_say() {
     client.wait(|packet| matches!(packet, codec::Packet::SubAck(_)).then_some(()));
     broker.publish_retained("state/a", "newer");
     let message = client.publish();
-    assert_eq!((&message.payload[..], message.retain), (&b"newer"[..], true));
+    assert_eq!(
+        (&message.payload[..], message.retain),
+        (&b"newer"[..], true)
+    );
 }
 
 #[test]
@@ -295,7 +348,13 @@ fn the_last_will_is_published_after_a_loss_and_dropped_at_a_disconnect() {
     let broker = Broker::start();
     for (id, clean) in [("lost", false), ("tidy", true)] {
         let mut with_will = options(&broker, id);
-        with_will.set_last_will(codec::LastWill::new(format!("state/{id}"), "offline", QOS1, true, None));
+        with_will.set_last_will(codec::LastWill::new(
+            format!("state/{id}"),
+            "offline",
+            QOS1,
+            true,
+            None,
+        ));
         let mut client = Client::new(with_will);
         client.connack();
         if clean {
@@ -307,7 +366,10 @@ fn the_last_will_is_published_after_a_loss_and_dropped_at_a_disconnect() {
     }
     let wills = broker.wait_for_message("state/+", 1, SOON);
     assert_eq!(wills.len(), 1);
-    assert_eq!((wills[0].client.as_str(), wills[0].topic.as_str()), ("lost", "state/lost"));
+    assert_eq!(
+        (wills[0].client.as_str(), wills[0].topic.as_str()),
+        ("lost", "state/lost")
+    );
     assert_eq!(broker.retained("state/lost").unwrap().text(), "offline");
 }
 
@@ -318,7 +380,10 @@ fn a_second_client_with_the_same_id_takes_over() {
     let mut second = Client::new(options(&broker, "worker"));
     assert!(second.connack().session_present);
     let error = first.error();
-    assert!(format!("{error:?}").contains("SessionTakenOver"), "{error:?}");
+    assert!(
+        format!("{error:?}").contains("SessionTakenOver"),
+        "{error:?}"
+    );
 
     let mut third = Client4::new(&broker, "worker");
     assert!(third.session_present());
@@ -326,13 +391,18 @@ fn a_second_client_with_the_same_id_takes_over() {
     assert!(fourth.session_present());
     // 3.1.1 has no DISCONNECT from the broker.
     assert!(matches!(third.connection.recv_timeout(SOON), Ok(Err(_))));
-    assert!(broker.log().contains(&Entry::Closed { connection: 2, why: "taken over" }));
-    assert!(
-        !broker
-            .log()
-            .iter()
-            .any(|entry| matches!(entry, Entry::Packet { connection: 2, packet: Packet::Disconnect { .. }, .. }))
-    );
+    assert!(broker.log().contains(&Entry::Closed {
+        connection: 2,
+        why: "taken over"
+    }));
+    assert!(!broker.log().iter().any(|entry| matches!(
+        entry,
+        Entry::Packet {
+            connection: 2,
+            packet: Packet::Disconnect { .. },
+            ..
+        }
+    )));
 }
 
 #[test]
@@ -341,11 +411,18 @@ fn a_withheld_acknowledgement_makes_the_client_publish_again() {
     let broker = Broker::scripted(move |step| {
         let withhold = matches!(step.packet, Packet::PubAck { .. }) && !withheld;
         withheld |= withhold;
-        if withhold { Verdict::Drop } else { Verdict::Pass }
+        if withhold {
+            Verdict::Drop
+        } else {
+            Verdict::Pass
+        }
     });
     let mut client = Client::new(options(&broker, "worker"));
     client.connack();
-    client.client.publish("results/1", QOS1, false, "done").unwrap();
+    client
+        .client
+        .publish("results/1", QOS1, false, "done")
+        .unwrap();
     // The answer to a later packet shows that the acknowledgement was passed over.
     client.client.subscribe("t", QOS1).unwrap();
     client.wait(|packet| match packet {
@@ -356,23 +433,36 @@ fn a_withheld_acknowledgement_makes_the_client_publish_again() {
     client.puback();
     let results = broker.received("results/1");
     // Repeated without DUP (MQTT 5, 3.3.1.1 demands it): rumqttc 0.25.1 never sets it.
-    assert_eq!(results.iter().map(Message::text).collect::<Vec<_>>(), ["done", "done"]);
+    assert_eq!(
+        results.iter().map(Message::text).collect::<Vec<_>>(),
+        ["done", "done"]
+    );
 }
 
 #[test]
 fn the_link_can_be_cut_before_or_after_a_packet() {
-    for (verdict, arrived, present) in
-        [(Verdict::CutBefore, 0, true), (Verdict::CutAfter, 1, true), (Verdict::ForgetAndCut, 0, false)]
-    {
+    for (verdict, arrived, present) in [
+        (Verdict::CutBefore, 0, true),
+        (Verdict::CutAfter, 1, true),
+        (Verdict::ForgetAndCut, 0, false),
+    ] {
         let mut first = true;
         let script_verdict = verdict.clone();
         let broker = Broker::scripted(move |step| {
-            let hit = step.from_client && is_publish_to(step, "results/1") && std::mem::take(&mut first);
-            if hit { script_verdict.clone() } else { Verdict::Pass }
+            let hit =
+                step.from_client && is_publish_to(step, "results/1") && std::mem::take(&mut first);
+            if hit {
+                script_verdict.clone()
+            } else {
+                Verdict::Pass
+            }
         });
         let mut client = Client::new(options(&broker, "worker"));
         client.connack();
-        client.client.publish("results/1", QOS1, false, "done").unwrap();
+        client
+            .client
+            .publish("results/1", QOS1, false, "done")
+            .unwrap();
         client.wait(|packet| match (&verdict, packet) {
             // Processed with all that follows from it: the acknowledgement has been sent too.
             (Verdict::CutAfter, codec::Packet::PubAck(_)) => Some(()),
@@ -383,11 +473,24 @@ fn the_link_can_be_cut_before_or_after_a_packet() {
             _ => None,
         });
         broker.wait_until(SOON, |log| {
-            log.contains(&Entry::Closed { connection: 0, why: "cut by the script" })
-                || log.contains(&Entry::Closed { connection: 0, why: "session forgotten" })
+            log.contains(&Entry::Closed {
+                connection: 0,
+                why: "cut by the script",
+            }) || log.contains(&Entry::Closed {
+                connection: 0,
+                why: "session forgotten",
+            })
         });
         let processed = broker.log().iter().any(|entry| {
-            matches!(entry, Entry::Packet { connection: 0, packet: Packet::Publish { .. }, passed: true, .. })
+            matches!(
+                entry,
+                Entry::Packet {
+                    connection: 0,
+                    packet: Packet::Publish { .. },
+                    passed: true,
+                    ..
+                }
+            )
         });
         assert_eq!(usize::from(processed), arrived, "{verdict:?}");
     }
@@ -399,10 +502,20 @@ fn nothing_is_lost_wherever_the_link_is_cut() {
         // Each round cuts one packet later, until a round ends before its cut.
         for cut_at in 0.. {
             let cut = verdict.clone();
-            let broker = Broker::scripted(move |step| if step.index == cut_at { cut.clone() } else { Verdict::Pass });
+            let broker = Broker::scripted(move |step| {
+                if step.index == cut_at {
+                    cut.clone()
+                } else {
+                    Verdict::Pass
+                }
+            });
             one_job(&broker);
             assert_eq!(broker.received("results/1")[0].text(), "done");
-            if !broker.log().iter().any(|entry| matches!(entry, Entry::Closed { .. })) {
+            if !broker
+                .log()
+                .iter()
+                .any(|entry| matches!(entry, Entry::Closed { .. }))
+            {
                 assert!(cut_at >= 7, "cut only at {cut_at} packets");
                 break;
             }
@@ -447,7 +560,10 @@ fn a_panic_in_a_script_fails_the_test_that_waits() {
 #[test]
 fn a_packet_can_be_replaced_by_any_other() {
     let broker = Broker::scripted(|step| match step.packet {
-        Packet::SubAck { pkid, .. } => Verdict::Replace(Packet::SubAck { pkid: *pkid, codes: vec![0x87] }),
+        Packet::SubAck { pkid, .. } => Verdict::Replace(Packet::SubAck {
+            pkid: *pkid,
+            codes: vec![0x87],
+        }),
         Packet::PingResp => Verdict::Replace(Packet::Raw(vec![0xE0, 0x02, 0x8B, 0x00])),
         _ => Verdict::Pass,
     });
@@ -467,7 +583,10 @@ fn a_broker_without_mqtt_5_serves_3_1_1() {
         broker.configure(|knobs| knobs.refuse_v5 = Some(how));
         // rumqttc sees a closed connection both times: it takes the short CONNACK for an incomplete one.
         let error = Client::new(options(&broker, "worker")).error();
-        assert!(format!("{error:?}").contains("ConnectionAborted"), "{error:?}");
+        assert!(
+            format!("{error:?}").contains("ConnectionAborted"),
+            "{error:?}"
+        );
     }
     assert!(!Client4::new(&broker, "worker").session_present());
     let mut raw = Raw::new(&broker);
@@ -492,19 +611,29 @@ fn refusals_have_the_code_that_was_asked_for() {
     use codec::SubscribeReasonCode::{NotAuthorized, Success};
     assert_eq!(codes, [NotAuthorized, Success(QOS1)]);
     client.client.publish("full/1", QOS1, false, "x").unwrap();
-    let ack = client.wait(|packet| if let codec::Packet::PubAck(ack) = packet { Some(ack.reason) } else { None });
+    let ack = client.wait(|packet| {
+        if let codec::Packet::PubAck(ack) = packet {
+            Some(ack.reason)
+        } else {
+            None
+        }
+    });
     assert_eq!(ack, codec::PubAckReason::QuotaExceeded);
     assert!(broker.received("#").is_empty());
 
     broker.configure(|knobs| knobs.connack_code = Some(0x86));
     let error = Client::new(options(&broker, "other")).error();
-    assert!(format!("{error:?}").contains("BadUserNamePassword"), "{error:?}");
+    assert!(
+        format!("{error:?}").contains("BadUserNamePassword"),
+        "{error:?}"
+    );
 }
 
 #[test]
 fn a_shared_subscription_gives_each_message_to_one_member_in_turn() {
     let broker = Broker::start();
-    let clients = ["a", "b"].map(|id| Client::subscribed(&broker, id, "$share/workers/jobs/pending"));
+    let clients =
+        ["a", "b"].map(|id| Client::subscribed(&broker, id, "$share/workers/jobs/pending"));
     let _all = Client::subscribed(&broker, "all", "#");
     for n in 0..4 {
         broker.publish("jobs/pending", n.to_string());
@@ -534,7 +663,11 @@ fn filters_match_as_the_specification_says() {
         ("$sys/#", "$sys/b"),
         ("b", ""),
     ] {
-        let found: Vec<_> = broker.received(filter).into_iter().map(|message| message.topic).collect();
+        let found: Vec<_> = broker
+            .received(filter)
+            .into_iter()
+            .map(|message| message.topic)
+            .collect();
         assert_eq!(found.join(" "), topics, "{filter}");
     }
 }
@@ -617,7 +750,10 @@ fn the_bytes_on_the_wire_are_those_of_the_specification() {
     // A DISCONNECT of MQTT 5 in its shortest form.
     five.send(&[0xE0, 0]);
     assert!(five.rest().is_empty());
-    assert!(broker.log().contains(&Entry::Closed { connection: 0, why: "disconnected" }));
+    assert!(broker.log().contains(&Entry::Closed {
+        connection: 0,
+        why: "disconnected"
+    }));
 
     let mut large = Raw::new(&broker);
     large.connect(5, "large", 0);
@@ -635,7 +771,10 @@ fn the_bytes_on_the_wire_are_those_of_the_specification() {
     let mut silent = Raw::new(&broker);
     silent.connect(5, "silent", 60);
     assert_eq!(silent.rest().len(), 15);
-    assert!(broker.log().contains(&Entry::Closed { connection: 3, why: "keep-alive passed" }));
+    assert!(broker.log().contains(&Entry::Closed {
+        connection: 3,
+        why: "keep-alive passed"
+    }));
 }
 
 #[test]

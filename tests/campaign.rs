@@ -98,7 +98,10 @@ struct Job {
 }
 
 fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}: not a number")))
+    std::env::var(name).map_or(default, |text| {
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name}={text}: not a number"))
+    })
 }
 
 fn campaign(version: &str) {
@@ -124,7 +127,11 @@ fn campaign(version: &str) {
         Worker::start(command, &stderr)
     };
     open_queue(&controller, start(0));
-    let (lull, calm, over) = (AtomicBool::new(false), AtomicBool::new(false), AtomicBool::new(false));
+    let (lull, calm, over) = (
+        AtomicBool::new(false),
+        AtomicBool::new(false),
+        AtomicBool::new(false),
+    );
 
     // whichever actor panics, the others end
     let guard = || Ending(&calm, &over);
@@ -152,7 +159,12 @@ fn campaign(version: &str) {
         let (crashes, cuts) = breaker.join().expect("the breaker");
         desk.bring_the_last_through();
         over.store(true, Relaxed);
-        (desk.jobs, supervisor.join().expect("the supervising loop"), crashes, cuts)
+        (
+            desk.jobs,
+            supervisor.join().expect("the supervising loop"),
+            crashes,
+            cuts,
+        )
     });
 
     let kills = lives.iter().filter(|life| life.killed).count();
@@ -166,7 +178,11 @@ fn campaign(version: &str) {
     );
     assert!(verdict.unexplained.is_empty(), "{:#?}", verdict.unexplained);
     assert!(kills * 4 > count, "only {kills} workers were killed");
-    assert!(crashes.len() >= 20 || count < 1000 && !crashes.is_empty(), "only {} broker kills", crashes.len());
+    assert!(
+        crashes.len() >= 20 || count < 1000 && !crashes.is_empty(),
+        "only {} broker kills",
+        crashes.len()
+    );
 }
 
 /// Ends all actors when one of them does.
@@ -184,14 +200,22 @@ impl Drop for Ending<'_> {
 /// Makes the broker keep requests for the worker, by one that comes, subscribes and is stopped.
 fn open_queue(controller: &Controller, mut worker: Worker) {
     wait::until("the worker to be idle", || {
-        controller.heard(&format!("jobs/workers/{}", worker.id)).iter().any(|message| message.json()["state"] == "idle")
+        controller
+            .heard(&format!("jobs/workers/{}", worker.id))
+            .iter()
+            .any(|message| message.json()["state"] == "idle")
     });
     worker.sigterm();
     worker.exits_with(0);
 }
 
 /// Starts one worker after the other, and kills about half of them at some moment of their life.
-fn supervise(start: impl Fn(usize) -> Worker, mut random: Random, calm: &AtomicBool, over: &AtomicBool) -> Vec<Life> {
+fn supervise(
+    start: impl Fn(usize) -> Worker,
+    mut random: Random,
+    calm: &AtomicBool,
+    over: &AtomicBool,
+) -> Vec<Life> {
     let mut lives = Vec::new();
     while !over.load(Relaxed) {
         let started = Instant::now();
@@ -276,7 +300,10 @@ impl Desk<'_> {
                 outstanding.remove(&id);
                 (news, progress) = (Instant::now(), Instant::now());
             }
-            assert!(progress.elapsed() < STUCK, "stuck: no result of {outstanding:?}");
+            assert!(
+                progress.elapsed() < STUCK,
+                "stuck: no result of {outstanding:?}"
+            );
             self.lull.store(news.elapsed() > LULL, Relaxed);
             if news.elapsed() > PATIENCE {
                 news = Instant::now();
@@ -293,7 +320,10 @@ impl Desk<'_> {
         self.submit(LAST, Duration::ZERO);
         let started = Instant::now();
         while self.jobs[LAST].results.is_empty() {
-            assert!(started.elapsed() < STUCK && !self.over.load(Relaxed), "stuck: no result of the last job");
+            assert!(
+                started.elapsed() < STUCK && !self.over.load(Relaxed),
+                "stuck: no result of the last job"
+            );
             thread::sleep(Duration::from_millis(5));
             self.collect();
         }
@@ -302,16 +332,30 @@ impl Desk<'_> {
     fn submit(&mut self, id: &str, duration: Duration) {
         let dir = self.drive.join(id);
         fs::create_dir(&dir).unwrap();
-        let step = format!("echo $JOB_ATTEMPT $CAMPAIGN_LIFE >> runs; sleep {}", duration.as_secs_f64());
+        let step = format!(
+            "echo $JOB_ATTEMPT $CAMPAIGN_LIFE >> runs; sleep {}",
+            duration.as_secs_f64()
+        );
         fs::write(dir.join("job.json"), json!({ "steps": [step] }).to_string()).unwrap();
-        self.jobs.insert(id.to_owned(), Job { dir, published: Vec::new(), lost: Vec::new(), results: Vec::new() });
+        self.jobs.insert(
+            id.to_owned(),
+            Job {
+                dir,
+                published: Vec::new(),
+                lost: Vec::new(),
+                results: Vec::new(),
+            },
+        );
         self.publish(id);
     }
 
     fn publish(&mut self, id: &str) {
         let job = self.jobs.get_mut(id).expect("a job of ours");
         let started = Instant::now();
-        self.controller.publish("jobs/pending", json!({ "id": id, "workDir": job.dir }).to_string());
+        self.controller.publish(
+            "jobs/pending",
+            json!({ "id": id, "workDir": job.dir }).to_string(),
+        );
         job.published.push((started, Instant::now()));
     }
 
@@ -323,7 +367,11 @@ impl Desk<'_> {
         for message in news {
             assert_ne!(message.topic, "jobs/rejected", "{}", message.text());
             if let Some(id) = message.topic.strip_prefix("jobs/results/") {
-                self.jobs.get_mut(id).expect("a job of ours").results.push(message.json());
+                self.jobs
+                    .get_mut(id)
+                    .expect("a job of ours")
+                    .results
+                    .push(message.json());
                 finished.push(id.to_owned());
             }
         }
@@ -372,16 +420,24 @@ fn verify(jobs: &BTreeMap<String, Job>, lives: &[Life], crashes: &[Instant]) -> 
     for (id, job) in jobs.iter().filter(|(id, _)| *id != LAST) {
         if let Err(problem) = verify_job(job, lives, crashes, &mut verdict) {
             let runs = fs::read_to_string(job.dir.join("runs")).unwrap_or_default();
-            verdict
-                .unexplained
-                .push(format!("{id}: {problem}; attempt and life of each run: {:?}", runs.lines().collect::<Vec<_>>()));
+            verdict.unexplained.push(format!(
+                "{id}: {problem}; attempt and life of each run: {:?}",
+                runs.lines().collect::<Vec<_>>()
+            ));
         }
     }
     verdict
 }
 
-fn verify_job(job: &Job, lives: &[Life], crashes: &[Instant], verdict: &mut Verdict) -> Result<(), String> {
-    let Some(result) = job.results.last() else { return Err("no result".into()) };
+fn verify_job(
+    job: &Job,
+    lives: &[Life],
+    crashes: &[Instant],
+    verdict: &mut Verdict,
+) -> Result<(), String> {
+    let Some(result) = job.results.last() else {
+        return Err("no result".into());
+    };
     verdict.duplicate_results += job.results.len() - 1;
     let stored = fs::read(job.dir.join("job.status.json")).map_err(|error| error.to_string())?;
     let stored: Value = serde_json::from_slice(&stored).map_err(|error| error.to_string())?;
@@ -391,25 +447,40 @@ fn verify_job(job: &Job, lives: &[Life], crashes: &[Instant], verdict: &mut Verd
         (Some("failed"), Some("interrupted")) if attempts == MAX_ATTEMPTS => verdict.given_up += 1,
         _ => return Err(format!("ended as {stored}")),
     }
-    if ["status", "exitCode", "attempt"].iter().any(|key| stored[key] != result[key]) {
+    if ["status", "exitCode", "attempt"]
+        .iter()
+        .any(|key| stored[key] != result[key])
+    {
         return Err(format!("reported as {result}, stored as {stored}"));
     }
     let runs = fs::read_to_string(job.dir.join("runs")).unwrap_or_default();
     let runs: Vec<(u64, usize)> = runs
         .lines()
         .map(|line| line.split_once(' ').expect("two numbers"))
-        .map(|(attempt, life)| (attempt.parse().expect("a number"), life.parse().expect("a number")))
+        .map(|(attempt, life)| {
+            (
+                attempt.parse().expect("a number"),
+                life.parse().expect("a number"),
+            )
+        })
         .collect();
     verdict.runs += runs.len();
     // an attempt that is killed before its step leaves no line: only a success shows that there must be one
-    if stored["status"] == "success" && runs.last().is_none_or(|(attempt, _)| *attempt != attempts) {
+    if stored["status"] == "success" && runs.last().is_none_or(|(attempt, _)| *attempt != attempts)
+    {
         return Err(format!("success in attempt {attempts}, which did not run"));
     }
 
-    let killed = |from: usize, to: usize| lives[from..to].iter().filter(|life| life.killed).count() as u64;
-    let crashed = |from: Instant, to: Instant| crashes.iter().any(|crash| from <= *crash && *crash <= to);
+    let killed =
+        |from: usize, to: usize| lives[from..to].iter().filter(|life| life.killed).count() as u64;
+    let crashed =
+        |from: Instant, to: Instant| crashes.iter().any(|crash| from <= *crash && *crash <= to);
     // the broker may have both copies of what was published on either side of its crash
-    let doubtful = job.published.iter().filter(|(from, to)| crashed(*from, *to)).count();
+    let doubtful = job
+        .published
+        .iter()
+        .filter(|(from, to)| crashed(*from, *to))
+        .count();
     let mut copies = job.published.len() - 1 + doubtful;
     let mut before: Option<(u64, usize)> = None;
     for &(attempt, life) in &runs {
@@ -417,13 +488,17 @@ fn verify_job(job: &Job, lives: &[Life], crashes: &[Instant], verdict: &mut Verd
         let skipped = attempt.saturating_sub(last_attempt + u64::from(before.is_none()));
         if before.is_none() || attempt > last_attempt {
             if skipped > killed(last_life, life) {
-                return Err(format!("attempt {attempt} without {skipped} kills before it"));
+                return Err(format!(
+                    "attempt {attempt} without {skipped} kills before it"
+                ));
             }
             verdict.further_attempts += usize::from(before.is_some());
         } else if attempt == 1 || killed(last_life, life) >= attempt - 1 {
             verdict.new_runs += 1;
             if !crashed(lives[last_life].started, lives[life].started) {
-                copies = copies.checked_sub(1).ok_or("run anew though the broker had lost nothing")?;
+                copies = copies
+                    .checked_sub(1)
+                    .ok_or("run anew though the broker had lost nothing")?;
             }
         } else {
             return Err(format!("attempt {attempt} after attempt {last_attempt}"));
@@ -433,7 +508,10 @@ fn verify_job(job: &Job, lives: &[Life], crashes: &[Instant], verdict: &mut Verd
 
     for (_, acknowledged) in &job.published[..job.published.len() - 1] {
         // had no broker crashed, nothing would have been published again
-        if !crashes.iter().any(|crash| *crash + UNWRITTEN >= *acknowledged) {
+        if !crashes
+            .iter()
+            .any(|crash| *crash + UNWRITTEN >= *acknowledged)
+        {
             return Err("lost though the broker did not crash".into());
         }
     }
@@ -461,7 +539,9 @@ impl Proxy {
             for worker in listener.incoming() {
                 let worker = worker.expect("accept");
                 // a connection that is closed at once looks like a broker that is away
-                let Ok(broker) = TcpStream::connect(("127.0.0.1", broker)) else { continue };
+                let Ok(broker) = TcpStream::connect(("127.0.0.1", broker)) else {
+                    continue;
+                };
                 let clone = |stream: &TcpStream| {
                     stream.set_nodelay(true).expect("TCP_NODELAY");
                     stream.try_clone().expect("a second handle")
@@ -477,7 +557,12 @@ impl Proxy {
     /// Cuts the newest connection, if it stands.
     fn cut(&self) -> bool {
         let link = self.link.lock().unwrap().take();
-        link.is_some_and(|ends| ends.iter().filter(|end| end.shutdown(Shutdown::Both).is_ok()).count() == 2)
+        link.is_some_and(|ends| {
+            ends.iter()
+                .filter(|end| end.shutdown(Shutdown::Both).is_ok())
+                .count()
+                == 2
+        })
     }
 }
 

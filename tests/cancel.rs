@@ -27,9 +27,19 @@ fn running_job_is_cancelled(version: &str) {
     assert_eq!(result["steps"][0]["exitCode"], 130);
     assert_eq!(result["steps"][1]["status"], "skipped");
     worker.exits_with(0);
-    assert!(fs::read_to_string(dir.join("job.log")).unwrap().contains("\ntold to stop\n"));
-    assert_eq!([dir.join("next").exists(), dir.join("last").exists()], [false, true]);
-    assert_eq!(read_json(&dir.join("job.status.json"))["reason"], "cancelled");
+    assert!(
+        fs::read_to_string(dir.join("job.log"))
+            .unwrap()
+            .contains("\ntold to stop\n")
+    );
+    assert_eq!(
+        [dir.join("next").exists(), dir.join("last").exists()],
+        [false, true]
+    );
+    assert_eq!(
+        read_json(&dir.join("job.status.json"))["reason"],
+        "cancelled"
+    );
     assert_eq!(scene.broker.queued("w"), 0, "the request is acknowledged");
 }
 
@@ -50,7 +60,10 @@ fn whoever_ignores_term_is_killed_after_the_grace() {
         worker.env("JOB_STOP_GRACE", "0.2");
     });
     let daemon = r#"(setsid sh -c "trap '' TERM; touch up; sleep 1000" &)"#;
-    let dir = scene.submit("a", json!({ "steps": [format!("trap '' TERM; {daemon}; while :; do sleep 0.02; done")] }));
+    let dir = scene.submit(
+        "a",
+        json!({ "steps": [format!("trap '' TERM; {daemon}; while :; do sleep 0.02; done")] }),
+    );
     await_file(&dir.join("up"));
     scene.broker.publish("jobs/cancel/a", r#"{"whatever": 1}"#);
     assert_eq!(verdict(&scene.result("a")), ("failed", "cancelled", 130));
@@ -62,7 +75,10 @@ fn whoever_ignores_term_is_killed_after_the_grace() {
 fn the_cancel_of_another_job_is_ignored() {
     let scene = Scene::new();
     let mut worker = scene.idle_worker(|worker| _ = worker.env("RUST_LOG", "debug"));
-    let dir = scene.submit("a", json!({ "steps": ["touch up; ".to_owned() + &until_exists("gate")] }));
+    let dir = scene.submit(
+        "a",
+        json!({ "steps": ["touch up; ".to_owned() + &until_exists("gate")] }),
+    );
     await_file(&dir.join("up"));
     scene.broker.publish("jobs/cancel/b", "a");
     worker.await_stderr("the cancel of job b is ignored");
@@ -86,14 +102,21 @@ fn a_cancel_of_nothing_neither_ends_the_worker_nor_a_later_job() {
 fn a_retained_cancel_is_ignored() {
     for version in ["5", "4"] {
         let scene = Scene::new();
-        scene.broker.publish_retained("jobs/cancel/a", "an empty one would clear the topic");
+        scene
+            .broker
+            .publish_retained("jobs/cancel/a", "an empty one would clear the topic");
         // a session that exists, so that the request is there before the subscription brings the retained cancel
         scene.idle_worker(|worker| {
             worker.env("MQTT_PROTOCOL_VERSION", version);
         });
-        let dir = scene.submit("a", json!({ "steps": ["touch up; ".to_owned() + &until_exists("gate")] }));
+        let dir = scene.submit(
+            "a",
+            json!({ "steps": ["touch up; ".to_owned() + &until_exists("gate")] }),
+        );
         let mut worker = scene.worker(|worker| {
-            worker.env("MQTT_PROTOCOL_VERSION", version).env("RUST_LOG", "debug");
+            worker
+                .env("MQTT_PROTOCOL_VERSION", version)
+                .env("RUST_LOG", "debug");
         });
         await_file(&dir.join("up"));
         let cancels = |log: &[Entry]| {
@@ -111,7 +134,11 @@ fn a_retained_cancel_is_ignored() {
         scene.broker.publish("jobs/cancel/b", "");
         worker.await_stderr("the cancel of job b is ignored");
         fs::write(dir.join("gate"), "").unwrap();
-        assert_eq!(verdict(&scene.result("a")), ("success", "", 0), "MQTT {version}");
+        assert_eq!(
+            verdict(&scene.result("a")),
+            ("success", "", 0),
+            "MQTT {version}"
+        );
         worker.exits_with(0);
     }
 }
@@ -146,16 +173,24 @@ fn a_job_that_waits_for_its_lock_is_cancelled_and_touches_nothing() {
     scene.broker.publish("jobs/cancel/a", "");
     assert_eq!(verdict(&scene.result("a")), ("failed", "cancelled", 130));
     worker.exits_with(0);
-    assert_eq!(fs::read_to_string(dir.join("job.log")).unwrap(), "of somebody else\n");
-    assert_eq!([dir.join("ran").exists(), dir.join("job.status.json").exists()], [false, false]);
+    assert_eq!(
+        fs::read_to_string(dir.join("job.log")).unwrap(),
+        "of somebody else\n"
+    );
+    assert_eq!(
+        [
+            dir.join("ran").exists(),
+            dir.join("job.status.json").exists()
+        ],
+        [false, false]
+    );
 }
 
 #[test]
 fn cancelling_an_always_step_keeps_the_first_failure() {
     let scene = Scene::new();
     let mut worker = scene.idle_worker(|_| {});
-    let steps =
-        json!(["exit 3", { "run": "touch up; sleep 1000", "always": true }, { "run": "touch last", "always": true }]);
+    let steps = json!(["exit 3", { "run": "touch up; sleep 1000", "always": true }, { "run": "touch last", "always": true }]);
     let dir = scene.submit("a", json!({ "steps": steps }));
     await_file(&dir.join("up"));
     scene.broker.publish("jobs/cancel/a", "");

@@ -20,24 +20,42 @@ fn text(bytes: &[u8]) -> String {
 
 /// All files below, with their content.
 fn contents(dir: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
-    let mut files: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     files.sort();
-    files.into_iter().map(|path| (path.clone(), fs::read(&path).unwrap_or_default())).collect()
+    files
+        .into_iter()
+        .map(|path| (path.clone(), fs::read(&path).unwrap_or_default()))
+        .collect()
 }
 
 #[test]
 fn a_good_configuration_and_a_good_job() {
     let scene = Scene::new();
     let output = check(&scene, None, |_| {});
-    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
+    assert_eq!(
+        (output.status.code(), text(&output.stderr)),
+        (Some(0), String::new())
+    );
     assert!(text(&output.stdout).contains("jobs/pending"), "{output:?}");
 
-    let dir = scene.prepare("a", json!({ "steps": ["touch ran", { "run": "touch ran", "colour": "blue" }] }));
+    let dir = scene.prepare(
+        "a",
+        json!({ "steps": ["touch ran", { "run": "touch ran", "colour": "blue" }] }),
+    );
     let before = contents(&dir);
     let output = check(&scene, Some("a"), |_| {});
-    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
+    assert_eq!(
+        (output.status.code(), text(&output.stderr)),
+        (Some(0), String::new())
+    );
     let said = text(&output.stdout);
-    assert!(said.contains("2 steps") && said.contains("steps[].colour"), "{said}");
+    assert!(
+        said.contains("2 steps") && said.contains("steps[].colour"),
+        "{said}"
+    );
     assert_eq!(contents(&dir), before, "nothing is run, nothing is written");
     assert!(scene.broker.log().is_empty(), "nobody is asked");
 }
@@ -46,11 +64,21 @@ fn a_good_configuration_and_a_good_job() {
 fn every_fault_of_the_configuration_is_named() {
     let scene = Scene::new();
     let output = check(&scene, None, |command| {
-        command.env("JOB_TIMEOUT", "soon").env("JOB_ON_STOP", "never").env("MQTT_URL", "mqtt://me:hunter2@host:x");
+        command
+            .env("JOB_TIMEOUT", "soon")
+            .env("JOB_ON_STOP", "never")
+            .env("MQTT_URL", "mqtt://me:hunter2@host:x");
     });
     assert_eq!(output.status.code(), Some(78));
     let said = text(&output.stderr);
-    for word in ["JOB_TIMEOUT", "soon", "JOB_ON_STOP", "never", "requeue or finish", "MQTT_URL"] {
+    for word in [
+        "JOB_TIMEOUT",
+        "soon",
+        "JOB_ON_STOP",
+        "never",
+        "requeue or finish",
+        "MQTT_URL",
+    ] {
         assert!(said.contains(word), "{word}: {said}");
     }
     assert!(!said.contains("hunter2"), "{said}");
@@ -77,7 +105,10 @@ fn a_fault_of_the_job_is_named() {
         let output = check(&scene, Some(dir), |_| {});
         assert_ne!(output.status.code(), Some(0), "{dir}");
         let said = text(&output.stderr);
-        assert!(said.starts_with("job: ") && said.contains(word), "{dir}: {said}");
+        assert!(
+            said.starts_with("job: ") && said.contains(word),
+            "{dir}: {said}"
+        );
     }
 }
 
@@ -88,5 +119,8 @@ fn both_are_checked_even_if_the_first_has_a_fault() {
         command.env("JOB_TIMEOUT", "soon");
     });
     let said = text(&output.stderr);
-    assert!(said.contains("JOB_TIMEOUT") && said.contains("missing"), "{said}");
+    assert!(
+        said.contains("JOB_TIMEOUT") && said.contains("missing"),
+        "{said}"
+    );
 }

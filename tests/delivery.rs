@@ -23,12 +23,19 @@ fn speaking(version: &str) -> impl Fn(&mut Command) {
 }
 
 fn ids(results: &[support::controller::Message]) -> Vec<String> {
-    results.iter().map(|message| message.topic.trim_start_matches("jobs/results/").to_owned()).collect()
+    results
+        .iter()
+        .map(|message| message.topic.trim_start_matches("jobs/results/").to_owned())
+        .collect()
 }
 
 /// The lines that runs of a job have left in a file of its workDir.
 fn lines(dir: &Path, file: &str) -> Vec<String> {
-    fs::read_to_string(dir.join(file)).unwrap_or_default().lines().map(str::to_owned).collect()
+    fs::read_to_string(dir.join(file))
+        .unwrap_or_default()
+        .lines()
+        .map(str::to_owned)
+        .collect()
 }
 
 /// A job of one step that notes its start and end in `runs`, its shell in `shell`, and in between is held by `hold`.
@@ -49,7 +56,11 @@ fn held_job(site: &Site, id: &str, request: Value) -> std::path::PathBuf {
 
 fn await_starts(dir: &Path, count: usize) {
     wait::until(&format!("start {count} of the step"), || {
-        lines(dir, "runs").iter().filter(|line| line.starts_with("start")).count() == count
+        lines(dir, "runs")
+            .iter()
+            .filter(|line| line.starts_with("start"))
+            .count()
+            == count
     });
 }
 
@@ -59,12 +70,20 @@ fn release(dir: &Path) {
 
 /// Ends the step that a killed worker has left behind.
 fn kill9_shell(dir: &Path) {
-    let pid = read(&dir.join("shell")).trim().parse().expect("a process id");
-    kill_process(Pid::from_raw(pid).expect("a process id"), Signal::KILL).expect("the orphan is there");
+    let pid = read(&dir.join("shell"))
+        .trim()
+        .parse()
+        .expect("a process id");
+    kill_process(Pid::from_raw(pid).expect("a process id"), Signal::KILL)
+        .expect("the orphan is there");
 }
 
 fn next_job_succeeds(site: &Site, configure: impl Fn(&mut Command)) {
-    let next = site.run_on(site.idle_worker(configure), "next", json!({ "steps": ["true"] }));
+    let next = site.run_on(
+        site.idle_worker(configure),
+        "next",
+        json!({ "steps": ["true"] }),
+    );
     assert_eq!(next.result["status"], "success");
 }
 
@@ -72,21 +91,36 @@ fn jobs_queued_while_the_worker_is_away_run_once_each_in_order(version: &str) {
     const COUNT: usize = 50;
     let site = Site::start();
     site.open_queue(speaking(version));
-    let expected: Vec<String> = (0..COUNT).map(|number| format!("job-{number:02}")).collect();
+    let expected: Vec<String> = (0..COUNT)
+        .map(|number| format!("job-{number:02}"))
+        .collect();
     let step = "echo $PPID >> runs";
-    let dirs: Vec<_> = expected.iter().map(|id| site.submit(id, json!({ "steps": [step] }))).collect();
+    let dirs: Vec<_> = expected
+        .iter()
+        .map(|id| site.submit(id, json!({ "steps": [step] })))
+        .collect();
 
     let mut pids = HashSet::new();
     for (number, dir) in dirs.iter().enumerate() {
         let mut worker = site.spawn(speaking(version));
         worker.exits_with(0);
-        assert_eq!(lines(dir, "runs"), [worker.pid().to_string()], "job {number} ran in the {number}th process");
+        assert_eq!(
+            lines(dir, "runs"),
+            [worker.pid().to_string()],
+            "job {number} ran in the {number}th process"
+        );
         assert!(pids.insert(worker.pid()), "a process of its own");
     }
-    wait::until("the last result", || site.controller.heard("jobs/results/").len() >= COUNT);
+    wait::until("the last result", || {
+        site.controller.heard("jobs/results/").len() >= COUNT
+    });
     let results = site.controller.heard("jobs/results/");
     assert_eq!(ids(&results), expected);
-    assert!(results.iter().all(|message| message.json()["status"] == "success"));
+    assert!(
+        results
+            .iter()
+            .all(|message| message.json()["status"] == "success")
+    );
 
     // Nothing is left in the queue: a further worker stays idle until there is a further job.
     next_job_succeeds(&site, speaking(version));
@@ -103,13 +137,18 @@ fn a_worker_takes_one_job_and_leaves_the_others(version: &str) {
     let held = held_job(&site, "held", json!({}));
     await_starts(&held, 1);
     let waiting = site.submit("waiting", json!({ "steps": ["echo $PPID >> runs"] }));
-    wait::throughout(Duration::from_millis(200), "the second job waits", || lines(&waiting, "runs").is_empty());
+    wait::throughout(Duration::from_millis(200), "the second job waits", || {
+        lines(&waiting, "runs").is_empty()
+    });
     release(&held);
     first.exits_with(0);
     assert!(lines(&waiting, "runs").is_empty());
     let second = site.spawn(speaking(version));
     let finished = site.finish(second, waiting, "waiting");
-    assert_eq!(lines(&finished.dir, "runs"), [finished.worker.pid().to_string()]);
+    assert_eq!(
+        lines(&finished.dir, "runs"),
+        [finished.worker.pid().to_string()]
+    );
     assert_eq!(lines(&held, "runs").len(), 2);
 }
 
@@ -125,13 +164,22 @@ fn a_job_interrupted_by_a_crash_runs_again_as_the_next_attempt(version: &str) {
     let finished = site.finish(second, dir, "crashed");
     assert_eq!(finished.result["status"], "success");
     assert_eq!(finished.result["attempt"], 2);
-    assert_eq!(lines(&finished.dir, "runs"), ["start 1", "start 2", "end 2"]);
-    let (earlier, later) = finished.log.split_once("attempt").expect("a line says that this is another attempt");
+    assert_eq!(
+        lines(&finished.dir, "runs"),
+        ["start 1", "start 2", "end 2"]
+    );
+    let (earlier, later) = finished
+        .log
+        .split_once("attempt")
+        .expect("a line says that this is another attempt");
     assert!(
         earlier.starts_with("Job ID: crashed\n") && earlier.contains("==> step 1/2"),
         "the old log stays: {earlier}"
     );
-    assert!(later.contains("==> step 1/2") && later.contains("\nthe second step\n"), "{later}");
+    assert!(
+        later.contains("==> step 1/2") && later.contains("\nthe second step\n"),
+        "{later}"
+    );
     next_job_succeeds(&site, speaking(version));
     assert_eq!(site.controller.heard("jobs/results/crashed").len(), 1);
 }
@@ -143,13 +191,19 @@ fn a_successor_waits_for_the_orphans_of_a_killed_worker(version: &str) {
     await_starts(&dir, 1);
     first.kill9();
     let mut second = site.spawn(speaking(version));
-    wait::throughout(Duration::from_millis(500), "the successor waits", || lines(&dir, "runs") == ["start 1"]);
+    wait::throughout(Duration::from_millis(500), "the successor waits", || {
+        lines(&dir, "runs") == ["start 1"]
+    });
     assert_eq!(second.ended(), None);
     release(&dir);
     let finished = site.finish(second, dir, "orphaned");
     assert_eq!(finished.result["status"], "success");
     assert_eq!(finished.result["attempt"], 2);
-    assert_eq!(lines(&finished.dir, "runs"), ["start 1", "end 1", "start 2", "end 2"], "never two at once");
+    assert_eq!(
+        lines(&finished.dir, "runs"),
+        ["start 1", "end 1", "start 2", "end 2"],
+        "never two at once"
+    );
 }
 
 on_both_protocols!(
@@ -201,7 +255,13 @@ fn after_the_last_attempt_that_crashed_the_job_is_failed_as_interrupted() {
     let finished = site.finish(third, dir, "unlucky");
     assert_eq!(finished.result["status"], "failed");
     assert_eq!(finished.result["reason"], "interrupted");
-    assert!(finished.result["exitCode"].as_i64().is_some_and(|code| code != 0), "{}", finished.result);
+    assert!(
+        finished.result["exitCode"]
+            .as_i64()
+            .is_some_and(|code| code != 0),
+        "{}",
+        finished.result
+    );
     assert_eq!(lines(&finished.dir, "runs"), ["start 1", "start 2"]);
     next_job_succeeds(&site, |_| {});
 }
@@ -219,7 +279,10 @@ fn the_attempts_of_a_job_end_after_three_crashes_by_default() {
     }
     let finished = site.finish(site.spawn(|_| {}), dir, "unlucky");
     assert_eq!(finished.result["reason"], "interrupted");
-    assert_eq!(lines(&finished.dir, "runs"), ["start 1", "start 2", "start 3"]);
+    assert_eq!(
+        lines(&finished.dir, "runs"),
+        ["start 1", "start 2", "start 3"]
+    );
 }
 
 fn a_worker_that_is_asked_to_stop_gives_its_job_back(version: &str) {
@@ -229,7 +292,8 @@ fn a_worker_that_is_asked_to_stop_gives_its_job_back(version: &str) {
     await_starts(&dir, 1);
     first.sigterm();
     first.exits_with(0);
-    let left: Value = serde_json::from_str(&read(&dir.join("job.status.json"))).expect("a status document");
+    let left: Value =
+        serde_json::from_str(&read(&dir.join("job.status.json"))).expect("a status document");
     assert_eq!(left["status"], "interrupted");
     assert_eq!(site.controller.heard("jobs/results/").len(), 0);
     release(&dir);
@@ -237,15 +301,26 @@ fn a_worker_that_is_asked_to_stop_gives_its_job_back(version: &str) {
     let finished = site.finish(site.spawn(speaking(version)), dir, "requeued");
     assert_eq!(finished.result["status"], "success");
     let runs = lines(&finished.dir, "runs");
-    assert_eq!(runs.iter().filter(|line| line.starts_with("start")).count(), 2, "{runs:?}");
-    assert_eq!(runs.iter().filter(|line| line.starts_with("end")).count(), 1, "{runs:?}");
+    assert_eq!(
+        runs.iter().filter(|line| line.starts_with("start")).count(),
+        2,
+        "{runs:?}"
+    );
+    assert_eq!(
+        runs.iter().filter(|line| line.starts_with("end")).count(),
+        1,
+        "{runs:?}"
+    );
 }
 
 fn a_job_published_afresh_after_its_end_runs_again(version: &str) {
     let site = Site::start();
     for run in 1..=3 {
-        let finished =
-            site.run_on(site.idle_worker(speaking(version)), "again", json!({ "steps": ["echo run >> runs"] }));
+        let finished = site.run_on(
+            site.idle_worker(speaking(version)),
+            "again",
+            json!({ "steps": ["echo run >> runs"] }),
+        );
         assert_eq!(finished.result["status"], "success");
         assert_eq!(finished.result["attempt"], 1);
         assert_eq!(lines(&finished.dir, "runs").len(), run);
@@ -264,7 +339,9 @@ fn a_job_published_afresh_behind_another_job_runs_again(version: &str) {
     for _ in order {
         site.spawn(speaking(version)).exits_with(0);
     }
-    wait::until("five results", || site.controller.heard("jobs/results/").len() >= order.len());
+    wait::until("five results", || {
+        site.controller.heard("jobs/results/").len() >= order.len()
+    });
     assert_eq!(ids(&site.controller.heard("jobs/results/")), order);
     assert_eq!(lines(&site.drive.path().join("again"), "runs").len(), 3);
     assert_eq!(lines(&site.drive.path().join("other"), "runs").len(), 2);
@@ -282,7 +359,11 @@ fn a_result_that_the_broker_never_acknowledged_is_answered_from_the_file(version
     first.kill9();
     site.restart_broker();
     let finished = site.finish(site.spawn(speaking(version)), dir, "final");
-    assert_eq!(lines(&finished.dir, "runs"), ["start 1", "end 1"], "not run again");
+    assert_eq!(
+        lines(&finished.dir, "runs"),
+        ["start 1", "end 1"],
+        "not run again"
+    );
     assert_eq!(finished.published.text(), document, "the stored result");
     assert_eq!(finished.result["attempt"], 1);
     next_job_succeeds(&site, speaking(version));
@@ -368,25 +449,42 @@ fn a_worker_outlives_a_broker_that_restarts_while_it_waits(version: &str) {
 fn a_broker_that_appears_late_is_waited_for(version: &str) {
     let mut broker = Mosquitto::prepare();
     let mut worker = Worker::spawn(&broker, speaking(version));
-    wait::throughout(Duration::from_millis(300), "no broker is no reason to exit", || worker.ended().is_none());
+    wait::throughout(
+        Duration::from_millis(300),
+        "no broker is no reason to exit",
+        || worker.ended().is_none(),
+    );
     broker.restart();
     assert_eq!(format!("mqtt://127.0.0.1:{}", broker.port()), broker.url());
     let site = Site::on(broker);
     wait::until("the worker to be idle", || {
         let presence = site.controller.heard("jobs/workers/node-worker-01");
-        presence.last().is_some_and(|message| message.json()["state"] == "idle")
+        presence
+            .last()
+            .is_some_and(|message| message.json()["state"] == "idle")
     });
     let finished = site.run_on(worker, "late", json!({ "steps": ["true"] }));
     assert_eq!(finished.result["status"], "success");
 }
 
 /// Keeps one worker alive in each configuration until `done`, as a restart policy would.
-fn keep_alive_until(site: &Site, configurations: &[&dyn Fn(&mut Command)], mut done: impl FnMut() -> bool) {
-    let mut workers: Vec<Worker> = configurations.iter().map(|configure| site.spawn(configure)).collect();
+fn keep_alive_until(
+    site: &Site,
+    configurations: &[&dyn Fn(&mut Command)],
+    mut done: impl FnMut() -> bool,
+) {
+    let mut workers: Vec<Worker> = configurations
+        .iter()
+        .map(|configure| site.spawn(configure))
+        .collect();
     wait::until("the queue to be worked off", || {
         for (worker, configure) in workers.iter_mut().zip(configurations) {
             if let Some(status) = worker.ended() {
-                assert!(status.success(), "a worker ended with {status}:\n{}", worker.stderr());
+                assert!(
+                    status.success(),
+                    "a worker ended with {status}:\n{}",
+                    worker.stderr()
+                );
                 *worker = site.spawn(configure);
             }
         }
@@ -407,10 +505,16 @@ fn two_workers_of_a_share_group_share_one_queue(version: &str) {
     let (one, two) = (member("one"), member("two"));
     site.open_queue(&one);
     site.open_queue(&two);
-    let expected: Vec<String> = (0..COUNT).map(|number| format!("job-{number:02}")).collect();
-    let dirs: Vec<_> =
-        expected.iter().map(|id| site.submit(id, json!({ "steps": ["echo $WORKER_ID >> runs"] }))).collect();
-    keep_alive_until(&site, &[&one, &two], || site.controller.heard("jobs/results/").len() >= COUNT);
+    let expected: Vec<String> = (0..COUNT)
+        .map(|number| format!("job-{number:02}"))
+        .collect();
+    let dirs: Vec<_> = expected
+        .iter()
+        .map(|id| site.submit(id, json!({ "steps": ["echo $WORKER_ID >> runs"] })))
+        .collect();
+    keep_alive_until(&site, &[&one, &two], || {
+        site.controller.heard("jobs/results/").len() >= COUNT
+    });
 
     let mut results = ids(&site.controller.heard("jobs/results/"));
     results.sort();
@@ -440,7 +544,10 @@ mod share_group {
 #[test]
 fn a_step_that_fails_is_a_final_result_and_not_tried_again() {
     let site = Site::start();
-    let finished = site.run("failing", json!({ "steps": ["echo run >> runs; exit 1"], "maxAttempts": 5 }));
+    let finished = site.run(
+        "failing",
+        json!({ "steps": ["echo run >> runs; exit 1"], "maxAttempts": 5 }),
+    );
     assert_eq!(finished.result["status"], "failed");
     next_job_succeeds(&site, |_| {});
     assert_eq!(lines(&finished.dir, "runs").len(), 1);
@@ -455,15 +562,23 @@ fn two_workers_never_run_in_one_work_dir_at_once() {
             command.env("WORKER_ID", id).env("MQTT_SHARE_GROUP", "crew");
         }
     };
-    let mut workers = [site.idle_worker(named("one")), site.idle_worker(named("two"))];
+    let mut workers = [
+        site.idle_worker(named("one")),
+        site.idle_worker(named("two")),
+    ];
     let dir = held_job(&site, "shared", json!({}));
     await_starts(&dir, 1);
     // The broker hands the second request to the other worker, whose turn it is.
     site.request(json!({ "id": "shared", "workDir": dir }));
-    wait::throughout(Duration::from_millis(500), "one at a time", || lines(&dir, "runs") == ["start 1"]);
+    wait::throughout(Duration::from_millis(500), "one at a time", || {
+        lines(&dir, "runs") == ["start 1"]
+    });
     release(&dir);
     wait::until("two results", || {
-        for worker in workers.iter_mut().filter(|worker| worker.id == "one" || worker.id == "two") {
+        for worker in workers
+            .iter_mut()
+            .filter(|worker| worker.id == "one" || worker.id == "two")
+        {
             if worker.ended().is_some_and(|status| status.success()) {
                 let id = if worker.id == "one" { "one" } else { "two" };
                 *worker = site.spawn(named(id));
@@ -482,7 +597,11 @@ fn two_workers_with_one_id_are_told_of_each_other() {
     let site = Site::start();
     let mut first = site.idle_worker(speaking("5"));
     let second = site.spawn(speaking("5"));
-    wait::until("the warning", || first.stderr().contains("does another client use the id \"node-worker-01\"?"));
+    wait::until("the warning", || {
+        first
+            .stderr()
+            .contains("does another client use the id \"node-worker-01\"?")
+    });
     first.sigterm();
     first.exits_with(0);
     let finished = site.run_on(second, "mine", json!({ "steps": ["true"] }));
@@ -496,7 +615,9 @@ fn jobs_survive_workers_that_are_killed_at_any_moment() {
     let site = Site::start();
     site.open_queue(|_| {});
     let steps = json!(["echo start >> runs", "sleep 0.02", "echo end >> runs"]);
-    let expected: Vec<String> = (0..COUNT).map(|number| format!("job-{number:02}")).collect();
+    let expected: Vec<String> = (0..COUNT)
+        .map(|number| format!("job-{number:02}"))
+        .collect();
     for id in &expected {
         site.submit(id, json!({ "steps": steps, "maxAttempts": 100 }));
     }
@@ -513,7 +634,12 @@ fn jobs_survive_workers_that_are_killed_at_any_moment() {
             worker.kill9();
         }
     }
-    let answered = || ids(&site.controller.heard("jobs/results/")).into_iter().collect::<HashSet<_>>().len();
+    let answered = || {
+        ids(&site.controller.heard("jobs/results/"))
+            .into_iter()
+            .collect::<HashSet<_>>()
+            .len()
+    };
     keep_alive_until(&site, &[&|_: &mut Command| {}], || answered() == COUNT);
     for message in site.controller.heard("jobs/results/") {
         assert_eq!(message.json()["status"], "success", "{}", message.text());
@@ -521,7 +647,10 @@ fn jobs_survive_workers_that_are_killed_at_any_moment() {
     for id in &expected {
         let runs = lines(&site.drive.path().join(id), "runs");
         // More than once where the worker died between the end of the last step and the final status on the drive.
-        assert!(runs.iter().any(|line| line == "end"), "{id} was completed: {runs:?}");
+        assert!(
+            runs.iter().any(|line| line == "end"),
+            "{id} was completed: {runs:?}"
+        );
         assert_eq!(
             names(&site.drive.path().join(id)),
             ["job.json", "job.log", "job.status.json", "runs"],

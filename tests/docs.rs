@@ -23,8 +23,12 @@ fn repository() -> &'static Path {
 }
 
 fn pages() -> Vec<PathBuf> {
-    let entries = fs::read_dir(repository().join("docs")).expect("docs").map(|entry| entry.unwrap().path());
-    let mut pages: Vec<_> = entries.filter(|path| path.extension().is_some_and(|e| e == "md")).collect();
+    let entries = fs::read_dir(repository().join("docs"))
+        .expect("docs")
+        .map(|entry| entry.unwrap().path());
+    let mut pages: Vec<_> = entries
+        .filter(|path| path.extension().is_some_and(|e| e == "md"))
+        .collect();
     pages.push(repository().join("README.md"));
     pages
 }
@@ -54,20 +58,37 @@ fn blocks(page: &str, info: &str) -> Vec<(usize, String)> {
 fn run(script: &str, page: &str) -> String {
     let (broker, home, dir) = (Mosquitto::start(), TempDir::new(), TempDir::new());
     for client in ["mosquitto_pub", "mosquitto_sub", "mosquitto_rr"] {
-        fs::write(home.path().join(client), format!("-h 127.0.0.1\n-p {}\n", broker.port())).unwrap();
+        fs::write(
+            home.path().join(client),
+            format!("-h 127.0.0.1\n-p {}\n", broker.port()),
+        )
+        .unwrap();
     }
     symlink(repository().join("examples"), dir.path().join("examples")).unwrap();
     let bin = binary();
-    let path = [bin.parent().unwrap().as_os_str(), &std::env::var_os("PATH").unwrap()].join(":".as_ref());
+    let path = [
+        bin.parent().unwrap().as_os_str(),
+        &std::env::var_os("PATH").unwrap(),
+    ]
+    .join(":".as_ref());
     let output = home.path().join("output");
     let mut command = Command::new("sh");
     for (name, _) in job_worker().get_envs() {
         command.env_remove(name);
     }
-    command.args(["-eu", "-c", script]).current_dir(dir.path()).env("PATH", path);
-    command.env("XDG_CONFIG_HOME", home.path()).env("MQTT_URL", broker.url());
+    command
+        .args(["-eu", "-c", script])
+        .current_dir(dir.path())
+        .env("PATH", path);
+    command
+        .env("XDG_CONFIG_HOME", home.path())
+        .env("MQTT_URL", broker.url());
     let file = File::create(&output).unwrap();
-    command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file).process_group(0);
+    command
+        .stdin(Stdio::null())
+        .stdout(file.try_clone().unwrap())
+        .stderr(file)
+        .process_group(0);
     let mut process = command.spawn().expect("sh can be started");
     let shown = || String::from_utf8_lossy(&fs::read(&output).unwrap()).into_owned();
     let group = Group(Pid::from_child(&process));
@@ -107,7 +128,10 @@ fn every_command_runs() {
             // these would run the tests within the tests; that they are run is .ci/run's business
             if block.lines().all(|line| line.starts_with("cargo ")) {
                 for line in block.lines() {
-                    let runs = |step: &str| line.split(' ').all(|word| step.split(' ').any(|other| other == word));
+                    let runs = |step: &str| {
+                        line.split(' ')
+                            .all(|word| step.split(' ').any(|other| other == word))
+                    };
                     assert!(continuous.lines().any(runs), ".ci/run does not run: {line}");
                 }
                 continue;
@@ -125,7 +149,13 @@ fn every_command_runs() {
 #[test]
 fn a_command_that_fails_is_noticed() {
     let page = "```sh\ntrue\n```\n```console\n$ false\n```\n```sh\nno-such-command\n```\n";
-    assert_eq!(blocks(page, "sh"), [(2, "true\n".to_owned()), (8, "no-such-command\n".to_owned())]);
+    assert_eq!(
+        blocks(page, "sh"),
+        [
+            (2, "true\n".to_owned()),
+            (8, "no-such-command\n".to_owned())
+        ]
+    );
     let failed = std::panic::catch_unwind(|| run("no-such-command", "page"));
     assert!(failed.is_err());
 }
@@ -140,28 +170,53 @@ fn the_settings_of_mosquitto_are_tested() {
     let settings: Vec<_> = blocks.iter().flat_map(|(_, block)| block.lines()).collect();
     assert!(!settings.is_empty());
     for setting in settings {
-        assert!(used.lines().any(|line| line == setting), "{setting} is not in:\n{used}");
+        assert!(
+            used.lines().any(|line| line == setting),
+            "{setting} is not in:\n{used}"
+        );
     }
 }
 
 fn sources(dir: &Path) -> String {
-    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    entries.map(|path| if path.is_dir() { sources(&path) } else { fs::read_to_string(path).unwrap() }).collect()
+    let entries = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    entries
+        .map(|path| {
+            if path.is_dir() {
+                sources(&path)
+            } else {
+                fs::read_to_string(path).unwrap()
+            }
+        })
+        .collect()
 }
 
 #[test]
 fn every_message_is_that_of_the_code() {
     let code = sources(&repository().join("src"));
     // string literals may go on in the next line
-    let code: String =
-        code.split("\\\n").enumerate().map(|(i, part)| if i == 0 { part } else { part.trim_start() }).collect();
+    let code: String = code
+        .split("\\\n")
+        .enumerate()
+        .map(|(i, part)| if i == 0 { part } else { part.trim_start() })
+        .collect();
     let page = fs::read_to_string(repository().join("docs/troubleshooting.md")).unwrap();
-    let headings: Vec<_> = page.lines().filter_map(|line| line.strip_prefix("### `")?.strip_suffix('`')).collect();
+    let headings: Vec<_> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("### `")?.strip_suffix('`'))
+        .collect();
     assert!(headings.len() > 20, "only {} messages", headings.len());
     for heading in headings {
-        for fragment in heading.split('…').map(|part| part.trim_matches([' ', ':', ';'])).filter(|part| part.len() > 2)
+        for fragment in heading
+            .split('…')
+            .map(|part| part.trim_matches([' ', ':', ';']))
+            .filter(|part| part.len() > 2)
         {
-            assert!(code.contains(fragment), "{heading}: no {fragment:?} in src/");
+            assert!(
+                code.contains(fragment),
+                "{heading}: no {fragment:?} in src/"
+            );
         }
     }
 }
@@ -170,18 +225,31 @@ fn every_message_is_that_of_the_code() {
 fn every_link_to_a_file_of_ours_leads_there() {
     for path in pages() {
         let page = fs::read_to_string(&path).unwrap();
-        for target in page.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+        for target in page
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split(')').next())
+        {
             if target.contains("://") {
                 continue;
             }
             let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
-            let file = if file.is_empty() { path.clone() } else { path.parent().unwrap().join(file) };
+            let file = if file.is_empty() {
+                path.clone()
+            } else {
+                path.parent().unwrap().join(file)
+            };
             assert!(file.exists(), "{}: {target}", path.display());
             if !anchor.is_empty() {
                 let text = fs::read_to_string(&file).unwrap();
                 let headings = text.lines().filter(|line| line.starts_with('#'));
-                let mut anchors = headings.map(|line| anchor_of(line.trim_start_matches('#').trim()));
-                assert!(anchors.any(|found| found == anchor), "{}: {target}", path.display());
+                let mut anchors =
+                    headings.map(|line| anchor_of(line.trim_start_matches('#').trim()));
+                assert!(
+                    anchors.any(|found| found == anchor),
+                    "{}: {target}",
+                    path.display()
+                );
             }
         }
     }
@@ -189,6 +257,15 @@ fn every_link_to_a_file_of_ours_leads_there() {
 
 /// As GitHub makes it.
 fn anchor_of(heading: &str) -> String {
-    let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
-    kept.map(|c| if c == ' ' { '-' } else { c.to_ascii_lowercase() }).collect()
+    let kept = heading
+        .chars()
+        .filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.map(|c| {
+        if c == ' ' {
+            '-'
+        } else {
+            c.to_ascii_lowercase()
+        }
+    })
+    .collect()
 }

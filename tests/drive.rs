@@ -36,51 +36,92 @@ impl Drop for Mount {
 }
 
 fn mount(arguments: &[&str], dir: &Path) -> bool {
-    Command::new("mount").args(arguments).arg(dir).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    Command::new("mount")
+        .args(arguments)
+        .arg(dir)
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
 }
 
 #[test]
 fn on_a_full_drive_nothing_is_run_and_the_result_says_why() {
     let site = Site::start();
     let ran = site.drive.path().join("ran");
-    let Some(drive) = Mount::new(&site.directory("full"), "size=64k") else { return };
-    let dir = site.prepare("full", json!({ "steps": [format!("touch {}", ran.display())] }));
+    let Some(drive) = Mount::new(&site.directory("full"), "size=64k") else {
+        return;
+    };
+    let dir = site.prepare(
+        "full",
+        json!({ "steps": [format!("touch {}", ran.display())] }),
+    );
     drive.fill();
     let worker = site.idle_worker(|_| {});
     let finished = site.run_request(worker, dir.clone(), json!({ "id": "full", "workDir": dir }));
-    assert_eq!((&finished.result["status"], &finished.result["reason"]), (&json!("failed"), &json!("internal")));
+    assert_eq!(
+        (&finished.result["status"], &finished.result["reason"]),
+        (&json!("failed"), &json!("internal"))
+    );
     assert_eq!(finished.result["exitCode"], 1);
     assert!(
-        finished.result["error"].as_str().is_some_and(|error| error.contains("No space left")),
+        finished.result["error"]
+            .as_str()
+            .is_some_and(|error| error.contains("No space left")),
         "{}",
         finished.result
     );
-    assert!(!ran.exists(), "a job without a journal could be run again and again");
+    assert!(
+        !ran.exists(),
+        "a job without a journal could be run again and again"
+    );
 }
 
 #[test]
 fn a_drive_that_fills_up_in_mid_job_does_not_change_the_result() {
     let site = Site::start();
-    let Some(_drive) = Mount::new(&site.directory("filling"), "size=256k") else { return };
+    let Some(_drive) = Mount::new(&site.directory("filling"), "size=256k") else {
+        return;
+    };
     let steps = json!(["cat /dev/zero > filler 2>/dev/null || true", "exit 3"]);
     let finished = site.run("filling", json!({ "steps": steps }));
-    assert_eq!((&finished.result["status"], &finished.result["exitCode"]), (&json!("failed"), &json!(3)));
+    assert_eq!(
+        (&finished.result["status"], &finished.result["exitCode"]),
+        (&json!("failed"), &json!(3))
+    );
     assert_eq!(finished.result["reason"], "step");
     let said = finished.worker.stderr();
-    assert!(said.contains("job.status.json cannot be written: No space left"), "{said}");
+    assert!(
+        said.contains("job.status.json cannot be written: No space left"),
+        "{said}"
+    );
 }
 
 #[test]
 fn in_a_read_only_directory_nothing_is_run_and_the_result_says_why() {
     let site = Site::start();
-    let Some(_drive) = Mount::new(&site.directory("frozen"), "size=64k") else { return };
+    let Some(_drive) = Mount::new(&site.directory("frozen"), "size=64k") else {
+        return;
+    };
     let dir = site.prepare("frozen", json!({ "steps": ["true"] }));
     assert!(mount(&["-o", "remount,ro"], &dir));
     let worker = site.idle_worker(|_| {});
-    let finished = site.run_request(worker, dir.clone(), json!({ "id": "frozen", "workDir": dir }));
-    assert_eq!((&finished.result["status"], &finished.result["reason"]), (&json!("failed"), &json!("internal")));
+    let finished = site.run_request(
+        worker,
+        dir.clone(),
+        json!({ "id": "frozen", "workDir": dir }),
+    );
+    assert_eq!(
+        (&finished.result["status"], &finished.result["reason"]),
+        (&json!("failed"), &json!("internal"))
+    );
     assert_eq!(finished.result["logFile"], json!(null));
-    assert!(finished.result["error"].as_str().is_some_and(|error| error.contains("Read-only")), "{}", finished.result);
+    assert!(
+        finished.result["error"]
+            .as_str()
+            .is_some_and(|error| error.contains("Read-only")),
+        "{}",
+        finished.result
+    );
 }
 
 #[test]
@@ -90,12 +131,26 @@ fn a_request_on_a_topic_of_an_older_configuration_is_answered() {
         worker.env("MQTT_TOPIC_ROOT", "old");
     });
     let dir = site.prepare("late", json!({ "steps": ["touch ran"] }));
-    site.controller.publish("old/pending", json!({ "id": "late", "workDir": dir }).to_string());
+    site.controller.publish(
+        "old/pending",
+        json!({ "id": "late", "workDir": dir }).to_string(),
+    );
     let worker = site.spawn(|_| {});
     let result = site.result("late").json();
-    assert_eq!((&result["status"], &result["reason"]), (&json!("failed"), &json!("rejected")));
-    assert!(result["error"].as_str().is_some_and(|error| error.contains("old/pending")), "{result}");
+    assert_eq!(
+        (&result["status"], &result["reason"]),
+        (&json!("failed"), &json!("rejected"))
+    );
+    assert!(
+        result["error"]
+            .as_str()
+            .is_some_and(|error| error.contains("old/pending")),
+        "{result}"
+    );
     assert!(!dir.join("ran").exists());
     let finished = site.run_on(worker, "next", json!({ "steps": ["true"] }));
-    assert_eq!(finished.result["status"], "success", "and the worker waited on");
+    assert_eq!(
+        finished.result["status"], "success",
+        "and the worker waited on"
+    );
 }

@@ -17,7 +17,9 @@ fn output(configure: impl FnOnce(&mut Command)) -> (Option<i32>, String) {
     let dir = TempDir::new();
     let mut command = job_worker();
     // Nobody listens on port 1: a worker that took the configuration would retry until the deadline.
-    command.current_dir(dir.path()).env("MQTT_URL", "mqtt://127.0.0.1:1");
+    command
+        .current_dir(dir.path())
+        .env("MQTT_URL", "mqtt://127.0.0.1:1");
     configure(&mut command);
     let mut worker = Worker::start(command, dir.path());
     let status = worker.wait();
@@ -32,12 +34,18 @@ fn sigterm_while_waiting_is_exit_0_and_a_clean_goodbye() {
             command.env("MQTT_PROTOCOL_VERSION", version);
         });
         let mark = site.controller.mark();
-        let sent = Command::new("kill").args(["-s", send, &worker.pid().to_string()]).status();
+        let sent = Command::new("kill")
+            .args(["-s", send, &worker.pid().to_string()])
+            .status();
         assert!(sent.expect("kill runs").success());
         worker.exits_with(0);
         wait::until("the worker to be offline", || {
-            let heard = site.controller.heard_since(mark, "jobs/workers/node-worker-01");
-            heard.last().is_some_and(|message| message.json()["state"] == "offline")
+            let heard = site
+                .controller
+                .heard_since(mark, "jobs/workers/node-worker-01");
+            heard
+                .last()
+                .is_some_and(|message| message.json()["state"] == "offline")
         });
     }
 }
@@ -46,7 +54,9 @@ fn sigterm_while_waiting_is_exit_0_and_a_clean_goodbye() {
 fn sigterm_before_there_is_a_broker_is_exit_0() {
     let broker = Mosquitto::prepare();
     let mut worker = Worker::spawn(&broker, |_| {});
-    wait::until("the worker to say that there is no broker", || !worker.stderr().is_empty());
+    wait::until("the worker to say that there is no broker", || {
+        !worker.stderr().is_empty()
+    });
     worker.sigterm();
     worker.exits_with(0);
 }
@@ -59,8 +69,12 @@ fn refused_credentials_are_exit_77_and_never_printed() {
     for version in ["5", "4"] {
         for log in ["info", "trace"] {
             let mut worker = Worker::spawn(&broker, |command| {
-                command.env("MQTT_PROTOCOL_VERSION", version).env("RUST_LOG", log);
-                command.env("MQTT_USERNAME", "worker").env("MQTT_PASSWORD", SECRET);
+                command
+                    .env("MQTT_PROTOCOL_VERSION", version)
+                    .env("RUST_LOG", log);
+                command
+                    .env("MQTT_USERNAME", "worker")
+                    .env("MQTT_PASSWORD", SECRET);
             });
             worker.exits_with(77);
             assert!(!worker.stderr().contains(SECRET), "{}", worker.stderr());
@@ -68,7 +82,10 @@ fn refused_credentials_are_exit_77_and_never_printed() {
         }
         let mut worker = Worker::spawn(&broker, |command| {
             command.env("MQTT_PROTOCOL_VERSION", version);
-            command.env("MQTT_URL", format!("mqtt://worker:{SECRET}@127.0.0.1:{}", broker.port()));
+            command.env(
+                "MQTT_URL",
+                format!("mqtt://worker:{SECRET}@127.0.0.1:{}", broker.port()),
+            );
         });
         worker.exits_with(77);
         assert!(!worker.stderr().contains(SECRET), "{}", worker.stderr());
@@ -91,26 +108,45 @@ fn credentials_are_taken_from_each_of_their_places() {
     type Configure<'a> = &'a dyn Fn(&mut Command);
     let places: [(&str, Configure); 4] = [
         ("the URL", &|command| {
-            command.env("MQTT_URL", format!("mqtt://w%40rker:p%40ss%3Aw%2Frd%20%25%C3%A9@127.0.0.1:{port}"));
+            command.env(
+                "MQTT_URL",
+                format!("mqtt://w%40rker:p%40ss%3Aw%2Frd%20%25%C3%A9@127.0.0.1:{port}"),
+            );
         }),
         ("the variables", &|command| {
-            command.env("MQTT_USERNAME", "w@rker").env("MQTT_PASSWORD", PASSWORD);
+            command
+                .env("MQTT_USERNAME", "w@rker")
+                .env("MQTT_PASSWORD", PASSWORD);
         }),
         ("the variables before the URL", &|command| {
-            command.env("MQTT_URL", format!("mqtt://nobody:nothing@127.0.0.1:{port}"));
-            command.env("MQTT_USERNAME", "w@rker").env("MQTT_PASSWORD", PASSWORD);
+            command.env(
+                "MQTT_URL",
+                format!("mqtt://nobody:nothing@127.0.0.1:{port}"),
+            );
+            command
+                .env("MQTT_USERNAME", "w@rker")
+                .env("MQTT_PASSWORD", PASSWORD);
         }),
         ("the file, as Docker and an editor leave it", &|command| {
-            command.env("MQTT_USERNAME", "w@rker").env("MQTT_PASSWORD_FILE", &secret_file);
+            command
+                .env("MQTT_USERNAME", "w@rker")
+                .env("MQTT_PASSWORD_FILE", &secret_file);
         }),
     ];
     for (place, configure) in places {
         let mark = controller.mark();
         let mut worker = Worker::spawn(&broker, configure);
         wait::until(&format!("a worker with its credentials in {place}"), || {
-            assert_eq!(worker.ended(), None, "credentials in {place}:\n{}", worker.stderr());
+            assert_eq!(
+                worker.ended(),
+                None,
+                "credentials in {place}:\n{}",
+                worker.stderr()
+            );
             let heard = controller.heard_since(mark, "jobs/workers/node-worker-01");
-            heard.iter().any(|message| message.json()["state"] == "idle")
+            heard
+                .iter()
+                .any(|message| message.json()["state"] == "idle")
         });
         worker.sigterm();
         worker.exits_with(0);
@@ -157,8 +193,14 @@ fn an_unusable_value_is_exit_78_and_names_variable_and_value() {
             command.env(variable, value);
         });
         assert_eq!(code, Some(78), "{variable}={value}:\n{stderr}");
-        assert!(stderr.contains(variable), "{variable}={value} is named in:\n{stderr}");
-        assert!(stderr.contains(value), "the value of {variable}={value} is shown in:\n{stderr}");
+        assert!(
+            stderr.contains(variable),
+            "{variable}={value} is named in:\n{stderr}"
+        );
+        assert!(
+            stderr.contains(value),
+            "the value of {variable}={value} is shown in:\n{stderr}"
+        );
     }
 }
 
@@ -205,7 +247,12 @@ fn bad_usage_is_exit_64_and_shows_the_usage() {
 
 #[test]
 fn help_and_version_are_exit_0_on_stdout() {
-    let ask = |argument: &str| -> Output { job_worker().arg(argument).output().expect("the worker can be started") };
+    let ask = |argument: &str| -> Output {
+        job_worker()
+            .arg(argument)
+            .output()
+            .expect("the worker can be started")
+    };
     let help = ask("--help");
     assert!(help.status.success());
     let text = String::from_utf8_lossy(&help.stdout);
@@ -222,7 +269,11 @@ fn losing_the_broker_is_no_exit() {
     let mut site = Site::start();
     let mut worker = site.idle_worker(|_| {});
     site.kill9_broker();
-    wait::throughout(std::time::Duration::from_millis(500), "it reconnects", || worker.ended().is_none());
+    wait::throughout(
+        std::time::Duration::from_millis(500),
+        "it reconnects",
+        || worker.ended().is_none(),
+    );
     site.restart_broker();
     let finished = site.run_on(worker, "after", json!({ "steps": ["true"] }));
     assert_eq!(finished.result["status"], "success");

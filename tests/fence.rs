@@ -23,7 +23,12 @@ struct Drive(TempDir);
 impl Drive {
     fn new() -> Self {
         let drive = Self(TempDir::new());
-        for name in ["root/job", "root/jobs/one", "root-but-longer", "outside/job"] {
+        for name in [
+            "root/job",
+            "root/jobs/one",
+            "root-but-longer",
+            "outside/job",
+        ] {
             fs::create_dir_all(drive.path(name)).expect("the drive can be written");
         }
         drive
@@ -49,7 +54,11 @@ impl Drive {
     fn refuses(&self, path: impl Into<PathBuf>) {
         let path = path.into();
         let error = self.open(&path).expect_err(&path.display().to_string());
-        assert!(error.contains("lies outside of JOB_ROOT"), "{}: {error}", path.display());
+        assert!(
+            error.contains("lies outside of JOB_ROOT"),
+            "{}: {error}",
+            path.display()
+        );
     }
 }
 
@@ -78,7 +87,14 @@ fn a_work_dir_must_lie_inside_after_all_symlinks() {
     }
     drive.refuses("/");
     drive.refuses("/proc/self/cwd");
-    for inside in ["root/job", "root/job/../jobs/one", "root/alias", "root/alias/../one", "way-in", "root/./job//"] {
+    for inside in [
+        "root/job",
+        "root/job/../jobs/one",
+        "root/alias",
+        "root/alias/../one",
+        "way-in",
+        "root/./job//",
+    ] {
         drive.open(drive.path(inside)).expect(inside);
     }
 }
@@ -97,13 +113,22 @@ fn what_exists_outside_is_not_told() {
     let drive = Drive::new();
     fs::write(drive.path("outside/file"), "").expect("the drive can be written");
     drive.link("../outside", "root/beside");
-    for outside in
-        ["outside/file", "outside/nothing", "outside/nothing/at/all", "root/beside/file", "root/beside/nothing"]
-    {
+    for outside in [
+        "outside/file",
+        "outside/nothing",
+        "outside/nothing/at/all",
+        "root/beside/file",
+        "root/beside/nothing",
+    ] {
         drive.refuses(drive.path(outside));
     }
-    let missing = drive.open(drive.path("root/not/yet")).expect_err("nothing is there");
-    assert!(missing.starts_with("missing: "), "inside, it may still come: {missing}");
+    let missing = drive
+        .open(drive.path("root/not/yet"))
+        .expect_err("nothing is there");
+    assert!(
+        missing.starts_with("missing: "),
+        "inside, it may still come: {missing}"
+    );
 }
 
 #[test]
@@ -120,7 +145,9 @@ fn a_symlink_swapped_between_check_and_use_leads_nowhere() {
             let end = Instant::now() + DEADLINE;
             while !over.load(Ordering::Relaxed) && Instant::now() < end {
                 for target in ["job", "../outside/job"] {
-                    symlink(target, &next).and_then(|()| fs::rename(&next, &way)).expect("the drive can be written");
+                    symlink(target, &next)
+                        .and_then(|()| fs::rename(&next, &way))
+                        .expect("the drive can be written");
                 }
             }
         });
@@ -132,7 +159,8 @@ fn a_symlink_swapped_between_check_and_use_leads_nowhere() {
                     let content = dir.read("marker", 100).expect("a file").expect("a file");
                     assert_eq!(String::from_utf8_lossy(&content), "inside");
                     dir.replace("written", b"").expect("a directory of our own");
-                    dir.open_file("log", OFlags::RDWR | OFlags::CREATE).expect("a directory of our own");
+                    dir.open_file("log", OFlags::RDWR | OFlags::CREATE)
+                        .expect("a directory of our own");
                 }
                 Err(_) => refused += 1,
             }
@@ -147,15 +175,29 @@ fn no_file_of_the_worker_is_reached_through_a_symlink() {
     let drive = Drive::new();
     let secret = drive.path("outside/secret");
     fs::write(&secret, "secret").expect("the drive can be written");
-    let dir = drive.open(drive.path("root/job")).expect("a good directory");
-    for (name, target) in [("there", secret.clone()), ("dangling", drive.path("outside/new"))] {
+    let dir = drive
+        .open(drive.path("root/job"))
+        .expect("a good directory");
+    for (name, target) in [
+        ("there", secret.clone()),
+        ("dangling", drive.path("outside/new")),
+    ] {
         symlink(&target, drive.path("root/job").join(name)).expect("the drive can be written");
-        for flags in [OFlags::RDONLY, OFlags::RDWR | OFlags::CREATE | OFlags::APPEND] {
+        for flags in [
+            OFlags::RDONLY,
+            OFlags::RDWR | OFlags::CREATE | OFlags::APPEND,
+        ] {
             let error = dir.open_file(name, flags).expect_err(name);
-            assert!(error.to_string().contains("a symlink, which JOB_ROOT forbids"), "{name}: {error}");
+            assert!(
+                error
+                    .to_string()
+                    .contains("a symlink, which JOB_ROOT forbids"),
+                "{name}: {error}"
+            );
         }
         // a link is replaced, not followed, also where a killed worker seems to have left it
-        symlink(&target, drive.path("root/job").join(format!(".{name}.tmp"))).expect("the drive can be written");
+        symlink(&target, drive.path("root/job").join(format!(".{name}.tmp")))
+            .expect("the drive can be written");
         dir.replace(name, b"ours").expect("a directory of our own");
         assert_eq!(read(&drive.path("root/job").join(name)), "ours");
     }
@@ -169,22 +211,32 @@ fn nothing_but_a_regular_file_is_opened() {
     let folder = drive.path("root/job");
     let mut made = vec!["directory"];
     fs::create_dir(folder.join("directory")).expect("the drive can be written");
-    for (name, program, arguments) in
-        [("fifo", "mkfifo", &[][..]), ("device", "mknod", &["c", "1", "3"]), ("disk", "mknod", &["b", "7", "200"])]
-    {
-        let done = Command::new(program).arg(folder.join(name)).args(arguments).stderr(Stdio::null()).status();
+    for (name, program, arguments) in [
+        ("fifo", "mkfifo", &[][..]),
+        ("device", "mknod", &["c", "1", "3"]),
+        ("disk", "mknod", &["b", "7", "200"]),
+    ] {
+        let done = Command::new(program)
+            .arg(folder.join(name))
+            .args(arguments)
+            .stderr(Stdio::null())
+            .status();
         // making a device is root's
         if done.is_ok_and(|status| status.success()) {
             made.push(name);
         }
     }
     assert!(made.contains(&"fifo"));
-    let _socket = std::os::unix::net::UnixListener::bind(folder.join("socket")).expect("the drive can be written");
+    let _socket = std::os::unix::net::UnixListener::bind(folder.join("socket"))
+        .expect("the drive can be written");
     made.push("socket");
     for fence in [None, Some(drive.path("root"))] {
         let dir = WorkDir::open(folder.clone(), fence.as_deref()).expect("a good directory");
         for name in &made {
-            for flags in [OFlags::RDONLY, OFlags::RDWR | OFlags::CREATE | OFlags::APPEND] {
+            for flags in [
+                OFlags::RDONLY,
+                OFlags::RDWR | OFlags::CREATE | OFlags::APPEND,
+            ] {
                 let opened: io::Result<_> = dir.open_file(name, flags);
                 assert!(opened.is_err(), "{name} was opened");
             }
@@ -216,7 +268,12 @@ fn run_fenced(site: &Site, dir: &str, id: &str) -> support::site::Finished {
 
 fn assert_failed(result: &Value, said: &str) {
     assert_eq!(result["status"], "failed", "{result}");
-    assert!(result["error"].as_str().is_some_and(|error| error.contains(said)), "{said:?}: {result}");
+    assert!(
+        result["error"]
+            .as_str()
+            .is_some_and(|error| error.contains(said)),
+        "{said:?}: {result}"
+    );
 }
 
 fn outside_file(site: &Site, content: &str) -> PathBuf {
@@ -234,14 +291,21 @@ fn a_definition_outside_of_the_fence_is_not_run() {
     let job = run_fenced(&site, "job", "a");
     assert_failed(&job.result, "a symlink, which JOB_ROOT forbids");
     assert_eq!(job.result["reason"], "rejected");
-    assert_eq!(names(&dir), ["job.json"], "a rejected request leaves nothing in the workDir");
+    assert_eq!(
+        names(&dir),
+        ["job.json"],
+        "a rejected request leaves nothing in the workDir"
+    );
 }
 
 #[test]
 fn a_log_outside_of_the_fence_is_not_written() {
     let site = Site::start();
     let file = outside_file(&site, "precious");
-    for (id, target) in [("there", file.clone()), ("dangling", site.directory("outside").join("new"))] {
+    for (id, target) in [
+        ("there", file.clone()),
+        ("dangling", site.directory("outside").join("new")),
+    ] {
         let dir = site.prepare(&format!("root/{id}"), json!({ "steps": ["touch ran"] }));
         symlink(target, dir.join("job.log")).expect("the drive can be written");
         let job = run_fenced(&site, id, id);
@@ -277,7 +341,10 @@ fn a_job_that_swaps_its_own_work_dir_gets_no_further() {
     assert_eq!(names(&outside), ["job.json"]);
     let moved = dir.with_file_name("moved");
     assert_eq!(names(&moved), ["job.json", "job.log", "job.status.json"]);
-    assert!(read(&moved.join("job.status.json")).contains("has vanished"), "the journal is with the job");
+    assert!(
+        read(&moved.join("job.status.json")).contains("has vanished"),
+        "the journal is with the job"
+    );
 }
 
 #[test]
@@ -286,7 +353,9 @@ fn a_relative_root_is_one_of_the_workers_current_directory() {
     let dir = site.prepare("root/a", json!({ "steps": ["true"] }));
     site.prepare("b", json!({ "steps": ["touch ran"] }));
     let worker = site.idle_worker(|command| {
-        command.current_dir(site.drive.path()).env("JOB_ROOT", "./root");
+        command
+            .current_dir(site.drive.path())
+            .env("JOB_ROOT", "./root");
     });
     site.request(json!({ "id": "b", "workDir": "../b" }));
     assert_failed(&site.result("b").json(), "lies outside of JOB_ROOT");
@@ -298,7 +367,10 @@ fn a_relative_root_is_one_of_the_workers_current_directory() {
 #[test]
 fn denied_payload_steps_leave_everything_that_runs_to_job_json() {
     let site = Site::start();
-    let dir = site.prepare("a", json!({ "steps": ["echo from the file: $WHO"], "env": { "WHO": "nobody" } }));
+    let dir = site.prepare(
+        "a",
+        json!({ "steps": ["echo from the file: $WHO"], "env": { "WHO": "nobody" } }),
+    );
     let worker = site.idle_worker(|command| {
         command.env("JOB_PAYLOAD_STEPS", "deny");
     });

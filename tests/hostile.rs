@@ -14,7 +14,9 @@ use support::site::Site;
 use support::worker::Worker;
 
 fn cases() -> usize {
-    std::env::var("HOSTILE_CASES").map_or(1000, |number| number.parse().expect("HOSTILE_CASES is a number"))
+    std::env::var("HOSTILE_CASES").map_or(1000, |number| {
+        number.parse().expect("HOSTILE_CASES is a number")
+    })
 }
 
 const REQUESTS: [&[u8]; 6] = [
@@ -88,7 +90,11 @@ fn json_is_what_rfc_8259_says() {
     ];
     for payload in taken {
         let shown = String::from_utf8_lossy(payload);
-        assert!(Request::parse(payload).is_ok(), "{shown}: {:?}", Request::parse(payload));
+        assert!(
+            Request::parse(payload).is_ok(),
+            "{shown}: {:?}",
+            Request::parse(payload)
+        );
         properties::request(payload);
     }
     let refused: [&[u8]; 36] = [
@@ -130,43 +136,87 @@ fn json_is_what_rfc_8259_says() {
         b"{\"id\":\"a\",\"workDir\":\"d\"}\0",
     ];
     for payload in refused {
-        assert!(Request::parse(payload).is_err(), "{}", String::from_utf8_lossy(payload));
+        assert!(
+            Request::parse(payload).is_err(),
+            "{}",
+            String::from_utf8_lossy(payload)
+        );
         properties::request(payload);
     }
-    let last =
-        Request::parse(br#"{"id":"a","id":"b","workDir":"x","workDir":"d"}"#).expect("duplicate keys are no error");
-    assert_eq!((last.id.as_str(), last.work_dir.as_str()), ("b", "d"), "the last one counts, as in JavaScript");
+    let last = Request::parse(br#"{"id":"a","id":"b","workDir":"x","workDir":"d"}"#)
+        .expect("duplicate keys are no error");
+    assert_eq!(
+        (last.id.as_str(), last.work_dir.as_str()),
+        ("b", "d"),
+        "the last one counts, as in JavaScript"
+    );
 }
 
 #[test]
 fn a_mebibyte_of_anything_is_dealt_with() {
     const MEBIBYTE: usize = 1 << 20;
-    for token in
-        ["{", "[", "\"", "\\", "[[", "{\"a\":", "[{\"a\":[", "1", "\0", " ", "\u{feff}", "-", "é", "{\"id\":\"a\","]
-    {
+    for token in [
+        "{",
+        "[",
+        "\"",
+        "\\",
+        "[[",
+        "{\"a\":",
+        "[{\"a\":[",
+        "1",
+        "\0",
+        " ",
+        "\u{feff}",
+        "-",
+        "é",
+        "{\"id\":\"a\",",
+    ] {
         let mut text = token.repeat(MEBIBYTE / token.len());
         for close in ["", "]}"] {
             text.push_str(close);
             properties::request(text.as_bytes());
             properties::definition(text.as_bytes());
             properties::journal(text.as_bytes());
-            for field in ["id", "workDir", "steps", "env", "timeoutSeconds", "maxAttempts", "unknown"] {
+            for field in [
+                "id",
+                "workDir",
+                "steps",
+                "env",
+                "timeoutSeconds",
+                "maxAttempts",
+                "unknown",
+            ] {
                 let inside = format!("{{\"id\":\"a\",\"workDir\":\"d\",\"{field}\":{text}}}");
                 properties::request(inside.as_bytes());
             }
         }
     }
-    let nested =
-        |depth: usize| format!("{{\"id\":\"a\",\"workDir\":\"d\",\"x\":{}{}}}", "[".repeat(depth), "]".repeat(depth));
+    let nested = |depth: usize| {
+        format!(
+            "{{\"id\":\"a\",\"workDir\":\"d\",\"x\":{}{}}}",
+            "[".repeat(depth),
+            "]".repeat(depth)
+        )
+    };
     properties::request(nested(500_000).as_bytes());
     let many = format!("{{\"steps\":[{}\"\"]}}", "\"\",".repeat(300_000));
     assert_eq!(
-        Definition::parse(many.as_bytes()).expect("as many steps as fit").steps.map(|steps| steps.len()),
+        Definition::parse(many.as_bytes())
+            .expect("as many steps as fit")
+            .steps
+            .map(|steps| steps.len()),
         Some(300_001)
     );
     let id = job_worker::contract::JobId::from_text("a").expect("a good id");
-    let deep = format!("{{\"id\":\"a\",\"status\":\"success\",\"x\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
-    assert!(!matches!(Journal::read(Some(deep.as_bytes()), &id), Journal::NeverBegun));
+    let deep = format!(
+        "{{\"id\":\"a\",\"status\":\"success\",\"x\":{}{}}}",
+        "[".repeat(100_000),
+        "]".repeat(100_000)
+    );
+    assert!(!matches!(
+        Journal::read(Some(deep.as_bytes()), &id),
+        Journal::NeverBegun
+    ));
 }
 
 /// Each of many mutated requests is answered exactly once, and then a good job is run.
@@ -176,14 +226,20 @@ fn a_worker_survives_them(version: &str) {
     site.prepare("root/good", json!({ "steps": ["true"] }));
     let configure = |command: &mut Command| {
         // nothing of a mutated command line is run
-        command.env("JOB_ROOT", &root).env("JOB_PAYLOAD_STEPS", "deny").env("JOB_DIR_WAIT", "0");
-        command.env("MQTT_PROTOCOL_VERSION", version).env("RUST_LOG", "warn,job_worker=warn");
+        command
+            .env("JOB_ROOT", &root)
+            .env("JOB_PAYLOAD_STEPS", "deny")
+            .env("JOB_DIR_WAIT", "0");
+        command
+            .env("MQTT_PROTOCOL_VERSION", version)
+            .env("RUST_LOG", "warn,job_worker=warn");
     };
     site.open_queue(configure);
     let mut random = Random::new(5);
     let count = cases();
     for _ in 0..count {
-        site.controller.publish("jobs/pending", random.mutate(&REQUESTS));
+        site.controller
+            .publish("jobs/pending", random.mutate(&REQUESTS));
     }
     let supervisor = Worker::spawn(&site.broker, |command| {
         command.arg("supervise");
@@ -192,12 +248,26 @@ fn a_worker_survives_them(version: &str) {
     site.request(json!({ "id": "the last one", "workDir": "good" }));
     let answers = || {
         let results = site.controller.heard("jobs/results/").len();
-        (results + site.controller.heard("jobs/rejected").len(), results)
+        (
+            results + site.controller.heard("jobs/rejected").len(),
+            results,
+        )
     };
     // the more cases, the longer it may take
-    let end = Instant::now() + support::wait::DEADLINE + Duration::from_millis(50) * u32::try_from(count).expect("few");
-    while site.controller.heard("jobs/results/the last one").is_empty() {
-        assert!(Instant::now() < end, "{:?} of {count} are answered:\n{}", answers(), supervisor.stderr());
+    let end = Instant::now()
+        + support::wait::DEADLINE
+        + Duration::from_millis(50) * u32::try_from(count).expect("few");
+    while site
+        .controller
+        .heard("jobs/results/the last one")
+        .is_empty()
+    {
+        assert!(
+            Instant::now() < end,
+            "{:?} of {count} are answered:\n{}",
+            answers(),
+            supervisor.stderr()
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
     let last = site.result("the last one").json();
@@ -205,7 +275,10 @@ fn a_worker_survives_them(version: &str) {
     assert_eq!(answers().0, count + 1, "each is answered once");
     assert!(answers().1 > count / 10, "some of them have an id");
     let log = supervisor.stderr();
-    assert!(!log.contains("defect") && !log.contains("the worker ended with status"), "{log}");
+    assert!(
+        !log.contains("defect") && !log.contains("the worker ended with status"),
+        "{log}"
+    );
     supervisor.sigterm();
     let mut supervisor = supervisor;
     supervisor.exits_with(0);

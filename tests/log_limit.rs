@@ -15,10 +15,23 @@ fn run(scene: &Scene, steps: serde_json::Value) -> Finished {
 
 #[track_caller]
 fn has_passed_it(finished: &Finished) {
-    assert_eq!((&finished.result["status"], &finished.result["reason"]), (&json!("failed"), &json!("log_limit")));
+    assert_eq!(
+        (&finished.result["status"], &finished.result["reason"]),
+        (&json!("failed"), &json!("log_limit"))
+    );
     assert_ne!(finished.result["exitCode"], 0);
-    assert!(finished.result["error"].as_str().unwrap().contains(LIMIT), "{}", finished.result);
-    assert!(finished.log.lines().any(|line| line.starts_with("==> ") && line.contains(LIMIT)), "the log says so");
+    assert!(
+        finished.result["error"].as_str().unwrap().contains(LIMIT),
+        "{}",
+        finished.result
+    );
+    assert!(
+        finished
+            .log
+            .lines()
+            .any(|line| line.starts_with("==> ") && line.contains(LIMIT)),
+        "the log says so"
+    );
 }
 
 /// Some 5 MB a second, so that a log that is not limited does no harm.
@@ -36,7 +49,10 @@ fn a_job_whose_log_passes_it_is_ended() {
 #[test]
 fn orphans_that_end_all_the_time_do_not_distract() {
     let scene = Scene::new();
-    has_passed_it(&run(&scene, json!(["while :; do (true &); head -c 5000 /dev/zero; sleep 0.01; done"])));
+    has_passed_it(&run(
+        &scene,
+        json!(["while :; do (true &); head -c 5000 /dev/zero; sleep 0.01; done"]),
+    ));
 }
 
 #[test]
@@ -75,7 +91,11 @@ fn a_log_below_it_is_no_matter() {
 #[test]
 fn without_one_a_log_may_grow() {
     let scene = Scene::new();
-    let finished = scene.run("a", json!({ "steps": ["head -c 2000000 /dev/zero"] }), |_| {});
+    let finished = scene.run(
+        "a",
+        json!({ "steps": ["head -c 2000000 /dev/zero"] }),
+        |_| {},
+    );
     assert_eq!(finished.verdict(), ("success", "", 0));
     assert!(finished.log.len() > 2_000_000);
 }

@@ -26,12 +26,18 @@ struct Stage {
 
 impl Stage {
     fn new() -> Self {
-        Self { broker: Broker::start(), drive: TempDir::new() }
+        Self {
+            broker: Broker::start(),
+            drive: TempDir::new(),
+        }
     }
 
     fn start(&self, configure: impl FnOnce(&mut Command)) -> Worker {
         let mut command = job_worker();
-        command.env("MQTT_URL", self.broker.url()).env("RUST_LOG", "debug").current_dir(self.drive.path());
+        command
+            .env("MQTT_URL", self.broker.url())
+            .env("RUST_LOG", "debug")
+            .current_dir(self.drive.path());
         configure(&mut command);
         Worker::start(command, self.drive.path())
     }
@@ -76,7 +82,10 @@ impl Stage {
     /// The packets from the first PUBLISH of `topic` on, in short: what goes to the worker starts with `<`.
     fn told_from(&self, topic: &str) -> Vec<String> {
         let told: Vec<String> = self.broker.log().iter().filter_map(short).collect();
-        let start = told.iter().position(|line| line.ends_with(topic)).expect("this topic");
+        let start = told
+            .iter()
+            .position(|line| line.ends_with(topic))
+            .expect("this topic");
         told[start..].to_vec()
     }
 }
@@ -86,7 +95,14 @@ fn read(path: &Path) -> String {
 }
 
 fn short(entry: &Entry) -> Option<String> {
-    let Entry::Packet { packet, from_client, .. } = entry else { return None };
+    let Entry::Packet {
+        packet,
+        from_client,
+        ..
+    } = entry
+    else {
+        return None;
+    };
     let what = match packet {
         Packet::Publish { topic, .. } => format!("PUBLISH {topic}"),
         Packet::PubAck { .. } => "PUBACK".to_owned(),
@@ -98,13 +114,21 @@ fn short(entry: &Entry) -> Option<String> {
 
 fn sent(entry: &Entry) -> Option<&Packet> {
     match entry {
-        Entry::Packet { from_client: true, packet, .. } => Some(packet),
+        Entry::Packet {
+            from_client: true,
+            packet,
+            ..
+        } => Some(packet),
         _ => None,
     }
 }
 
 fn acknowledgements(broker: &Broker) -> usize {
-    broker.log().iter().filter(|entry| matches!(sent(entry), Some(Packet::PubAck { .. }))).count()
+    broker
+        .log()
+        .iter()
+        .filter(|entry| matches!(sent(entry), Some(Packet::PubAck { .. })))
+        .count()
 }
 
 /// The protocol versions of all CONNECTs.
@@ -124,10 +148,23 @@ fn the_order_at_the_end(version: &str) {
     stage.broker.wait_for_connected(ME, false, DEADLINE);
     assert_eq!(
         stage.told_from("jobs/results/a"),
-        [">PUBLISH jobs/results/a", "<PUBACK", ">PUBACK", &format!(">PUBLISH {STATE}"), ">DISCONNECT"]
+        [
+            ">PUBLISH jobs/results/a",
+            "<PUBACK",
+            ">PUBACK",
+            &format!(">PUBLISH {STATE}"),
+            ">DISCONNECT"
+        ]
     );
     assert_eq!(stage.broker.queued(ME), 0);
-    assert!(stage.broker.retained(STATE).unwrap().text().contains(r#""state":"offline""#));
+    assert!(
+        stage
+            .broker
+            .retained(STATE)
+            .unwrap()
+            .text()
+            .contains(r#""state":"offline""#)
+    );
 }
 
 fn a_request_is_not_acknowledged_while_the_broker_does_not_acknowledge_the_result(version: &str) {
@@ -140,11 +177,16 @@ fn a_request_is_not_acknowledged_while_the_broker_does_not_acknowledge_the_resul
     stage.submit("a");
     stage.broker.wait_for_message("jobs/results/a", 1, DEADLINE);
     let quiet = Duration::from_secs(3);
-    wait::throughout(quiet, "the request waits", || acknowledgements(&stage.broker) == 0 && worker.ended().is_none());
+    wait::throughout(quiet, "the request waits", || {
+        acknowledgements(&stage.broker) == 0 && worker.ended().is_none()
+    });
     // also on the next connection, where the broker redelivers the request and hears the result once more
     stage.broker.kick(ME);
     stage.broker.wait_for_message("jobs/results/a", 2, DEADLINE);
-    assert_eq!((acknowledgements(&stage.broker), stage.broker.queued(ME)), (0, 1));
+    assert_eq!(
+        (acknowledgements(&stage.broker), stage.broker.queued(ME)),
+        (0, 1)
+    );
     stage.broker.set_script(|_| Verdict::Pass);
     stage.broker.kick(ME);
     worker.exits_with(0);
@@ -160,7 +202,10 @@ fn a_worker_killed_before_the_acknowledgement_is_answered_for_from_the_file(vers
     });
     let mut worker = stage.speaking(version);
     stage.submit("a");
-    let first = stage.broker.wait_for_message("jobs/results/a", 1, DEADLINE).remove(0);
+    let first = stage
+        .broker
+        .wait_for_message("jobs/results/a", 1, DEADLINE)
+        .remove(0);
     worker.kill9();
     stage.broker.set_script(|_| Verdict::Pass);
     let mut second = stage.start(|command| _ = command.env("MQTT_PROTOCOL_VERSION", version));
@@ -180,21 +225,26 @@ fn a_redelivery_on_the_live_connection_is_not_another_request(version: &str) {
     fs::write(stage.dir("a").join("gate"), "").unwrap();
     let mut again = false;
     stage.broker.set_script(move |step| match step.packet {
-        Packet::Publish { topic, payload, qos: 1, .. }
-            if topic == "jobs/pending" && payload[..] == *twin.as_bytes() =>
-        {
+        Packet::Publish {
+            topic,
+            payload,
+            qos: 1,
+            ..
+        } if topic == "jobs/pending" && payload[..] == *twin.as_bytes() => {
             again = true;
             Verdict::Pass
         }
         // a message for the worker that the worker does not wait for becomes the redelivery
-        Packet::Publish { topic, .. } if topic == "jobs/cancel/other" && again => Verdict::Replace(Packet::Publish {
-            topic: "jobs/pending".into(),
-            payload: twin.clone().into_bytes(),
-            qos: 1,
-            dup: true,
-            retain: false,
-            pkid: 1,
-        }),
+        Packet::Publish { topic, .. } if topic == "jobs/cancel/other" && again => {
+            Verdict::Replace(Packet::Publish {
+                topic: "jobs/pending".into(),
+                payload: twin.clone().into_bytes(),
+                qos: 1,
+                dup: true,
+                retain: false,
+                pkid: 1,
+            })
+        }
         _ => Verdict::Pass,
     });
     stage.broker.publish("jobs/pending", request);
@@ -202,13 +252,32 @@ fn a_redelivery_on_the_live_connection_is_not_another_request(version: &str) {
     for _ in 0..3 {
         stage.broker.publish("jobs/cancel/other", "");
     }
-    let is_twin = |entry: &Entry| matches!(entry, Entry::Packet { packet: Packet::Publish { dup: true, .. }, .. });
-    stage.broker.wait_until(DEADLINE, |log| log.iter().filter(|entry| is_twin(entry)).count() == 3);
+    let is_twin = |entry: &Entry| {
+        matches!(
+            entry,
+            Entry::Packet {
+                packet: Packet::Publish { dup: true, .. },
+                ..
+            }
+        )
+    };
+    stage.broker.wait_until(DEADLINE, |log| {
+        log.iter().filter(|entry| is_twin(entry)).count() == 3
+    });
     stage.release("a");
     worker.exits_with(0);
     stage.broker.wait_for_connected(ME, false, DEADLINE);
-    assert_eq!((stage.runs("a").as_str(), stage.broker.received("jobs/results/a").len()), ("1\n", 1));
-    assert_eq!((acknowledgements(&stage.broker), stage.broker.queued(ME)), (1, 0));
+    assert_eq!(
+        (
+            stage.runs("a").as_str(),
+            stage.broker.received("jobs/results/a").len()
+        ),
+        ("1\n", 1)
+    );
+    assert_eq!(
+        (acknowledgements(&stage.broker), stage.broker.queued(ME)),
+        (1, 0)
+    );
 }
 
 fn requests_behind_the_first_stay_with_the_broker(version: &str) {
@@ -219,7 +288,9 @@ fn requests_behind_the_first_stay_with_the_broker(version: &str) {
     ids.iter().for_each(|id| stage.submit(id));
     let delivered = if version == "4" { 20 } else { 1 };
     let is_request = |entry: &Entry| matches!(entry, Entry::Packet { packet: Packet::Publish { topic, .. }, .. } if topic == "jobs/pending");
-    stage.broker.wait_until(DEADLINE, |log| log.iter().filter(|entry| is_request(entry)).count() == delivered);
+    stage.broker.wait_until(DEADLINE, |log| {
+        log.iter().filter(|entry| is_request(entry)).count() == delivered
+    });
     stage.release("job-0");
     worker.exits_with(0);
     stage.broker.wait_for_queued(ME, 19, DEADLINE);
@@ -230,7 +301,10 @@ fn requests_behind_the_first_stay_with_the_broker(version: &str) {
         next.exits_with(0);
         stage.broker.wait_for_connected(ME, false, DEADLINE);
         let results = stage.broker.received("jobs/results/+");
-        assert_eq!((results.len(), &results[n + 1].topic), (n + 2, &format!("jobs/results/{id}")));
+        assert_eq!(
+            (results.len(), &results[n + 1].topic),
+            (n + 2, &format!("jobs/results/{id}"))
+        );
         assert_eq!(stage.runs(id), "1\n");
     }
     assert_eq!(stage.broker.queued(ME), 0);
@@ -262,16 +336,29 @@ fn a_busy_worker_whose_id_is_taken_over_finishes_and_then_reports() {
     stage.submit_held("a");
     // it finds the first at work by the lock, and must neither run the job nor answer for it
     let mut second = stage.start(|_| {});
-    wait::until("the first to notice", || first.stderr().contains("another client has connected with our id"));
+    wait::until("the first to notice", || {
+        first
+            .stderr()
+            .contains("another client has connected with our id")
+    });
     assert!(first.ended().is_none());
     stage.release("a");
     let results = stage.broker.wait_for_message("jobs/results/a", 1, DEADLINE);
-    assert!(results[0].text().contains(r#""status":"success""#), "{}", results[0].text());
+    assert!(
+        results[0].text().contains(r#""status":"success""#),
+        "{}",
+        results[0].text()
+    );
     first.exits_with(0);
     stage.broker.wait_for_queued(ME, 0, DEADLINE);
     assert_eq!(stage.runs("a"), "1\n");
     wait::until("the second to leave or to be idle", || {
-        second.ended().is_some() || stage.broker.received(STATE).last().is_some_and(|m| m.text().contains("idle"))
+        second.ended().is_some()
+            || stage
+                .broker
+                .received(STATE)
+                .last()
+                .is_some_and(|m| m.text().contains("idle"))
     });
 }
 
@@ -280,7 +367,10 @@ fn refused(version: &str, configure: impl FnOnce(&Stage)) -> String {
     let stage = Stage::new();
     configure(&stage);
     let mut worker = stage.start(|command| {
-        command.env("MQTT_PROTOCOL_VERSION", version).env("MQTT_USERNAME", "alice").env("MQTT_PASSWORD", "open sesame");
+        command
+            .env("MQTT_PROTOCOL_VERSION", version)
+            .env("MQTT_USERNAME", "alice")
+            .env("MQTT_PASSWORD", "open sesame");
     });
     worker.exits_with(77);
     let said = worker.stderr();
@@ -300,8 +390,15 @@ fn a_refused_greeting_is_exit_77_and_says_what_was_refused() {
         ("4", 5, "user name or password"),
         ("4", 2, "client id"),
     ] {
-        let said = refused(version, |stage| stage.broker.configure(|knobs| knobs.connack_code = Some(code)));
-        assert!(said.contains(what), "version {version}, code {code}: {said}");
+        let said = refused(version, |stage| {
+            stage
+                .broker
+                .configure(|knobs| knobs.connack_code = Some(code))
+        });
+        assert!(
+            said.contains(what),
+            "version {version}, code {code}: {said}"
+        );
     }
 }
 
@@ -309,7 +406,9 @@ fn a_refused_greeting_is_exit_77_and_says_what_was_refused() {
 fn a_broker_in_trouble_is_waited_for() {
     for (version, code) in [("5", 0x88), ("5", 0x89), ("5", 0x97), ("4", 3)] {
         let stage = Stage::new();
-        stage.broker.configure(|knobs| knobs.connack_code = Some(code));
+        stage
+            .broker
+            .configure(|knobs| knobs.connack_code = Some(code));
         let mut worker = stage.start(|command| _ = command.env("MQTT_PROTOCOL_VERSION", version));
         wait::until("another try", || greetings(&stage.broker).len() >= 2);
         assert!(worker.ended().is_none());
@@ -329,7 +428,9 @@ fn a_refused_subscription_is_exit_77_and_names_the_filter() {
         ("4", "jobs/cancel/+", 0x80),
     ] {
         let said = refused(version, |stage| {
-            stage.broker.configure(|knobs| knobs.suback_failures = vec![(filter.into(), code)]);
+            stage
+                .broker
+                .configure(|knobs| knobs.suback_failures = vec![(filter.into(), code)]);
         });
         assert!(said.contains(filter), "{said}");
     }
@@ -341,9 +442,13 @@ fn a_worker_that_is_refused_in_mid_job_finishes_it_first_and_a_later_one_answers
         let stage = Stage::new();
         let mut worker = stage.speaking(version);
         stage.submit_held("a");
-        stage.broker.configure(|knobs| knobs.connack_code = Some(code));
+        stage
+            .broker
+            .configure(|knobs| knobs.connack_code = Some(code));
         stage.broker.kick(ME);
-        wait::until("the refusal", || worker.stderr().contains("the broker refuses our"));
+        wait::until("the refusal", || {
+            worker.stderr().contains("the broker refuses our")
+        });
         assert!(worker.ended().is_none());
         stage.release("a");
         worker.exits_with(77);
@@ -360,32 +465,57 @@ fn a_worker_that_is_refused_in_mid_job_finishes_it_first_and_a_later_one_answers
 #[test]
 fn a_result_that_the_broker_does_not_authorise_is_exit_77_and_keeps_the_request() {
     let stage = Stage::new();
-    stage.broker.configure(|knobs| knobs.puback_failures = vec![("jobs/results/+".into(), 0x87)]);
+    stage
+        .broker
+        .configure(|knobs| knobs.puback_failures = vec![("jobs/results/+".into(), 0x87)]);
     let mut worker = stage.speaking("5");
     stage.submit("a");
     worker.exits_with(77);
-    assert!(worker.stderr().contains("jobs/results/"), "{}", worker.stderr());
-    assert_eq!((acknowledgements(&stage.broker), stage.broker.queued(ME)), (0, 1));
+    assert!(
+        worker.stderr().contains("jobs/results/"),
+        "{}",
+        worker.stderr()
+    );
+    assert_eq!(
+        (acknowledgements(&stage.broker), stage.broker.queued(ME)),
+        (0, 1)
+    );
     // once that is put right, the result comes from the file
-    stage.broker.configure(|knobs| knobs.puback_failures.clear());
+    stage
+        .broker
+        .configure(|knobs| knobs.puback_failures.clear());
     stage.start(|_| {}).exits_with(0);
-    assert_eq!((stage.broker.received("jobs/results/a").len(), stage.runs("a").as_str()), (1, "1\n"));
+    assert_eq!(
+        (
+            stage.broker.received("jobs/results/a").len(),
+            stage.runs("a").as_str()
+        ),
+        (1, "1\n")
+    );
     stage.broker.wait_for_queued(ME, 0, DEADLINE);
 }
 
 #[test]
 fn a_result_that_the_broker_does_not_take_for_now_is_published_again() {
     let stage = Stage::new();
-    stage.broker.configure(|knobs| knobs.puback_failures = vec![("jobs/results/+".into(), 0x97)]);
+    stage
+        .broker
+        .configure(|knobs| knobs.puback_failures = vec![("jobs/results/+".into(), 0x97)]);
     let mut worker = stage.speaking("5");
     stage.submit("a");
     let tries = |log: &[Entry]| {
-        let is_result = |p: &Packet| matches!(p, Packet::Publish { topic, .. } if topic == "jobs/results/a");
-        log.iter().filter_map(sent).filter(|packet| is_result(packet)).count()
+        let is_result =
+            |p: &Packet| matches!(p, Packet::Publish { topic, .. } if topic == "jobs/results/a");
+        log.iter()
+            .filter_map(sent)
+            .filter(|packet| is_result(packet))
+            .count()
     };
     stage.broker.wait_until(DEADLINE, |log| tries(log) >= 2);
     assert_eq!(acknowledgements(&stage.broker), 0);
-    stage.broker.configure(|knobs| knobs.puback_failures.clear());
+    stage
+        .broker
+        .configure(|knobs| knobs.puback_failures.clear());
     worker.exits_with(0);
     stage.broker.wait_for_queued(ME, 0, DEADLINE);
     assert_eq!(stage.runs("a"), "1\n");
@@ -409,10 +539,16 @@ fn a_broker_without_mqtt_5_is_spoken_to_in_3_1_1_with_a_notice() {
 fn the_version_that_a_broker_has_taken_is_kept() {
     let stage = Stage::new();
     let _worker = stage.speaking("auto");
-    stage.broker.configure(|knobs| knobs.refuse_v5 = Some(RefuseV5::Close));
+    stage
+        .broker
+        .configure(|knobs| knobs.refuse_v5 = Some(RefuseV5::Close));
     stage.broker.kick(ME);
     wait::until("two more tries", || greetings(&stage.broker).len() >= 3);
-    assert!(greetings(&stage.broker).iter().all(|version| *version == 5), "{:?}", greetings(&stage.broker));
+    assert!(
+        greetings(&stage.broker).iter().all(|version| *version == 5),
+        "{:?}",
+        greetings(&stage.broker)
+    );
 }
 
 #[test]
@@ -435,13 +571,24 @@ fn a_version_that_is_asked_for_is_the_only_one() {
 #[test]
 fn a_server_keep_alive_of_0_is_no_reason_to_ping_without_a_pause() {
     let stage = Stage::new();
-    stage.broker.configure(|knobs| knobs.server_keep_alive = Some(0));
+    stage
+        .broker
+        .configure(|knobs| knobs.server_keep_alive = Some(0));
     let mut worker = stage.start(|command| _ = command.env("MQTT_KEEP_ALIVE", "5"));
     stage.broker.wait_for_message(STATE, 1, DEADLINE);
     let is_ping = |entry: &Entry| matches!(sent(entry), Some(Packet::PingReq));
     // rumqttc has set its clock by then, so that one goes out
-    let pings = || stage.broker.log().iter().filter(|entry| is_ping(entry)).count();
-    wait::throughout(Duration::from_secs(2), "one PINGREQ at most", || pings() <= 1);
+    let pings = || {
+        stage
+            .broker
+            .log()
+            .iter()
+            .filter(|entry| is_ping(entry))
+            .count()
+    };
+    wait::throughout(Duration::from_secs(2), "one PINGREQ at most", || {
+        pings() <= 1
+    });
     stage.submit("a");
     worker.exits_with(0);
 }
@@ -450,10 +597,14 @@ fn a_server_keep_alive_of_0_is_no_reason_to_ping_without_a_pause() {
 fn a_server_keep_alive_is_heeded() {
     let stage = Stage::new();
     // half as much again, and the broker ends the connection
-    stage.broker.configure(|knobs| knobs.server_keep_alive = Some(2));
+    stage
+        .broker
+        .configure(|knobs| knobs.server_keep_alive = Some(2));
     let _worker = stage.speaking("5");
     let is_ping = |entry: &Entry| matches!(sent(entry), Some(Packet::PingReq));
-    stage.broker.wait_until(DEADLINE, |log| log.iter().filter(|entry| is_ping(entry)).count() >= 2);
+    stage.broker.wait_until(DEADLINE, |log| {
+        log.iter().filter(|entry| is_ping(entry)).count() >= 2
+    });
     assert_eq!(greetings(&stage.broker).len(), 1);
 }
 

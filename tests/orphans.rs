@@ -8,15 +8,16 @@ use std::fs;
 use std::process::Command;
 use std::sync::mpsc;
 use support::broker::{Packet, Step, Verdict};
-use support::scene::{Process, Scene, await_file, read, survivors, until_exists, verdict, wait_until, zombies_of};
+use support::scene::{
+    Process, Scene, await_file, read, survivors, until_exists, verdict, wait_until, zombies_of,
+};
 
 const PLAIN: &str = "sleep 1000 &";
 const SETSID: &str = "setsid sleep 1000 &";
 const DOUBLE_FORK: &str = "(setsid sh -c 'sleep 1000 & sleep 1000' &)";
 const NOHUP: &str = "nohup sleep 1000 > /dev/null 2>&1 &";
 const IMMUNE: &str = "(setsid sh -c 'trap \"\" TERM HUP INT; while :; do sleep 0.02; done' &)";
-const BOMB: &str =
-    "bomb() { n=$1; if [ $n -gt 0 ]; then bomb $((n - 1)) & bomb $((n - 1)) & fi; sleep 1000; }; bomb 7 &";
+const BOMB: &str = "bomb() { n=$1; if [ $n -gt 0 ]; then bomb $((n - 1)) & bomb $((n - 1)) & fi; sleep 1000; }; bomb 7 &";
 
 /// Every `n`th process of the bomb is 2^8 - 1 shells, each with a sleep.
 const KINDS: [&str; 6] = [PLAIN, SETSID, DOUBLE_FORK, NOHUP, IMMUNE, BOMB];
@@ -37,7 +38,11 @@ fn alive_at_the_result(steps: serde_json::Value, wanted: (&str, &str, i64)) {
     });
     let finished = scene.run("a", json!({ "steps": steps }), |_| {});
     assert_eq!(finished.verdict(), wanted, "{}", finished.log);
-    assert_eq!(counts.try_recv(), Ok(0), "processes were alive when the result came");
+    assert_eq!(
+        counts.try_recv(),
+        Ok(0),
+        "processes were alive when the result came"
+    );
     let last = finished.log.lines().last().unwrap();
     assert!(last.starts_with("==> killed "), "{last}");
 }
@@ -60,15 +65,22 @@ fn nothing_is_alive_when_a_failure_arrives() {
 fn nothing_is_alive_when_a_timeout_arrives() {
     for kind in KINDS {
         let step = json!({ "run": format!("{kind}\nwait"), "timeoutSeconds": 0.3 });
-        let step =
-            if kind == IMMUNE { json!({ "run": format!("{kind}\nsleep 1000"), "timeoutSeconds": 0.3 }) } else { step };
+        let step = if kind == IMMUNE {
+            json!({ "run": format!("{kind}\nsleep 1000"), "timeoutSeconds": 0.3 })
+        } else {
+            step
+        };
         // the last line of the log tells of the timeout's own kill, or of nothing: only what is alive counts here
         let scene = Scene::new();
         let finished = scene.run("a", json!({ "steps": [step] }), |worker| {
             worker.env("JOB_STOP_GRACE", "0.3");
         });
         scene.nothing_survives();
-        assert!(["timeout", ""].contains(&finished.verdict().1), "{}", finished.log);
+        assert!(
+            ["timeout", ""].contains(&finished.verdict().1),
+            "{}",
+            finished.log
+        );
     }
 }
 
@@ -81,7 +93,10 @@ fn who_forks_and_exits_all_the_time_is_caught() {
         let step = format!(
             "perl -MPOSIX=setsid -e 'open(F, \">>hops\"); while (-e \"hops\") {{ {script}; syswrite(F, \"x\") }}' &"
         );
-        alive_at_the_result(json!([step, "until [ -s hops ]; do sleep 0.02; done"]), ("success", "", 0));
+        alive_at_the_result(
+            json!([step, "until [ -s hops ]; do sleep 0.02; done"]),
+            ("success", "", 0),
+        );
     }
 }
 
@@ -109,8 +124,10 @@ fn a_job_that_leaves_nothing_has_nothing_said_about_it() {
 fn zombies_are_reaped_while_a_long_step_runs() {
     let scene = Scene::new();
     let mut worker = scene.idle_worker(|_| {});
-    let step =
-        format!("for i in 1 2 3 4 5 6 7 8; do (true &); (setsid true &); done; touch up; {}", until_exists("gate"));
+    let step = format!(
+        "for i in 1 2 3 4 5 6 7 8; do (true &); (setsid true &); done; touch up; {}",
+        until_exists("gate")
+    );
     let dir = scene.submit("a", json!({ "steps": [step] }));
     await_file(&dir.join("up"));
     wait_until("no zombie to be left", || zombies_of(worker.pid()) == 0);
@@ -126,8 +143,12 @@ fn no_exit_status_is_stolen() {
         .map(|code| json!({ "run": format!("(true &); (false &); setsid sh -c 'exit 9' & exit {code}"), "always": true }))
         .collect();
     let finished = scene.run("a", json!({ "steps": steps }), |_| {});
-    let codes: Vec<_> =
-        finished.result["steps"].as_array().unwrap().iter().map(|step| step["exitCode"].as_i64()).collect();
+    let codes: Vec<_> = finished.result["steps"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|step| step["exitCode"].as_i64())
+        .collect();
     assert_eq!(codes, (0..120).map(Some).collect::<Vec<_>>());
     assert_eq!(finished.verdict(), ("failed", "step", 1));
 }
@@ -135,7 +156,11 @@ fn no_exit_status_is_stolen() {
 #[test]
 fn a_step_that_kills_its_own_group_has_failed() {
     let scene = Scene::new();
-    let finished = scene.run("a", json!({ "steps": ["sleep 1000 & kill -9 0; sleep 1000", "touch next"] }), |_| {});
+    let finished = scene.run(
+        "a",
+        json!({ "steps": ["sleep 1000 & kill -9 0; sleep 1000", "touch next"] }),
+        |_| {},
+    );
     assert_eq!(finished.verdict(), ("failed", "step", 137));
     assert_eq!(finished.result["steps"][0]["signal"], "SIGKILL");
     scene.nothing_survives();
@@ -151,7 +176,10 @@ fn a_step_that_cannot_be_started_says_why() {
     let error = finished.result["error"].as_str().unwrap();
     assert!(error.contains("step 2/4"), "{error}");
     let exists = |file: &str| finished.dir.join(file).exists();
-    assert_eq!([exists("first"), exists("next"), exists("last")], [true, false, true]);
+    assert_eq!(
+        [exists("first"), exists("next"), exists("last")],
+        [true, false, true]
+    );
 
     let env = json!({ "LONG": "x".repeat(300_000) });
     let finished = scene.run("env", json!({ "steps": ["true"], "env": env }), |_| {});
@@ -163,24 +191,44 @@ fn a_shell_that_vanishes_fails_the_step() {
     let scene = Scene::new();
     let shell = scene.drive().join("shell");
     fs::copy("/bin/sh", &shell).unwrap();
-    let finished = scene.run("a", json!({ "steps": [format!("rm {}", shell.display()), "true"] }), |worker| {
-        worker.env("JOB_SHELL", &shell);
-    });
+    let finished = scene.run(
+        "a",
+        json!({ "steps": [format!("rm {}", shell.display()), "true"] }),
+        |worker| {
+            worker.env("JOB_SHELL", &shell);
+        },
+    );
     assert_eq!(finished.result["status"], "failed");
-    assert!(finished.result["error"].as_str().unwrap().contains("could not be started"), "{}", finished.result);
+    assert!(
+        finished.result["error"]
+            .as_str()
+            .unwrap()
+            .contains("could not be started"),
+        "{}",
+        finished.result
+    );
 }
 
 /// The binary, started by a shell that had a child already and became it: as a log writer or a companion is started.
 fn with_companion(scene: &Scene, arguments: &str) -> (Process, Pid) {
     let mut command = Command::new("sh");
     let binary = support::scene::binary();
-    command.args(["-c", &format!("sleep 1000 & echo $! > companion; exec {} {arguments}", binary.display())]);
+    command.args([
+        "-c",
+        &format!(
+            "sleep 1000 & echo $! > companion; exec {} {arguments}",
+            binary.display()
+        ),
+    ]);
     scene.equip(&mut command);
     command.env("JOB_STOP_GRACE", "1000");
     let states = scene.states().len();
     let process = scene.start(command);
     scene.await_idle_after(states);
-    let pid = read(&scene.drive().join("companion")).trim().parse().unwrap();
+    let pid = read(&scene.drive().join("companion"))
+        .trim()
+        .parse()
+        .unwrap();
     (process, Pid::from_raw(pid).unwrap())
 }
 

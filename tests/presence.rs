@@ -24,7 +24,11 @@ fn retained(broker: &Mosquitto, observer: &str) -> Value {
 }
 
 fn states(site: &Site) -> Vec<Value> {
-    site.controller.heard(TOPIC).iter().map(|message| message.json()["state"].clone()).collect()
+    site.controller
+        .heard(TOPIC)
+        .iter()
+        .map(|message| message.json()["state"].clone())
+        .collect()
 }
 
 fn document(message: &Message) -> Value {
@@ -33,7 +37,9 @@ fn document(message: &Message) -> Value {
 
 fn worker_at(broker: &Broker, dir: &TempDir, configure: impl FnOnce(&mut Command)) -> Worker {
     let mut command = job_worker();
-    command.env("MQTT_URL", broker.url()).current_dir(dir.path());
+    command
+        .env("MQTT_URL", broker.url())
+        .current_dir(dir.path());
     configure(&mut command);
     Worker::start(command, dir.path())
 }
@@ -43,7 +49,10 @@ fn idle_busy_offline_over_the_life_of_a_worker() {
     let site = Site::start();
     let mut worker = site.idle_worker(|_| {});
     let idle = retained(&site.broker, "observer-1");
-    assert_eq!((&idle["worker"], &idle["state"], idle.get("job")), (&json!("node-worker-01"), &json!("idle"), None));
+    assert_eq!(
+        (&idle["worker"], &idle["state"], idle.get("job")),
+        (&json!("node-worker-01"), &json!("idle"), None)
+    );
     assert_eq!(idle["version"], env!("CARGO_PKG_VERSION"));
     assert!(humantime::parse_rfc3339(idle["since"].as_str().unwrap()).is_ok());
     let dir = site.prepare("a", json!({ "steps": [while_exists("gate")] }));
@@ -51,12 +60,20 @@ fn idle_busy_offline_over_the_life_of_a_worker() {
     site.request(json!({ "id": "a", "workDir": dir }));
     site.await_state(&mut worker, 0, "busy");
     let busy = retained(&site.broker, "observer-2");
-    assert_eq!((&busy["state"], &busy["job"]), (&json!("busy"), &json!("a")));
+    assert_eq!(
+        (&busy["state"], &busy["job"]),
+        (&json!("busy"), &json!("a"))
+    );
     fs::remove_file(dir.join("gate")).unwrap();
     worker.exits_with(0);
-    wait::until("the worker to be offline", || states(&site).last() == Some(&json!("offline")));
+    wait::until("the worker to be offline", || {
+        states(&site).last() == Some(&json!("offline"))
+    });
     let offline = retained(&site.broker, "observer-3");
-    assert_eq!((&offline["state"], offline.get("job")), (&json!("offline"), None));
+    assert_eq!(
+        (&offline["state"], offline.get("job")),
+        (&json!("offline"), None)
+    );
     assert_eq!(states(&site), ["idle", "busy", "offline"], "each once");
 }
 
@@ -67,7 +84,13 @@ fn the_job_keeps_the_json_type_of_its_id() {
     let dir = site.prepare("7", json!({ "steps": [] }));
     site.request(json!({ "id": 7, "workDir": dir, "steps": ["true"] }));
     worker.exits_with(0);
-    let told = |state: &str| site.controller.heard(TOPIC).into_iter().map(|m| m.json()).find(|d| d["state"] == state);
+    let told = |state: &str| {
+        site.controller
+            .heard(TOPIC)
+            .into_iter()
+            .map(|m| m.json())
+            .find(|d| d["state"] == state)
+    };
     assert_eq!(wait::until_some("busy", || told("busy"))["job"], 7);
 }
 
@@ -77,7 +100,9 @@ fn a_worker_that_is_asked_to_stop_is_offline() {
     let mut worker = site.idle_worker(|_| {});
     worker.sigterm();
     worker.exits_with(0);
-    wait::until("the worker to be offline", || states(&site) == ["idle", "offline"]);
+    wait::until("the worker to be offline", || {
+        states(&site) == ["idle", "offline"]
+    });
 }
 
 #[test]
@@ -88,10 +113,18 @@ fn a_killed_worker_is_offline_by_its_last_will() {
     site.request(json!({ "id": "a", "workDir": dir }));
     site.await_state(&mut worker, 0, "busy");
     worker.kill9();
-    wait::until("the last will", || states(&site).last() == Some(&json!("offline")));
+    wait::until("the last will", || {
+        states(&site).last() == Some(&json!("offline"))
+    });
     assert_eq!(retained(&site.broker, "observer")["state"], "offline");
     // the step has outlived its worker
-    let pid = wait::until_some("the step's pid", || fs::read_to_string(dir.join("pid")).ok()?.trim().parse().ok());
+    let pid = wait::until_some("the step's pid", || {
+        fs::read_to_string(dir.join("pid"))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    });
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
 }
@@ -131,20 +164,41 @@ fn on_each_new_connection_the_present_state_follows_the_last_will() {
         broker.kick("node-worker-01");
         let idle = broker.wait_for_message(TOPIC, 3, DEADLINE);
         fs::write(dir.path().join("gate"), "").unwrap();
-        broker
-            .publish("jobs/pending", json!({ "id": "a", "workDir": ".", "steps": [while_exists("gate")] }).to_string());
+        broker.publish(
+            "jobs/pending",
+            json!({ "id": "a", "workDir": ".", "steps": [while_exists("gate")] }).to_string(),
+        );
         broker.wait_for_message(TOPIC, 4, DEADLINE);
         broker.kick("node-worker-01");
         broker.wait_for_message(TOPIC, 6, DEADLINE);
         fs::remove_file(dir.path().join("gate")).unwrap();
         worker.exits_with(0);
         let all = broker.wait_for_message(TOPIC, 7, DEADLINE);
-        let states: Vec<_> = all.iter().map(|message| document(message)["state"].clone()).collect();
-        assert_eq!(states, ["idle", "offline", "idle", "busy", "offline", "busy", "offline"]);
-        assert!(all.iter().all(|message| message.qos == 0 && message.retain), "{all:?}");
+        let states: Vec<_> = all
+            .iter()
+            .map(|message| document(message)["state"].clone())
+            .collect();
+        assert_eq!(
+            states,
+            [
+                "idle", "offline", "idle", "busy", "offline", "busy", "offline"
+            ]
+        );
+        assert!(
+            all.iter().all(|message| message.qos == 0 && message.retain),
+            "{all:?}"
+        );
         let since = |message| document(message)["since"].clone();
-        assert_eq!(since(&idle[0]), since(&idle[2]), "idle since then, connected or not");
-        assert_eq!(since(&all[3]), since(&all[5]), "busy since then, connected or not");
+        assert_eq!(
+            since(&idle[0]),
+            since(&idle[2]),
+            "idle since then, connected or not"
+        );
+        assert_eq!(
+            since(&all[3]),
+            since(&all[5]),
+            "busy since then, connected or not"
+        );
         assert_eq!(document(&all[5])["job"], "a");
     }
 }
@@ -156,17 +210,31 @@ fn after_a_take_over_the_last_word_is_the_truth() {
     broker.wait_for_message(TOPIC, 1, DEADLINE);
     fs::write(dir.path().join("gate"), "").unwrap();
     let steps = json!([while_exists("gate")]);
-    broker.publish("jobs/pending", json!({ "id": "a", "workDir": ".", "steps": steps }).to_string());
+    broker.publish(
+        "jobs/pending",
+        json!({ "id": "a", "workDir": ".", "steps": steps }).to_string(),
+    );
     broker.wait_for_message(TOPIC, 2, DEADLINE);
     let mut other = worker_at(&broker, &dir, |_| {});
     let told = broker.wait_for_message(TOPIC, 4, DEADLINE);
-    assert_eq!(document(&told[2])["state"], "offline", "the last will of the first");
-    assert_ne!(document(&told[3])["state"], "offline", "the second says that it is there");
+    assert_eq!(
+        document(&told[2])["state"],
+        "offline",
+        "the last will of the first"
+    );
+    assert_ne!(
+        document(&told[3])["state"],
+        "offline",
+        "the second says that it is there"
+    );
     fs::remove_file(dir.path().join("gate")).unwrap();
     busy.exits_with(0);
     other.exits_with(0);
     broker.wait_for_connected("node-worker-01", false, DEADLINE);
-    assert_eq!(document(&broker.retained(TOPIC).unwrap())["state"], "offline");
+    assert_eq!(
+        document(&broker.retained(TOPIC).unwrap())["state"],
+        "offline"
+    );
 }
 
 #[test]
@@ -193,9 +261,20 @@ fn a_presence_that_does_not_arrive_hinders_nothing() {
         _ => Verdict::Pass,
     });
     let mut worker = worker_at(&broker, &dir, |_| {});
-    let subscribed = |entry: &Entry| matches!(entry, Entry::Packet { packet: Packet::SubAck { .. }, .. });
+    let subscribed = |entry: &Entry| {
+        matches!(
+            entry,
+            Entry::Packet {
+                packet: Packet::SubAck { .. },
+                ..
+            }
+        )
+    };
     broker.wait_until(DEADLINE, |log| log.iter().any(subscribed));
-    broker.publish("jobs/pending", json!({ "id": "a", "workDir": ".", "steps": ["true"] }).to_string());
+    broker.publish(
+        "jobs/pending",
+        json!({ "id": "a", "workDir": ".", "steps": ["true"] }).to_string(),
+    );
     broker.wait_for_message("jobs/results/a", 1, DEADLINE);
     worker.exits_with(0);
 }

@@ -14,7 +14,12 @@ use support::wait::{self, DEADLINE};
 use support::worker::{Worker, job_worker};
 
 fn step_states(document: &Value) -> Vec<&str> {
-    document["steps"].as_array().unwrap().iter().map(|step| step["status"].as_str().unwrap()).collect()
+    document["steps"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|step| step["status"].as_str().unwrap())
+        .collect()
 }
 
 fn on_disk(dir: &TempDir) -> Value {
@@ -24,7 +29,10 @@ fn on_disk(dir: &TempDir) -> Value {
 
 fn worker_at(broker: &Broker, dir: &TempDir) -> Worker {
     let mut command = job_worker();
-    command.env("MQTT_URL", broker.url()).env("JOB_STOP_GRACE", "1").current_dir(dir.path());
+    command
+        .env("MQTT_URL", broker.url())
+        .env("JOB_STOP_GRACE", "1")
+        .current_dir(dir.path());
     Worker::start(command, dir.path())
 }
 
@@ -45,8 +53,14 @@ fn a_document_at_the_start_and_at_each_change() {
         ]
     );
     for (message, document) in messages.iter().zip(&documents) {
-        assert_eq!((message.topic.as_str(), message.qos, message.retain), ("jobs/status/a", QoS::AtMostOnce, false));
-        assert_eq!((&document["status"], &document["exitCode"]), (&json!("running"), &Value::Null));
+        assert_eq!(
+            (message.topic.as_str(), message.qos, message.retain),
+            ("jobs/status/a", QoS::AtMostOnce, false)
+        );
+        assert_eq!(
+            (&document["status"], &document["exitCode"]),
+            (&json!("running"), &Value::Null)
+        );
     }
     assert_eq!(documents[2]["steps"][1]["exitCode"], 3);
 }
@@ -59,7 +73,10 @@ fn the_start_is_told_while_the_step_runs_and_what_is_told_is_on_disk() {
     fs::write(dir.join("gate"), "").unwrap();
     site.request(json!({ "id": "a", "workDir": dir }));
     let told = site.controller.next("jobs/status/a");
-    assert_eq!(told.text(), fs::read_to_string(dir.join("job.status.json")).unwrap());
+    assert_eq!(
+        told.text(),
+        fs::read_to_string(dir.join("job.status.json")).unwrap()
+    );
     fs::remove_file(dir.join("gate")).unwrap();
     worker.exits_with(0);
 }
@@ -71,12 +88,21 @@ fn a_job_goes_on_while_the_broker_is_away() {
     broker.wait_for_message("jobs/workers/+", 1, DEADLINE);
     fs::write(dir.path().join("gate"), "").unwrap();
     let steps = json!([while_exists("gate"), "true", "true"]);
-    broker.publish("jobs/pending", json!({ "id": "a", "workDir": ".", "steps": steps }).to_string());
+    broker.publish(
+        "jobs/pending",
+        json!({ "id": "a", "workDir": ".", "steps": steps }).to_string(),
+    );
     let told = broker.wait_for_message("jobs/status/a", 1, DEADLINE);
-    assert!(told.iter().all(|message| message.qos == 0 && !message.retain), "{told:?}");
+    assert!(
+        told.iter()
+            .all(|message| message.qos == 0 && !message.retain),
+        "{told:?}"
+    );
     broker.stop_listening();
     fs::remove_file(dir.path().join("gate")).unwrap();
-    wait::until("the end of the job", || on_disk(&dir)["status"] == "success");
+    wait::until("the end of the job", || {
+        on_disk(&dir)["status"] == "success"
+    });
     assert!(broker.received("jobs/results/a").is_empty());
     broker.listen_again();
     worker.exits_with(0);
@@ -85,7 +111,9 @@ fn a_job_goes_on_while_the_broker_is_away() {
 
 /// A job that says more than the buffers on the way to the broker hold.
 fn talkative_job() -> String {
-    let steps: Vec<_> = (0..160).map(|i| json!({ "run": ":", "name": format!("{i:0400}") })).collect();
+    let steps: Vec<_> = (0..160)
+        .map(|i| json!({ "run": ":", "name": format!("{i:0400}") }))
+        .collect();
     json!({ "id": "a", "workDir": ".", "steps": steps }).to_string()
 }
 
@@ -93,7 +121,11 @@ fn talkative_job() -> String {
 fn await_end(dir: &TempDir) {
     let end = Instant::now() + 4 * DEADLINE;
     while on_disk(dir)["status"] != "success" {
-        assert!(Instant::now() < end, "the job does not end: {}", on_disk(dir));
+        assert!(
+            Instant::now() < end,
+            "the job does not end: {}",
+            on_disk(dir)
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
 }

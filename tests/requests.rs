@@ -13,7 +13,12 @@ use support::worker::Worker;
 const MIB: usize = 1 << 20;
 
 fn assert_success(finished: &Finished) {
-    assert_eq!(finished.result["status"], "success", "{}", finished.published.text());
+    assert_eq!(
+        finished.result["status"],
+        "success",
+        "{}",
+        finished.published.text()
+    );
     assert_eq!(finished.result["exitCode"], 0);
 }
 
@@ -27,7 +32,10 @@ fn waits_for_files(seconds: &str) -> impl FnOnce(&mut std::process::Command) {
 #[test]
 fn a_pointer_is_enough_where_job_json_has_the_steps() {
     let site = Site::start();
-    let finished = site.run("pointer", json!({ "steps": ["echo one", { "run": "echo two" }] }));
+    let finished = site.run(
+        "pointer",
+        json!({ "steps": ["echo one", { "run": "echo two" }] }),
+    );
     assert_success(&finished);
     assert_eq!(finished.output(), "one\ntwo\n");
 }
@@ -36,8 +44,7 @@ fn a_pointer_is_enough_where_job_json_has_the_steps() {
 fn steps_in_the_request_need_no_job_json() {
     let site = Site::start();
     let dir = site.directory("bare");
-    let request =
-        json!({ "id": "bare", "workDir": dir, "steps": ["echo one", { "run": "echo two", "name": "second" }] });
+    let request = json!({ "id": "bare", "workDir": dir, "steps": ["echo one", { "run": "echo two", "name": "second" }] });
     let finished = site.run_request(site.idle_worker(|_| {}), dir, request);
     assert_success(&finished);
     assert_eq!(finished.output(), "one\ntwo\n");
@@ -46,8 +53,12 @@ fn steps_in_the_request_need_no_job_json() {
 #[test]
 fn steps_of_the_request_override_those_of_job_json() {
     let site = Site::start();
-    let dir = site.prepare("steps", json!({ "steps": ["echo from the file"], "env": { "KEPT": "yes" } }));
-    let request = json!({ "id": "steps", "workDir": dir, "steps": ["echo from the request, kept: $KEPT"] });
+    let dir = site.prepare(
+        "steps",
+        json!({ "steps": ["echo from the file"], "env": { "KEPT": "yes" } }),
+    );
+    let request =
+        json!({ "id": "steps", "workDir": dir, "steps": ["echo from the request, kept: $KEPT"] });
     let finished = site.run_request(site.idle_worker(|_| {}), dir, request);
     assert_success(&finished);
     assert_eq!(finished.output(), "from the request, kept: yes\n");
@@ -69,7 +80,10 @@ fn env_is_merged_key_by_key_and_the_request_wins() {
 #[test]
 fn timeout_of_the_request_wins() {
     let site = Site::start();
-    let dir = site.prepare("timeout", json!({ "steps": ["sleep 300"], "timeoutSeconds": 3600 }));
+    let dir = site.prepare(
+        "timeout",
+        json!({ "steps": ["sleep 300"], "timeoutSeconds": 3600 }),
+    );
     let request = json!({ "id": "timeout", "workDir": dir, "timeoutSeconds": 1 });
     let finished = site.run_request(site.idle_worker(|_| {}), dir, request);
     assert_eq!(finished.result["reason"], "timeout");
@@ -79,7 +93,10 @@ fn timeout_of_the_request_wins() {
 #[test]
 fn timeout_of_job_json_counts_where_the_request_has_none() {
     let site = Site::start();
-    let finished = site.run("timeout", json!({ "steps": ["sleep 300"], "timeoutSeconds": 1 }));
+    let finished = site.run(
+        "timeout",
+        json!({ "steps": ["sleep 300"], "timeoutSeconds": 1 }),
+    );
     assert_eq!(finished.result["reason"], "timeout");
 }
 
@@ -91,7 +108,11 @@ fn a_relative_work_dir_is_taken_from_job_root() {
     let worker = site.idle_worker(|command| {
         command.env("JOB_ROOT", &root);
     });
-    let finished = site.run_request(worker, dir.clone(), json!({ "id": "relative", "workDir": "nested/job" }));
+    let finished = site.run_request(
+        worker,
+        dir.clone(),
+        json!({ "id": "relative", "workDir": "nested/job" }),
+    );
     assert_success(&finished);
     assert_eq!(finished.output(), format!("{}\n", dir.display()));
 }
@@ -103,7 +124,11 @@ fn a_relative_work_dir_is_taken_from_the_current_directory_without_job_root() {
     let worker = site.idle_worker(|command| {
         command.current_dir(site.drive.path());
     });
-    let finished = site.run_request(worker, dir.clone(), json!({ "id": "relative", "workDir": "nested/job" }));
+    let finished = site.run_request(
+        worker,
+        dir.clone(),
+        json!({ "id": "relative", "workDir": "nested/job" }),
+    );
     assert_success(&finished);
     assert_eq!(finished.output(), format!("{}\n", dir.display()));
     let log_file = finished.result["logFile"].as_str().expect("a log file");
@@ -117,7 +142,11 @@ fn an_absolute_work_dir_inside_job_root_is_fine() {
     let worker = site.idle_worker(|command| {
         command.env("JOB_ROOT", site.drive.path().join("root"));
     });
-    let finished = site.run_request(worker, dir.clone(), json!({ "id": "inside", "workDir": dir }));
+    let finished = site.run_request(
+        worker,
+        dir.clone(),
+        json!({ "id": "inside", "workDir": dir }),
+    );
     assert_success(&finished);
 }
 
@@ -128,7 +157,10 @@ fn a_number_as_id_keeps_its_json_type_and_its_digits() {
         let site = Site::start();
         let dir = site.prepare("job", json!({ "steps": ["echo $JOB_ID"] }));
         let worker = site.idle_worker(|_| {});
-        site.controller.publish("jobs/pending", format!(r#"{{"id": {digits}, "workDir": "{}"}}"#, dir.display()));
+        site.controller.publish(
+            "jobs/pending",
+            format!(r#"{{"id": {digits}, "workDir": "{}"}}"#, dir.display()),
+        );
         let finished = site.finish(worker, dir, digits);
         let start = format!(r#"{{"id":{digits},"#);
         assert!(support::json::compact(&finished.published.text()).starts_with(&start));
@@ -148,7 +180,15 @@ fn a_string_of_digits_as_id_stays_a_string() {
 fn any_character_but_topic_and_control_characters_may_be_in_an_id() {
     let site = Site::start();
     let longest = "é".repeat(128);
-    for id in ["with space", "dots.and:colons", "$dollar", "quote\"d", "日本語", "..", longest.as_str()] {
+    for id in [
+        "with space",
+        "dots.and:colons",
+        "$dollar",
+        "quote\"d",
+        "日本語",
+        "..",
+        longest.as_str(),
+    ] {
         let dir = site.prepare("job", json!({ "steps": ["true"] }));
         let request = json!({ "id": id, "workDir": dir });
         let finished = site.run_request(site.idle_worker(|_| {}), dir, request);
@@ -177,9 +217,17 @@ fn a_job_json_that_comes_late_is_waited_for() {
     let dir = site.directory("late");
     site.request(json!({ "id": "late", "workDir": dir }));
     nothing_is_answered(&site, "late");
-    assert_eq!(names(&dir), [""; 0], "nothing is written before there is a job");
+    assert_eq!(
+        names(&dir),
+        [""; 0],
+        "nothing is written before there is a job"
+    );
     // As a careful controller does: never half a file under its final name.
-    fs::write(dir.join("job.json.tmp"), r#"{"steps": ["echo here at last"]}"#).expect("the drive can be written");
+    fs::write(
+        dir.join("job.json.tmp"),
+        r#"{"steps": ["echo here at last"]}"#,
+    )
+    .expect("the drive can be written");
     fs::rename(dir.join("job.json.tmp"), dir.join("job.json")).expect("the drive can be written");
     let finished = site.finish(worker, dir, "late");
     assert_success(&finished);
@@ -190,13 +238,19 @@ fn job_json_is_not_waited_for_where_the_request_has_the_steps() {
     let site = Site::start();
     let dir = site.directory("bare");
     let worker = site.idle_worker(waits_for_files("3600"));
-    let finished = site.run_request(worker, dir.clone(), json!({ "id": "bare", "workDir": dir, "steps": ["true"] }));
+    let finished = site.run_request(
+        worker,
+        dir.clone(),
+        json!({ "id": "bare", "workDir": dir, "steps": ["true"] }),
+    );
     assert_success(&finished);
 }
 
 fn nothing_is_answered(site: &Site, id: &str) {
     let topic = format!("jobs/results/{id}");
-    wait::throughout(Duration::from_millis(300), "no answer yet", || site.controller.heard(&topic).is_empty());
+    wait::throughout(Duration::from_millis(300), "no answer yet", || {
+        site.controller.heard(&topic).is_empty()
+    });
 }
 
 #[test]
@@ -221,22 +275,28 @@ fn zero_steps_in_the_request_override_those_of_job_json() {
 #[test]
 fn unknown_fields_are_ignored_and_named_once_in_the_workers_log() {
     let site = Site::start();
-    let definition =
-        json!({ "steps": [{ "run": "true", "flavour": 1 }, { "run": "true", "flavour": 2 }], "colour": "red" });
+    let definition = json!({ "steps": [{ "run": "true", "flavour": 1 }, { "run": "true", "flavour": 2 }], "colour": "red" });
     let dir = site.prepare("unknown", definition);
     let request = json!({ "id": "unknown", "workDir": dir, "priority": { "colour": "not a field of its own" } });
     let finished = site.run_request(site.idle_worker(|_| {}), dir, request);
     assert_success(&finished);
     let own_log = finished.worker.stderr();
     for field in ["flavour", "colour", "priority"] {
-        assert_eq!(own_log.matches(field).count(), 1, "`{field}` is named once in:\n{own_log}");
+        assert_eq!(
+            own_log.matches(field).count(),
+            1,
+            "`{field}` is named once in:\n{own_log}"
+        );
     }
 }
 
 #[test]
 fn job_json_is_read_once_before_the_first_step() {
     let site = Site::start();
-    let finished = site.run("once", json!({ "steps": ["echo '{\"steps\": []}' > job.json", "echo still here"] }));
+    let finished = site.run(
+        "once",
+        json!({ "steps": ["echo '{\"steps\": []}' > job.json", "echo still here"] }),
+    );
     assert_success(&finished);
     assert_eq!(finished.output(), "still here\n");
 }
@@ -249,11 +309,22 @@ fn topics_start_with_the_configured_root() {
     });
     let mut worker: Worker = worker;
     let dir = site.prepare("rooted", json!({ "steps": ["true"] }));
-    site.controller.publish("plant/7/jobs/pending", json!({ "id": "rooted", "workDir": dir }).to_string());
-    assert_eq!(site.controller.next("plant/7/jobs/results/rooted").json()["status"], "success");
+    site.controller.publish(
+        "plant/7/jobs/pending",
+        json!({ "id": "rooted", "workDir": dir }).to_string(),
+    );
+    assert_eq!(
+        site.controller.next("plant/7/jobs/results/rooted").json()["status"],
+        "success"
+    );
     worker.exits_with(0);
     assert_eq!(site.controller.heard("jobs/").len(), 0);
-    assert!(!site.controller.heard("plant/7/jobs/status/rooted").is_empty());
+    assert!(
+        !site
+            .controller
+            .heard("plant/7/jobs/status/rooted")
+            .is_empty()
+    );
 }
 
 #[test]
@@ -266,7 +337,10 @@ fn with_payload_steps_denied_only_job_json_says_what_runs() {
     let dir = site.prepare("denied", json!({ "steps": ["echo from the file"] }));
     site.request(json!({ "id": "denied", "workDir": dir, "steps": ["touch from-the-request"] }));
     let refused = site.result("denied").json();
-    assert_eq!((&refused["status"], &refused["reason"]), (&json!("failed"), &json!("rejected")));
+    assert_eq!(
+        (&refused["status"], &refused["reason"]),
+        (&json!("failed"), &json!("rejected"))
+    );
     assert!(!dir.join("from-the-request").exists());
 
     site.request(json!({ "id": "allowed", "workDir": dir }));
@@ -291,13 +365,20 @@ fn a_request_of_60_kilobytes_runs(version: &str) {
         command.env("MQTT_PROTOCOL_VERSION", version);
     });
     let comment = "x".repeat(30_000);
-    let steps = [format!("echo one # {comment}"), format!("echo two # {comment}")];
+    let steps = [
+        format!("echo one # {comment}"),
+        format!("echo two # {comment}"),
+    ];
     let request = json!({ "id": "large", "workDir": dir, "steps": steps });
     assert!(request.to_string().len() > 60_000);
     site.request(request);
     let finished = site.finish(worker, dir, "large");
     assert_success(&finished);
-    let of_steps: Vec<&str> = finished.log.lines().filter(|line| ["one", "two"].contains(line)).collect();
+    let of_steps: Vec<&str> = finished
+        .log
+        .lines()
+        .filter(|line| ["one", "two"].contains(line))
+        .collect();
     assert_eq!(of_steps, ["one", "two"]);
 }
 
@@ -308,7 +389,8 @@ fn a_request_of_1_mebibyte_is_taken(version: &str) {
         command.env("MQTT_PROTOCOL_VERSION", version);
     });
     let request = json!({ "id": "full", "workDir": dir, "steps": ["echo taken"] });
-    site.controller.publish("jobs/pending", request_of_size(MIB, &request));
+    site.controller
+        .publish("jobs/pending", request_of_size(MIB, &request));
     let finished = site.finish(worker, dir, "full");
     assert_success(&finished);
 }
@@ -322,24 +404,44 @@ fn a_larger_request_is_rejected_and_the_worker_lives_on(version: &str) {
     let worker = site.idle_worker(configure);
     let rejections = || {
         let by_id = site.controller.heard("jobs/results/oversized").into_iter();
-        by_id.chain(site.controller.heard("jobs/rejected")).collect::<Vec<_>>()
+        by_id
+            .chain(site.controller.heard("jobs/rejected"))
+            .collect::<Vec<_>>()
     };
     let dir = site.directory("oversized");
     for (number, size) in [(1, MIB + 1), (2, 4 * MIB)] {
         let request = json!({ "id": "oversized", "workDir": dir, "steps": ["touch ran"] });
-        site.controller.publish("jobs/pending", request_of_size(size, &request));
-        wait::until("the oversized request to be answered", || rejections().len() == number);
+        site.controller
+            .publish("jobs/pending", request_of_size(size, &request));
+        wait::until("the oversized request to be answered", || {
+            rejections().len() == number
+        });
     }
     for answer in rejections() {
-        assert!(answer.payload.len() < 8192, "the answer does not carry the payload back");
+        assert!(
+            answer.payload.len() < 8192,
+            "the answer does not carry the payload back"
+        );
         let answer = answer.json();
-        assert!(answer["reason"] == "rejected" || answer["payload"].is_string(), "{answer}");
-        assert!(answer["error"].as_str().is_some_and(|error| !error.is_empty()), "{answer}");
+        assert!(
+            answer["reason"] == "rejected" || answer["payload"].is_string(),
+            "{answer}"
+        );
+        assert!(
+            answer["error"]
+                .as_str()
+                .is_some_and(|error| !error.is_empty()),
+            "{answer}"
+        );
     }
     assert_eq!(names(&dir), [""; 0]);
 
     assert_success(&site.run_on(worker, "after", json!({ "steps": ["true"] })));
-    assert_success(&site.run_on(site.idle_worker(configure), "next", json!({ "steps": ["true"] })));
+    assert_success(&site.run_on(
+        site.idle_worker(configure),
+        "next",
+        json!({ "steps": ["true"] }),
+    ));
     assert_eq!(rejections().len(), 2, "acknowledged: it does not come back");
 }
 

@@ -24,14 +24,20 @@ fn run(scene: &Scene, arguments: &[&str]) -> Process {
 #[test]
 fn it_runs_the_job_writes_the_same_files_and_shows_the_log() {
     let scene = Scene::new();
-    let dir = scene.prepare("a", json!({ "steps": ["echo out; echo err >&2; echo $JOB_ID $WORKER_ID", "true"] }));
+    let dir = scene.prepare(
+        "a",
+        json!({ "steps": ["echo out; echo err >&2; echo $JOB_ID $WORKER_ID", "true"] }),
+    );
     let mut process = run(&scene, &["a"]);
     process.exits_with(0);
     let log = read(&dir.join("job.log"));
     assert!(log.contains("\nout\nerr\na w\n"), "{log}");
     assert_eq!(process.stdout(), log);
     let status = read_json(&dir.join("job.status.json"));
-    assert_eq!((&status["id"], &status["status"], &status["exitCode"]), (&json!("a"), &json!("success"), &json!(0)));
+    assert_eq!(
+        (&status["id"], &status["status"], &status["exitCode"]),
+        (&json!("a"), &json!("success"), &json!(0))
+    );
     assert_eq!(status["logFile"], json!(dir.join("job.log")));
 }
 
@@ -42,7 +48,11 @@ fn it_exits_with_the_job_s_exit_code() {
         ("failed", json!("exit 3"), 3),
         ("signalled", json!("kill -9 $$"), 137),
         ("missing", json!("no-such-program-of-ours"), 127),
-        ("timeout", json!({ "run": "sleep 1000", "timeoutSeconds": 0.1 }), 124),
+        (
+            "timeout",
+            json!({ "run": "sleep 1000", "timeoutSeconds": 0.1 }),
+            124,
+        ),
     ] {
         scene.prepare(id, json!({ "steps": [step] }));
         run(&scene, &[id]).exits_with(code);
@@ -73,9 +83,14 @@ fn the_current_directory_is_a_directory_too() {
 #[test]
 fn the_log_is_shown_while_it_grows() {
     let scene = Scene::new();
-    let dir = scene.prepare("a", json!({ "steps": ["echo early; ".to_owned() + &until_exists("gate"), "echo late"] }));
+    let dir = scene.prepare(
+        "a",
+        json!({ "steps": ["echo early; ".to_owned() + &until_exists("gate"), "echo late"] }),
+    );
     let mut process = run(&scene, &["a"]);
-    wait_until("the first line on the terminal", || process.stdout().contains("\nearly\n"));
+    wait_until("the first line on the terminal", || {
+        process.stdout().contains("\nearly\n")
+    });
     fs::write(dir.join("gate"), "").unwrap();
     process.exits_with(0);
     assert!(process.stdout().contains("\nlate\n"));
@@ -93,8 +108,15 @@ fn an_attempt_after_a_crash_shows_only_what_is_new() {
     fs::write(dir.join("gate"), "").unwrap();
     let mut process = run(&scene, &["a"]);
     process.exits_with(0);
-    assert!(read(&dir.join("job.log")).starts_with("Job ID: a\n"), "it is appended to");
-    assert!(process.stdout().starts_with("==> attempt 2"), "{}", process.stdout());
+    assert!(
+        read(&dir.join("job.log")).starts_with("Job ID: a\n"),
+        "it is appended to"
+    );
+    assert!(
+        process.stdout().starts_with("==> attempt 2"),
+        "{}",
+        process.stdout()
+    );
 }
 
 #[test]
@@ -114,7 +136,11 @@ fn bad_directories_are_told_and_left_alone() {
         let mut process = run(&scene, &[dir]);
         let status = process.wait();
         assert!(matches!(status.code(), Some(1 | 64)), "{dir}: {status}");
-        assert!(process.stderr().contains(said), "{dir}: {}", process.stderr());
+        assert!(
+            process.stderr().contains(said),
+            "{dir}: {}",
+            process.stderr()
+        );
         assert_eq!(process.stdout(), "");
         assert!(!scene.drive().join(dir).join("job.log").exists(), "{dir}");
     }
@@ -141,11 +167,26 @@ fn ctrl_c_is_a_cancel() {
     process.signal_group(Signal::INT);
     process.exits_with(130);
     let status = read_json(&dir.join("job.status.json"));
-    assert_eq!((&status["status"], &status["reason"]), (&json!("failed"), &json!("cancelled")));
+    assert_eq!(
+        (&status["status"], &status["reason"]),
+        (&json!("failed"), &json!("cancelled"))
+    );
     let exists = |file: &str| dir.join(file).exists();
-    assert_eq!([exists("cleaned"), exists("next"), exists("last")], [true, false, true]);
-    let last = process.stdout().lines().last().map(str::to_owned).unwrap_or_default();
-    assert!(last.starts_with("==> step 3/3: exit 0 in "), "to its last line: {}", process.stdout());
+    assert_eq!(
+        [exists("cleaned"), exists("next"), exists("last")],
+        [true, false, true]
+    );
+    let last = process
+        .stdout()
+        .lines()
+        .last()
+        .map(str::to_owned)
+        .unwrap_or_default();
+    assert!(
+        last.starts_with("==> step 3/3: exit 0 in "),
+        "to its last line: {}",
+        process.stdout()
+    );
 }
 
 #[test]
@@ -160,8 +201,14 @@ fn a_second_ctrl_c_is_at_once() {
     process.signal_group(Signal::INT);
     process.exits_with(130);
     scene.nothing_survives();
-    assert!(!dir.join("last").exists(), "at once means without `always` steps");
-    assert_eq!(read_json(&dir.join("job.status.json"))["reason"], "cancelled");
+    assert!(
+        !dir.join("last").exists(),
+        "at once means without `always` steps"
+    );
+    assert_eq!(
+        read_json(&dir.join("job.status.json"))["reason"],
+        "cancelled"
+    );
 }
 
 #[test]
@@ -190,13 +237,22 @@ fn ctrl_c_while_it_waits_for_another_worker_runs_nothing() {
     process.await_stderr("is in use");
     process.signal_group(Signal::INT);
     process.exits_with(130);
-    assert_eq!([dir.join("ran").exists(), dir.join("job.status.json").exists()], [false, false]);
+    assert_eq!(
+        [
+            dir.join("ran").exists(),
+            dir.join("job.status.json").exists()
+        ],
+        [false, false]
+    );
 }
 
 #[test]
 fn nothing_outlives_it() {
     let scene = Scene::new();
-    scene.prepare("a", json!({ "steps": ["(setsid sleep 1000 &); sleep 1000 &"] }));
+    scene.prepare(
+        "a",
+        json!({ "steps": ["(setsid sleep 1000 &); sleep 1000 &"] }),
+    );
     run(&scene, &["a"]).exits_with(0);
     scene.nothing_survives();
 }
@@ -204,9 +260,16 @@ fn nothing_outlives_it() {
 #[test]
 fn a_reader_that_goes_away_does_not_end_the_job() {
     let scene = Scene::new();
-    let dir = scene.prepare("a", json!({ "steps": [until_exists("gate") + "; head -c 1000000 /dev/zero; exit 5"] }));
+    let dir = scene.prepare(
+        "a",
+        json!({ "steps": [until_exists("gate") + "; head -c 1000000 /dev/zero; exit 5"] }),
+    );
     let mut command = command(&scene, &["a"]);
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let mut first = [0; 1];
     child.stdout.take().unwrap().read_exact(&mut first).unwrap(); // and closes it
     fs::write(dir.join("gate"), "").unwrap();
@@ -221,14 +284,22 @@ fn a_reader_that_does_not_read_holds_up_neither_a_timeout_nor_ctrl_c() {
         let step = json!({ "run": "head -c 1000000 /dev/zero; touch up; sleep 1000", "timeoutSeconds": limit });
         let dir = scene.prepare(id, json!({ "steps": [step] }));
         let mut command = command(&scene, &[id]);
-        let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         await_file(&dir.join("up"));
-        let interrupt =
-            || rustix::process::kill_process(rustix::process::Pid::from_child(&child), Signal::INT).unwrap();
+        let interrupt = || {
+            rustix::process::kill_process(rustix::process::Pid::from_child(&child), Signal::INT)
+                .unwrap()
+        };
         if id == "cancel" {
             interrupt();
         }
-        wait_until("the end of the job", || read_json(&dir.join("job.status.json"))["status"] == "failed");
+        wait_until("the end of the job", || {
+            read_json(&dir.join("job.status.json"))["status"] == "failed"
+        });
         // what is left is for the reader; who does not want it interrupts again
         interrupt();
         let mut child = child;

@@ -13,7 +13,12 @@ use support::wait;
 /// Definitions, which may be of a request, too, and whether they are good.
 fn definitions() -> Vec<Value> {
     let with = |name: &str, values: Value| -> Vec<Value> {
-        values.as_array().unwrap().iter().map(|value| json!({ name: value })).collect()
+        values
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|value| json!({ name: value }))
+            .collect()
     };
     let step = |fields: Value| {
         let mut fields = fields;
@@ -40,9 +45,20 @@ fn definitions() -> Vec<Value> {
 fn a_definition_is_good_for_the_schema_and_for_the_worker_alike() {
     let schema = Schema::read("job.json");
     let mut good = 0;
-    for definition in definitions().into_iter().chain([json!([]), json!("x"), json!(null), json!(5)]) {
-        let (by_schema, by_worker) = (schema.check(&definition), Definition::parse(definition.to_string().as_bytes()));
-        assert_eq!(by_schema.is_ok(), by_worker.is_ok(), "{definition}: {by_schema:?}, {by_worker:?}");
+    for definition in
+        definitions()
+            .into_iter()
+            .chain([json!([]), json!("x"), json!(null), json!(5)])
+    {
+        let (by_schema, by_worker) = (
+            schema.check(&definition),
+            Definition::parse(definition.to_string().as_bytes()),
+        );
+        assert_eq!(
+            by_schema.is_ok(),
+            by_worker.is_ok(),
+            "{definition}: {by_schema:?}, {by_worker:?}"
+        );
         good += usize::from(by_worker.is_ok());
     }
     assert!(good > 15, "only {good} good ones");
@@ -52,20 +68,50 @@ fn a_definition_is_good_for_the_schema_and_for_the_worker_alike() {
 fn a_request_is_good_for_the_schema_and_for_the_worker_alike() {
     let schema = Schema::read("request.json");
     let id = |id: Value| json!({ "id": id, "workDir": "/data/a" });
-    let ids = ["a", "é", "a b", "a-b", "", "a/b", "a+", "#", "\n", "\u{0}", "\u{7f}", "\u{9f}", "\u{fdd0}", "\u{ffff}"];
+    let ids = [
+        "a", "é", "a b", "a-b", "", "a/b", "a+", "#", "\n", "\u{0}", "\u{7f}", "\u{9f}",
+        "\u{fdd0}", "\u{ffff}",
+    ];
     let dirs = json!(["/data/a", "a", "..", "", null, 5, "a\u{0}"]);
     let requests = ids.into_iter().map(|text| id(json!(text)));
-    let requests = requests.chain([json!(7), json!(-1.5), json!(null), json!(true), json!({}), json!([])].map(id));
+    let requests = requests.chain(
+        [
+            json!(7),
+            json!(-1.5),
+            json!(null),
+            json!(true),
+            json!({}),
+            json!([]),
+        ]
+        .map(id),
+    );
     let requests = requests.chain(["é".repeat(128), "x".repeat(129)].map(|text| id(json!(text))));
-    let requests = requests.chain(dirs.as_array().unwrap().iter().map(|dir| json!({ "id": "a", "workDir": dir })));
-    let requests = requests.chain([json!([]), json!({}), json!({ "id": "a" }), json!({ "workDir": "a" })]);
+    let requests = requests.chain(
+        dirs.as_array()
+            .unwrap()
+            .iter()
+            .map(|dir| json!({ "id": "a", "workDir": dir })),
+    );
+    let requests = requests.chain([
+        json!([]),
+        json!({}),
+        json!({ "id": "a" }),
+        json!({ "workDir": "a" }),
+    ]);
     let with_definition = definitions().into_iter().map(|mut request| {
         (request["id"], request["workDir"]) = (json!("a"), json!("a"));
         request
     });
     for request in requests.chain(with_definition) {
-        let (by_schema, by_worker) = (schema.check(&request), Request::parse(request.to_string().as_bytes()));
-        assert_eq!(by_schema.is_ok(), by_worker.is_ok(), "{request}: {by_schema:?}, {by_worker:?}");
+        let (by_schema, by_worker) = (
+            schema.check(&request),
+            Request::parse(request.to_string().as_bytes()),
+        );
+        assert_eq!(
+            by_schema.is_ok(),
+            by_worker.is_ok(),
+            "{request}: {by_schema:?}, {by_worker:?}"
+        );
     }
 }
 
@@ -75,13 +121,43 @@ fn every_document_of_the_worker_is_as_its_schema_says() {
     let mut documents = Vec::new();
     // a job, what is in the worker's environment, and how it ends
     let jobs = [
-        ("success", json!({ "steps": ["true", { "run": "true", "name": "second" }] }), None, "success"),
+        (
+            "success",
+            json!({ "steps": ["true", { "run": "true", "name": "second" }] }),
+            None,
+            "success",
+        ),
         ("empty", json!({ "steps": [] }), None, "success"),
-        ("step", json!({ "steps": ["exit 3", "true", { "run": "true", "always": true }] }), None, "step"),
-        ("signal", json!({ "steps": ["kill -KILL $$"] }), None, "step"),
-        ("timeout", json!({ "steps": ["exec sleep 600"], "timeoutSeconds": 0.1 }), None, "timeout"),
-        ("loud", json!({ "steps": ["yes"] }), Some(("JOB_LOG_LIMIT", "100000")), "log_limit"),
-        ("shell", json!({ "steps": ["rm -rf \"$JOB_WORK_DIR\"", "true"] }), None, "internal"),
+        (
+            "step",
+            json!({ "steps": ["exit 3", "true", { "run": "true", "always": true }] }),
+            None,
+            "step",
+        ),
+        (
+            "signal",
+            json!({ "steps": ["kill -KILL $$"] }),
+            None,
+            "step",
+        ),
+        (
+            "timeout",
+            json!({ "steps": ["exec sleep 600"], "timeoutSeconds": 0.1 }),
+            None,
+            "timeout",
+        ),
+        (
+            "loud",
+            json!({ "steps": ["yes"] }),
+            Some(("JOB_LOG_LIMIT", "100000")),
+            "log_limit",
+        ),
+        (
+            "shell",
+            json!({ "steps": ["rm -rf \"$JOB_WORK_DIR\"", "true"] }),
+            None,
+            "internal",
+        ),
     ];
     for (id, definition, variable, end) in jobs {
         let worker = site.idle_worker(|command| {
@@ -89,7 +165,11 @@ fn every_document_of_the_worker_is_as_its_schema_says() {
         });
         let finished = site.run_on(worker, id, definition);
         let result = &finished.result;
-        assert_eq!(result.get("reason").unwrap_or(&result["status"]), end, "{result}");
+        assert_eq!(
+            result.get("reason").unwrap_or(&result["status"]),
+            end,
+            "{result}"
+        );
         documents.push(finished.result);
     }
 
@@ -121,7 +201,12 @@ fn every_document_of_the_worker_is_as_its_schema_says() {
     documents.push(site.result("stopped").json());
     worker.exits_with(0);
 
-    documents.extend(site.controller.heard("jobs/status/").iter().map(|message| message.json()));
+    documents.extend(
+        site.controller
+            .heard("jobs/status/")
+            .iter()
+            .map(|message| message.json()),
+    );
     let schema = Schema::read("status.json");
     for document in &documents {
         assert_eq!(schema.check(document), Ok(()), "{document}");
@@ -129,11 +214,25 @@ fn every_document_of_the_worker_is_as_its_schema_says() {
     }
     let all: [(&str, &[&str]); 2] = [
         ("status", &["running", "success", "failed", "interrupted"]),
-        ("reason", &["step", "timeout", "cancelled", "log_limit", "interrupted", "rejected", "internal"]),
+        (
+            "reason",
+            &[
+                "step",
+                "timeout",
+                "cancelled",
+                "log_limit",
+                "interrupted",
+                "rejected",
+                "internal",
+            ],
+        ),
     ];
     for (field, values) in all {
         for value in values {
-            assert!(documents.iter().any(|document| document[field] == *value), "no document with {field} {value}");
+            assert!(
+                documents.iter().any(|document| document[field] == *value),
+                "no document with {field} {value}"
+            );
         }
     }
 }

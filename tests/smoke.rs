@@ -36,7 +36,9 @@ fn smoke_test_with_a_broker_of_its_own() {
 fn smoke_test_with_a_broker_that_is_there() {
     let broker = Mosquitto::start();
     let mut command = smoke();
-    command.env("MQTT_HOST", "127.0.0.1").env("MQTT_PORT", broker.port().to_string());
+    command
+        .env("MQTT_HOST", "127.0.0.1")
+        .env("MQTT_PORT", broker.port().to_string());
     assert_well(command);
 }
 

@@ -13,22 +13,42 @@ use support::site::{Site, names, read, while_exists};
 use support::wait;
 
 fn time(document: &Value, field: &str) -> std::time::SystemTime {
-    let text = document[field].as_str().unwrap_or_else(|| panic!("{field} is a string in {document}"));
-    let shape: String = text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
-    assert_eq!(shape, "0000-00-00T00:00:00.000Z", "{field} is RFC 3339 with milliseconds");
+    let text = document[field]
+        .as_str()
+        .unwrap_or_else(|| panic!("{field} is a string in {document}"));
+    let shape: String = text
+        .chars()
+        .map(|c| if c.is_ascii_digit() { '0' } else { c })
+        .collect();
+    assert_eq!(
+        shape, "0000-00-00T00:00:00.000Z",
+        "{field} is RFC 3339 with milliseconds"
+    );
     humantime::parse_rfc3339(text).unwrap_or_else(|error| panic!("{field} is no time: {error}"))
 }
 
 #[test]
 fn the_four_fields_that_never_change_come_first() {
     let site = Site::start();
-    for (id, steps) in [("good", json!(["true"])), ("bad", json!(["exit 3"])), ("none", json!([]))] {
+    for (id, steps) in [
+        ("good", json!(["true"])),
+        ("bad", json!(["exit 3"])),
+        ("none", json!([])),
+    ] {
         let finished = site.run(id, json!({ "steps": steps }));
         let keys = top_level_keys(&finished.published.text());
-        assert_eq!(keys[..4], ["id", "status", "logFile", "exitCode"], "{}", finished.published.text());
+        assert_eq!(
+            keys[..4],
+            ["id", "status", "logFile", "exitCode"],
+            "{}",
+            finished.published.text()
+        );
     }
     for message in site.controller.heard("jobs/status/") {
-        assert_eq!(top_level_keys(&message.text())[..4], ["id", "status", "logFile", "exitCode"]);
+        assert_eq!(
+            top_level_keys(&message.text())[..4],
+            ["id", "status", "logFile", "exitCode"]
+        );
     }
 }
 
@@ -44,22 +64,39 @@ fn a_final_document_has_the_fields_of_the_contract() {
     let result = &finished.result;
     assert_eq!(result["id"], "whole");
     assert_eq!(result["status"], "success");
-    assert_eq!(result["logFile"], finished.dir.join("job.log").display().to_string());
+    assert_eq!(
+        result["logFile"],
+        finished.dir.join("job.log").display().to_string()
+    );
     assert_eq!(result["exitCode"], 0);
     assert_eq!(result["attempt"], 1);
     assert_eq!(result["worker"], "worker-7");
     let (started, ended) = (time(result, "startedAt"), time(result, "finishedAt"));
     assert!(before <= started && started <= ended && ended <= std::time::SystemTime::now());
     let between = ended.duration_since(started).expect("in order").as_millis() as i64;
-    let duration = result["durationMs"].as_i64().expect("durationMs is an integer");
-    assert!(duration >= 150 && (duration - between).abs() <= 50, "{duration} ms is about {between} ms");
-    assert!(result.get("reason").is_none_or(Value::is_null), "a success has no reason");
-    assert!(result.get("error").is_none_or(Value::is_null), "a success has no error");
+    let duration = result["durationMs"]
+        .as_i64()
+        .expect("durationMs is an integer");
+    assert!(
+        duration >= 150 && (duration - between).abs() <= 50,
+        "{duration} ms is about {between} ms"
+    );
+    assert!(
+        result.get("reason").is_none_or(Value::is_null),
+        "a success has no reason"
+    );
+    assert!(
+        result.get("error").is_none_or(Value::is_null),
+        "a success has no error"
+    );
 
     let steps = result["steps"].as_array().expect("steps is a list");
     assert_eq!(steps.len(), 2);
     for step in steps {
-        assert_eq!((&step["status"], &step["exitCode"]), (&json!("success"), &json!(0)));
+        assert_eq!(
+            (&step["status"], &step["exitCode"]),
+            (&json!("success"), &json!(0))
+        );
         assert!(step["durationMs"].is_u64(), "{step}");
         assert!(step.get("signal").is_none_or(Value::is_null), "{step}");
     }
@@ -74,7 +111,11 @@ fn a_failed_document_says_why() {
     let finished = site.run("why", json!({ "steps": ["exit 3"] }));
     assert_eq!(finished.result["status"], "failed");
     assert_eq!(finished.result["reason"], "step");
-    assert!(finished.result["error"].as_str().is_some_and(|error| error.len() > 3));
+    assert!(
+        finished.result["error"]
+            .as_str()
+            .is_some_and(|error| error.len() > 3)
+    );
 }
 
 #[test]
@@ -101,7 +142,11 @@ fn the_file_is_there_before_the_result_arrives() {
 fn while_a_step_runs_the_document_says_so_on_disk_and_on_the_wire() {
     let site = Site::start();
     let worker = site.idle_worker(|_| {});
-    let steps = json!(["true", format!("touch started; {}", while_exists("hold")), "true"]);
+    let steps = json!([
+        "true",
+        format!("touch started; {}", while_exists("hold")),
+        "true"
+    ]);
     let dir = site.prepare("running", json!({ "steps": steps }));
     fs::write(dir.join("hold"), "").expect("the drive can be written");
     site.request(json!({ "id": "running", "workDir": dir }));
@@ -109,40 +154,68 @@ fn while_a_step_runs_the_document_says_so_on_disk_and_on_the_wire() {
 
     let statuses = |document: &Value| -> Vec<String> {
         let steps = document["steps"].as_array().into_iter().flatten();
-        steps.filter_map(|step| step["status"].as_str().map(str::to_owned)).collect()
+        steps
+            .filter_map(|step| step["status"].as_str().map(str::to_owned))
+            .collect()
     };
-    let document: Value = serde_json::from_str(&read(&dir.join("job.status.json"))).expect("valid JSON at any moment");
+    let document: Value = serde_json::from_str(&read(&dir.join("job.status.json")))
+        .expect("valid JSON at any moment");
     assert_eq!(document["id"], "running");
     assert_eq!(document["status"], "running");
     assert_eq!(document["exitCode"], Value::Null);
-    assert_eq!(document["logFile"], dir.join("job.log").display().to_string());
+    assert_eq!(
+        document["logFile"],
+        dir.join("job.log").display().to_string()
+    );
     assert_eq!(document["attempt"], 1);
     time(&document, "startedAt");
     assert!(document.get("finishedAt").is_none_or(Value::is_null));
     assert_eq!(statuses(&document), ["success", "running", "pending"]);
     wait::until("the same document on the wire", || {
-        site.controller.heard("jobs/status/running").iter().any(|message| message.json() == document)
+        site.controller
+            .heard("jobs/status/running")
+            .iter()
+            .any(|message| message.json() == document)
     });
 
     fs::remove_file(dir.join("hold")).expect("the drive can be written");
     let finished = site.finish(worker, dir, "running");
-    assert_eq!(statuses(&finished.result), ["success", "success", "success"]);
+    assert_eq!(
+        statuses(&finished.result),
+        ["success", "success", "success"]
+    );
     let on_the_wire = site.controller.heard("jobs/status/running");
-    let seen: Vec<Vec<String>> = on_the_wire.iter().map(|message| statuses(&message.json())).collect();
-    for expected in
-        [["running", "pending", "pending"], ["success", "running", "pending"], ["success", "success", "running"]]
-    {
-        assert!(seen.iter().any(|statuses| statuses[..] == expected), "{expected:?} is among {seen:?}");
+    let seen: Vec<Vec<String>> = on_the_wire
+        .iter()
+        .map(|message| statuses(&message.json()))
+        .collect();
+    for expected in [
+        ["running", "pending", "pending"],
+        ["success", "running", "pending"],
+        ["success", "success", "running"],
+    ] {
+        assert!(
+            seen.iter().any(|statuses| statuses[..] == expected),
+            "{expected:?} is among {seen:?}"
+        );
     }
-    assert!(on_the_wire.iter().all(|message| message.qos == QoS::AtMostOnce));
+    assert!(
+        on_the_wire
+            .iter()
+            .all(|message| message.qos == QoS::AtMostOnce)
+    );
 }
 
 #[test]
 fn the_file_is_replaced_and_never_rewritten() {
     let site = Site::start();
     // A second name for the file as it is now: a write into the same file would show through it.
-    let finished = site.run("atomic", json!({ "steps": ["ln job.status.json earlier.json"] }));
-    let earlier: Value = serde_json::from_str(&finished.read("earlier.json")).expect("the earlier document is whole");
+    let finished = site.run(
+        "atomic",
+        json!({ "steps": ["ln job.status.json earlier.json"] }),
+    );
+    let earlier: Value = serde_json::from_str(&finished.read("earlier.json"))
+        .expect("the earlier document is whole");
     assert_eq!(earlier["status"], "running");
     assert_eq!(finished.result["status"], "success");
 }
@@ -150,9 +223,15 @@ fn the_file_is_replaced_and_never_rewritten() {
 #[test]
 fn only_log_and_status_are_added_to_the_work_dir() {
     let site = Site::start();
-    for (id, steps) in [("good", json!(["true", "true"])), ("bad", json!(["exit 3", "true"]))] {
+    for (id, steps) in [
+        ("good", json!(["true", "true"])),
+        ("bad", json!(["exit 3", "true"])),
+    ] {
         let finished = site.run(id, json!({ "steps": steps }));
-        assert_eq!(names(&finished.dir), ["job.json", "job.log", "job.status.json"]);
+        assert_eq!(
+            names(&finished.dir),
+            ["job.json", "job.log", "job.status.json"]
+        );
     }
 }
 
@@ -175,7 +254,10 @@ fn results_and_statuses_are_not_retained_and_presence_is() {
     let presence = latecomer.next("jobs/workers/node-worker-01");
     assert!(presence.retain);
     assert_eq!(presence.json()["state"], "offline");
-    assert_eq!(latecomer.heard("jobs/results/").len() + latecomer.heard("jobs/status/").len(), 0);
+    assert_eq!(
+        latecomer.heard("jobs/results/").len() + latecomer.heard("jobs/status/").len(),
+        0
+    );
 }
 
 #[test]
@@ -184,10 +266,21 @@ fn presence_goes_from_idle_to_busy_to_offline() {
     let finished = site.run("visible", json!({ "steps": ["true"] }));
     let topic = "jobs/workers/node-worker-01";
     wait::until("the worker to be offline", || {
-        site.controller.heard(topic).last().is_some_and(|message| message.json()["state"] == "offline")
+        site.controller
+            .heard(topic)
+            .last()
+            .is_some_and(|message| message.json()["state"] == "offline")
     });
-    let documents: Vec<Value> = site.controller.heard(topic).iter().map(|message| message.json()).collect();
-    let states: Vec<&str> = documents.iter().filter_map(|document| document["state"].as_str()).collect();
+    let documents: Vec<Value> = site
+        .controller
+        .heard(topic)
+        .iter()
+        .map(|message| message.json())
+        .collect();
+    let states: Vec<&str> = documents
+        .iter()
+        .filter_map(|document| document["state"].as_str())
+        .collect();
     assert_eq!(states, ["idle", "busy", "offline"]);
     for document in &documents {
         assert_eq!(document["worker"], "node-worker-01");
@@ -205,7 +298,11 @@ fn the_last_will_says_offline_for_a_worker_that_was_killed() {
     let mark = site.controller.mark();
     worker.kill9();
     wait::until("the last will", || {
-        let heard = site.controller.heard_since(mark, "jobs/workers/node-worker-01");
-        heard.iter().any(|message| message.json()["state"] == "offline" && message.json()["worker"] == "node-worker-01")
+        let heard = site
+            .controller
+            .heard_since(mark, "jobs/workers/node-worker-01");
+        heard.iter().any(|message| {
+            message.json()["state"] == "offline" && message.json()["worker"] == "node-worker-01"
+        })
     });
 }

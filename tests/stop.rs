@@ -8,7 +8,8 @@ use std::fs::{self, File};
 use std::process::Command;
 use support::broker::{Packet, Step, Verdict};
 use support::scene::{
-    SOON, Scene, WORKER, await_file, child_of, pid_1, read, read_json, until_exists, verdict, wait_for, wait_until,
+    SOON, Scene, WORKER, await_file, child_of, pid_1, read, read_json, until_exists, verdict,
+    wait_for, wait_until,
 };
 
 /// Counts its runs, says what it was told, and goes; a run that finds `gate` ends at once.
@@ -24,10 +25,20 @@ fn steps() -> Value {
 fn is_requeued(scene: &Scene, dir: &std::path::Path) {
     scene.nothing_survives();
     assert!(scene.broker.received("jobs/results/+").is_empty());
-    assert_eq!(scene.broker.queued(WORKER), 1, "the request is still with the broker");
+    assert_eq!(
+        scene.broker.queued(WORKER),
+        1,
+        "the request is still with the broker"
+    );
     let status = read_json(&dir.join("job.status.json"));
-    assert_eq!((status["status"].as_str(), &status["exitCode"]), (Some("interrupted"), &json!(null)));
-    assert_eq!([dir.join("next").exists(), dir.join("last").exists()], [false, false]);
+    assert_eq!(
+        (status["status"].as_str(), &status["exitCode"]),
+        (Some("interrupted"), &json!(null))
+    );
+    assert_eq!(
+        [dir.join("next").exists(), dir.join("last").exists()],
+        [false, false]
+    );
 
     fs::write(dir.join("gate"), "").unwrap();
     // as often as it was stopped, it still is the first attempt
@@ -35,7 +46,10 @@ fn is_requeued(scene: &Scene, dir: &std::path::Path) {
         worker.env("JOB_MAX_ATTEMPTS", "1");
     });
     let result = scene.result("a");
-    assert_eq!((verdict(&result), &result["attempt"]), (("success", "", 0), &json!(1)));
+    assert_eq!(
+        (verdict(&result), &result["attempt"]),
+        (("success", "", 0), &json!(1))
+    );
     worker.exits_with(0);
     scene.broker.wait_for_queued(WORKER, 0, SOON);
     assert_eq!(read(&dir.join("runs")), "x\nx\n");
@@ -47,14 +61,22 @@ fn is_requeued(scene: &Scene, dir: &std::path::Path) {
 fn an_idle_worker_takes_its_leave() {
     let scene = Scene::new();
     let is_farewell = |entry: &&support::broker::Entry| {
-        matches!(entry, support::broker::Entry::Packet { packet: Packet::Disconnect { code: 0, .. }, .. })
+        matches!(
+            entry,
+            support::broker::Entry::Packet {
+                packet: Packet::Disconnect { code: 0, .. },
+                ..
+            }
+        )
     };
     for (count, signal) in [Signal::TERM, Signal::INT].into_iter().enumerate() {
         let mut worker = scene.idle_worker(|_| {});
         worker.signal(signal);
         worker.exits_with(0);
         // no last will was needed
-        scene.broker.wait_until(SOON, |log| log.iter().filter(is_farewell).count() > count);
+        scene
+            .broker
+            .wait_until(SOON, |log| log.iter().filter(is_farewell).count() > count);
         assert_eq!(scene.states().last().map(String::as_str), Some("offline"));
     }
 }
@@ -82,8 +104,9 @@ fn a_job_that_ignores_term_is_killed_and_requeued() {
         worker.env("JOB_STOP_GRACE", "0.2");
     });
     let daemon = r#"(setsid sh -c "trap '' TERM HUP; sleep 1000" &)"#;
-    let step =
-        format!("echo x >> runs; [ -e gate ] && exit; trap '' TERM; {daemon}; touch up; while :; do sleep 0.02; done");
+    let step = format!(
+        "echo x >> runs; [ -e gate ] && exit; trap '' TERM; {daemon}; touch up; while :; do sleep 0.02; done"
+    );
     let dir = scene.submit("a", json!({ "steps": [step] }));
     await_file(&dir.join("up"));
     worker.signal(Signal::TERM);
@@ -122,7 +145,11 @@ fn finish_finishes_and_reports() {
     assert_eq!(verdict(&scene.result("a")), ("success", "", 0));
     worker.exits_with(0);
     assert!(dir.join("next").exists());
-    assert_eq!(scene.broker.queued(WORKER), 1, "the job behind it waits for the next worker");
+    assert_eq!(
+        scene.broker.queued(WORKER),
+        1,
+        "the job behind it waits for the next worker"
+    );
     assert!(!scene.drive().join("b/job.log").exists());
 }
 
@@ -130,7 +157,9 @@ fn finish_finishes_and_reports() {
 fn a_second_signal_ends_finish_too() {
     let scene = Scene::new();
     let mut worker = scene.idle_worker(|worker| {
-        worker.env("JOB_ON_STOP", "finish").env("JOB_STOP_GRACE", "1000");
+        worker
+            .env("JOB_ON_STOP", "finish")
+            .env("JOB_STOP_GRACE", "1000");
     });
     let dir = scene.submit("a", steps());
     await_file(&dir.join("up"));
@@ -169,7 +198,9 @@ fn a_job_is_requeued_while_the_broker_is_away() {
 fn a_result_that_cannot_be_reported_is_reported_by_the_next_worker() {
     let scene = Scene::new();
     let mut worker = scene.idle_worker(|worker| {
-        worker.env("JOB_ON_STOP", "finish").env("JOB_STOP_GRACE", "0.2");
+        worker
+            .env("JOB_ON_STOP", "finish")
+            .env("JOB_STOP_GRACE", "0.2");
     });
     let dir = scene.submit("a", steps());
     await_file(&dir.join("up"));
@@ -189,7 +220,10 @@ fn answered_without_another_run(scene: &Scene, dir: &std::path::Path) {
     let reported = scene.broker.received("jobs/results/a").len();
     let states = scene.states().len();
     let mut worker = scene.worker(|_| {});
-    assert_eq!(verdict(&scene.results("a", reported + 1)[reported]), ("success", "", 0));
+    assert_eq!(
+        verdict(&scene.results("a", reported + 1)[reported]),
+        ("success", "", 0)
+    );
     // an answer is not a job: this one is still to come
     scene.await_idle_after(states);
     scene.broker.wait_for_queued(WORKER, 0, SOON);
@@ -264,7 +298,13 @@ fn a_worker_that_waits_for_a_directory_or_a_lock_stops() {
     worker.exits_with(0);
     assert_eq!(scene.broker.queued(WORKER), 1);
     assert!(scene.broker.received("jobs/results/+").is_empty());
-    assert_eq!([dir.join("ran").exists(), dir.join("job.status.json").exists()], [false, false]);
+    assert_eq!(
+        [
+            dir.join("ran").exists(),
+            dir.join("job.status.json").exists()
+        ],
+        [false, false]
+    );
 
     log.unlock().unwrap();
     let mut worker = scene.worker(|_| {});
@@ -279,7 +319,10 @@ fn a_cancel_that_is_under_way_stays_one() {
         worker.env("JOB_STOP_GRACE", "1000");
     });
     let step = format!("trap 'touch told' TERM; touch up; {}", until_exists("gate"));
-    let dir = scene.submit("a", json!({ "steps": [step, { "run": "touch last", "always": true }] }));
+    let dir = scene.submit(
+        "a",
+        json!({ "steps": [step, { "run": "touch last", "always": true }] }),
+    );
     await_file(&dir.join("up"));
     scene.broker.publish("jobs/cancel/a", "");
     await_file(&dir.join("told"));
@@ -294,9 +337,14 @@ fn a_cancel_that_is_under_way_stays_one() {
 #[test]
 fn pid_1_runs_a_job_and_leaves_nothing() {
     let scene = Scene::new();
-    let Some(mut worker) = pid_1(&scene, &[], |_| {}) else { return };
+    let Some(mut worker) = pid_1(&scene, &[], |_| {}) else {
+        return;
+    };
     scene.await_idle_after(0);
-    let dir = scene.submit("a", json!({ "steps": ["(setsid sleep 1000 &); sleep 1000 & echo $PPID > parent"] }));
+    let dir = scene.submit(
+        "a",
+        json!({ "steps": ["(setsid sleep 1000 &); sleep 1000 & echo $PPID > parent"] }),
+    );
     assert_eq!(verdict(&scene.result("a")), ("success", "", 0));
     worker.exits_with(0);
     assert_eq!(read(&dir.join("parent")), "1\n");
@@ -308,13 +356,17 @@ fn pid_1_stops_idle_and_running() {
     let scene = Scene::new();
     for signal in [Signal::TERM, Signal::INT] {
         let states = scene.states().len();
-        let Some(mut worker) = pid_1(&scene, &[], |_| {}) else { return };
+        let Some(mut worker) = pid_1(&scene, &[], |_| {}) else {
+            return;
+        };
         scene.await_idle_after(states);
         kill_process(child_of(&worker), signal).unwrap();
         worker.exits_with(0);
     }
     let states = scene.states().len();
-    let Some(mut worker) = pid_1(&scene, &[], |_| {}) else { return };
+    let Some(mut worker) = pid_1(&scene, &[], |_| {}) else {
+        return;
+    };
     scene.await_idle_after(states);
     let dir = scene.submit("a", steps());
     await_file(&dir.join("up"));
@@ -332,7 +384,8 @@ fn pid_1_kills_who_ignores_term() {
         return;
     };
     scene.await_idle_after(0);
-    let step = "echo x >> runs; [ -e gate ] && exit; trap '' TERM; touch up; while :; do sleep 0.02; done";
+    let step =
+        "echo x >> runs; [ -e gate ] && exit; trap '' TERM; touch up; while :; do sleep 0.02; done";
     let dir = scene.submit("a", json!({ "steps": [step] }));
     await_file(&dir.join("up"));
     kill_process(child_of(&worker), Signal::INT).unwrap();
@@ -343,18 +396,34 @@ fn pid_1_kills_who_ignores_term() {
 #[test]
 fn pid_1_reaps_the_orphans_of_others_while_it_waits() {
     let scene = Scene::new();
-    let Some(mut worker) = pid_1(&scene, &[], |_| {}) else { return };
+    let Some(mut worker) = pid_1(&scene, &[], |_| {}) else {
+        return;
+    };
     scene.await_idle_after(0);
     // as a health check of a container may leave one
     let pid_1 = child_of(&worker);
     let entered = Command::new("nsenter")
-        .args(["--pid", "--target", &pid_1.as_raw_pid().to_string(), "sh", "-c", "(readlink /proc/self > orphan &)"])
+        .args([
+            "--pid",
+            "--target",
+            &pid_1.as_raw_pid().to_string(),
+            "sh",
+            "-c",
+            "(readlink /proc/self > orphan &)",
+        ])
         .current_dir(scene.drive())
         .status();
     assert!(entered.expect("nsenter comes with unshare").success());
-    let orphan =
-        wait_for("an orphan", || fs::read_to_string(scene.drive().join("orphan")).ok()?.trim().parse::<u32>().ok());
-    wait_until("it to be reaped", || !std::path::Path::new(&format!("/proc/{orphan}")).exists());
+    let orphan = wait_for("an orphan", || {
+        fs::read_to_string(scene.drive().join("orphan"))
+            .ok()?
+            .trim()
+            .parse::<u32>()
+            .ok()
+    });
+    wait_until("it to be reaped", || {
+        !std::path::Path::new(&format!("/proc/{orphan}")).exists()
+    });
     kill_process(pid_1, Signal::TERM).unwrap();
     worker.exits_with(0);
 }

@@ -26,14 +26,26 @@ impl Submit {
         let (output, errors) = (dir.join("submit.out"), dir.join("submit.err"));
         let drive = site.directory("the \"drive\"");
         let mut command = Command::new("sh");
-        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/submit.sh")).args(steps);
-        command.env("MQTT_HOST", "127.0.0.1").env("MQTT_PORT", port.to_string()).env("JOBS_DIR", drive);
+        command
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/submit.sh"))
+            .args(steps);
+        command
+            .env("MQTT_HOST", "127.0.0.1")
+            .env("MQTT_PORT", port.to_string())
+            .env("JOBS_DIR", drive);
         command.env_remove("MQTT_TOPIC_ROOT").env_remove("INPUT");
         if let Some(input) = input {
             command.env("INPUT", input);
         }
-        command.stdin(Stdio::null()).stdout(File::create(&output).unwrap()).stderr(File::create(&errors).unwrap());
-        Self { process: command.process_group(0).spawn().expect("sh can be started"), output, errors }
+        command
+            .stdin(Stdio::null())
+            .stdout(File::create(&output).unwrap())
+            .stderr(File::create(&errors).unwrap());
+        Self {
+            process: command.process_group(0).spawn().expect("sh can be started"),
+            output,
+            errors,
+        }
     }
 
     fn on(site: &Site, steps: &[&str]) -> Self {
@@ -42,19 +54,30 @@ impl Submit {
 
     fn exits_with(&mut self, code: i32) {
         let status = wait::until_some("submit.sh to exit", || self.process.try_wait().unwrap());
-        assert_eq!(status.code(), Some(code), "{status}\n{}{}", read(&self.output), read(&self.errors));
+        assert_eq!(
+            status.code(),
+            Some(code),
+            "{status}\n{}{}",
+            read(&self.output),
+            read(&self.errors)
+        );
     }
 
     fn shows(&self, text: &str) {
-        wait::until(&format!("submit.sh to show {text:?}"), || read(&self.output).contains(text));
+        wait::until(&format!("submit.sh to show {text:?}"), || {
+            read(&self.output).contains(text)
+        });
     }
 
     fn has_published(&self) {
-        wait::until("submit.sh to have published", || read(&self.errors).contains("submit: job "));
+        wait::until("submit.sh to have published", || {
+            read(&self.errors).contains("submit: job ")
+        });
     }
 
     fn ctrl_c(&self) {
-        kill_process_group(Pid::from_child(&self.process), Signal::INT).expect("submit.sh is running");
+        kill_process_group(Pid::from_child(&self.process), Signal::INT)
+            .expect("submit.sh is running");
     }
 }
 
@@ -73,8 +96,16 @@ fn job_dir(site: &Site) -> PathBuf {
 }
 
 fn assert_forgotten(site: &Site) {
-    let sessions = site.broker.log().lines().filter(|line| line.contains("submit_") && line.contains("c1,")).count();
-    assert!(sessions >= 1, "the last connection of submit.sh asks for a clean session");
+    let sessions = site
+        .broker
+        .log()
+        .lines()
+        .filter(|line| line.contains("submit_") && line.contains("c1,"))
+        .count();
+    assert!(
+        sessions >= 1,
+        "the last connection of submit.sh asks for a clean session"
+    );
 }
 
 #[test]
@@ -83,13 +114,19 @@ fn shows_the_log_and_exits_with_zero_for_a_good_job() {
     let mut worker = site.idle_worker(|_| {});
     let input = site.directory("input");
     fs::write(input.join("who.txt"), "world").unwrap();
-    let steps = ["echo \"hello $(cat who.txt)\"", "printf 'a\\tb\\n'\necho \"second\tline\""];
+    let steps = [
+        "echo \"hello $(cat who.txt)\"",
+        "printf 'a\\tb\\n'\necho \"second\tline\"",
+    ];
     let mut submit = Submit::start(&site, site.broker.port(), &steps, Some(&input));
     submit.exits_with(0);
     worker.exits_with(0);
     let log = read(&job_dir(&site).join("job.log"));
     assert_eq!(read(&submit.output), log, "all of the log, once");
-    assert!(log.contains("hello world\n") && log.contains("a\tb\nsecond\tline\n"), "{log}");
+    assert!(
+        log.contains("hello world\n") && log.contains("a\tb\nsecond\tline\n"),
+        "{log}"
+    );
     assert_forgotten(&site);
 }
 
@@ -120,7 +157,9 @@ fn a_result_that_comes_at_once_is_not_missed() {
     let mut worker = site.idle_worker(|_| {});
     let mut submit = Submit::on(&site, &["true"]);
     // hold the script as soon as its request is out, until the result has been published
-    wait::until("the request", || !site.controller.heard("jobs/pending").is_empty());
+    wait::until("the request", || {
+        !site.controller.heard("jobs/pending").is_empty()
+    });
     kill_process_group(Pid::from_child(&submit.process), Signal::STOP).unwrap();
     worker.exits_with(0);
     kill_process_group(Pid::from_child(&submit.process), Signal::CONT).unwrap();
@@ -136,7 +175,10 @@ fn ctrl_c_cancels_the_job() {
     submit.ctrl_c();
     submit.exits_with(130);
     worker.exits_with(0);
-    assert!(read(&submit.output).contains("cancelled by the controller"), "the log, to its end");
+    assert!(
+        read(&submit.output).contains("cancelled by the controller"),
+        "the log, to its end"
+    );
     assert!(read(&submit.errors).contains("\"reason\":\"cancelled\""));
 }
 
@@ -147,7 +189,9 @@ fn a_job_that_nobody_has_is_cancelled_when_a_worker_comes() {
     let mut submit = Submit::on(&site, &["exec sleep 600"]);
     submit.has_published();
     submit.ctrl_c();
-    wait::until("a cancel", || !site.controller.heard("jobs/cancel/").is_empty());
+    wait::until("a cancel", || {
+        !site.controller.heard("jobs/cancel/").is_empty()
+    });
     let mut worker = site.spawn(|_| {});
     submit.exits_with(130);
     worker.exits_with(0);
@@ -159,7 +203,9 @@ fn a_second_ctrl_c_leaves_at_once() {
     let mut submit = Submit::on(&site, &["true"]);
     submit.has_published();
     submit.ctrl_c();
-    wait::until("a cancel", || !site.controller.heard("jobs/cancel/").is_empty());
+    wait::until("a cancel", || {
+        !site.controller.heard("jobs/cancel/").is_empty()
+    });
     submit.ctrl_c();
     submit.exits_with(130);
     assert_forgotten(&site);
@@ -190,9 +236,21 @@ fn without_a_broker_nothing_is_published() {
 #[test]
 fn without_steps_it_says_how_to_use_it() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/submit.sh");
-    let mut process = Command::new("sh").arg(script).stderr(Stdio::piped()).spawn().unwrap();
+    let mut process = Command::new("sh")
+        .arg(script)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut errors = String::new();
-    process.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+    process
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut errors)
+        .unwrap();
     assert_eq!(process.wait().unwrap().code(), Some(64));
-    assert!(errors.contains("submit.sh 'npm ci' 'npm test'") && errors.contains("MQTT_TOPIC_ROOT"), "{errors}");
+    assert!(
+        errors.contains("submit.sh 'npm ci' 'npm test'") && errors.contains("MQTT_TOPIC_ROOT"),
+        "{errors}"
+    );
 }

@@ -9,7 +9,8 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use support::broker::{Packet, Step, Verdict};
 use support::scene::{
-    Process, SOON, Scene, WORKER, await_file, pid_1, read, read_json, until_exists, verdict, wait_for, wait_until,
+    Process, SOON, Scene, WORKER, await_file, pid_1, read, read_json, until_exists, verdict,
+    wait_for, wait_until,
 };
 
 fn supervise(scene: &Scene, configure: impl FnOnce(&mut Command)) -> Process {
@@ -35,7 +36,10 @@ fn each_job_has_a_fresh_worker_without_a_pause() {
     let mut supervisor = idle(&scene, |_| {});
     let ids: Vec<String> = (0..5).map(|number| format!("job{number}")).collect();
     for (number, id) in ids.iter().enumerate() {
-        scene.submit(id, json!({ "steps": [format!("echo $PPID >> ../workers; exit {number}")] }));
+        scene.submit(
+            id,
+            json!({ "steps": [format!("echo $PPID >> ../workers; exit {number}")] }),
+        );
     }
     for (number, id) in ids.iter().enumerate() {
         assert_eq!(scene.result(id)["exitCode"], number);
@@ -45,7 +49,10 @@ fn each_job_has_a_fresh_worker_without_a_pause() {
     workers.sort_unstable();
     workers.dedup();
     assert_eq!(workers.len(), 5);
-    assert!(!supervisor.stderr().contains("starting another in"), "a failed job is no error of the worker");
+    assert!(
+        !supervisor.stderr().contains("starting another in"),
+        "a failed job is no error of the worker"
+    );
     supervisor.signal(Signal::TERM);
     supervisor.exits_with(0);
 }
@@ -54,7 +61,9 @@ fn each_job_has_a_fresh_worker_without_a_pause() {
 fn errors_make_it_back_off_and_a_success_resets_that() {
     let scene = Scene::new();
     // not authorised: the worker ends with 77
-    scene.broker.configure(|knobs| knobs.connack_code = Some(0x87));
+    scene
+        .broker
+        .configure(|knobs| knobs.connack_code = Some(0x87));
     let mut supervisor = supervise(&scene, |_| {});
     for pause in ["100ms", "200ms", "400ms"] {
         supervisor.await_stderr(&format!("status 77; starting another in {pause}"));
@@ -66,11 +75,16 @@ fn errors_make_it_back_off_and_a_success_resets_that() {
     scene.result("a");
     scene.await_idle_after(states); // the next one
     let said = supervisor.stderr().len();
-    scene.broker.configure(|knobs| knobs.connack_code = Some(0x87));
+    scene
+        .broker
+        .configure(|knobs| knobs.connack_code = Some(0x87));
     scene.broker.kick(WORKER);
     let first = wait_for("another pause", || {
         let log = supervisor.stderr();
-        let line = log[said..].lines().find(|line| line.contains("starting another in"))?.to_owned();
+        let line = log[said..]
+            .lines()
+            .find(|line| line.contains("starting another in"))?
+            .to_owned();
         log.ends_with('\n').then_some(line)
     });
     assert!(first.ends_with("starting another in 100ms"), "{first}");
@@ -90,7 +104,10 @@ fn a_stop_is_passed_on_and_the_worker_s_status_handed_up() {
         supervisor.signal(signal);
         supervisor.exits_with(0);
         scene.nothing_survives();
-        assert_eq!(read_json(&dir.join("job.status.json"))["status"], "interrupted");
+        assert_eq!(
+            read_json(&dir.join("job.status.json"))["status"],
+            "interrupted"
+        );
         assert_eq!(scene.broker.queued(WORKER), 1);
     }
 }
@@ -101,13 +118,19 @@ fn a_second_stop_is_passed_on_too() {
     let mut supervisor = idle(&scene, |supervisor| {
         supervisor.env("JOB_STOP_GRACE", "1000");
     });
-    let dir = scene.submit("a", json!({ "steps": ["trap 'touch told' TERM; touch up; while :; do sleep 0.02; done"] }));
+    let dir = scene.submit(
+        "a",
+        json!({ "steps": ["trap 'touch told' TERM; touch up; while :; do sleep 0.02; done"] }),
+    );
     await_file(&dir.join("up"));
     supervisor.signal(Signal::TERM);
     await_file(&dir.join("told"));
     supervisor.signal(Signal::TERM);
     supervisor.exits_with(0);
-    assert_eq!(read_json(&dir.join("job.status.json"))["status"], "interrupted");
+    assert_eq!(
+        read_json(&dir.join("job.status.json"))["status"],
+        "interrupted"
+    );
 }
 
 #[test]
@@ -135,7 +158,9 @@ fn a_stop_at_any_moment_is_status_0() {
     for round in 0..25 {
         let states = scene.states().len();
         let mut supervisor = supervise(&scene, |_| {});
-        let ids: Vec<_> = (0..4).map(|number| format!("job-{round}-{number}")).collect();
+        let ids: Vec<_> = (0..4)
+            .map(|number| format!("job-{round}-{number}"))
+            .collect();
         for id in &ids {
             scene.submit(id, json!({ "steps": ["true"] }));
         }
@@ -153,18 +178,32 @@ fn what_a_killed_worker_leaves_is_swept_and_its_job_runs_again() {
     let mut supervisor = idle(&scene, |_| {});
     let dir = scene.submit("a", json!({ "steps": [STAYS] }));
     await_file(&dir.join("up"));
-    let worker = || read(&dir.join("workers")).lines().last().and_then(|pid| pid.parse().ok());
+    let worker = || {
+        read(&dir.join("workers"))
+            .lines()
+            .last()
+            .and_then(|pid| pid.parse().ok())
+    };
     let daemon_of = |attempt: &str| {
         let wanted = format!("JOB_ATTEMPT={attempt}");
         support::scene::marked(&scene.mark(), wanted.as_bytes()).len()
     };
-    kill_process(rustix::process::Pid::from_raw(worker().unwrap()).unwrap(), Signal::KILL).unwrap();
+    kill_process(
+        rustix::process::Pid::from_raw(worker().unwrap()).unwrap(),
+        Signal::KILL,
+    )
+    .unwrap();
     supervisor.await_stderr("status 137; starting another in 100ms");
-    wait_until("the second attempt", || read(&dir.join("workers")).lines().count() == 2);
+    wait_until("the second attempt", || {
+        read(&dir.join("workers")).lines().count() == 2
+    });
     assert_eq!(daemon_of("1"), 0);
     fs::write(dir.join("gate"), "").unwrap();
     let result = scene.result("a");
-    assert_eq!((verdict(&result), &result["attempt"]), (("success", "", 0), &json!(2)));
+    assert_eq!(
+        (verdict(&result), &result["attempt"]),
+        (("success", "", 0), &json!(2))
+    );
     scene.broker.wait_for_queued(WORKER, 0, SOON);
     supervisor.signal(Signal::TERM);
     supervisor.exits_with(0);
@@ -175,9 +214,15 @@ fn what_a_killed_worker_leaves_is_swept_and_its_job_runs_again() {
 fn a_job_that_kills_its_workers_is_given_up() {
     let scene = Scene::new();
     let mut supervisor = idle(&scene, |_| {});
-    scene.submit("a", json!({ "steps": ["kill -9 $PPID; sleep 1000"], "maxAttempts": 2 }));
+    scene.submit(
+        "a",
+        json!({ "steps": ["kill -9 $PPID; sleep 1000"], "maxAttempts": 2 }),
+    );
     let result = scene.result("a");
-    assert_eq!((&result["reason"], &result["attempt"]), (&json!("interrupted"), &json!(2)));
+    assert_eq!(
+        (&result["reason"], &result["attempt"]),
+        (&json!("interrupted"), &json!(2))
+    );
     supervisor.signal(Signal::TERM);
     supervisor.exits_with(0);
     scene.nothing_survives();
@@ -187,14 +232,22 @@ fn a_job_that_kills_its_workers_is_given_up() {
 fn zombies_are_reaped_while_a_worker_lives() {
     let scene = Scene::new();
     let supervisor = idle(&scene, |_| {});
-    let dir =
-        scene.submit("a", json!({ "steps": ["echo $PPID > workers; touch up; ".to_owned() + &until_exists("gate")] }));
+    let dir = scene.submit(
+        "a",
+        json!({ "steps": ["echo $PPID > workers; touch up; ".to_owned() + &until_exists("gate")] }),
+    );
     await_file(&dir.join("up"));
     // an orphan of the supervisor's own: its worker is not there to adopt it
     let worker = read(&dir.join("workers")).trim().parse().unwrap();
-    kill_process(rustix::process::Pid::from_raw(worker).unwrap(), Signal::KILL).unwrap();
+    kill_process(
+        rustix::process::Pid::from_raw(worker).unwrap(),
+        Signal::KILL,
+    )
+    .unwrap();
     supervisor.await_stderr("status 137");
-    wait_until("no zombie to be left", || support::scene::zombies_of(supervisor.pid()) == 0);
+    wait_until("no zombie to be left", || {
+        support::scene::zombies_of(supervisor.pid()) == 0
+    });
 }
 
 #[test]
@@ -210,10 +263,15 @@ fn a_configuration_error_is_said_at_once() {
 #[test]
 fn pid_1_supervises_and_survives_a_step_that_kills_everything() {
     let scene = Scene::new();
-    let Some(mut supervisor) = pid_1(&scene, &["supervise"], |_| {}) else { return };
+    let Some(mut supervisor) = pid_1(&scene, &["supervise"], |_| {}) else {
+        return;
+    };
     scene.await_idle_after(0);
     // all but PID 1: its worker too
-    scene.submit("a", json!({ "steps": ["(setsid sleep 1000 &); kill -9 -1; sleep 1000"], "maxAttempts": 2 }));
+    scene.submit(
+        "a",
+        json!({ "steps": ["(setsid sleep 1000 &); kill -9 -1; sleep 1000"], "maxAttempts": 2 }),
+    );
     assert_eq!(scene.result("a")["reason"], "interrupted");
     let dir = scene.submit("b", json!({ "steps": ["(setsid sleep 1000 &); echo ran"] }));
     assert_eq!(verdict(&scene.result("b")), ("success", "", 0));

@@ -12,8 +12,17 @@ const HEEDS_TERM: &str = "trap 'echo told to stop; exit 0' TERM; while :; do sle
 const IGNORES_TERM: &str = "trap '' TERM; while :; do sleep 0.02; done";
 
 fn is_timeout(finished: &Finished) {
-    assert_eq!(finished.verdict(), ("failed", "timeout", 124), "{}", finished.log);
-    assert!(finished.result["error"].as_str().is_some_and(|error| error.contains("timed out")));
+    assert_eq!(
+        finished.verdict(),
+        ("failed", "timeout", 124),
+        "{}",
+        finished.log
+    );
+    assert!(
+        finished.result["error"]
+            .as_str()
+            .is_some_and(|error| error.contains("timed out"))
+    );
 }
 
 #[test]
@@ -22,10 +31,20 @@ fn a_step_that_exceeds_its_own_limit_is_told_to_stop() {
     let steps = json!(["true", { "run": HEEDS_TERM, "timeoutSeconds": 0.2 }, "touch next"]);
     let finished = scene.run("a", json!({ "steps": steps }), |_| {});
     is_timeout(&finished);
-    assert!(finished.log.contains("\ntold to stop\n"), "{}", finished.log);
+    assert!(
+        finished.log.contains("\ntold to stop\n"),
+        "{}",
+        finished.log
+    );
     let status = |step: usize| finished.result["steps"][step]["status"].as_str().unwrap();
-    assert_eq!([status(0), status(1), status(2)], ["success", "failed", "skipped"]);
-    assert_eq!(finished.result["steps"][1]["exitCode"], 124, "also where it says 0 on TERM");
+    assert_eq!(
+        [status(0), status(1), status(2)],
+        ["success", "failed", "skipped"]
+    );
+    assert_eq!(
+        finished.result["steps"][1]["exitCode"], 124,
+        "also where it says 0 on TERM"
+    );
     assert!(!finished.dir.join("next").exists());
 }
 
@@ -33,16 +52,27 @@ fn a_step_that_exceeds_its_own_limit_is_told_to_stop() {
 fn each_source_of_a_job_limit_counts_and_the_nearest_wins() {
     let never = || json!(["sleep 1000"]);
     let scene = Scene::new();
-    is_timeout(&scene.run("file", json!({ "steps": never(), "timeoutSeconds": 0.2 }), |_| {}));
+    is_timeout(&scene.run(
+        "file",
+        json!({ "steps": never(), "timeoutSeconds": 0.2 }),
+        |_| {},
+    ));
     is_timeout(&scene.run("env", json!({ "steps": never() }), |worker| {
         worker.env("JOB_TIMEOUT", "0.2");
     }));
-    is_timeout(&scene.run("file-over-env", json!({ "steps": never(), "timeoutSeconds": 0.2 }), |worker| {
-        worker.env("JOB_TIMEOUT", "1000");
-    }));
+    is_timeout(&scene.run(
+        "file-over-env",
+        json!({ "steps": never(), "timeoutSeconds": 0.2 }),
+        |worker| {
+            worker.env("JOB_TIMEOUT", "1000");
+        },
+    ));
 
     let mut worker = scene.idle_worker(|_| {});
-    let dir = scene.prepare("request", json!({ "steps": never(), "timeoutSeconds": 1000 }));
+    let dir = scene.prepare(
+        "request",
+        json!({ "steps": never(), "timeoutSeconds": 1000 }),
+    );
     scene.request(json!({ "id": "request", "workDir": dir, "timeoutSeconds": 0.2 }));
     assert_eq!(scene.result("request")["reason"], "timeout");
     worker.exits_with(0);
@@ -51,8 +81,14 @@ fn each_source_of_a_job_limit_counts_and_the_nearest_wins() {
 #[test]
 fn a_job_limit_is_for_all_steps_together() {
     let scene = Scene::new();
-    let steps: Vec<_> = (0..50).map(|_| json!({ "run": "sleep 0.2", "timeoutSeconds": 60 })).collect();
-    let finished = scene.run("a", json!({ "steps": steps, "timeoutSeconds": 0.7 }), |_| {});
+    let steps: Vec<_> = (0..50)
+        .map(|_| json!({ "run": "sleep 0.2", "timeoutSeconds": 60 }))
+        .collect();
+    let finished = scene.run(
+        "a",
+        json!({ "steps": steps, "timeoutSeconds": 0.7 }),
+        |_| {},
+    );
     is_timeout(&finished);
     assert_eq!(finished.result["steps"][49]["status"], "skipped");
 }
@@ -60,7 +96,8 @@ fn a_job_limit_is_for_all_steps_together() {
 #[test]
 fn whoever_ignores_term_is_killed_after_the_grace() {
     let scene = Scene::new();
-    let step = json!({ "run": format!("({IGNORES_TERM}) & {IGNORES_TERM}"), "timeoutSeconds": 0.1 });
+    let step =
+        json!({ "run": format!("({IGNORES_TERM}) & {IGNORES_TERM}"), "timeoutSeconds": 0.1 });
     let finished = scene.run("a", json!({ "steps": [step] }), |worker| {
         worker.env("JOB_STOP_GRACE", "0.2");
     });
@@ -74,16 +111,22 @@ fn the_grace_is_for_every_process_of_the_job() {
     let scene = Scene::new();
     // the shell of the step goes at once; what it has started, in its group and out of it, needs some time
     let cleans = |name: &str| {
-        format!("trap 'sleep 0.3; touch {name}; exit' TERM; touch {name}-up; while :; do sleep 0.02; done")
+        format!(
+            "trap 'sleep 0.3; touch {name}; exit' TERM; touch {name}-up; while :; do sleep 0.02; done"
+        )
     };
     let step = format!(
         r#"sh -c "{}" & setsid sh -c "{}" & until [ -e in-up ] && [ -e out-up ]; do sleep 0.02; done; touch up; wait"#,
         cleans("in"),
         cleans("out")
     );
-    let finished = scene.run("a", json!({ "steps": [{ "run": step, "timeoutSeconds": 2 }] }), |worker| {
-        worker.env("JOB_STOP_GRACE", "30");
-    });
+    let finished = scene.run(
+        "a",
+        json!({ "steps": [{ "run": step, "timeoutSeconds": 2 }] }),
+        |worker| {
+            worker.env("JOB_STOP_GRACE", "30");
+        },
+    );
     is_timeout(&finished);
     for file in ["up", "in", "out"] {
         assert!(finished.dir.join(file).exists(), "{file}: {}", finished.log);
@@ -113,11 +156,23 @@ fn always_steps_run_after_a_timeout_and_cannot_turn_it_into_a_success() {
         { "run": "exit 7", "always": true },
         { "run": "touch last", "always": true }
     ]);
-    let finished = scene.run("a", json!({ "steps": steps, "timeoutSeconds": 1000 }), |_| {});
+    let finished = scene.run(
+        "a",
+        json!({ "steps": steps, "timeoutSeconds": 1000 }),
+        |_| {},
+    );
     is_timeout(&finished);
     let exists = |file: &str| finished.dir.join(file).exists();
-    assert_eq!([exists("next"), exists("first"), exists("last")], [false, true, true]);
-    let codes: Vec<_> = finished.result["steps"].as_array().unwrap().iter().map(|step| &step["exitCode"]).collect();
+    assert_eq!(
+        [exists("next"), exists("first"), exists("last")],
+        [false, true, true]
+    );
+    let codes: Vec<_> = finished.result["steps"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|step| &step["exitCode"])
+        .collect();
     assert_eq!(json!(codes), json!([124, null, 0, 124, 7, 0]));
 }
 
@@ -125,10 +180,18 @@ fn always_steps_run_after_a_timeout_and_cannot_turn_it_into_a_success() {
 fn an_always_step_has_ten_seconds_after_a_timeout_of_the_job() {
     let scene = Scene::new();
     let steps = json!(["sleep 1000", { "run": "sleep 1000", "always": true }, { "run": "touch last", "always": true }]);
-    let finished = scene.run("a", json!({ "steps": steps, "timeoutSeconds": 0.1 }), |_| {});
+    let finished = scene.run(
+        "a",
+        json!({ "steps": steps, "timeoutSeconds": 0.1 }),
+        |_| {},
+    );
     is_timeout(&finished);
     assert_eq!(finished.result["steps"][1]["exitCode"], 124);
-    assert!(finished.log.contains("timed out after 10s"), "{}", finished.log);
+    assert!(
+        finished.log.contains("timed out after 10s"),
+        "{}",
+        finished.log
+    );
     assert!(finished.dir.join("last").exists());
 }
 
@@ -144,11 +207,18 @@ fn a_first_failure_keeps_its_reason_when_an_always_step_times_out() {
 fn the_worst_step_ends_and_leaves_nothing() {
     let scene = Scene::new();
     // five daemons that ignore TERM, and a pipe that nobody empties
-    let daemon = r#"(setsid sh -c "trap '' TERM HUP; while :; do sleep 0.02; done" &) ; "#.repeat(5);
-    let step = format!("trap '' TERM; {daemon} yes | sh -c \"trap '' TERM; while :; do sleep 0.02; done\"");
-    let finished = scene.run("a", json!({ "steps": [{ "run": step, "timeoutSeconds": 0.5 }] }), |worker| {
-        worker.env("JOB_STOP_GRACE", "0.3");
-    });
+    let daemon =
+        r#"(setsid sh -c "trap '' TERM HUP; while :; do sleep 0.02; done" &) ; "#.repeat(5);
+    let step = format!(
+        "trap '' TERM; {daemon} yes | sh -c \"trap '' TERM; while :; do sleep 0.02; done\""
+    );
+    let finished = scene.run(
+        "a",
+        json!({ "steps": [{ "run": step, "timeoutSeconds": 0.5 }] }),
+        |worker| {
+            worker.env("JOB_STOP_GRACE", "0.3");
+        },
+    );
     is_timeout(&finished);
     scene.nothing_survives();
     assert!(finished.log.contains("killed "), "{}", finished.log);
@@ -157,25 +227,36 @@ fn the_worst_step_ends_and_leaves_nothing() {
 #[test]
 fn no_grace_is_a_grace() {
     let scene = Scene::new();
-    let finished = scene.run("a", json!({ "steps": [{ "run": IGNORES_TERM, "timeoutSeconds": 0.1 }] }), |worker| {
-        worker.env("JOB_STOP_GRACE", "0");
-    });
+    let finished = scene.run(
+        "a",
+        json!({ "steps": [{ "run": IGNORES_TERM, "timeoutSeconds": 0.1 }] }),
+        |worker| {
+            worker.env("JOB_STOP_GRACE", "0");
+        },
+    );
     is_timeout(&finished);
 }
 
 #[test]
 fn limits_beyond_all_clocks_are_no_limits() {
     let scene = Scene::new();
-    let definition = json!({ "steps": [{ "run": "true", "timeoutSeconds": 1e19 }], "timeoutSeconds": 1e19 });
+    let definition =
+        json!({ "steps": [{ "run": "true", "timeoutSeconds": 1e19 }], "timeoutSeconds": 1e19 });
     let finished = scene.run("a", definition, |worker| {
-        worker.env("JOB_TIMEOUT", "1e19").env("JOB_STOP_GRACE", "1e19").env("JOB_DIR_WAIT", "1e19");
+        worker
+            .env("JOB_TIMEOUT", "1e19")
+            .env("JOB_STOP_GRACE", "1e19")
+            .env("JOB_DIR_WAIT", "1e19");
     });
     assert_eq!(finished.verdict(), ("success", "", 0));
 
     let mut worker = scene.idle_worker(|worker| {
         worker.env("JOB_STOP_GRACE", "1e19");
     });
-    scene.submit("b", json!({ "steps": [{ "run": HEEDS_TERM, "timeoutSeconds": 0.1 }] }));
+    scene.submit(
+        "b",
+        json!({ "steps": [{ "run": HEEDS_TERM, "timeoutSeconds": 0.1 }] }),
+    );
     assert_eq!(scene.result("b")["reason"], "timeout");
     worker.exits_with(0);
 }

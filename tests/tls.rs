@@ -41,12 +41,17 @@ impl Secure {
         let lines = listener.iter().chain(options);
         let mut broker = lines.fold(Mosquitto::prepare(), |broker, line| broker.config(line));
         broker.restart();
-        Self { site: Site::on(broker), port }
+        Self {
+            site: Site::on(broker),
+            port,
+        }
     }
 
     fn worker(&self, host: &str, ca: &Path, configure: impl FnOnce(&mut Command)) -> Worker {
         self.site.spawn(|command| {
-            command.env("MQTT_URL", format!("mqtts://{host}:{}", self.port)).env("MQTT_CA_FILE", ca);
+            command
+                .env("MQTT_URL", format!("mqtts://{host}:{}", self.port))
+                .env("MQTT_CA_FILE", ca);
             configure(command);
         })
     }
@@ -55,7 +60,10 @@ impl Secure {
         let mark = self.site.controller.mark();
         let mut worker = self.worker(host, ca, configure);
         self.site.await_state(&mut worker, mark, "idle");
-        let result = self.site.run_on(worker, "secure", json!({ "steps": ["true"] })).result;
+        let result = self
+            .site
+            .run_on(worker, "secure", json!({ "steps": ["true"] }))
+            .result;
         assert_eq!(result["status"], "success", "{result}");
     }
 }
@@ -70,7 +78,10 @@ fn refuses(mut worker: Worker, reasons: &[&str]) {
 }
 
 fn asks_for_certificates_of(ca: &Authority) -> Vec<String> {
-    vec![format!("cafile {}", ca.file().display()), "require_certificate true".to_owned()]
+    vec![
+        format!("cafile {}", ca.file().display()),
+        "require_certificate true".to_owned(),
+    ]
 }
 
 fn speaks(version: &str) -> impl Fn(&mut Command) {
@@ -99,13 +110,23 @@ fn an_unknown_authority_is_refused(version: &str) {
         speaks(version)(command);
         command.env("SSL_CERT_FILE", theirs.file());
     });
-    refuses(worker, &["we do not trust the broker", "UnknownIssuer", "MQTT_CA_FILE"]);
+    refuses(
+        worker,
+        &[
+            "we do not trust the broker",
+            "UnknownIssuer",
+            "MQTT_CA_FILE",
+        ],
+    );
 }
 
 fn an_expired_certificate_is_refused(version: &str) {
     let ca = Authority::new("ours");
     let secure = Secure::new(&ca.broker(NAMES, Valid::UntilYesterday), &[]);
-    refuses(secure.worker("localhost", &ca.file(), speaks(version)), &["we do not trust the broker", "expired"]);
+    refuses(
+        secure.worker("localhost", &ca.file(), speaks(version)),
+        &["we do not trust the broker", "expired"],
+    );
 }
 
 fn a_certificate_for_another_host_is_refused(version: &str) {
@@ -113,17 +134,30 @@ fn a_certificate_for_another_host_is_refused(version: &str) {
     let secure = Secure::new(&ca.broker("DNS:broker.example", Valid::Now), &[]);
     for host in ["localhost", "127.0.0.1"] {
         let worker = secure.worker(host, &ca.file(), speaks(version));
-        refuses(worker, &["we do not trust the broker", "not valid for name", host, "broker.example"]);
+        refuses(
+            worker,
+            &[
+                "we do not trust the broker",
+                "not valid for name",
+                host,
+                "broker.example",
+            ],
+        );
     }
 }
 
 fn a_broker_that_asks_for_our_certificate_gets_it(version: &str) {
     let ca = Authority::new("ours");
-    let secure = Secure::new(&ca.broker(NAMES, Valid::Now), &asks_for_certificates_of(&ca));
+    let secure = Secure::new(
+        &ca.broker(NAMES, Valid::Now),
+        &asks_for_certificates_of(&ca),
+    );
     let ours = ca.client("worker");
     secure.runs_a_job("localhost", &ca.file(), |command| {
         speaks(version)(command);
-        command.env("MQTT_CERT_FILE", &ours.certificate).env("MQTT_KEY_FILE", &ours.key);
+        command
+            .env("MQTT_CERT_FILE", &ours.certificate)
+            .env("MQTT_KEY_FILE", &ours.key);
     });
 }
 
@@ -133,12 +167,17 @@ fn without_the_certificate_that_a_broker_wants_we_give_up(version: &str) {
         let mut options = asks_for_certificates_of(&ca);
         options.push(format!("tls_version {tls}"));
         let secure = Secure::new(&ca.broker(NAMES, Valid::Now), &options);
-        refuses(secure.worker("localhost", &ca.file(), speaks(version)), &["MQTT_CERT_FILE", "alert"]);
+        refuses(
+            secure.worker("localhost", &ca.file(), speaks(version)),
+            &["MQTT_CERT_FILE", "alert"],
+        );
         let theirs = Authority::new("theirs");
         let stranger = theirs.client("stranger");
         let worker = secure.worker("localhost", &ca.file(), |command| {
             speaks(version)(command);
-            command.env("MQTT_CERT_FILE", &stranger.certificate).env("MQTT_KEY_FILE", &stranger.key);
+            command
+                .env("MQTT_CERT_FILE", &stranger.certificate)
+                .env("MQTT_KEY_FILE", &stranger.key);
         });
         refuses(worker, &["MQTT_CERT_FILE", "alert"]);
     }
@@ -147,24 +186,49 @@ fn without_the_certificate_that_a_broker_wants_we_give_up(version: &str) {
 /// The lines of a PEM file that say something.
 fn secrets(file: &Path) -> Vec<String> {
     let text = fs::read_to_string(file).expect("a PEM file of the test's");
-    text.lines().filter(|line| !line.starts_with('-')).map(str::to_owned).collect()
+    text.lines()
+        .filter(|line| !line.starts_with('-'))
+        .map(str::to_owned)
+        .collect()
 }
 
 fn certificate_and_key_are_nowhere(version: &str) {
     let ca = Authority::new("ours");
-    let secure = Secure::new(&ca.broker(NAMES, Valid::Now), &asks_for_certificates_of(&ca));
+    let secure = Secure::new(
+        &ca.broker(NAMES, Valid::Now),
+        &asks_for_certificates_of(&ca),
+    );
     let ours = ca.client("worker");
     let mark = secure.site.controller.mark();
     let mut worker = secure.worker("localhost", &ca.file(), |command| {
         speaks(version)(command);
-        command.env("MQTT_CERT_FILE", &ours.certificate).env("MQTT_KEY_FILE", &ours.key).env("RUST_LOG", "trace");
+        command
+            .env("MQTT_CERT_FILE", &ours.certificate)
+            .env("MQTT_KEY_FILE", &ours.key)
+            .env("RUST_LOG", "trace");
     });
     secure.site.await_state(&mut worker, mark, "idle");
-    let job = secure.site.run_on(worker, "a", json!({ "steps": ["env; cat /proc/$PPID/cmdline", "exit 3"] }));
+    let job = secure.site.run_on(
+        worker,
+        "a",
+        json!({ "steps": ["env; cat /proc/$PPID/cmdline", "exit 3"] }),
+    );
     let said = job.worker.stderr();
-    assert!(said.contains("job-worker: debug: "), "the log tells all it has: {said}");
-    for text in [said, job.log.clone(), job.read("job.status.json"), job.published.text()] {
-        for secret in secrets(&ours.key).iter().chain(&secrets(&ours.certificate)).chain(&secrets(&ca.file())) {
+    assert!(
+        said.contains("job-worker: debug: "),
+        "the log tells all it has: {said}"
+    );
+    for text in [
+        said,
+        job.log.clone(),
+        job.read("job.status.json"),
+        job.published.text(),
+    ] {
+        for secret in secrets(&ours.key)
+            .iter()
+            .chain(&secrets(&ours.certificate))
+            .chain(&secrets(&ca.file()))
+        {
             assert!(!text.contains(secret), "{text}");
         }
         assert!(!text.contains("MQTT_KEY_FILE"), "{text}");
@@ -178,7 +242,13 @@ fn certificate_and_key_are_nowhere(version: &str) {
         });
         worker.exits_with(78);
         assert!(worker.stderr().contains(name), "{}", worker.stderr());
-        assert!(secrets(&ours.key).iter().all(|secret| !worker.stderr().contains(secret)), "{}", worker.stderr());
+        assert!(
+            secrets(&ours.key)
+                .iter()
+                .all(|secret| !worker.stderr().contains(secret)),
+            "{}",
+            worker.stderr()
+        );
     }
 }
 
@@ -199,9 +269,17 @@ fn the_secure_broker_of_the_examples_serves_controller_and_worker() {
     let mut broker = Mosquitto::prepare().without_persistence();
     let dir = broker.dir().to_owned();
     for user in ["controller", "worker"] {
-        let create: &[_] = if user == "controller" { &["-c", "-b"] } else { &["-b"] };
+        let create: &[_] = if user == "controller" {
+            &["-c", "-b"]
+        } else {
+            &["-b"]
+        };
         let mut command = Command::new(tool("mosquitto_passwd"));
-        let made = command.args(create).arg(dir.join("passwords")).args([user, "correct horse"]).status();
+        let made = command
+            .args(create)
+            .arg(dir.join("passwords"))
+            .args([user, "correct horse"])
+            .status();
         assert!(made.expect("mosquitto_passwd runs").success());
     }
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/mosquitto");
@@ -209,19 +287,33 @@ fn the_secure_broker_of_the_examples_serves_controller_and_worker() {
     let shown = ca.broker(NAMES, Valid::Now);
     fs::copy(shown.certificate, dir.join("broker.pem")).expect("the directory of the broker");
     fs::copy(shown.key, dir.join("broker.key")).expect("the directory of the broker");
-    let settings = fs::read_to_string(examples.join("secure.conf")).expect("the configuration of the examples");
+    let settings = fs::read_to_string(examples.join("secure.conf"))
+        .expect("the configuration of the examples");
     for line in settings.lines().filter(|line| !line.starts_with('#')) {
         let line = line.replace("listener 8883", &format!("listener {port} {LOCALHOST}"));
         let line = line.replace("/mosquitto/data/", &format!("{}/", dir.display()));
         broker = broker.config(&line.replace("/mosquitto/config", &dir.to_string_lossy()));
     }
     broker.restart();
-    let controller = Controller::connect_as(&broker, "controller", Some(("controller", "correct horse")));
-    let secure = Secure { site: Site { controller, broker, drive: TempDir::new() }, port };
+    let controller =
+        Controller::connect_as(&broker, "controller", Some(("controller", "correct horse")));
+    let secure = Secure {
+        site: Site {
+            controller,
+            broker,
+            drive: TempDir::new(),
+        },
+        port,
+    };
     secure.runs_a_job("localhost", &ca.file(), |command| {
-        command.env("MQTT_USERNAME", "worker").env("MQTT_PASSWORD", "correct horse");
+        command
+            .env("MQTT_USERNAME", "worker")
+            .env("MQTT_PASSWORD", "correct horse");
     });
-    refuses(secure.worker("localhost", &ca.file(), |_| {}), &["user name or password"]);
+    refuses(
+        secure.worker("localhost", &ca.file(), |_| {}),
+        &["user name or password"],
+    );
 }
 
 #[test]
@@ -250,7 +342,9 @@ fn a_certificate_of_tomorrow_is_waited_for() {
     let ca = Authority::new("ours");
     let secure = Secure::new(&ca.broker(NAMES, Valid::FromTomorrow), &[]);
     let mut worker = secure.worker("localhost", &ca.file(), |_| {});
-    wait::until("the reason", || worker.stderr().contains("is our clock right?"));
+    wait::until("the reason", || {
+        worker.stderr().contains("is our clock right?")
+    });
     assert!(worker.ended().is_none());
     worker.sigterm();
     worker.exits_with(0);
@@ -276,7 +370,10 @@ fn a_certificate_that_expires_while_we_are_there_is_waited_for() {
     secure.site.kill9_broker();
     good.replace(&shown);
     secure.site.restart_broker();
-    let result = secure.site.run_on(worker, "later", json!({ "steps": ["true"] })).result;
+    let result = secure
+        .site
+        .run_on(worker, "later", json!({ "steps": ["true"] }))
+        .result;
     assert_eq!(result["status"], "success", "{result}");
 }
 

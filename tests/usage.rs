@@ -6,7 +6,11 @@ use std::process::{Command, Output, Stdio};
 use support::scene::binary;
 
 fn output(arguments: &[&str]) -> Output {
-    Command::new(binary()).args(arguments).stdin(Stdio::null()).output().expect("the binary runs")
+    Command::new(binary())
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .expect("the binary runs")
 }
 
 #[test]
@@ -23,9 +27,15 @@ fn help_and_version_go_to_stdout() {
         }
     }
     let output = output(&["--version"]);
-    let (said, version) = (String::from_utf8(output.stdout).unwrap(), env!("CARGO_PKG_VERSION"));
+    let (said, version) = (
+        String::from_utf8(output.stdout).unwrap(),
+        env!("CARGO_PKG_VERSION"),
+    );
     // with the target, such as x86_64-unknown-linux-musl
-    assert!(said.starts_with(&format!("job-worker {version} (")) && said.contains("-linux-"), "{said}");
+    assert!(
+        said.starts_with(&format!("job-worker {version} (")) && said.contains("-linux-"),
+        "{said}"
+    );
     assert_eq!((output.status.code(), said.lines().count()), (Some(0), 1));
 }
 
@@ -71,16 +81,29 @@ fn what_is_no_command_is_exit_64_and_shows_the_usage() {
         let output = output(arguments);
         assert_eq!(output.status.code(), Some(64), "{arguments:?}: {output:?}");
         assert!(output.stdout.is_empty());
-        assert!(String::from_utf8_lossy(&output.stderr).contains("Usage:"), "{arguments:?}");
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains("Usage:"),
+            "{arguments:?}"
+        );
     }
 }
 
 #[test]
 fn usage_comes_before_configuration() {
-    let status = Command::new(binary()).arg("start").env("JOB_TIMEOUT", "soon").output().unwrap().status;
+    let status = Command::new(binary())
+        .arg("start")
+        .env("JOB_TIMEOUT", "soon")
+        .output()
+        .unwrap()
+        .status;
     assert_eq!(status.code(), Some(64));
     for arguments in [&[][..], &["supervise"], &["run", "."]] {
-        let status = Command::new(binary()).args(arguments).env("JOB_TIMEOUT", "soon").output().unwrap().status;
+        let status = Command::new(binary())
+            .args(arguments)
+            .env("JOB_TIMEOUT", "soon")
+            .output()
+            .unwrap()
+            .status;
         assert_eq!(status.code(), Some(78), "{arguments:?}");
     }
 }

@@ -48,15 +48,38 @@ pub fn measure(broker: &Broker, scratch: &Scratch) -> (Vec<Figure>, Table) {
         open_session(broker, contender.id);
     }
     let mut client = broker.client("controller");
-    let rounds: Vec<Round> = (0..ROUNDS).map(|round| measure_round(round, &mut contenders, &mut client)).collect();
+    let rounds: Vec<Round> = (0..ROUNDS)
+        .map(|round| measure_round(round, &mut contenders, &mut client))
+        .collect();
 
-    let of = |index: usize| rounds.iter().filter_map(move |round| Some((round, round.times[index]?)));
+    let of = |index: usize| {
+        rounds
+            .iter()
+            .filter_map(move |round| Some((round, round.times[index]?)))
+    };
     let sample = |index| of(index).map(|(_, time)| time).collect::<Sample>();
-    let to_reference = |index| of(index).map(|(round, time)| time / round.reference()).collect::<Sample>();
-    let mut table = Table::new(&["", "milliseconds", "× two spawns and three round trips", "rounds"]);
+    let to_reference = |index| {
+        of(index)
+            .map(|(round, time)| time / round.reference())
+            .collect::<Sample>()
+    };
+    let mut table = Table::new(&[
+        "",
+        "milliseconds",
+        "× two spawns and three round trips",
+        "rounds",
+    ]);
     let mut part = |name: &str, time: fn(&Round) -> f64| {
-        let (sample, ratio): (Sample, Sample) = rounds.iter().map(|r| (time(r), time(r) / r.reference())).unzip();
-        table.row([name.to_owned(), sample.to_string(), ratio.to_string(), sample.len().to_string()]);
+        let (sample, ratio): (Sample, Sample) = rounds
+            .iter()
+            .map(|r| (time(r), time(r) / r.reference()))
+            .unzip();
+        table.row([
+            name.to_owned(),
+            sample.to_string(),
+            ratio.to_string(),
+            sample.len().to_string(),
+        ]);
     };
     part("spawn of `sh -c true`", |round| round.shell);
     part("spawn of `/bin/true`", |round| round.process);
@@ -73,7 +96,11 @@ pub fn measure(broker: &Broker, scratch: &Scratch) -> (Vec<Figure>, Table) {
     }
 
     let index = |id: &str| contenders.iter().position(|contender| contender.id == id);
-    let against = |other: usize| of(other).filter_map(|(round, time)| Some(round.times[0]? / time)).collect::<Sample>();
+    let against = |other: usize| {
+        of(other)
+            .filter_map(|(round, time)| Some(round.times[0]? / time))
+            .collect::<Sample>()
+    };
     let limit = "× (spawn of `sh -c true` + spawn of `/bin/true` + 3 round trips)";
     let cycle = "whole cycle: process start → job of one `true` step → result acknowledged → exit";
     let shell = "the same against a `mosquitto_sub -C 1` + `sh` + `mosquitto_pub` script";
@@ -99,22 +126,42 @@ pub fn measure(broker: &Broker, scratch: &Scratch) -> (Vec<Figure>, Table) {
 fn measure_round(round: usize, contenders: &mut [Contender], client: &mut Client) -> Round {
     let milliseconds = |time: std::time::Duration| time.as_secs_f64() * 1e3;
     let bare = |program: &str, arguments: &[&str]| {
-        milliseconds(time(Command::new(program).args(arguments).env_clear().stdin(Stdio::null()).stdout(Stdio::null())))
+        milliseconds(time(
+            Command::new(program)
+                .args(arguments)
+                .env_clear()
+                .stdin(Stdio::null())
+                .stdout(Stdio::null()),
+        ))
     };
     let (shell, process) = (bare("/bin/sh", &["-c", "true"]), bare("/bin/true", &[]));
-    let round_trips = (0..3).map(|_| milliseconds(client.publish("reference", &[b'x'; 256]))).sum();
+    let round_trips = (0..3)
+        .map(|_| milliseconds(client.publish("reference", &[b'x'; 256])))
+        .sum();
     let mut times = Vec::new();
     for contender in contenders.iter_mut() {
         times.push((round.is_multiple_of(contender.every)).then(|| {
             let dir = contender.scratch.dir(&format!("cycle-{}", contender.id));
-            client.publish(&format!("{}/pending", contender.id), (contender.request)(&dir).as_bytes());
+            client.publish(
+                &format!("{}/pending", contender.id),
+                (contender.request)(&dir).as_bytes(),
+            );
             let needed = milliseconds(time(&mut contender.command));
             let status = fs::read_to_string(dir.join("job.status.json")).unwrap_or_default();
-            assert!(status.contains("\"success\""), "{} has not done its job: {status}", contender.name);
+            assert!(
+                status.contains("\"success\""),
+                "{} has not done its job: {status}",
+                contender.name
+            );
             needed
         }));
     }
-    Round { shell, process, round_trips, times }
+    Round {
+        shell,
+        process,
+        round_trips,
+        times,
+    }
 }
 
 fn contenders<'a>(broker: &Broker, scratch: &'a Scratch, disk: &'a Scratch) -> Vec<Contender<'a>> {
@@ -129,17 +176,31 @@ fn contenders<'a>(broker: &Broker, scratch: &'a Scratch, disk: &'a Scratch) -> V
     let worker = |name, id| contender(name, id, &program());
     let mut all = vec![worker("**job-worker**", "worker")];
     let mut by_name = worker("job-worker, broker by name (`mqtt://localhost`)", "by-name");
-    by_name.command.env("MQTT_URL", format!("mqtt://localhost:{}", broker.port));
+    by_name
+        .command
+        .env("MQTT_URL", format!("mqtt://localhost:{}", broker.port));
     all.push(by_name);
-    all.push(Contender { scratch: disk, ..worker(&format!("job-worker, jobs in {}", disk.describe()), "on-disk") });
+    all.push(Contender {
+        scratch: disk,
+        ..worker(
+            &format!("job-worker, jobs in {}", disk.describe()),
+            "on-disk",
+        )
+    });
     if let Some(program) = static_program() {
         all.push(contender("job-worker, static (musl)", "static", &program));
     }
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/budgets/one-shot.sh");
-    let mut shell =
-        contender("`mosquitto_sub -C 1` + `sh` + `mosquitto_pub` (one-shot.sh)", "shell", Path::new("/bin/sh"));
+    let mut shell = contender(
+        "`mosquitto_sub -C 1` + `sh` + `mosquitto_pub` (one-shot.sh)",
+        "shell",
+        Path::new("/bin/sh"),
+    );
     shell.command.arg(script);
-    all.push(Contender { request: |dir| dir.display().to_string(), ..shell });
+    all.push(Contender {
+        request: |dir| dir.display().to_string(),
+        ..shell
+    });
     if let Some(script) = install_mqtt_js(scratch) {
         let name = format!(
             "one-shot worker on mqtt.js (one-shot.mjs), Node.js {}",
@@ -147,20 +208,44 @@ fn contenders<'a>(broker: &Broker, scratch: &'a Scratch, disk: &'a Scratch) -> V
         );
         let mut node = contender(&name, "node", Path::new("node"));
         node.command.arg(script);
-        all.push(Contender { every: NODE_ROUNDS, ..node });
+        all.push(Contender {
+            every: NODE_ROUNDS,
+            ..node
+        });
     }
     all
 }
 
 fn request(dir: &Path) -> String {
-    format!(r#"{{"id":"a","workDir":"{}","steps":["true"]}}"#, dir.display())
+    format!(
+        r#"{{"id":"a","workDir":"{}","steps":["true"]}}"#,
+        dir.display()
+    )
 }
 
 /// Makes the session that keeps requests for this client until it comes.
 pub fn open_session(broker: &Broker, id: &str) {
     let mut subscribe = Command::new(tool("mosquitto_sub"));
-    subscribe.args(["-h", "127.0.0.1", "-p", &broker.port.to_string(), "-V", "mqttv5", "-x", "4294967295"]);
-    subscribe.args(["-c", "-E", "-i", id, "-q", "1", "-t", &format!("{id}/pending")]);
+    subscribe.args([
+        "-h",
+        "127.0.0.1",
+        "-p",
+        &broker.port.to_string(),
+        "-V",
+        "mqttv5",
+        "-x",
+        "4294967295",
+    ]);
+    subscribe.args([
+        "-c",
+        "-E",
+        "-i",
+        id,
+        "-q",
+        "1",
+        "-t",
+        &format!("{id}/pending"),
+    ]);
     time(&mut subscribe);
 }
 
@@ -168,7 +253,9 @@ pub fn open_session(broker: &Broker, id: &str) {
 fn install_mqtt_js(scratch: &Scratch) -> Option<PathBuf> {
     let dir = scratch.dir("node");
     let mut npm = Command::new("npm");
-    npm.args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"]).arg(&dir).arg("mqtt@5");
+    npm.args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"])
+        .arg(&dir)
+        .arg("mqtt@5");
     match npm.stdin(Stdio::null()).stdout(Stdio::null()).status() {
         Ok(status) if status.success() => {
             let script = dir.join("one-shot.mjs");
@@ -188,7 +275,10 @@ pub fn at_growing_queues(broker: &Broker, scratch: &Scratch) -> Table {
     let ids = QUEUES.map(|length| format!("queue-{length}"));
     let mut submit = |id: &str, number: usize| {
         let dir = scratch.dir(&format!("{id}-{number}"));
-        let request = format!(r#"{{"id":"{number}","workDir":"{}","steps":["true"]}}"#, dir.display());
+        let request = format!(
+            r#"{{"id":"{number}","workDir":"{}","steps":["true"]}}"#,
+            dir.display()
+        );
         client.publish(&format!("{id}/pending"), request.as_bytes());
     };
     for (id, length) in ids.iter().zip(QUEUES) {
@@ -203,10 +293,19 @@ pub fn at_growing_queues(broker: &Broker, scratch: &Scratch) -> Table {
             submit(id, length + round); // as many as before
         }
     }
-    let mut table =
-        Table::new(&["queued jobs", "whole cycle, ms", "of that, connecting and getting the request, ms", "rounds"]);
+    let mut table = Table::new(&[
+        "queued jobs",
+        "whole cycle, ms",
+        "of that, connecting and getting the request, ms",
+        "rounds",
+    ]);
     for (length, (cycle, hand_out)) in QUEUES.iter().zip(&samples) {
-        table.row([length.to_string(), cycle.to_string(), hand_out.to_string(), cycle.len().to_string()]);
+        table.row([
+            length.to_string(),
+            cycle.to_string(),
+            hand_out.to_string(),
+            cycle.len().to_string(),
+        ]);
     }
     table
 }

@@ -25,11 +25,15 @@ pub fn throughput(broker: &Broker, scratch: &Scratch) -> Vec<Figure> {
         for round in 0..rounds {
             let id = format!("supervise-{jobs}-{round}");
             open_session(broker, &id);
-            let (mut controller, mut results) = (broker.client("controller"), broker.client("results"));
+            let (mut controller, mut results) =
+                (broker.client("controller"), broker.client("results"));
             results.subscribe(&format!("{id}/results/+"));
             for job in 0..jobs {
                 let dir = scratch.dir(&format!("{id}-{job}"));
-                let request = format!(r#"{{"id":"{job}","workDir":"{}","steps":["true"]}}"#, dir.display());
+                let request = format!(
+                    r#"{{"id":"{job}","workDir":"{}","steps":["true"]}}"#,
+                    dir.display()
+                );
                 controller.publish(&format!("{id}/pending"), request.as_bytes());
             }
             let started = Instant::now();
@@ -41,7 +45,12 @@ pub fn throughput(broker: &Broker, scratch: &Scratch) -> Vec<Figure> {
             sample.push(f64::from(jobs) / started.elapsed().as_secs_f64());
             drop(supervise);
         }
-        figures.push(Figure::at_least(&format!("`supervise`, queue of {jobs} `true` jobs"), 150.0, "jobs/s", &sample));
+        figures.push(Figure::at_least(
+            &format!("`supervise`, queue of {jobs} `true` jobs"),
+            150.0,
+            "jobs/s",
+            &sample,
+        ));
     }
     figures
 }
@@ -54,7 +63,10 @@ pub fn log(broker: &Broker, scratch: &Scratch) -> Vec<Figure> {
     let mut controller = broker.client("controller");
     let mut submit = |steps: &[&str]| {
         let dir = scratch.dir("log");
-        let request = format!(r#"{{"id":"a","workDir":"{}","steps":{steps:?}}}"#, dir.display());
+        let request = format!(
+            r#"{{"id":"a","workDir":"{}","steps":{steps:?}}}"#,
+            dir.display()
+        );
         controller.publish(&format!("{id}/pending"), request.as_bytes());
         dir
     };
@@ -63,7 +75,11 @@ pub fn log(broker: &Broker, scratch: &Scratch) -> Vec<Figure> {
         let redirected = |begin: &[u8]| {
             let log = scratch.dir("redirected").join("log");
             fs::write(&log, begin).expect("a log");
-            let time = time(Command::new("/bin/sh").arg("-c").arg(format!("{output} >> '{}' 2>&1", log.display())));
+            let time = time(
+                Command::new("/bin/sh")
+                    .arg("-c")
+                    .arg(format!("{output} >> '{}' 2>&1", log.display())),
+            );
             fs::remove_file(log).expect("a log");
             time.as_secs_f64()
         };
@@ -71,7 +87,10 @@ pub fn log(broker: &Broker, scratch: &Scratch) -> Vec<Figure> {
         let dir = submit(&[&output]);
         let worker = time(&mut command(program(), broker, id)).as_secs_f64();
         let size = size(&dir);
-        assert!(size > GIB && size < GIB + 2 * BEGIN as u64, "all of it is in the log, which has {size} bytes");
+        assert!(
+            size > GIB && size < GIB + 2 * BEGIN as u64,
+            "all of it is in the log, which has {size} bytes"
+        );
         scratch.dir("log");
         to_empty.push(worker / empty);
         to_begun.push(worker / begun);
@@ -99,10 +118,29 @@ pub fn log(broker: &Broker, scratch: &Scratch) -> Vec<Figure> {
     scratch.dir("log");
 
     vec![
-        Figure::at_most("log of 1 GiB through a step", 1.05, "× the same command redirected by a shell", &to_empty),
-        Figure::at_most("the same, the shell's log beginning with a few lines, too", 1.05, "×", &to_begun),
-        Figure::told("the worker's own processor time for this GiB: more than for a step of `true`", "ms", &time),
-        Figure::at_most("the worker's peak memory for this GiB: more than for a step of `true`", 0.0, "kB", &memory),
+        Figure::at_most(
+            "log of 1 GiB through a step",
+            1.05,
+            "× the same command redirected by a shell",
+            &to_empty,
+        ),
+        Figure::at_most(
+            "the same, the shell's log beginning with a few lines, too",
+            1.05,
+            "×",
+            &to_begun,
+        ),
+        Figure::told(
+            "the worker's own processor time for this GiB: more than for a step of `true`",
+            "ms",
+            &time,
+        ),
+        Figure::at_most(
+            "the worker's peak memory for this GiB: more than for a step of `true`",
+            0.0,
+            "kB",
+            &memory,
+        ),
     ]
 }
 

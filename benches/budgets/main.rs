@@ -43,7 +43,11 @@ fn main() {
     figures.extend(resources::measure(&broker, &scratch));
     stage("done");
 
-    let (machine, jobs, budgets) = (machine::description(), scratch.describe(), Figure::table(figures));
+    let (machine, jobs, budgets) = (
+        machine::description(),
+        scratch.describe(),
+        Figure::table(figures),
+    );
     let seconds = started.elapsed().as_secs();
     let page = format!(
         "# Benchmarks
@@ -100,5 +104,6 @@ leaves: what Mosquitto itself needs.
 "
     );
     println!("{page}");
-    std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/BENCHMARKS.md"), page).expect("BENCHMARKS.md can be written");
+    std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/BENCHMARKS.md"), page)
+        .expect("BENCHMARKS.md can be written");
 }

@@ -25,8 +25,16 @@ impl Broker {
         );
         fs::write(&config, lines).expect("a configuration");
         let mut command = Command::new(tool("mosquitto"));
-        let process = command.arg("-c").arg(&config).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        let broker = Self { process: process.expect("mosquitto"), port };
+        let process = command
+            .arg("-c")
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let broker = Self {
+            process: process.expect("mosquitto"),
+            port,
+        };
         let end = Instant::now() + Duration::from_secs(10);
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(Instant::now() < end, "mosquitto does not answer");
@@ -44,7 +52,12 @@ impl Broker {
     pub fn hand_out(&self, worker: &str) -> Duration {
         let started = Instant::now();
         // version 5, the session goes on and never expires, Receive Maximum 1
-        let mut client = self.connect(&connect(worker, 5, 0, &[8, 0x11, 0xff, 0xff, 0xff, 0xff, 0x21, 0, 1]));
+        let mut client = self.connect(&connect(
+            worker,
+            5,
+            0,
+            &[8, 0x11, 0xff, 0xff, 0xff, 0xff, 0x21, 0, 1],
+        ));
         while client.read().0 >> 4 != 3 {}
         let time = started.elapsed();
         client.write(0xe0, &[]);
@@ -54,8 +67,13 @@ impl Broker {
     fn connect(&self, packet: &[u8]) -> Client {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).expect("the broker listens");
         stream.set_nodelay(true).expect("TCP_NODELAY");
-        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
-        let mut client = Client { stream: BufReader::new(stream), packet_id: 0 };
+        stream
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .expect("a timeout");
+        let mut client = Client {
+            stream: BufReader::new(stream),
+            packet_id: 0,
+        };
         client.write(0x10, packet);
         let (kind, connack) = client.read();
         assert_eq!((kind, connack[1]), (0x20, 0), "the broker takes us");
@@ -71,7 +89,13 @@ impl Drop for Broker {
 }
 
 fn connect(id: &str, version: u8, flags: u8, properties: &[u8]) -> Vec<u8> {
-    [&text("MQTT")[..], &[version, flags, 0, 0], properties, &text(id)].concat()
+    [
+        &text("MQTT")[..],
+        &[version, flags, 0, 0],
+        properties,
+        &text(id),
+    ]
+    .concat()
 }
 
 fn text(text: &str) -> Vec<u8> {
@@ -124,13 +148,18 @@ impl Client {
             }
         }
         packet.extend(body);
-        self.stream.get_mut().write_all(&packet).expect("the broker reads");
+        self.stream
+            .get_mut()
+            .write_all(&packet)
+            .expect("the broker reads");
     }
 
     fn read(&mut self) -> (u8, Vec<u8>) {
         let mut byte = || {
             let mut one = [0];
-            self.stream.read_exact(&mut one).expect("the broker answers");
+            self.stream
+                .read_exact(&mut one)
+                .expect("the broker answers");
             one[0]
         };
         let kind = byte();
@@ -144,7 +173,9 @@ impl Client {
             }
         }
         let mut body = vec![0; length];
-        self.stream.read_exact(&mut body).expect("the broker answers");
+        self.stream
+            .read_exact(&mut body)
+            .expect("the broker answers");
         (kind, body)
     }
 }

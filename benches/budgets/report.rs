@@ -13,30 +13,72 @@ pub struct Figure {
 
 impl Figure {
     pub fn at_most(what: &str, limit: f64, unit: &str, sample: &Sample) -> Self {
-        Self::with(what, format!("≤ {limit} {unit}"), sample, if sample.median() <= limit { "yes" } else { "**no**" })
+        Self::with(
+            what,
+            format!("≤ {limit} {unit}"),
+            sample,
+            if sample.median() <= limit {
+                "yes"
+            } else {
+                "**no**"
+            },
+        )
     }
 
     pub fn at_least(what: &str, limit: f64, unit: &str, sample: &Sample) -> Self {
-        Self::with(what, format!("≥ {limit} {unit}"), sample, if sample.median() >= limit { "yes" } else { "**no**" })
+        Self::with(
+            what,
+            format!("≥ {limit} {unit}"),
+            sample,
+            if sample.median() >= limit {
+                "yes"
+            } else {
+                "**no**"
+            },
+        )
     }
 
     /// Without a budget.
     pub fn told(what: &str, unit: &str, sample: &Sample) -> Self {
-        Self::with(what, if unit.is_empty() { String::new() } else { format!("– {unit}") }, sample, "")
+        Self::with(
+            what,
+            if unit.is_empty() {
+                String::new()
+            } else {
+                format!("– {unit}")
+            },
+            sample,
+            "",
+        )
     }
 
     pub fn skipped(what: &str, why: &str) -> Self {
-        Self { what: what.to_owned(), budget: String::new(), measured: format!("skipped: {why}"), verdict: "" }
+        Self {
+            what: what.to_owned(),
+            budget: String::new(),
+            measured: format!("skipped: {why}"),
+            verdict: "",
+        }
     }
 
     fn with(what: &str, budget: String, sample: &Sample, verdict: &'static str) -> Self {
-        Self { what: what.to_owned(), budget, measured: sample.to_string(), verdict }
+        Self {
+            what: what.to_owned(),
+            budget,
+            measured: sample.to_string(),
+            verdict,
+        }
     }
 
     pub fn table(figures: Vec<Self>) -> Table {
         let mut table = Table::new(&["figure", "budget", "measured", "met"]);
         for figure in figures {
-            table.row([figure.what, figure.budget, figure.measured, figure.verdict.to_owned()]);
+            table.row([
+                figure.what,
+                figure.budget,
+                figure.measured,
+                figure.verdict.to_owned(),
+            ]);
         }
         table
     }
@@ -47,8 +89,16 @@ pub struct Table(String);
 
 impl Table {
     pub fn new(columns: &[&str]) -> Self {
-        let rule = if columns[0] == "figure" { "---|" } else { "--:|" };
-        Self(format!("| {} |\n|---|{}\n", columns.join(" | "), rule.repeat(columns.len() - 1)))
+        let rule = if columns[0] == "figure" {
+            "---|"
+        } else {
+            "--:|"
+        };
+        Self(format!(
+            "| {} |\n|---|{}\n",
+            columns.join(" | "),
+            rule.repeat(columns.len() - 1)
+        ))
     }
 
     pub fn row(&mut self, cells: [String; 4]) {

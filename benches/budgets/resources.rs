@@ -17,19 +17,33 @@ const WATCHED: Duration = Duration::from_secs(5);
 
 pub fn measure(broker: &Broker, scratch: &Scratch) -> Vec<Figure> {
     let mut figures = Vec::new();
-    for (program, which, memory, size) in
-        [(Some(program()), "", 2.5, 900.0), (static_program(), ", static musl", 1.5, 900.0)]
-    {
+    for (program, which, memory, size) in [
+        (Some(program()), "", 2.5, 900.0),
+        (static_program(), ", static musl", 1.5, 900.0),
+    ] {
         let Some(program) = program else {
             figures.push(Figure::skipped(&format!("peak memory{which}"), HOW_STATIC));
             continue;
         };
-        let waiting: Sample = (0..ROUNDS).map(|_| idle(&program, broker, "127.0.0.1")).collect();
-        let by_name: Sample = (0..ROUNDS).map(|_| idle(&program, broker, "localhost")).collect();
-        let job: Sample = (0..ROUNDS).map(|_| in_job(&program, broker, scratch, 0)).collect();
-        let large: Sample = (0..ROUNDS).map(|_| in_job(&program, broker, scratch, MIB - 200)).collect();
+        let waiting: Sample = (0..ROUNDS)
+            .map(|_| idle(&program, broker, "127.0.0.1"))
+            .collect();
+        let by_name: Sample = (0..ROUNDS)
+            .map(|_| idle(&program, broker, "localhost"))
+            .collect();
+        let job: Sample = (0..ROUNDS)
+            .map(|_| in_job(&program, broker, scratch, 0))
+            .collect();
+        let large: Sample = (0..ROUNDS)
+            .map(|_| in_job(&program, broker, scratch, MIB - 200))
+            .collect();
         let mut figure = |what: &str, sample: &Sample| {
-            figures.push(Figure::at_most(&format!("peak memory{which}, {what}"), memory, "MB", sample));
+            figures.push(Figure::at_most(
+                &format!("peak memory{which}, {what}"),
+                memory,
+                "MB",
+                sample,
+            ));
         };
         figure("idle", &waiting);
         figure("idle, broker by name (`mqtt://localhost`)", &by_name);
@@ -62,8 +76,13 @@ fn in_job(program: &Path, broker: &Broker, scratch: &Scratch, padding: usize) ->
     let (id, dir) = ("memory-job", scratch.dir("memory-job"));
     open_session(broker, id);
     let (step, padding) = (gate("there"), "x".repeat(padding));
-    let request = format!(r#"{{"id":"a","workDir":"{}","steps":["{step}"],"padding":"{padding}"}}"#, dir.display());
-    broker.client("controller").publish(&format!("{id}/pending"), request.as_bytes());
+    let request = format!(
+        r#"{{"id":"a","workDir":"{}","steps":["{step}"],"padding":"{padding}"}}"#,
+        dir.display()
+    );
+    broker
+        .client("controller")
+        .publish(&format!("{id}/pending"), request.as_bytes());
     let worker = Running::start(command(program, broker, id).env("RUST_LOG", "error"));
     await_file(&dir.join("there"));
     let megabytes = megabytes(&worker);
@@ -81,11 +100,18 @@ fn wake_ups(broker: &Broker, scratch: &Scratch) -> Vec<Figure> {
     let (id, dir) = ("wake-job", scratch.dir("wake-job"));
     open_session(broker, id);
     let mut controller = broker.client("controller");
-    let request = format!(r#"{{"id":"a","workDir":"{}","steps":["touch there; exec sleep 60"]}}"#, dir.display());
+    let request = format!(
+        r#"{{"id":"a","workDir":"{}","steps":["touch there; exec sleep 60"]}}"#,
+        dir.display()
+    );
     controller.publish(&format!("{id}/pending"), request.as_bytes());
     let busy = Running::start(command(program(), broker, id).env("RUST_LOG", "error"));
     await_file(&dir.join("there"));
-    let idle = Running::idle(&mut command(program(), broker, "wake-idle"), broker, "wake-idle");
+    let idle = Running::idle(
+        &mut command(program(), broker, "wake-idle"),
+        broker,
+        "wake-idle",
+    );
     let before = (idle.sleeps(), busy.sleeps());
     std::thread::sleep(WATCHED);
     let after = (idle.sleeps(), busy.sleeps());
@@ -93,7 +119,15 @@ fn wake_ups(broker: &Broker, scratch: &Scratch) -> Vec<Figure> {
     busy.ends();
     let seconds = WATCHED.as_secs();
     let figure = |what: &str, count: f64| {
-        Figure::at_most(&format!("wake-ups {what}, in {seconds} s"), 0.0, "but keep-alive", &Sample::from_iter([count]))
+        Figure::at_most(
+            &format!("wake-ups {what}, in {seconds} s"),
+            0.0,
+            "but keep-alive",
+            &Sample::from_iter([count]),
+        )
     };
-    vec![figure("while idle", after.0 - before.0), figure("while a step runs", after.1 - before.1)]
+    vec![
+        figure("while idle", after.0 - before.0),
+        figure("while a step runs", after.1 - before.1),
+    ]
 }

@@ -11,7 +11,11 @@ impl Scratch {
     pub fn in_memory() -> Self {
         let shm = Path::new("/dev/shm");
         let room = rustix::fs::statvfs(shm).map_or(0, |stat| stat.f_bavail * stat.f_frsize);
-        Self::beneath(if room >= ROOM { shm.to_owned() } else { std::env::temp_dir() })
+        Self::beneath(if room >= ROOM {
+            shm.to_owned()
+        } else {
+            std::env::temp_dir()
+        })
     }
 
     pub fn on_disk() -> Self {
@@ -32,8 +36,13 @@ impl Scratch {
             let mut fields = line.split(' ').skip(1).map(str::to_owned);
             Some((fields.next()?, fields.next()?))
         };
-        let holder = mounts.lines().filter_map(mount).filter(|(place, _)| base.starts_with(place));
-        let kind = holder.max_by_key(|(place, _)| place.len()).map_or("?".to_owned(), |(_, kind)| kind);
+        let holder = mounts
+            .lines()
+            .filter_map(mount)
+            .filter(|(place, _)| base.starts_with(place));
+        let kind = holder
+            .max_by_key(|(place, _)| place.len())
+            .map_or("?".to_owned(), |(_, kind)| kind);
         format!("{} ({kind})", base.display())
     }
 

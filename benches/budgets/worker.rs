@@ -22,10 +22,17 @@ pub fn static_program() -> Option<PathBuf> {
 /// A command in an environment that holds `PATH` and what a worker needs, so that nothing of the caller's is measured.
 pub fn command(program: impl AsRef<Path>, broker: &Broker, id: &str) -> Command {
     let mut command = Command::new(program.as_ref());
-    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    command.env("MQTT_URL", format!("mqtt://127.0.0.1:{}", broker.port)).env("PORT", broker.port.to_string());
+    command
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command
+        .env("MQTT_URL", format!("mqtt://127.0.0.1:{}", broker.port))
+        .env("PORT", broker.port.to_string());
     // each worker has a queue of its own
-    command.env("WORKER_ID", id).env("MQTT_TOPIC_ROOT", id).env("RUST_LOG", "warn");
+    command
+        .env("WORKER_ID", id)
+        .env("MQTT_TOPIC_ROOT", id)
+        .env("RUST_LOG", "warn");
     command.stdin(Stdio::null()).stdout(Stdio::null());
     command
 }
@@ -35,7 +42,10 @@ pub fn time(command: &mut Command) -> Duration {
     let started = Instant::now();
     let status = command.spawn().and_then(|mut child| child.wait());
     let time = started.elapsed();
-    assert!(status.as_ref().is_ok_and(|status| status.success()), "{command:?}: {status:?}");
+    assert!(
+        status.as_ref().is_ok_and(|status| status.success()),
+        "{command:?}: {status:?}"
+    );
     time
 }
 
@@ -59,29 +69,47 @@ impl Running {
 
     /// Peak of the resident memory, in kB.
     pub fn peak_memory(&self) -> f64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("the worker lives");
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("the worker lives");
         number_after(&status, "VmHWM:")
     }
 
     /// How often its threads went to sleep, which is as often as they woke up.
     pub fn sleeps(&self) -> f64 {
-        self.threads("status").iter().map(|status| number_after(status, "\nvoluntary_ctxt_switches:")).sum()
+        self.threads("status")
+            .iter()
+            .map(|status| number_after(status, "\nvoluntary_ctxt_switches:"))
+            .sum()
     }
 
     /// Processor time of its threads, in milliseconds.
     pub fn processor_time(&self) -> f64 {
-        let nanoseconds =
-            |stat: &String| stat.split(' ').next().and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
-        self.threads("schedstat").iter().map(nanoseconds).sum::<f64>() / 1e6
+        let nanoseconds = |stat: &String| {
+            stat.split(' ')
+                .next()
+                .and_then(|text| text.parse::<f64>().ok())
+                .unwrap_or(0.0)
+        };
+        self.threads("schedstat")
+            .iter()
+            .map(nanoseconds)
+            .sum::<f64>()
+            / 1e6
     }
 
     fn threads(&self, file: &str) -> Vec<String> {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.0.id())).expect("the worker lives");
-        tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join(file)).ok()).collect()
+        tasks
+            .flatten()
+            .filter_map(|task| fs::read_to_string(task.path().join(file)).ok())
+            .collect()
     }
 
     pub fn ends(mut self) {
-        assert!(self.0.wait().is_ok_and(|status| status.success()), "the worker ends well");
+        assert!(
+            self.0.wait().is_ok_and(|status| status.success()),
+            "the worker ends well"
+        );
     }
 }
 
@@ -97,5 +125,8 @@ impl Drop for Running {
 
 fn number_after(text: &str, label: &str) -> f64 {
     let rest = text.split_once(label).map_or("", |(_, rest)| rest);
-    rest.split_whitespace().next().and_then(|number| number.parse().ok()).unwrap_or(0.0)
+    rest.split_whitespace()
+        .next()
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(0.0)
 }

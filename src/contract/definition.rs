@@ -39,7 +39,9 @@ impl Definition {
     /// # Errors
     /// A sentence that names the field and says what is accepted.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        Object::parse(bytes).and_then(Self::take_from).map_err(|e| format!("job.json: {e}"))
+        Object::parse(bytes)
+            .and_then(Self::take_from)
+            .map_err(|e| format!("job.json: {e}"))
     }
 
     /// Takes the fields of a definition out of an object that may hold others of its owner.
@@ -52,30 +54,54 @@ impl Definition {
         unknown.extend(object.rest());
         unknown.sort();
         unknown.dedup();
-        Ok(Self { steps, env, timeout, max_attempts, unknown })
+        Ok(Self {
+            steps,
+            env,
+            timeout,
+            max_attempts,
+            unknown,
+        })
     }
 }
 
 fn steps(raw: &RawValue, unknown: &mut Vec<String>) -> Result<Vec<Step>, String> {
     let items = json::array(raw)?;
-    items.iter().enumerate().map(|(i, item)| step(item, unknown).map_err(|e| format!("item {}: {e}", i + 1))).collect()
+    items
+        .iter()
+        .enumerate()
+        .map(|(i, item)| step(item, unknown).map_err(|e| format!("item {}: {e}", i + 1)))
+        .collect()
 }
 
 fn step(raw: &RawValue, unknown: &mut Vec<String>) -> Result<Step, String> {
     match json::type_name(raw) {
-        "a string" => Ok(Step { run: json::string(raw)?, name: None, timeout: None, always: false }),
+        "a string" => Ok(Step {
+            run: json::string(raw)?,
+            name: None,
+            timeout: None,
+            always: false,
+        }),
         "an object" => {
             let mut object = Object::of(raw)?;
             let step = Step {
-                run: object.take("run", json::string)?.ok_or("an object needs `run`, the command line")?,
+                run: object
+                    .take("run", json::string)?
+                    .ok_or("an object needs `run`, the command line")?,
                 name: object.take("name", json::string)?,
                 timeout: object.take("timeoutSeconds", json::seconds)?,
                 always: object.take("always", json::boolean)?.unwrap_or(false),
             };
-            unknown.extend(object.rest().into_iter().map(|name| format!("steps[].{name}")));
+            unknown.extend(
+                object
+                    .rest()
+                    .into_iter()
+                    .map(|name| format!("steps[].{name}")),
+            );
             Ok(step)
         }
-        other => Err(format!("must be a string or an object with `run`, not {other}")),
+        other => Err(format!(
+            "must be a string or an object with `run`, not {other}"
+        )),
     }
 }
 
@@ -84,16 +110,29 @@ fn environment(raw: &RawValue) -> Result<BTreeMap<String, String>, String> {
     let read = |(name, value): (String, Box<RawValue>)| {
         if name.is_empty() || name.contains(['=', '\0']) {
             let name = json::brief(&name);
-            return Err(format!("has the name {name:?}; a name must not be empty nor contain = or NUL"));
+            return Err(format!(
+                "has the name {name:?}; a name must not be empty nor contain = or NUL"
+            ));
         }
         let text = match json::type_name(&value) {
-            "a string" => json::string(&value).map_err(|e| format!("{}: {e}", json::brief(&name)))?,
+            "a string" => {
+                json::string(&value).map_err(|e| format!("{}: {e}", json::brief(&name)))?
+            }
             "a number" | "a boolean" => value.get().to_owned(),
-            other => return Err(format!("{}: must be a string, not {other}", json::brief(&name))),
+            other => {
+                return Err(format!(
+                    "{}: must be a string, not {other}",
+                    json::brief(&name)
+                ));
+            }
         };
         Ok((name, text))
     };
-    Object::of(raw)?.into_fields().into_iter().map(read).collect()
+    Object::of(raw)?
+        .into_fields()
+        .into_iter()
+        .map(read)
+        .collect()
 }
 
 /// What a job will do: the request over `job.json` over the configuration.
@@ -119,14 +158,21 @@ impl Plan {
     ) -> Result<Self, String> {
         let file = definition.unwrap_or_default();
         let own = &request.definition;
-        let steps = own.steps.clone().or(file.steps).ok_or("job.json has no `steps`, and neither has the request")?;
+        let steps = own
+            .steps
+            .clone()
+            .or(file.steps)
+            .ok_or("job.json has no `steps`, and neither has the request")?;
         let mut env = file.env;
         env.extend(own.env.clone());
         Ok(Self {
             steps,
             env,
             timeout: own.timeout.or(file.timeout).or(timeout),
-            max_attempts: own.max_attempts.or(file.max_attempts).unwrap_or(max_attempts),
+            max_attempts: own
+                .max_attempts
+                .or(file.max_attempts)
+                .unwrap_or(max_attempts),
         })
     }
 }
@@ -146,7 +192,10 @@ mod tests {
         .unwrap();
         let steps = job.steps.unwrap();
         assert_eq!(steps[0].run, "npm install");
-        assert_eq!((steps[1].name.as_deref(), steps[1].timeout), (Some("tests"), Some(Duration::from_secs(600))));
+        assert_eq!(
+            (steps[1].name.as_deref(), steps[1].timeout),
+            (Some("tests"), Some(Duration::from_secs(600)))
+        );
         assert!(steps[2].always && !steps[1].always);
         assert_eq!(job.env["PORT"], "8080");
         assert_eq!(job.env["DEBUG"], "false");
@@ -159,20 +208,41 @@ mod tests {
         for (json, said) in [
             ("", "not valid JSON"),
             ("[]", "must be an object, not an array"),
-            (r#"{"steps": "make"}"#, "`steps` must be an array, not a string"),
-            (r#"{"steps": ["a", 5]}"#, "`steps` item 2: must be a string or an object with `run`, not a number"),
-            (r#"{"steps": [{"name": "x"}]}"#, "item 1: an object needs `run`"),
-            (r#"{"steps": [{"run": 7}]}"#, "`run` must be a string, not a number"),
+            (
+                r#"{"steps": "make"}"#,
+                "`steps` must be an array, not a string",
+            ),
+            (
+                r#"{"steps": ["a", 5]}"#,
+                "`steps` item 2: must be a string or an object with `run`, not a number",
+            ),
+            (
+                r#"{"steps": [{"name": "x"}]}"#,
+                "item 1: an object needs `run`",
+            ),
+            (
+                r#"{"steps": [{"run": 7}]}"#,
+                "`run` must be a string, not a number",
+            ),
             (r#"{"steps": [{"run": "a\u0000b"}]}"#, "NUL"),
-            (r#"{"steps": [{"run": "x", "always": "yes"}]}"#, "`always` must be true or false"),
-            (r#"{"steps": [{"run": "x", "timeoutSeconds": -1}]}"#, "seconds greater than 0, not -1"),
+            (
+                r#"{"steps": [{"run": "x", "always": "yes"}]}"#,
+                "`always` must be true or false",
+            ),
+            (
+                r#"{"steps": [{"run": "x", "timeoutSeconds": -1}]}"#,
+                "seconds greater than 0, not -1",
+            ),
             (r#"{"timeoutSeconds": 1e999}"#, "seconds greater than 0"),
             (r#"{"timeoutSeconds": 0}"#, "seconds greater than 0, not 0"),
             (r#"{"maxAttempts": 0}"#, "whole number from 1"),
             (r#"{"maxAttempts": 1.5}"#, "whole number from 1"),
             (r#"{"env": []}"#, "`env` must be an object"),
             (r#"{"env": {"A=B": "x"}}"#, "A=B"),
-            (r#"{"env": {"A": {}}}"#, "A: must be a string, not an object"),
+            (
+                r#"{"env": {"A": {}}}"#,
+                "A: must be a string, not an object",
+            ),
         ] {
             let error = Definition::parse(json.as_bytes()).unwrap_err();
             assert!(error.contains(said), "{json}: {error}");
@@ -181,7 +251,10 @@ mod tests {
 
     #[test]
     fn notes_unknown_fields_and_takes_null_as_absent() {
-        let job = Definition::parse(br#"{"steps": [{"run": "x", "nmae": "y"}], "env": null, "timeout": 5}"#).unwrap();
+        let job = Definition::parse(
+            br#"{"steps": [{"run": "x", "nmae": "y"}], "env": null, "timeout": 5}"#,
+        )
+        .unwrap();
         assert_eq!(job.unknown, ["steps[].nmae", "timeout"]);
         assert!(job.env.is_empty());
     }
@@ -193,9 +266,17 @@ mod tests {
 
     #[test]
     fn survives_deep_nesting() {
-        let deep = format!(r#"{{"x": {}1{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
+        let deep = format!(
+            r#"{{"x": {}1{}}}"#,
+            "[".repeat(100_000),
+            "]".repeat(100_000)
+        );
         let _ = Definition::parse(deep.as_bytes());
-        let deep = format!(r#"{{"steps": {}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
+        let deep = format!(
+            r#"{{"steps": {}{}}}"#,
+            "[".repeat(100_000),
+            "]".repeat(100_000)
+        );
         assert!(Definition::parse(deep.as_bytes()).is_err());
     }
 
@@ -206,10 +287,19 @@ mod tests {
         );
         let request = |json: &str| Request::parse(json.as_bytes()).unwrap();
         let plan = |request: &Request| {
-            Plan::merge(request, Some(file.clone().unwrap()), Some(Duration::from_secs(9)), 3).unwrap()
+            Plan::merge(
+                request,
+                Some(file.clone().unwrap()),
+                Some(Duration::from_secs(9)),
+                3,
+            )
+            .unwrap()
         };
         let from_file = plan(&request(r#"{"id": 1, "workDir": "x"}"#));
-        assert_eq!((from_file.steps[0].run.as_str(), from_file.max_attempts), ("f", 5));
+        assert_eq!(
+            (from_file.steps[0].run.as_str(), from_file.max_attempts),
+            ("f", 5)
+        );
         assert_eq!(from_file.timeout, Some(Duration::from_secs(1)));
         let over = plan(&request(
             r#"{"id": 1, "workDir": "x", "steps": ["r"], "env": {"B": "r"}, "timeoutSeconds": 2, "maxAttempts": 1}"#,
@@ -219,8 +309,15 @@ mod tests {
         assert_eq!(over.timeout, Some(Duration::from_secs(2)));
         let bare = request(r#"{"id": 1, "workDir": "x", "steps": []}"#);
         let defaults = Plan::merge(&bare, None, Some(Duration::from_secs(9)), 3).unwrap();
-        assert_eq!((defaults.timeout, defaults.max_attempts), (Some(Duration::from_secs(9)), 3));
+        assert_eq!(
+            (defaults.timeout, defaults.max_attempts),
+            (Some(Duration::from_secs(9)), 3)
+        );
         let none = request(r#"{"id": 1, "workDir": "x"}"#);
-        assert!(Plan::merge(&none, Some(Definition::default()), None, 3).unwrap_err().contains("no `steps`"));
+        assert!(
+            Plan::merge(&none, Some(Definition::default()), None, 3)
+                .unwrap_err()
+                .contains("no `steps`")
+        );
     }
 }

@@ -23,7 +23,10 @@ impl JobId {
             other => return Err(format!("must be a string or a number, not {other}")),
         };
         check_name(&text)?;
-        Ok(Self { text, json: raw.to_owned() })
+        Ok(Self {
+            text,
+            json: raw.to_owned(),
+        })
     }
 
     /// An id from a plain text, as `job-worker run` takes it.
@@ -33,7 +36,10 @@ impl JobId {
     pub fn from_text(text: &str) -> Result<Self, String> {
         check_name(text)?;
         let json = serde_json::value::to_raw_value(text).map_err(|e| e.to_string())?;
-        Ok(Self { text: text.to_owned(), json })
+        Ok(Self {
+            text: text.to_owned(),
+            json,
+        })
     }
 
     /// The id as a topic level.
@@ -56,18 +62,24 @@ impl Serialize for JobId {
 /// # Errors
 /// A sentence that says what is accepted.
 pub fn check_name(name: &str) -> Result<(), String> {
-    let noncharacter = |c: char| matches!(c, '\u{fdd0}'..='\u{fdef}') || (c as u32) & 0xfffe == 0xfffe;
+    let noncharacter =
+        |c: char| matches!(c, '\u{fdd0}'..='\u{fdef}') || (c as u32) & 0xfffe == 0xfffe;
     let length = name.chars().count();
     let fault = if length == 0 {
         "is empty".to_owned()
     } else if length > 128 {
         format!("has {length} characters")
-    } else if let Some(c) = name.chars().find(|c| "/+#".contains(*c) || c.is_control() || noncharacter(*c)) {
+    } else if let Some(c) = name
+        .chars()
+        .find(|c| "/+#".contains(*c) || c.is_control() || noncharacter(*c))
+    {
         format!("contains {c:?}")
     } else {
         return Ok(());
     };
-    Err(format!("{fault}; accepted are 1 to 128 characters, none of / + #, no control characters"))
+    Err(format!(
+        "{fault}; accepted are 1 to 128 characters, none of / + #, no control characters"
+    ))
 }
 
 #[cfg(test)]
@@ -84,7 +96,10 @@ mod tests {
             (r#""job_1""#, "job_1"),
             ("17", "17"),
             ("-1.50", "-1.50"),
-            ("123456789012345678901234567890", "123456789012345678901234567890"),
+            (
+                "123456789012345678901234567890",
+                "123456789012345678901234567890",
+            ),
             (r#""\u00e9""#, "é"),
             (r#"" ""#, " "),
         ] {
@@ -116,6 +131,9 @@ mod tests {
         ] {
             assert!(id(json).is_err(), "{json} was taken");
         }
-        assert!(id(&format!("\"{}\"", "é".repeat(128))).is_ok(), "characters are counted, not bytes");
+        assert!(
+            id(&format!("\"{}\"", "é".repeat(128))).is_ok(),
+            "characters are counted, not bytes"
+        );
     }
 }

@@ -14,14 +14,17 @@ impl Object {
     /// A sentence that says what is wrong with the text.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-        let raw: &RawValue = serde_json::from_slice(bytes).map_err(|e| format!("is not valid JSON: {e}"))?;
+        let raw: &RawValue =
+            serde_json::from_slice(bytes).map_err(|e| format!("is not valid JSON: {e}"))?;
         Self::of(raw)
     }
 
     /// Interprets one value as an object.
     pub fn of(raw: &RawValue) -> Result<Self, String> {
         expect("{", raw, "an object")?;
-        serde_json::from_str(raw.get()).map(Self).map_err(|e| format!("is not valid JSON: {e}"))
+        serde_json::from_str(raw.get())
+            .map(Self)
+            .map_err(|e| format!("is not valid JSON: {e}"))
     }
 
     /// Takes a field out of the object and reads it. `null` counts as absent, which is how Node-RED leaves a field out.
@@ -61,13 +64,18 @@ pub fn type_name(raw: &RawValue) -> &'static str {
 }
 
 fn expect(first: &str, raw: &RawValue, wanted: &str) -> Result<(), String> {
-    if raw.get().starts_with(first) { Ok(()) } else { Err(format!("must be {wanted}, not {}", type_name(raw))) }
+    if raw.get().starts_with(first) {
+        Ok(())
+    } else {
+        Err(format!("must be {wanted}, not {}", type_name(raw)))
+    }
 }
 
 /// A string without NUL, since every one of ours ends as a path, an argument or an environment variable.
 pub fn string(raw: &RawValue) -> Result<String, String> {
     expect("\"", raw, "a string")?;
-    let text: String = serde_json::from_str(raw.get()).map_err(|e| format!("is not a valid string: {e}"))?;
+    let text: String =
+        serde_json::from_str(raw.get()).map_err(|e| format!("is not a valid string: {e}"))?;
     if text.contains('\0') {
         return Err("must not contain a NUL character".into());
     }
@@ -82,13 +90,15 @@ pub fn array(raw: &RawValue) -> Result<Vec<Box<RawValue>>, String> {
 
 /// `true` or `false`.
 pub fn boolean(raw: &RawValue) -> Result<bool, String> {
-    serde_json::from_str(raw.get()).map_err(|_| format!("must be true or false, not {}", type_name(raw)))
+    serde_json::from_str(raw.get())
+        .map_err(|_| format!("must be true or false, not {}", type_name(raw)))
 }
 
 /// A duration in seconds, fractions allowed.
 pub fn seconds(raw: &RawValue) -> Result<Duration, String> {
     let wanted = "must be a number of seconds greater than 0";
-    let value: f64 = serde_json::from_str(raw.get()).map_err(|_| format!("{wanted}, not {}", type_name(raw)))?;
+    let value: f64 =
+        serde_json::from_str(raw.get()).map_err(|_| format!("{wanted}, not {}", type_name(raw)))?;
     match Duration::try_from_secs_f64(value) {
         Ok(duration) if !duration.is_zero() => Ok(duration),
         _ => Err(format!("{wanted}, not {}", brief(raw.get()))),
@@ -99,7 +109,11 @@ pub fn seconds(raw: &RawValue) -> Result<Duration, String> {
 pub fn count(raw: &RawValue) -> Result<u32, String> {
     match serde_json::from_str(raw.get()) {
         Ok(count) if count > 0 => Ok(count),
-        _ => Err(format!("must be a whole number from 1 to {}, not {}", u32::MAX, brief(raw.get()))),
+        _ => Err(format!(
+            "must be a whole number from 1 to {}, not {}",
+            u32::MAX,
+            brief(raw.get())
+        )),
     }
 }
 

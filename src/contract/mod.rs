@@ -10,14 +10,25 @@ mod topics;
 pub use definition::{Definition, MAX_DEFINITION_BYTES, Plan, Step};
 pub use id::{JobId, check_name};
 pub use request::{MAX_REQUEST_BYTES, Rejection, Request, rejection_notice};
-pub use status::{Answer, Document, JobState, Journal, Reason, StepState, StepStatus, Timestamp, millis};
+pub use status::{
+    Answer, Document, JobState, Journal, Reason, StepState, StepStatus, Timestamp, millis,
+};
 pub use topics::Topics;
 
 /// Text from outside in one line: it cannot make a second line, speak to the reader's terminal, or show its characters in
 /// another order than they are in (https://trojansource.codes).
 pub fn single_line(text: &str) -> String {
-    let deceives = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') || turns_writing(c);
-    text.chars().flat_map(|c| if deceives(c) { c.escape_default().collect() } else { vec![c] }).collect()
+    let deceives =
+        |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') || turns_writing(c);
+    text.chars()
+        .flat_map(|c| {
+            if deceives(c) {
+                c.escape_default().collect()
+            } else {
+                vec![c]
+            }
+        })
+        .collect()
 }
 
 /// Unicode's Bidi_Control. Right-to-left scripts need none of them.
@@ -31,12 +42,19 @@ mod tests {
 
     #[test]
     fn no_text_from_outside_makes_a_line_of_its_own() {
-        assert_eq!(single_line("a\n==> step 1/1: exit 0\u{1b}[2J"), "a\\n==> step 1/1: exit 0\\u{1b}[2J");
-        for c in
-            ['\r', '\u{b}', '\u{7f}', '\u{85}', '\u{9b}', '\u{2028}', '\u{2029}', '\u{200f}', '\u{202e}', '\u{2066}']
-        {
+        assert_eq!(
+            single_line("a\n==> step 1/1: exit 0\u{1b}[2J"),
+            "a\\n==> step 1/1: exit 0\\u{1b}[2J"
+        );
+        for c in [
+            '\r', '\u{b}', '\u{7f}', '\u{85}', '\u{9b}', '\u{2028}', '\u{2029}', '\u{200f}',
+            '\u{202e}', '\u{2066}',
+        ] {
             assert!(!single_line(&format!("a{c}b")).contains(c), "{c:?}");
         }
-        assert_eq!(single_line("déjà vu \\ שלום 日本 👩‍👩‍👧"), "déjà vu \\ שלום 日本 👩‍👩‍👧");
+        assert_eq!(
+            single_line("déjà vu \\ שלום 日本 👩‍👩‍👧"),
+            "déjà vu \\ שלום 日本 👩‍👩‍👧"
+        );
     }
 }

@@ -34,25 +34,38 @@ impl Request {
     /// # Errors
     /// A [`Rejection`], which carries the id wherever that much could be read.
     pub fn parse(payload: &[u8]) -> Result<Self, Rejection> {
-        let rejected = |id: Option<&JobId>, error: String| Rejection { id: id.cloned(), error };
-        let mut object = Object::parse(payload).map_err(|e| rejected(None, format!("the request {e}")))?;
+        let rejected = |id: Option<&JobId>, error: String| Rejection {
+            id: id.cloned(),
+            error,
+        };
+        let mut object =
+            Object::parse(payload).map_err(|e| rejected(None, format!("the request {e}")))?;
         let id = object
             .take("id", JobId::from_json)
             .and_then(|id| id.ok_or_else(|| "`id` is missing".to_owned()))
             .map_err(|e| rejected(None, format!("the request: {e}")))?;
         if payload.len() > MAX_REQUEST_BYTES {
-            let error = format!("the request has {} bytes; {MAX_REQUEST_BYTES} are taken", payload.len());
+            let error = format!(
+                "the request has {} bytes; {MAX_REQUEST_BYTES} are taken",
+                payload.len()
+            );
             return Err(rejected(Some(&id), error));
         }
         let read = || {
-            let work_dir = object.take("workDir", json::string)?.ok_or("`workDir` is missing")?;
+            let work_dir = object
+                .take("workDir", json::string)?
+                .ok_or("`workDir` is missing")?;
             if work_dir.is_empty() {
                 return Err("`workDir` is empty".to_owned());
             }
             Ok((work_dir, Definition::take_from(object)?))
         };
         match read() {
-            Ok((work_dir, definition)) => Ok(Self { id, work_dir, definition }),
+            Ok((work_dir, definition)) => Ok(Self {
+                id,
+                work_dir,
+                definition,
+            }),
             Err(e) => Err(rejected(Some(&id), format!("the request: {e}"))),
         }
     }
@@ -69,7 +82,11 @@ pub fn rejection_notice(worker: &str, error: &str, payload: &[u8]) -> Vec<u8> {
     let shown = String::from_utf8_lossy(&payload[..payload.len().min(SHOWN_PAYLOAD_BYTES)]);
     // a replacement character is longer than the byte that it replaces
     let shown = &shown[..shown.floor_char_boundary(SHOWN_PAYLOAD_BYTES)];
-    let notice = Notice { worker, error, payload: shown };
+    let notice = Notice {
+        worker,
+        error,
+        payload: shown,
+    };
     serde_json::to_vec(&notice).unwrap_or_default() // strings always serialise
 }
 
@@ -96,20 +113,44 @@ mod tests {
             (b"[1]", None, "must be an object, not an array"),
             (b"{}", None, "`id` is missing"),
             (br#"{"id": null, "workDir": "x"}"#, None, "`id` is missing"),
-            (br#"{"id": {}, "workDir": "x"}"#, None, "must be a string or a number"),
+            (
+                br#"{"id": {}, "workDir": "x"}"#,
+                None,
+                "must be a string or a number",
+            ),
             (br#"{"id": "a/b", "workDir": "x"}"#, None, "none of / + #"),
             (br#"{"id": "a"} trailing"#, None, "not valid JSON"),
             (br#"{"id": "a"}"#, Some("a"), "`workDir` is missing"),
-            (br#"{"id": 7, "workDir": 5}"#, Some("7"), "`workDir` must be a string, not a number"),
-            (br#"{"id": "a", "workDir": ""}"#, Some("a"), "`workDir` is empty"),
+            (
+                br#"{"id": 7, "workDir": 5}"#,
+                Some("7"),
+                "`workDir` must be a string, not a number",
+            ),
+            (
+                br#"{"id": "a", "workDir": ""}"#,
+                Some("a"),
+                "`workDir` is empty",
+            ),
             (br#"{"id": "a", "workDir": "x\u0000"}"#, Some("a"), "NUL"),
-            (br#"{"id": "a", "workDir": "x", "steps": {}}"#, Some("a"), "`steps` must be an array"),
-            (br#"{"id": "a", "workDir": "x", "env": 1}"#, Some("a"), "`env` must be an object"),
+            (
+                br#"{"id": "a", "workDir": "x", "steps": {}}"#,
+                Some("a"),
+                "`steps` must be an array",
+            ),
+            (
+                br#"{"id": "a", "workDir": "x", "env": 1}"#,
+                Some("a"),
+                "`env` must be an object",
+            ),
         ] {
             let rejection = Request::parse(payload).unwrap_err();
             let shown = String::from_utf8_lossy(payload);
             assert_eq!(rejection.id.as_ref().map(JobId::as_str), id, "{shown}");
-            assert!(rejection.error.contains(said), "{shown}: {}", rejection.error);
+            assert!(
+                rejection.error.contains(said),
+                "{shown}: {}",
+                rejection.error
+            );
         }
     }
 
@@ -129,6 +170,10 @@ mod tests {
     fn the_notice_cuts_the_payload_and_replaces_invalid_utf8() {
         let notice = rejection_notice("w", "e", &[0xff; 5000]);
         let notice: serde_json::Value = serde_json::from_slice(&notice).unwrap();
-        assert_eq!(notice["payload"].as_str().unwrap(), "\u{fffd}".repeat(341), "1,023 bytes");
+        assert_eq!(
+            notice["payload"].as_str().unwrap(),
+            "\u{fffd}".repeat(341),
+            "1,023 bytes"
+        );
     }
 }

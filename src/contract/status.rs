@@ -136,8 +136,14 @@ impl Serialize for Timestamp {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         // a clock before 1970 or after 9999 has no RFC 3339 form
         let last = Duration::from_secs(253_402_300_799);
-        let since = self.0.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().min(last);
-        serializer.collect_str(&humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + since))
+        let since = self
+            .0
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .min(last);
+        serializer.collect_str(&humantime::format_rfc3339_millis(
+            SystemTime::UNIX_EPOCH + since,
+        ))
     }
 }
 
@@ -195,8 +201,9 @@ impl Journal {
     fn understand(bytes: &[u8], id: &JobId) -> Result<Self, String> {
         let mut object = Object::parse(bytes)?;
         let owner = object.take("id", JobId::from_json)?.ok_or("no id")?;
-        let status =
-            object.take("status", |raw| serde_json::from_str::<JobState>(raw.get()).map_err(|e| e.to_string()));
+        let status = object.take("status", |raw| {
+            serde_json::from_str::<JobState>(raw.get()).map_err(|e| e.to_string())
+        });
         let status = status?.ok_or("no status")?;
         if owner.as_str() != id.as_str() {
             return Ok(Self::NeverBegun);
@@ -229,8 +236,7 @@ mod tests {
     fn the_first_keys_are_those_of_the_seed_in_their_order() {
         let json = Document::not_run(id(), "w", Reason::Rejected, "why".into()).to_json();
         let json = String::from_utf8(json).unwrap();
-        let start =
-            r#"{"id":"a","status":"failed","logFile":null,"exitCode":1,"reason":"rejected","error":"why","worker":"w""#;
+        let start = r#"{"id":"a","status":"failed","logFile":null,"exitCode":1,"reason":"rejected","error":"why","worker":"w""#;
         assert!(json.starts_with(start), "{json}");
     }
 
@@ -239,8 +245,14 @@ mod tests {
         let died = |attempt| Journal::Died { attempt };
         for (content, journal) in [
             (r#"{"id":"a","status":"running","attempt":2}"#, died(2)),
-            (r#"{"id":"a","status":"interrupted","attempt":2}"#, Journal::Stopped { attempt: 2 }),
-            (r#"{"id":"b","status":"running","attempt":2}"#, Journal::NeverBegun),
+            (
+                r#"{"id":"a","status":"interrupted","attempt":2}"#,
+                Journal::Stopped { attempt: 2 },
+            ),
+            (
+                r#"{"id":"b","status":"running","attempt":2}"#,
+                Journal::NeverBegun,
+            ),
             (r#"{"id":"b","status":"success"}"#, Journal::NeverBegun),
             ("", died(1)),
             ("{\"id\":\"a\",\"sta", died(1)),
@@ -252,7 +264,11 @@ mod tests {
             (r#"{"id":"a","status":"running","attempt":-5}"#, died(1)),
             (r#"{"id":"a","status":"success","packetId":70000}"#, died(1)),
         ] {
-            assert_eq!(Journal::read(Some(content.as_bytes()), &id()), journal, "{content}");
+            assert_eq!(
+                Journal::read(Some(content.as_bytes()), &id()),
+                journal,
+                "{content}"
+            );
         }
         assert_eq!(Journal::read(None, &id()), Journal::NeverBegun);
     }
@@ -260,12 +276,22 @@ mod tests {
     #[test]
     fn a_stored_answer_knows_its_request() {
         let stored = br#"{"id":"a","status":"success","worker":"w","packetId":7}"#;
-        let Journal::Final(answer) = Journal::read(Some(stored), &id()) else { panic!() };
+        let Journal::Final(answer) = Journal::read(Some(stored), &id()) else {
+            panic!()
+        };
         assert_eq!(answer.document, stored);
         assert!(answer.is_for("w", Some(7)), "the same delivery again");
-        assert!(!answer.is_for("w", Some(8)), "another request of the same session");
-        assert!(answer.is_for("other", Some(8)), "identifiers of another session say nothing");
-        let Journal::Final(answer) = Journal::read(Some(br#"{"id":"a","status":"failed","worker":"w"}"#), &id()) else {
+        assert!(
+            !answer.is_for("w", Some(8)),
+            "another request of the same session"
+        );
+        assert!(
+            answer.is_for("other", Some(8)),
+            "identifiers of another session say nothing"
+        );
+        let Journal::Final(answer) =
+            Journal::read(Some(br#"{"id":"a","status":"failed","worker":"w"}"#), &id())
+        else {
             panic!()
         };
         assert!(answer.is_for("w", Some(8)), "nothing recorded: DUP decides");
@@ -274,7 +300,14 @@ mod tests {
     #[test]
     fn an_id_keeps_its_type_over_a_number_and_its_text() {
         let number = JobId::from_json(&serde_json::value::to_raw_value(&7).unwrap()).unwrap();
-        let journal = Journal::read(Some(br#"{"id":"7","status":"interrupted","attempt":1}"#), &number);
-        assert_eq!(journal, Journal::Stopped { attempt: 1 }, "both have the same topic, so they are one job");
+        let journal = Journal::read(
+            Some(br#"{"id":"7","status":"interrupted","attempt":1}"#),
+            &number,
+        );
+        assert_eq!(
+            journal,
+            Journal::Stopped { attempt: 1 },
+            "both have the same topic, so they are one job"
+        );
     }
 }

@@ -23,7 +23,10 @@ impl Topics {
     pub fn new(root: &str, share_group: Option<&str>, worker: &str) -> Self {
         let pending = format!("{root}/pending");
         Self {
-            pending_filter: share_group.map_or_else(|| pending.clone(), |group| format!("$share/{group}/{pending}")),
+            pending_filter: share_group.map_or_else(
+                || pending.clone(),
+                |group| format!("$share/{group}/{pending}"),
+            ),
             cancel_filter: format!("{root}/cancel/+"),
             rejected: format!("{root}/rejected"),
             presence: format!("{root}/workers/{worker}"),

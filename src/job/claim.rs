@@ -6,7 +6,8 @@ use super::log::{JobLog, Lock};
 use super::{OpenError, WorkDir, journal};
 use crate::config::{JobConfig, PayloadSteps};
 use crate::contract::{
-    Answer, Definition, Document, JobId, JobState, Journal, MAX_DEFINITION_BYTES, Plan, Reason, Request,
+    Answer, Definition, Document, JobId, JobState, Journal, MAX_DEFINITION_BYTES, Plan, Reason,
+    Request,
 };
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,8 +50,13 @@ pub enum Claimed {
 /// What the journal wants.
 #[derive(Debug, PartialEq)]
 enum Decision {
-    Run { attempt: u32, resumed: Option<Resumed> },
-    GiveUp { attempts: u32 },
+    Run {
+        attempt: u32,
+        resumed: Option<Resumed>,
+    },
+    GiveUp {
+        attempts: u32,
+    },
     Answer(Answer),
 }
 
@@ -64,7 +70,14 @@ pub enum Resumed {
 impl Claim {
     pub fn new(request: Request, source: Source) -> Self {
         let started = Instant::now();
-        Self { request, source, started, next_look: started, pause: FIRST_PAUSE, told: false }
+        Self {
+            request,
+            source,
+            started,
+            next_look: started,
+            pause: FIRST_PAUSE,
+            told: false,
+        }
     }
 
     pub fn id(&self) -> &JobId {
@@ -89,8 +102,12 @@ impl Claim {
     pub fn poll(&mut self, config: &JobConfig, worker: &str) -> Claimed {
         match self.try_claim(config, worker) {
             Ok(claimed) => claimed,
-            Err(OpenError::Missing(_)) if self.started.elapsed() < config.dir_wait => self.look_again(config),
-            Err(OpenError::Missing(what) | OpenError::Unusable(what)) => self.refuse(worker, Reason::Rejected, what),
+            Err(OpenError::Missing(_)) if self.started.elapsed() < config.dir_wait => {
+                self.look_again(config)
+            }
+            Err(OpenError::Missing(what) | OpenError::Unusable(what)) => {
+                self.refuse(worker, Reason::Rejected, what)
+            }
         }
     }
 
@@ -108,22 +125,29 @@ impl Claim {
 
     fn refuse(&self, worker: &str, reason: Reason, error: String) -> Claimed {
         let document = Document::not_run(self.request.id.clone(), worker, reason, error);
-        Claimed::Refused(Box::new(Document { packet_id: self.source.packet_id, ..document }))
+        Claimed::Refused(Box::new(Document {
+            packet_id: self.source.packet_id,
+            ..document
+        }))
     }
 
     fn try_claim(&mut self, config: &JobConfig, worker: &str) -> Result<Claimed, OpenError> {
         let own = &self.request.definition;
-        if config.payload_steps == PayloadSteps::Deny && (own.steps.is_some() || !own.env.is_empty()) {
+        if config.payload_steps == PayloadSteps::Deny
+            && (own.steps.is_some() || !own.env.is_empty())
+        {
             let error = "the request brings `steps` or `env`, which JOB_PAYLOAD_STEPS=deny leaves to job.json";
             return Err(OpenError::Unusable(error.to_owned()));
         }
         let base = config.root.as_deref().unwrap_or(Path::new(""));
-        let path = std::path::absolute(base.join(&self.request.work_dir))
-            .map_err(|error| OpenError::Unusable(format!("workDir {:?}: {error}", self.request.work_dir)))?;
+        let path = std::path::absolute(base.join(&self.request.work_dir)).map_err(|error| {
+            OpenError::Unusable(format!("workDir {:?}: {error}", self.request.work_dir))
+        })?;
         let dir = WorkDir::open(path, config.root.as_deref())?;
         // a stored answer needs neither the definition, which may be gone by now, nor the lock: it does not change
         if self.source.redelivered
-            && let Decision::Answer(answer) = self.decide(journal::read(&dir, &self.request.id), worker, u32::MAX)
+            && let Decision::Answer(answer) =
+                self.decide(journal::read(&dir, &self.request.id), worker, u32::MAX)
         {
             return Ok(Claimed::Answered(answer));
         }
@@ -131,7 +155,12 @@ impl Claim {
         let internal = |error: String| self.refuse(worker, Reason::Internal, error);
         let log = match JobLog::open(&dir) {
             Ok(log) => log,
-            Err(error) => return Ok(internal(format!("{}/job.log cannot be opened: {error}", dir.path().display()))),
+            Err(error) => {
+                return Ok(internal(format!(
+                    "{}/job.log cannot be opened: {error}",
+                    dir.path().display()
+                )));
+            }
         };
         match log.try_lock() {
             Lock::Ours => {}
@@ -148,18 +177,37 @@ impl Claim {
             }
         }
         // only now, with the lock, is the journal's word final
-        let claimed = match self.decide(journal::read(&dir, &self.request.id), worker, plan.max_attempts) {
+        let claimed = match self.decide(
+            journal::read(&dir, &self.request.id),
+            worker,
+            plan.max_attempts,
+        ) {
             Decision::Answer(answer) => Claimed::Answered(answer),
             Decision::GiveUp { attempts } => {
                 let id = self.request.id.clone();
-                Claimed::Refused(Box::new(give_up(id, worker, &dir, log, attempts, self.source.packet_id)))
+                Claimed::Refused(Box::new(give_up(
+                    id,
+                    worker,
+                    &dir,
+                    log,
+                    attempts,
+                    self.source.packet_id,
+                )))
             }
             Decision::Run { attempt, resumed } => {
                 for sentence in unknown {
                     log::warn!("job {}: {sentence}", self.id().as_str());
                 }
                 let (id, packet_id) = (self.request.id.clone(), self.source.packet_id);
-                let job = Job { id, plan, dir, log, attempt, resumed, packet_id };
+                let job = Job {
+                    id,
+                    plan,
+                    dir,
+                    log,
+                    attempt,
+                    resumed,
+                    packet_id,
+                };
                 match Execution::start(job, config, worker) {
                     Ok(execution) => Claimed::Running(Box::new(execution)),
                     Err(error) => internal(error),
@@ -177,37 +225,75 @@ impl Claim {
             .map_err(|error| OpenError::Unusable(format!("{} cannot be read: {error}", place())))?;
         let own = &self.request.definition;
         if content.is_none() && own.steps.is_none() {
-            return Err(OpenError::Missing(format!("{} does not exist, and the request has no `steps`", place())));
+            return Err(OpenError::Missing(format!(
+                "{} does not exist, and the request has no `steps`",
+                place()
+            )));
         }
-        let definition = content.map(|bytes| Definition::parse(&bytes)).transpose().map_err(OpenError::Unusable)?;
-        let fields = [("the request", Some(&own.unknown)), ("job.json", definition.as_ref().map(|file| &file.unknown))];
+        let definition = content
+            .map(|bytes| Definition::parse(&bytes))
+            .transpose()
+            .map_err(OpenError::Unusable)?;
+        let fields = [
+            ("the request", Some(&own.unknown)),
+            ("job.json", definition.as_ref().map(|file| &file.unknown)),
+        ];
         let named = |(place, names): (&str, Option<&Vec<String>>)| {
             let names = names.filter(|names| !names.is_empty())?.join(", ");
             Some(format!("unknown fields in {place} are ignored: {names}"))
         };
         let unknown = fields.into_iter().filter_map(named).collect();
-        let plan = Plan::merge(&self.request, definition, config.timeout, config.max_attempts);
+        let plan = Plan::merge(
+            &self.request,
+            definition,
+            config.timeout,
+            config.max_attempts,
+        );
         Ok((plan.map_err(OpenError::Unusable)?, unknown))
     }
 
     fn decide(&self, journal: Journal, worker: &str, max_attempts: u32) -> Decision {
         match journal {
-            Journal::NeverBegun => Decision::Run { attempt: 1, resumed: None },
-            Journal::Died { attempt } if attempt >= max_attempts => Decision::GiveUp { attempts: attempt },
-            Journal::Died { attempt } => Decision::Run { attempt: attempt + 1, resumed: Some(Resumed::AfterCrash) },
-            Journal::Stopped { attempt } => Decision::Run { attempt, resumed: Some(Resumed::AfterStop) },
-            Journal::Final(answer) if self.source.redelivered && answer.is_for(worker, self.source.packet_id) => {
+            Journal::NeverBegun => Decision::Run {
+                attempt: 1,
+                resumed: None,
+            },
+            Journal::Died { attempt } if attempt >= max_attempts => {
+                Decision::GiveUp { attempts: attempt }
+            }
+            Journal::Died { attempt } => Decision::Run {
+                attempt: attempt + 1,
+                resumed: Some(Resumed::AfterCrash),
+            },
+            Journal::Stopped { attempt } => Decision::Run {
+                attempt,
+                resumed: Some(Resumed::AfterStop),
+            },
+            Journal::Final(answer)
+                if self.source.redelivered && answer.is_for(worker, self.source.packet_id) =>
+            {
                 Decision::Answer(answer)
             }
-            Journal::Final(_) => Decision::Run { attempt: 1, resumed: None },
+            Journal::Final(_) => Decision::Run {
+                attempt: 1,
+                resumed: None,
+            },
         }
     }
 }
 
 /// Ends a job whose every attempt has ended in a crash.
-fn give_up(id: JobId, worker: &str, dir: &WorkDir, mut log: JobLog, attempts: u32, packet_id: Option<u16>) -> Document {
-    let error =
-        format!("interrupted {attempts} times: whoever ran the job died in mid-run, and maxAttempts is reached");
+fn give_up(
+    id: JobId,
+    worker: &str,
+    dir: &WorkDir,
+    mut log: JobLog,
+    attempts: u32,
+    packet_id: Option<u16>,
+) -> Document {
+    let error = format!(
+        "interrupted {attempts} times: whoever ran the job died in mid-run, and maxAttempts is reached"
+    );
     log.line(format_args!("given up: {error}"));
     let document = Document {
         log_file: Some(log.path().to_owned()),
@@ -217,7 +303,10 @@ fn give_up(id: JobId, worker: &str, dir: &WorkDir, mut log: JobLog, attempts: u3
         ..Document::not_run(id, worker, Reason::Interrupted, error)
     };
     if let Err(error) = journal::write(dir, &document) {
-        log::warn!("{}/job.status.json cannot be written: {error}", dir.path().display());
+        log::warn!(
+            "{}/job.status.json cannot be written: {error}",
+            dir.path().display()
+        );
     }
     document
 }
@@ -225,7 +314,10 @@ fn give_up(id: JobId, worker: &str, dir: &WorkDir, mut log: JobLog, attempts: u3
 fn warn_once(log: &JobLog, error: &std::io::Error) {
     static WARNED: AtomicBool = AtomicBool::new(false);
     if !WARNED.swap(true, Ordering::Relaxed) {
-        log::warn!("{} cannot be locked: {error}; going on, so never let two workers have one directory", log.path());
+        log::warn!(
+            "{} cannot be locked: {error}; going on, so never let two workers have one directory",
+            log.path()
+        );
     }
 }
 
@@ -235,8 +327,17 @@ mod tests {
 
     fn decide(journal: &str, redelivered: bool, packet_id: u16, max_attempts: u32) -> Decision {
         let request = Request::parse(br#"{"id": "a", "workDir": "x"}"#).unwrap();
-        let journal = Journal::read(Some(journal.as_bytes()).filter(|j| !j.is_empty()), &request.id);
-        let claim = Claim::new(request, Source { redelivered, packet_id: Some(packet_id) });
+        let journal = Journal::read(
+            Some(journal.as_bytes()).filter(|j| !j.is_empty()),
+            &request.id,
+        );
+        let claim = Claim::new(
+            request,
+            Source {
+                redelivered,
+                packet_id: Some(packet_id),
+            },
+        );
         claim.decide(journal, "w", max_attempts)
     }
 
@@ -247,24 +348,60 @@ mod tests {
         let stopped = r#"{"id":"a","status":"interrupted","attempt":2}"#;
         let run = |attempt, resumed| Decision::Run { attempt, resumed };
         for redelivered in [false, true] {
-            assert_eq!(decide("", redelivered, 1, 3), run(1, None), "DUP alone never means that it ran");
-            assert_eq!(decide(&running(1), redelivered, 1, 3), run(2, Some(AfterCrash)));
-            assert_eq!(decide(&running(2), redelivered, 1, 3), run(3, Some(AfterCrash)));
-            assert_eq!(decide(&running(3), redelivered, 1, 3), Decision::GiveUp { attempts: 3 });
-            assert_eq!(decide(&running(1), redelivered, 1, 1), Decision::GiveUp { attempts: 1 });
-            assert_eq!(decide(stopped, redelivered, 1, 1), run(2, Some(AfterStop)), "a stop does not count");
-            assert_eq!(decide("garbage", redelivered, 1, 3), run(2, Some(AfterCrash)));
+            assert_eq!(
+                decide("", redelivered, 1, 3),
+                run(1, None),
+                "DUP alone never means that it ran"
+            );
+            assert_eq!(
+                decide(&running(1), redelivered, 1, 3),
+                run(2, Some(AfterCrash))
+            );
+            assert_eq!(
+                decide(&running(2), redelivered, 1, 3),
+                run(3, Some(AfterCrash))
+            );
+            assert_eq!(
+                decide(&running(3), redelivered, 1, 3),
+                Decision::GiveUp { attempts: 3 }
+            );
+            assert_eq!(
+                decide(&running(1), redelivered, 1, 1),
+                Decision::GiveUp { attempts: 1 }
+            );
+            assert_eq!(
+                decide(stopped, redelivered, 1, 1),
+                run(2, Some(AfterStop)),
+                "a stop does not count"
+            );
+            assert_eq!(
+                decide("garbage", redelivered, 1, 3),
+                run(2, Some(AfterCrash))
+            );
         }
     }
 
     #[test]
     fn a_final_job_is_answered_or_run_again() {
         let done = r#"{"id":"a","status":"success","worker":"w","packetId":7}"#;
-        assert!(matches!(decide(done, true, 7, 3), Decision::Answer(_)), "the same request, redelivered");
-        assert_eq!(decide(done, false, 7, 3), Decision::Run { attempt: 1, resumed: None }, "published afresh");
+        assert!(
+            matches!(decide(done, true, 7, 3), Decision::Answer(_)),
+            "the same request, redelivered"
+        );
+        assert_eq!(
+            decide(done, false, 7, 3),
+            Decision::Run {
+                attempt: 1,
+                resumed: None
+            },
+            "published afresh"
+        );
         assert_eq!(
             decide(done, true, 8, 3),
-            Decision::Run { attempt: 1, resumed: None },
+            Decision::Run {
+                attempt: 1,
+                resumed: None
+            },
             "afresh, and redelivered unseen"
         );
     }

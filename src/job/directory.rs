@@ -31,26 +31,43 @@ impl WorkDir {
     /// [`OpenError::Missing`] where there is nothing at the path, else a sentence that says why it is unusable.
     pub fn open(path: PathBuf, fence: Option<&Path>) -> Result<Self, OpenError> {
         let shown = path.display();
-        let outside =
-            |fence: &Path| OpenError::Unusable(format!("workDir {shown} lies outside of JOB_ROOT {}", fence.display()));
+        let outside = |fence: &Path| {
+            OpenError::Unusable(format!(
+                "workDir {shown} lies outside of JOB_ROOT {}",
+                fence.display()
+            ))
+        };
         let handle = match open_directory(&path) {
             Ok(handle) => handle,
             Err(error) => {
                 // what exists outside is not told: the nearest directory above decides, before the error does
-                let above = path.ancestors().skip(1).find_map(|above| open_directory(above).ok());
+                let above = path
+                    .ancestors()
+                    .skip(1)
+                    .find_map(|above| open_directory(above).ok());
                 return Err(match (fence, above) {
-                    (Some(fence), Some(above)) if is_inside(&above, fence).is_ok_and(|inside| !inside) => {
+                    (Some(fence), Some(above))
+                        if is_inside(&above, fence).is_ok_and(|inside| !inside) =>
+                    {
                         outside(fence)
                     }
-                    _ if error == Errno::NOENT => OpenError::Missing(format!("workDir {shown} does not exist")),
-                    _ if error == Errno::NOTDIR => OpenError::Unusable(format!("workDir {shown} is not a directory")),
+                    _ if error == Errno::NOENT => {
+                        OpenError::Missing(format!("workDir {shown} does not exist"))
+                    }
+                    _ if error == Errno::NOTDIR => {
+                        OpenError::Unusable(format!("workDir {shown} is not a directory"))
+                    }
                     _ => OpenError::Unusable(format!("workDir {shown} cannot be opened: {error}")),
                 });
             }
         };
         match fence {
             Some(fence) if !is_inside(&handle, fence)? => Err(outside(fence)),
-            _ => Ok(Self { handle, fenced: fence.is_some(), path }),
+            _ => Ok(Self {
+                handle,
+                fenced: fence.is_some(),
+                path,
+            }),
         }
     }
 
@@ -79,11 +96,17 @@ impl WorkDir {
     /// # Errors
     /// What the system said.
     pub fn open_file(&self, name: &str, flags: OFlags) -> io::Result<File> {
-        let follow = if self.fenced { OFlags::NOFOLLOW } else { OFlags::empty() };
+        let follow = if self.fenced {
+            OFlags::NOFOLLOW
+        } else {
+            OFlags::empty()
+        };
         let flags = flags | follow | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let file = match openat(&self.handle, name, flags, Mode::from_raw_mode(0o666)) {
             Ok(file) => File::from(file),
-            Err(Errno::LOOP) => return Err(io::Error::other("it is a symlink, which JOB_ROOT forbids")),
+            Err(Errno::LOOP) => {
+                return Err(io::Error::other("it is a symlink, which JOB_ROOT forbids"));
+            }
             Err(Errno::NXIO) => return Err(io::Error::other("it is not a regular file")),
             Err(error) => return Err(error.into()),
         };
@@ -116,7 +139,12 @@ impl WorkDir {
     /// What the system said; the old content is still there then.
     pub fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {
         let temporary = format!(".{name}.tmp");
-        let create = || self.open_file(&temporary, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW);
+        let create = || {
+            self.open_file(
+                &temporary,
+                OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW,
+            )
+        };
         let mut file = create().or_else(|error| match error.kind() {
             // left by a worker that was killed at this very point
             io::ErrorKind::AlreadyExists => {
@@ -127,7 +155,8 @@ impl WorkDir {
         })?;
         let written = io::Write::write_all(&mut file, content);
         drop(file);
-        let replaced = written.and_then(|()| Ok(renameat(&self.handle, &temporary, &self.handle, name)?));
+        let replaced =
+            written.and_then(|()| Ok(renameat(&self.handle, &temporary, &self.handle, name)?));
         if replaced.is_err() {
             let _ = unlinkat(&self.handle, &temporary, AtFlags::empty()); // the first error is the one to tell
         }
@@ -136,7 +165,11 @@ impl WorkDir {
 }
 
 fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
-    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    rustix::fs::open(
+        path,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
 }
 
 fn path_of(directory: &OwnedFd) -> PathBuf {
@@ -146,5 +179,7 @@ fn path_of(directory: &OwnedFd) -> PathBuf {
 /// Asks the kernel where the open directory is, so that no symlink can be in between any more.
 fn is_inside(directory: &OwnedFd, fence: &Path) -> Result<bool, OpenError> {
     let compare = || Ok(std::fs::read_link(path_of(directory))?.starts_with(fence.canonicalize()?));
-    compare().map_err(|error: io::Error| OpenError::Unusable(format!("JOB_ROOT cannot be compared with it: {error}")))
+    compare().map_err(|error: io::Error| {
+        OpenError::Unusable(format!("JOB_ROOT cannot be compared with it: {error}"))
+    })
 }

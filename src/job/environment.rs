@@ -6,8 +6,13 @@ use std::ffi::OsString;
 
 /// What every step of `job` gets: the worker's own environment without its configuration, the job's, and ours on top.
 pub fn of(job: &Job, worker: &str) -> Vec<(OsString, OsString)> {
-    let inherited = std::env::vars_os().filter(|(name, _)| !is_own_variable(&name.to_string_lossy()));
-    let own = job.plan.env.iter().map(|(name, value)| (name.into(), value.into()));
+    let inherited =
+        std::env::vars_os().filter(|(name, _)| !is_own_variable(&name.to_string_lossy()));
+    let own = job
+        .plan
+        .env
+        .iter()
+        .map(|(name, value)| (name.into(), value.into()));
     let ours = [
         ("JOB_ID", job.id.as_str().into()),
         ("JOB_WORK_DIR", job.dir.path().into()),
@@ -16,6 +21,8 @@ pub fn of(job: &Job, worker: &str) -> Vec<(OsString, OsString)> {
         ("JOB_ATTEMPT", job.attempt.to_string().into()),
         ("WORKER_ID", worker.into()),
     ];
-    let ours = ours.into_iter().map(|(name, value): (&str, OsString)| (name.into(), value));
+    let ours = ours
+        .into_iter()
+        .map(|(name, value): (&str, OsString)| (name.into(), value));
     inherited.chain(own).chain(ours).collect()
 }

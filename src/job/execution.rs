@@ -5,7 +5,9 @@ use super::claim::Resumed;
 use super::log::JobLog;
 use super::{End, WorkDir, environment, journal};
 use crate::config::JobConfig;
-use crate::contract::{Document, JobId, JobState, Plan, Reason, StepState, StepStatus, Timestamp, millis};
+use crate::contract::{
+    Document, JobId, JobState, Plan, Reason, StepState, StepStatus, Timestamp, millis,
+};
 use crate::process::{self, Exit, Reaped};
 use rustix::process::{Pid, Signal};
 use std::ffi::{OsStr, OsString};
@@ -84,12 +86,21 @@ impl Execution {
         let path = job.log.path().to_owned();
         let log_start = job.resumed.map_or(0, |_| job.log.size());
         match job.resumed {
-            None => job.log.begin(&job.id, &job.dir).map_err(|error| format!("{path} cannot be written: {error}"))?,
+            None => job
+                .log
+                .begin(&job.id, &job.dir)
+                .map_err(|error| format!("{path} cannot be written: {error}"))?,
             Some(Resumed::AfterCrash) => {
-                job.log.line(format_args!("attempt {}: whoever ran the one before died in mid-run", job.attempt));
+                job.log.line(format_args!(
+                    "attempt {}: whoever ran the one before died in mid-run",
+                    job.attempt
+                ));
             }
             Some(Resumed::AfterStop) => {
-                job.log.line(format_args!("attempt {} again: the worker was asked to stop in mid-run", job.attempt));
+                job.log.line(format_args!(
+                    "attempt {} again: the worker was asked to stop in mid-run",
+                    job.attempt
+                ));
             }
         }
         let steps = job.plan.steps.iter().map(|step| StepStatus {
@@ -161,16 +172,27 @@ impl Execution {
             return Some(kill_at);
         }
         let look = self.log_room.map(|_| self.log_look);
-        [self.time_left(step).map(|(at, _)| at), look].into_iter().flatten().min()
+        [self.time_left(step).map(|(at, _)| at), look]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The moment at which a step has run too long, and the limit that it has passed then.
     fn time_left(&self, step: &Running) -> Option<(Instant, Duration)> {
-        let job = self.job.plan.timeout.filter(|_| !self.overrun).map(|limit| (self.started, limit));
+        let job = self
+            .job
+            .plan
+            .timeout
+            .filter(|_| !self.overrun)
+            .map(|limit| (self.started, limit));
         let own = step.limit.map(|limit| (step.started, limit));
         // a limit beyond the clock's end is none
         let at = |(start, limit): (Instant, Duration)| Some((start.checked_add(limit)?, limit));
-        [job.and_then(at), own.and_then(at)].into_iter().flatten().min()
+        [job.and_then(at), own.and_then(at)]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Some child has ended.
@@ -221,7 +243,9 @@ impl Execution {
         }
         step.ending = Some((why, now + self.config.stop_grace));
         let group = step.group;
-        self.job.log.line(format_args!("{}; asking the job to stop", why.sentence()));
+        self.job
+            .log
+            .line(format_args!("{}; asking the job to stop", why.sentence()));
         process::signal_all(group, Signal::TERM);
         process::signal_all(group, Signal::CONT); // a stopped process takes no TERM
         self.child_ended();
@@ -236,7 +260,9 @@ impl Execution {
                 step.exit = Some(exit);
             }
         });
-        self.job.log.line(format_args!("killed what did not stop, processes: {killed}"));
+        self.job.log.line(format_args!(
+            "killed what did not stop, processes: {killed}"
+        ));
         self.step_over();
     }
 
@@ -251,12 +277,22 @@ impl Execution {
         let ending = step.ending.map(|(why, _)| why).or(passed);
         let code = ending.map_or(exit.code(), |why| why.exit_code(exit.code()));
         let signal = exit.signal_name();
-        let how = signal.as_ref().map_or(String::new(), |name| format!(" ({name})"));
+        let how = signal
+            .as_ref()
+            .map_or(String::new(), |name| format!(" ({name})"));
         let place = self.place(step.index);
-        self.job.log.line(format_args!("{place}: exit {code}{how} in {:.1}s", duration.as_secs_f64()));
+        self.job.log.line(format_args!(
+            "{place}: exit {code}{how} in {:.1}s",
+            duration.as_secs_f64()
+        ));
         let status = &mut self.document.steps[step.index];
-        status.status = if code == 0 { StepState::Success } else { StepState::Failed };
-        (status.exit_code, status.signal, status.duration_ms) = (Some(code), signal, Some(millis(duration)));
+        status.status = if code == 0 {
+            StepState::Success
+        } else {
+            StepState::Failed
+        };
+        (status.exit_code, status.signal, status.duration_ms) =
+            (Some(code), signal, Some(millis(duration)));
         let label = self.label(step.index);
         match ending {
             Some(End::Stopped) => {}
@@ -265,8 +301,11 @@ impl Execution {
                 self.fail(why.reason(), code, why.sentence());
             }
             None if code != 0 => {
-                let ended =
-                    if how.is_empty() { format!("ended with exit code {code}") } else { format!("was ended by{how}") };
+                let ended = if how.is_empty() {
+                    format!("ended with exit code {code}")
+                } else {
+                    format!("was ended by{how}")
+                };
                 self.fail(Reason::Step, code, format!("{place} ({label}) {ended}"));
             }
             None => {}
@@ -279,7 +318,10 @@ impl Execution {
     /// The first failure is the job's; what comes later cannot change it.
     fn fail(&mut self, reason: Reason, code: i32, error: String) {
         // `always` steps may write as much again, or the first look would end them
-        self.log_room = self.config.log_limit.map(|limit| self.job.log.size().saturating_add(limit));
+        self.log_room = self
+            .config
+            .log_limit
+            .map(|limit| self.job.log.size().saturating_add(limit));
         self.failure.get_or_insert((reason, code, error));
     }
 
@@ -303,17 +345,29 @@ impl Execution {
                 journalled.clone()?;
             }
             let place = self.place(index);
-            self.job.log.line(format_args!("{place}: {}", self.label(index)));
+            self.job
+                .log
+                .line(format_args!("{place}: {}", self.label(index)));
             match self.spawn(index) {
                 Ok(group) => {
-                    self.step =
-                        Some(Running { index, group, started: Instant::now(), limit, exit: None, ending: None });
+                    self.step = Some(Running {
+                        index,
+                        group,
+                        started: Instant::now(),
+                        limit,
+                        exit: None,
+                        ending: None,
+                    });
                     return journalled;
                 }
                 Err(error) => {
                     self.job.log.line(format_args!("{place}: {error}"));
                     self.document.steps[index].status = StepState::Failed;
-                    self.fail(Reason::Internal, 1, format!("{place} could not be started: {error}"));
+                    self.fail(
+                        Reason::Internal,
+                        1,
+                        format!("{place} could not be started: {error}"),
+                    );
                 }
             }
         }
@@ -323,29 +377,45 @@ impl Execution {
 
     fn spawn(&self, index: usize) -> Result<Pid, String> {
         if !self.job.dir.is_in_place() {
-            return Err(format!("the workDir {} has vanished", self.job.dir.path().display()));
+            return Err(format!(
+                "the workDir {} has vanished",
+                self.job.dir.path().display()
+            ));
         }
         let number = (index + 1).to_string();
-        let env = self.env.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()));
+        let env = self
+            .env
+            .iter()
+            .map(|(name, value)| (name.as_os_str(), value.as_os_str()));
         let env = env.chain([(OsStr::new("JOB_STEP"), OsStr::new(&number))]);
         let run = &self.job.plan.steps[index].run;
         let shell = &self.config.shell;
         let log = self.job.log.handle().map_err(|error| error.to_string())?;
-        process::spawn(shell, run, &self.job.dir.current_dir(), env, log).map_err(|error| format!("{shell}: {error}"))
+        process::spawn(shell, run, &self.job.dir.current_dir(), env, log)
+            .map_err(|error| format!("{shell}: {error}"))
     }
 
     /// Leaves nothing behind, and only then makes the result final.
     fn over(&mut self) {
         let killed = process::sweep(|_, _| {});
         if killed > 0 {
-            self.job.log.line(format_args!("killed what the steps left running, processes: {killed}"));
+            self.job.log.line(format_args!(
+                "killed what the steps left running, processes: {killed}"
+            ));
         }
         let stopped = self.stopping && self.failure.is_none();
         if stopped {
             self.document.status = JobState::Interrupted;
-            self.job.log.line(format_args!("stopped before the end; the job will be run again"));
+            self.job.log.line(format_args!(
+                "stopped before the end; the job will be run again"
+            ));
         } else {
-            for step in self.document.steps.iter_mut().filter(|step| step.status == StepState::Pending) {
+            for step in self
+                .document
+                .steps
+                .iter_mut()
+                .filter(|step| step.status == StepState::Pending)
+            {
                 step.status = StepState::Skipped;
             }
             (self.document.status, self.document.exit_code) = (JobState::Success, Some(0));
@@ -360,12 +430,20 @@ impl Execution {
             log::warn!("{error}; the result is published all the same");
         }
         self.changed = false;
-        self.outcome = Some(if stopped { Outcome::Stopped } else { Outcome::Final(Box::new(self.document.clone())) });
+        self.outcome = Some(if stopped {
+            Outcome::Stopped
+        } else {
+            Outcome::Final(Box::new(self.document.clone()))
+        });
     }
 
     fn write_journal(&self) -> Result<(), String> {
-        journal::write(&self.job.dir, &self.document)
-            .map_err(|error| format!("{}/job.status.json cannot be written: {error}", self.job.dir.path().display()))
+        journal::write(&self.job.dir, &self.document).map_err(|error| {
+            format!(
+                "{}/job.status.json cannot be written: {error}",
+                self.job.dir.path().display()
+            )
+        })
     }
 
     fn place(&self, index: usize) -> String {
@@ -377,7 +455,13 @@ impl Execution {
         let step = &self.job.plan.steps[index];
         let mut lines = step.run.lines();
         let first = lines.next().unwrap_or_default();
-        let run = if lines.next().is_some() { format!("{first} …") } else { first.to_owned() };
-        step.name.as_ref().map_or_else(|| run.clone(), |name| format!("{name} ({run})"))
+        let run = if lines.next().is_some() {
+            format!("{first} …")
+        } else {
+            first.to_owned()
+        };
+        step.name
+            .as_ref()
+            .map_or_else(|| run.clone(), |name| format!("{name} ({run})"))
     }
 }

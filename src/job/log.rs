@@ -39,7 +39,11 @@ impl JobLog {
         let file = dir.open_file(NAME, OFlags::RDWR | flags)?;
         // the steps get this open file: they do not expect a stdout that does not block
         fcntl_setfl(&file, OFlags::APPEND)?;
-        Ok(Self { file, path: dir.path().join(NAME).to_string_lossy().into_owned(), broken: false })
+        Ok(Self {
+            file,
+            path: dir.path().join(NAME).to_string_lossy().into_owned(),
+            broken: false,
+        })
     }
 
     /// Its absolute path.
@@ -63,13 +67,21 @@ impl JobLog {
     pub fn begin(&mut self, id: &JobId, dir: &WorkDir) -> io::Result<()> {
         self.file.set_len(0)?;
         let rule = "-".repeat(40);
-        let (id, dir) = (single_line(id.as_str()), single_line(&dir.path().to_string_lossy()));
-        self.file.write_all(format!("Job ID: {id}\nWorking Directory: {dir}\n{rule}\n").as_bytes())
+        let (id, dir) = (
+            single_line(id.as_str()),
+            single_line(&dir.path().to_string_lossy()),
+        );
+        self.file
+            .write_all(format!("Job ID: {id}\nWorking Directory: {dir}\n{rule}\n").as_bytes())
     }
 
     /// Writes one line of ours, on a line of its own whatever a step has written before.
     pub fn line(&mut self, text: Arguments) {
-        let start = if self.ends_in_mid_line() { "\n==> " } else { "==> " };
+        let start = if self.ends_in_mid_line() {
+            "\n==> "
+        } else {
+            "==> "
+        };
         let line = format!("{start}{}\n", single_line(&text.to_string()));
         if let Err(error) = self.file.write_all(line.as_bytes())
             && !std::mem::replace(&mut self.broken, true)

@@ -132,7 +132,9 @@ impl Link {
 /// What the system said, when there can be no thread.
 pub fn open(settings: Settings, sink: impl Fn(Event) + Send + 'static) -> io::Result<Link> {
     let (resume, resumed) = mpsc::channel();
-    std::thread::Builder::new().name("mqtt".into()).spawn(move || Driver::new(settings, resumed, sink).run())?;
+    std::thread::Builder::new()
+        .name("mqtt".into())
+        .spawn(move || Driver::new(settings, resumed, sink).run())?;
     Ok(Link { resume })
 }
 
@@ -142,7 +144,11 @@ struct Announcements(Arc<AtomicUsize>);
 
 impl Announcements {
     fn has_room(&self) -> bool {
-        self.0.fetch_update(Relaxed, Relaxed, |waiting| (waiting < ANNOUNCEMENTS).then_some(waiting + 1)).is_ok()
+        self.0
+            .fetch_update(Relaxed, Relaxed, |waiting| {
+                (waiting < ANNOUNCEMENTS).then_some(waiting + 1)
+            })
+            .is_ok()
     }
 
     /// One has been written to the connection.
@@ -208,9 +214,21 @@ struct Driver<F> {
 impl<F: Fn(Event)> Driver<F> {
     fn new(settings: Settings, resumed: Receiver<()>, sink: F) -> Self {
         let protocol = settings.broker.protocol;
-        let version = if protocol == Protocol::V3 { Protocol::V3 } else { Protocol::V5 };
+        let version = if protocol == Protocol::V3 {
+            Protocol::V3
+        } else {
+            Protocol::V5
+        };
         let settled = protocol != Protocol::Auto;
-        Self { settings, resumed, sink, subscribed: false, settled, version, untried: VecDeque::new() }
+        Self {
+            settings,
+            resumed,
+            sink,
+            subscribed: false,
+            settled,
+            version,
+            untried: VecDeque::new(),
+        }
     }
 
     fn run(mut self) {
@@ -235,7 +253,9 @@ impl<F: Fn(Event)> Driver<F> {
             let reason = match failure {
                 Failure::Refused(reason) => return (self.sink)(Event::Refused(reason)),
                 // such a thing does not pass by itself, unless it came while we were here: certificates are renewed
-                Failure::Untrusted(reason) if !self.subscribed => return (self.sink)(Event::Refused(reason)),
+                Failure::Untrusted(reason) if !self.subscribed => {
+                    return (self.sink)(Event::Refused(reason));
+                }
                 Failure::TakenOver => {
                     (self.sink)(Event::TakenOver);
                     if self.resumed.recv().is_err() {
@@ -248,7 +268,9 @@ impl<F: Fn(Event)> Driver<F> {
                     self.untried.push_front(host);
                     continue;
                 }
-                Failure::Untrusted(reason) | Failure::ClosedInGreeting(reason) | Failure::Lost(reason) => reason,
+                Failure::Untrusted(reason)
+                | Failure::ClosedInGreeting(reason)
+                | Failure::Lost(reason) => reason,
             };
             if !self.settled {
                 self.version = Protocol::V5; // 3.1.1 did not help: the broker has another trouble
@@ -264,7 +286,11 @@ impl<F: Fn(Event)> Driver<F> {
             // once for each trouble: a broker can be away for days
             if told != reason {
                 let Broker { host, port, .. } = &self.settings.broker;
-                let what = if connected { "the connection is lost" } else { "no connection" };
+                let what = if connected {
+                    "the connection is lost"
+                } else {
+                    "no connection"
+                };
                 log::warn!("broker {host}:{port}: {what}: {reason}; trying again until it is back");
                 told = reason;
             }
@@ -291,9 +317,14 @@ impl<F: Fn(Event)> Driver<F> {
             return Ok(host.to_owned()); // it is in the certificate
         }
         if self.untried.is_empty() {
-            self.untried = (host, broker.port).to_socket_addrs()?.filter_map(without_port).collect();
+            self.untried = (host, broker.port)
+                .to_socket_addrs()?
+                .filter_map(without_port)
+                .collect();
         }
-        self.untried.pop_front().ok_or_else(|| io::Error::other("its name has no address"))
+        self.untried
+            .pop_front()
+            .ok_or_else(|| io::Error::other("its name has no address"))
     }
 
     /// Makes one connection and passes on what it says, until it ends.
@@ -316,7 +347,10 @@ impl<F: Fn(Event)> Driver<F> {
                         self.settings.broker.host,
                         self.settings.broker.port
                     );
-                    (self.sink)(Event::Connected { connection: connection.clone(), resumed });
+                    (self.sink)(Event::Connected {
+                        connection: connection.clone(),
+                        resumed,
+                    });
                     if resumed && self.subscribed {
                         (self.sink)(Event::Ready);
                     } else {
@@ -351,7 +385,9 @@ impl<F: Fn(Event)> Driver<F> {
 
     fn settle_version(&mut self) {
         if !self.settled && self.version == Protocol::V3 {
-            log::info!("the broker has no MQTT 5: speaking 3.1.1 (MQTT_PROTOCOL_VERSION=4 skips the try)");
+            log::info!(
+                "the broker has no MQTT 5: speaking 3.1.1 (MQTT_PROTOCOL_VERSION=4 skips the try)"
+            );
         }
         self.settled = true;
     }

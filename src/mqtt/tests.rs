@@ -27,7 +27,10 @@ fn settings(port: u16) -> Settings {
 }
 
 /// The first that a driver tells when it tries these addresses, with a broker on one of them; `greet` answers each CONNECT.
-fn first_told(addresses: &[&str], mut greet: impl FnMut(TcpStream, u8) + Send + 'static) -> Option<Event> {
+fn first_told(
+    addresses: &[&str],
+    mut greet: impl FnMut(TcpStream, u8) + Send + 'static,
+) -> Option<Event> {
     let listener = TcpListener::bind((BROKER, 0)).unwrap();
     let settings = settings(listener.local_addr().unwrap().port());
     std::thread::spawn(move || {
@@ -73,8 +76,15 @@ fn the_older_protocol_version_is_spoken_to_the_address_that_closed() {
 
 #[test]
 fn addresses_keep_what_belongs_to_them() {
-    for (address, host) in [("127.0.0.1:1", "127.0.0.1"), ("[::1]:1", "[::1]"), ("[fe80::1%3]:1", "[fe80::1%3]")] {
-        assert_eq!(without_port(address.parse().unwrap()).as_deref(), Some(host));
+    for (address, host) in [
+        ("127.0.0.1:1", "127.0.0.1"),
+        ("[::1]:1", "[::1]"),
+        ("[fe80::1%3]:1", "[fe80::1%3]"),
+    ] {
+        assert_eq!(
+            without_port(address.parse().unwrap()).as_deref(),
+            Some(host)
+        );
     }
 }
 
@@ -87,5 +97,8 @@ fn with_tls_a_fallback_leaves_no_address_behind() {
     let name = driver.next_host().unwrap();
     driver.untried.push_front(name.clone()); // for the other protocol version
     assert_eq!(driver.next_host().unwrap(), name);
-    assert!(driver.untried.is_empty(), "or there would never be a pause again");
+    assert!(
+        driver.untried.is_empty(),
+        "or there would never be a pause again"
+    );
 }

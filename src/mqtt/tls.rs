@@ -30,10 +30,15 @@ impl Tls {
         identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
     ) -> Result<Self, String> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let builder = builder.map_err(|e| e.to_string())?.with_root_certificates(roots);
+        let builder =
+            ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let builder = builder
+            .map_err(|e| e.to_string())?
+            .with_root_certificates(roots);
         let config = match identity {
-            Some((certificates, key)) => builder.with_client_auth_cert(certificates, key).map_err(|e| e.to_string())?,
+            Some((certificates, key)) => builder
+                .with_client_auth_cert(certificates, key)
+                .map_err(|e| e.to_string())?,
             None => builder.with_no_client_auth(),
         };
         Ok(Self(Arc::new(config)))
@@ -72,7 +77,9 @@ pub fn system_roots() -> Result<RootCertStore, String> {
 pub fn roots(pem: &[u8]) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(pem)? {
-        roots.add(certificate).map_err(|e| format!("holds a certificate that cannot be used: {e}"))?;
+        roots
+            .add(certificate)
+            .map_err(|e| format!("holds a certificate that cannot be used: {e}"))?;
     }
     Ok(roots)
 }
@@ -102,12 +109,14 @@ pub(super) fn failure(error: &io::Error) -> Option<Failure> {
     let error = error.get_ref()?.downcast_ref::<Error>()?;
     Some(match error {
         // a machine without a battery for its clock starts in the past, until it has asked for the time
-        Error::InvalidCertificate(CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }) => {
-            Failure::Lost(format!("{error}; is our clock right?"))
-        }
+        Error::InvalidCertificate(
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+        ) => Failure::Lost(format!("{error}; is our clock right?")),
         Error::InvalidCertificate(why) => {
             let hint = match why {
-                CertificateError::UnknownIssuer => "; MQTT_CA_FILE names the CA that we trust, else the system's do",
+                CertificateError::UnknownIssuer => {
+                    "; MQTT_CA_FILE names the CA that we trust, else the system's do"
+                }
                 _ => "",
             };
             Failure::Untrusted(format!("we do not trust the broker: {error}{hint}"))

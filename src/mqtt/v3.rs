@@ -1,11 +1,14 @@
 //! MQTT 3.1.1 over rumqttc. It has no Receive Maximum: a broker sends several requests at once, and those behind the
 //! first stay unacknowledged, so that they come again. Nor does it give reasons for a disconnect.
 
-use super::{Announcements, Connection, Delivery, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES, REQUEST_CAPACITY};
+use super::{
+    Announcements, Connection, Delivery, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES,
+    REQUEST_CAPACITY,
+};
 use super::{Settings, Wire};
 use rumqttc::{
-    Client, ConnectReturnCode as Code, ConnectionError, Event, LastWill, MqttOptions, Outgoing, Packet, Publish, QoS,
-    SubscribeFilter, SubscribeReasonCode,
+    Client, ConnectReturnCode as Code, ConnectionError, Event, LastWill, MqttOptions, Outgoing,
+    Packet, Publish, QoS, SubscribeFilter, SubscribeReasonCode,
 };
 #[cfg(feature = "tls")]
 use rumqttc::{StateError, TlsError, mqttbytes::Error as CodecError};
@@ -123,9 +126,13 @@ impl V3Wire {
         match event {
             Event::Incoming(Packet::ConnAck(ack)) => {
                 self.greeted = true;
-                Heard::Connected { resumed: ack.session_present }
+                Heard::Connected {
+                    resumed: ack.session_present,
+                }
             }
-            Event::Incoming(Packet::SubAck(ack)) => Heard::Subscribed(ack.return_codes.iter().map(fault).collect()),
+            Event::Incoming(Packet::SubAck(ack)) => {
+                Heard::Subscribed(ack.return_codes.iter().map(fault).collect())
+            }
             Event::Incoming(Packet::Publish(message)) => Heard::Message(Delivery {
                 topic: message.topic,
                 payload: message.payload,
@@ -158,9 +165,9 @@ fn tls_failure(error: &ConnectionError) -> Option<Failure> {
     match error {
         ConnectionError::Tls(TlsError::Io(error))
         | ConnectionError::Io(error)
-        | ConnectionError::MqttState(StateError::Io(error) | StateError::Deserialization(CodecError::Io(error))) => {
-            super::tls::failure(error)
-        }
+        | ConnectionError::MqttState(
+            StateError::Io(error) | StateError::Deserialization(CodecError::Io(error)),
+        ) => super::tls::failure(error),
         _ => None,
     }
 }
@@ -172,10 +179,12 @@ fn failure(error: ConnectionError, greeted: bool) -> Failure {
     }
     match error {
         ConnectionError::ConnectionRefused(code) => match code {
-            Code::BadUserNamePassword | Code::NotAuthorized => {
-                Failure::Refused(format!("the broker refuses our user name or password ({code:?})"))
+            Code::BadUserNamePassword | Code::NotAuthorized => Failure::Refused(format!(
+                "the broker refuses our user name or password ({code:?})"
+            )),
+            Code::BadClientId => {
+                Failure::Refused("the broker refuses our client id, WORKER_ID".into())
             }
-            Code::BadClientId => Failure::Refused("the broker refuses our client id, WORKER_ID".into()),
             code => Failure::Lost(format!("it refuses the connection for now ({code:?})")),
         },
         ConnectionError::MqttState(error) if !greeted => {

@@ -1,12 +1,15 @@
 //! MQTT 5 over rumqttc.
 
-use super::{Announcements, Connection, Delivery, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES, REQUEST_CAPACITY};
+use super::{
+    Announcements, Connection, Delivery, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES,
+    REQUEST_CAPACITY,
+};
 use super::{Settings, Unpublished, Wire};
 use rumqttc::Outgoing;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
-    ConnAck, ConnectProperties, ConnectReturnCode as Code, DisconnectReasonCode, Filter, LastWill, Packet, PubAck,
-    PubAckReason, Publish, RetainForwardRule, SubscribeReasonCode,
+    ConnAck, ConnectProperties, ConnectReturnCode as Code, DisconnectReasonCode, Filter, LastWill,
+    Packet, PubAck, PubAckReason, Publish, RetainForwardRule, SubscribeReasonCode,
 };
 use rumqttc::v5::{Client, ConnectionError, Event, MqttOptions, StateError};
 #[cfg(feature = "tls")]
@@ -48,7 +51,13 @@ fn options(settings: &Settings, host: &str) -> MqttOptions {
         .set_manual_acks(true)
         .set_keep_alive(broker.keep_alive)
         .set_outgoing_inflight_upper_limit(IN_FLIGHT)
-        .set_last_will(LastWill::new(topic, payload.clone(), QoS::AtMostOnce, true, None));
+        .set_last_will(LastWill::new(
+            topic,
+            payload.clone(),
+            QoS::AtMostOnce,
+            true,
+            None,
+        ));
     let mut network = options.network_options();
     network.set_tcp_nodelay(true);
     options.set_network_options(network);
@@ -76,8 +85,10 @@ impl Connection for V5 {
             retain_forward_rule: RetainForwardRule::OnNewSubscribe,
             ..Filter::new(&settings.requests, QoS::AtLeastOnce)
         };
-        let cancels =
-            Filter { retain_forward_rule: RetainForwardRule::Never, ..Filter::new(&settings.cancels, QoS::AtMostOnce) };
+        let cancels = Filter {
+            retain_forward_rule: RetainForwardRule::Never,
+            ..Filter::new(&settings.cancels, QoS::AtMostOnce)
+        };
         let _ = self.0.subscribe_many([requests, cancels]);
     }
 
@@ -92,7 +103,11 @@ impl Connection for V5 {
     }
 
     fn acknowledge(&self, packet_id: u16) {
-        let message = Publish { qos: QoS::AtLeastOnce, pkid: packet_id, ..Publish::default() };
+        let message = Publish {
+            qos: QoS::AtLeastOnce,
+            pkid: packet_id,
+            ..Publish::default()
+        };
         let _ = self.0.ack(&message);
     }
 
@@ -141,9 +156,13 @@ impl V5Wire {
             Event::Incoming(Packet::ConnAck(ack)) => {
                 self.greeted = true;
                 self.heed_broker(&ack);
-                Heard::Connected { resumed: ack.session_present }
+                Heard::Connected {
+                    resumed: ack.session_present,
+                }
             }
-            Event::Incoming(Packet::SubAck(ack)) => Heard::Subscribed(ack.return_codes.iter().map(fault).collect()),
+            Event::Incoming(Packet::SubAck(ack)) => {
+                Heard::Subscribed(ack.return_codes.iter().map(fault).collect())
+            }
             Event::Incoming(Packet::Publish(message)) => Heard::Message(Delivery {
                 topic: String::from_utf8_lossy(&message.topic).into_owned(),
                 payload: message.payload,
@@ -164,15 +183,23 @@ impl V5Wire {
 
     /// What a broker may dictate in its greeting (MQTT 5, section 3.2.2.3).
     fn heed_broker(&mut self, ack: &ConnAck) {
-        let Some(properties) = &ack.properties else { return };
-        if let Some(seconds) = properties.session_expiry_interval.filter(|s| *s < SESSION_NEVER_EXPIRES) {
+        let Some(properties) = &ack.properties else {
+            return;
+        };
+        if let Some(seconds) = properties
+            .session_expiry_interval
+            .filter(|s| *s < SESSION_NEVER_EXPIRES)
+        {
             log::warn!(
                 "the broker keeps our session for {seconds} s only: requests are lost when no worker is there for longer"
             );
         }
         // rumqttc takes 0, "no keep-alive", for "ping without a pause"
         if properties.server_keep_alive == Some(0) {
-            self.connection.eventloop.options.set_keep_alive(Duration::from_secs(u16::MAX.into()));
+            self.connection
+                .eventloop
+                .options
+                .set_keep_alive(Duration::from_secs(u16::MAX.into()));
         }
     }
 }
@@ -198,9 +225,9 @@ fn tls_failure(error: &ConnectionError) -> Option<Failure> {
     match error {
         ConnectionError::Tls(TlsError::Io(error))
         | ConnectionError::Io(error)
-        | ConnectionError::MqttState(StateError::Io(error) | StateError::Deserialization(CodecError::Io(error))) => {
-            super::tls::failure(error)
-        }
+        | ConnectionError::MqttState(
+            StateError::Io(error) | StateError::Deserialization(CodecError::Io(error)),
+        ) => super::tls::failure(error),
         _ => None,
     }
 }
@@ -212,19 +239,32 @@ fn failure(error: ConnectionError, greeted: bool) -> Failure {
     }
     match error {
         ConnectionError::ConnectionRefused(code) => match code {
-            Code::BadUserNamePassword | Code::NotAuthorized | Code::Banned | Code::BadAuthenticationMethod => {
-                Failure::Refused(format!("the broker refuses our user name or password ({code:?})"))
+            Code::BadUserNamePassword
+            | Code::NotAuthorized
+            | Code::Banned
+            | Code::BadAuthenticationMethod => Failure::Refused(format!(
+                "the broker refuses our user name or password ({code:?})"
+            )),
+            Code::ClientIdentifierNotValid => {
+                Failure::Refused("the broker refuses our client id, WORKER_ID".into())
             }
-            Code::ClientIdentifierNotValid => Failure::Refused("the broker refuses our client id, WORKER_ID".into()),
-            Code::UnsupportedProtocolVersion => Failure::ClosedInGreeting("it has no MQTT 5".into()),
+            Code::UnsupportedProtocolVersion => {
+                Failure::ClosedInGreeting("it has no MQTT 5".into())
+            }
             code => Failure::Lost(format!("it refuses the connection for now ({code:?})")),
         },
-        ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, reason_string }) => match reason_code {
+        ConnectionError::MqttState(StateError::ServerDisconnect {
+            reason_code,
+            reason_string,
+        }) => match reason_code {
             DisconnectReasonCode::SessionTakenOver => Failure::TakenOver,
             DisconnectReasonCode::NotAuthorized => {
                 Failure::Refused("the broker says that we are not authorised".into())
             }
-            code => Failure::Lost(format!("it disconnected us ({code:?}) {}", reason_string.unwrap_or_default())),
+            code => Failure::Lost(format!(
+                "it disconnected us ({code:?}) {}",
+                reason_string.unwrap_or_default()
+            )),
         },
         ConnectionError::MqttState(error) if !greeted => {
             Failure::ClosedInGreeting(format!("it did not answer our greeting ({error})"))

@@ -114,9 +114,16 @@ impl Broker {
     pub fn start() -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free loopback port");
         let port = listener.local_addr().expect("the port just bound").port();
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new() });
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        });
         let acceptor = Mutex::new(Some(accept(&shared, listener)));
-        Self { shared, port, acceptor }
+        Self {
+            shared,
+            port,
+            acceptor,
+        }
     }
 
     /// Starts with a script, see [`Broker::set_script`].
@@ -129,7 +136,8 @@ impl Broker {
     /// Asks `script` about every packet from now on. It runs inside the broker, so it must not call the broker; it may
     /// keep its own state, and tell the test through a channel.
     pub fn set_script(&self, script: impl FnMut(&Step) -> Verdict + Send + 'static) {
-        self.shared.change(|state| state.script = Some(Box::new(script)));
+        self.shared
+            .change(|state| state.script = Some(Box::new(script)));
     }
 
     /// Changes the knobs, for whatever happens next.
@@ -157,7 +165,16 @@ impl Broker {
 
     fn publish_message(&self, topic: &str, payload: Vec<u8>, retain: bool) {
         let (client, topic) = (String::new(), topic.to_owned());
-        self.shared.change(|state| state.publish(Message { client, topic, payload, qos: 1, retain, dup: false }));
+        self.shared.change(|state| {
+            state.publish(Message {
+                client,
+                topic,
+                payload,
+                qos: 1,
+                retain,
+                dup: false,
+            })
+        });
     }
 
     /// Everything that clients and their last wills have published to matching topics, in order.
@@ -219,16 +236,24 @@ impl Broker {
             return;
         };
         {
-            let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self
+                .shared
+                .state
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             state.away = true;
             let open: Vec<_> = state.links.keys().copied().collect();
-            open.iter().for_each(|&connection| state.close(connection, "broker went down", Will::Drop));
+            open.iter()
+                .for_each(|&connection| state.close(connection, "broker went down", Will::Drop));
         }
         self.shared.changed.notify_all();
         // Wakes the acceptor. If this is refused, a client has woken it before.
         drop(TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)));
         let stopped = thread.join();
-        debug_assert!(stopped.is_ok() || std::thread::panicking(), "the acceptor panicked");
+        debug_assert!(
+            stopped.is_ok() || std::thread::panicking(),
+            "the acceptor panicked"
+        );
     }
 
     /// Comes up again on the same port, with the sessions and retained messages it had.
@@ -259,21 +284,32 @@ impl Broker {
     /// Waits until the transcript satisfies `condition`, which must not call the broker.
     #[track_caller]
     pub fn wait_until(&self, within: Duration, condition: impl Fn(&[Entry]) -> bool) {
-        self.wait(within, "such transcript", |state| condition(&state.log).then_some(()));
+        self.wait(within, "such transcript", |state| {
+            condition(&state.log).then_some(())
+        });
     }
 
     /// Waits until the session holds exactly `n` messages, in flight and queued.
     #[track_caller]
     pub fn wait_for_queued(&self, client: &str, n: usize, within: Duration) {
         let reached = |state: &State| (state.queued(client) == n).then_some(());
-        self.wait(within, &format!("session {client} with {n} messages"), reached);
+        self.wait(
+            within,
+            &format!("session {client} with {n} messages"),
+            reached,
+        );
     }
 
     /// Waits until the client is connected (or is not).
     #[track_caller]
     pub fn wait_for_connected(&self, client: &str, connected: bool, within: Duration) {
-        let reached = |state: &State| (state.connection_of(client).is_some() == connected).then_some(());
-        self.wait(within, &format!("client {client} with connected = {connected}"), reached);
+        let reached =
+            |state: &State| (state.connection_of(client).is_some() == connected).then_some(());
+        self.wait(
+            within,
+            &format!("client {client} with connected = {connected}"),
+            reached,
+        );
     }
 
     #[track_caller]
@@ -286,11 +322,20 @@ impl Broker {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let transcript: String = state.log.iter().map(|entry| format!("  {entry:?}\n")).collect();
+                let transcript: String = state
+                    .log
+                    .iter()
+                    .map(|entry| format!("  {entry:?}\n"))
+                    .collect();
                 drop(state);
                 panic!("no {what} within {within:?}; transcript:\n{transcript}");
             }
-            state = self.shared.changed.wait_timeout(state, left).expect("an earlier panic").0;
+            state = self
+                .shared
+                .changed
+                .wait_timeout(state, left)
+                .expect("an earlier panic")
+                .0;
         }
     }
 }
@@ -299,7 +344,11 @@ impl Drop for Broker {
     fn drop(&mut self) {
         self.stop_listening();
         let readers = {
-            let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self
+                .shared
+                .state
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             for (_, socket) in std::mem::take(&mut state.sockets) {
                 // Ends the reader that still waits for its client to close; one that has ended does not mind.
                 drop(socket.shutdown(Shutdown::Both));
@@ -308,7 +357,10 @@ impl Drop for Broker {
         };
         for reader in readers {
             let ended = reader.join();
-            assert!(ended.is_ok() || std::thread::panicking(), "a script or the broker panicked");
+            assert!(
+                ended.is_ok() || std::thread::panicking(),
+                "a script or the broker panicked"
+            );
         }
     }
 }
@@ -320,7 +372,9 @@ struct Shared {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("an earlier panic in the broker or in its script")
+        self.state
+            .lock()
+            .expect("an earlier panic in the broker or in its script")
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
@@ -348,7 +402,9 @@ fn accept(shared: &Arc<Shared>, listener: TcpListener) -> JoinHandle<()> {
                 return;
             }
             stream.set_nodelay(true).expect("TCP_NODELAY");
-            stream.set_write_timeout(Some(WRITE_LIMIT)).expect("a write timeout");
+            stream
+                .set_write_timeout(Some(WRITE_LIMIT))
+                .expect("a write timeout");
             let connection = state.connections;
             state.connections += 1;
             let link = Link {
@@ -358,11 +414,15 @@ fn accept(shared: &Arc<Shared>, listener: TcpListener) -> JoinHandle<()> {
                 will: None,
             };
             state.links.insert(connection, link);
-            state.sockets.insert(connection, stream.try_clone().expect("a third handle"));
+            state
+                .sockets
+                .insert(connection, stream.try_clone().expect("a third handle"));
             let shared = Arc::clone(&shared);
             // Thousands of short connections must not keep the stacks of their threads.
             state.readers.retain(|reader| !reader.is_finished());
-            state.readers.push(std::thread::spawn(move || read(&shared, connection, stream)));
+            state.readers.push(std::thread::spawn(move || {
+                read(&shared, connection, stream)
+            }));
         }
     })
 }
@@ -379,7 +439,9 @@ fn read(shared: &Shared, connection: usize, mut stream: TcpStream) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => break "keep-alive passed",
             Err(_) => break "reset by the client",
         }
-        while let Some((header, length)) = packet::frame_length(&buffer).filter(|(_, length)| *length <= buffer.len()) {
+        while let Some((header, length)) =
+            packet::frame_length(&buffer).filter(|(_, length)| *length <= buffer.len())
+        {
             let frame = buffer.split_to(length);
             shared.change(|state| state.receive(connection, header, frame));
         }

@@ -30,13 +30,21 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Authority {
     pub fn new(name: &str) -> Self {
-        let ca = Self { dir: TempDir::new() };
+        let ca = Self {
+            dir: TempDir::new(),
+        };
         let settings = "[ca]\ndefault_ca = here\n[here]\ndatabase = index.txt\nnew_certs_dir = .\nrand_serial = yes\n\
                         default_md = sha256\nunique_subject = no\npolicy = names\n[names]\ncommonName = supplied\n";
         fs::write(ca.dir.path().join("ca.cnf"), settings).expect("a directory of our own");
         fs::write(ca.dir.path().join("index.txt"), "").expect("a directory of our own");
         let subject = format!("/CN={name}");
-        ca.openssl(&["req", "-x509", "-days", "2", "-subj", &subject, "-out", "ca.pem", "-keyout", "ca.key"], true);
+        ca.openssl(
+            &[
+                "req", "-x509", "-days", "2", "-subj", &subject, "-out", "ca.pem", "-keyout",
+                "ca.key",
+            ],
+            true,
+        );
         ca
     }
 
@@ -57,7 +65,19 @@ impl Authority {
 
     fn issue(&self, name: &str, extensions: &str, valid: Valid) -> Identity {
         let [request, out, key] = ["csr", "pem", "key"].map(|kind| format!("{name}.{kind}"));
-        self.openssl(&["req", "-new", "-subj", &format!("/CN={name}"), "-out", &request, "-keyout", &key], true);
+        self.openssl(
+            &[
+                "req",
+                "-new",
+                "-subj",
+                &format!("/CN={name}"),
+                "-out",
+                &request,
+                "-keyout",
+                &key,
+            ],
+            true,
+        );
         fs::write(self.dir.path().join("extensions"), extensions).expect("a directory of our own");
         let now = SystemTime::now();
         let (from, until) = match valid {
@@ -68,37 +88,75 @@ impl Authority {
         let (from, until) = (date(from), date(until));
         self.openssl(
             &[
-                &["ca", "-batch", "-notext", "-config", "ca.cnf", "-cert", "ca.pem", "-keyfile", "ca.key"][..],
-                &["-extfile", "extensions", "-startdate", &from, "-enddate", &until, "-in", &request, "-out", &out],
+                &[
+                    "ca", "-batch", "-notext", "-config", "ca.cnf", "-cert", "ca.pem", "-keyfile",
+                    "ca.key",
+                ][..],
+                &[
+                    "-extfile",
+                    "extensions",
+                    "-startdate",
+                    &from,
+                    "-enddate",
+                    &until,
+                    "-in",
+                    &request,
+                    "-out",
+                    &out,
+                ],
             ]
             .concat(),
             false,
         );
-        Identity { certificate: self.dir.path().join(out), key: self.dir.path().join(key) }
+        Identity {
+            certificate: self.dir.path().join(out),
+            key: self.dir.path().join(key),
+        }
     }
 
     fn openssl(&self, arguments: &[&str], makes_key: bool) {
         let mut command = Command::new("openssl");
-        command.args(arguments).current_dir(self.dir.path()).stdin(Stdio::null());
+        command
+            .args(arguments)
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null());
         if makes_key {
-            command.args(["-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]);
+            command.args([
+                "-nodes",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:prime256v1",
+            ]);
         }
-        let done = command.output().expect("`openssl` runs: install it, e.g. `apt-get install openssl`");
-        assert!(done.status.success(), "openssl {arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+        let done = command
+            .output()
+            .expect("`openssl` runs: install it, e.g. `apt-get install openssl`");
+        assert!(
+            done.status.success(),
+            "openssl {arguments:?}: {}",
+            String::from_utf8_lossy(&done.stderr)
+        );
     }
 }
 
 impl Identity {
     /// Puts this one's files where another's are.
     pub fn replace(&self, other: &Identity) {
-        for (ours, theirs) in [(&self.certificate, &other.certificate), (&self.key, &other.key)] {
+        for (ours, theirs) in [
+            (&self.certificate, &other.certificate),
+            (&self.key, &other.key),
+        ] {
             copy(ours, theirs);
         }
     }
 
     /// The same in files of their own in `dir`.
     pub fn copied_to(&self, dir: &Path) -> Identity {
-        let copied = Identity { certificate: dir.join("copied.pem"), key: dir.join("copied.key") };
+        let copied = Identity {
+            certificate: dir.join("copied.pem"),
+            key: dir.join("copied.key"),
+        };
         self.replace(&copied);
         copied
     }

@@ -25,8 +25,13 @@ impl Message {
     }
 
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.payload)
-            .unwrap_or_else(|error| panic!("{} carries no JSON ({error}): {:?}", self.topic, self.text()))
+        serde_json::from_slice(&self.payload).unwrap_or_else(|error| {
+            panic!(
+                "{} carries no JSON ({error}): {:?}",
+                self.topic,
+                self.text()
+            )
+        })
     }
 }
 
@@ -57,7 +62,11 @@ impl Controller {
         Self::connect_as(broker, "controller", None)
     }
 
-    pub fn connect_as(broker: &Mosquitto, client_id: &str, credentials: Option<(&str, &str)>) -> Self {
+    pub fn connect_as(
+        broker: &Mosquitto,
+        client_id: &str,
+        credentials: Option<(&str, &str)>,
+    ) -> Self {
         let mut options = MqttOptions::new(client_id, "127.0.0.1", broker.port());
         options.set_clean_session(false);
         options.set_keep_alive(Duration::from_secs(60));
@@ -70,7 +79,10 @@ impl Controller {
         network.set_tcp_nodelay(true);
         connection.eventloop.set_network_options(network);
         let shared = Arc::new(Shared::default());
-        let controller = Self { client: client.clone(), shared: shared.clone() };
+        let controller = Self {
+            client: client.clone(),
+            shared: shared.clone(),
+        };
         std::thread::spawn(move || listen(connection, &client, &shared));
         controller.await_subscription();
         controller
@@ -83,7 +95,9 @@ impl Controller {
 
     /// Waits until the loss of the broker has been noticed.
     pub fn await_loss(&self) {
-        wait::until("the controller to lose the broker", || !self.state().subscribed);
+        wait::until("the controller to lose the broker", || {
+            !self.state().subscribed
+        });
     }
 
     /// Publishes at QoS 1 and waits until the broker has it.
@@ -101,8 +115,12 @@ impl Controller {
             state.published += 1;
             state.published
         };
-        self.client.publish(topic, QoS::AtLeastOnce, retain, payload).expect("the controller is connected");
-        wait::until("the broker to acknowledge the controller's message", || self.state().acknowledged >= number);
+        self.client
+            .publish(topic, QoS::AtLeastOnce, retain, payload)
+            .expect("the controller is connected");
+        wait::until("the broker to acknowledge the controller's message", || {
+            self.state().acknowledged >= number
+        });
     }
 
     /// The first message on `topic` that this function has not handed out yet.
@@ -110,7 +128,12 @@ impl Controller {
         wait::until_some(&format!("a message on {topic}"), || {
             let mut state = self.state();
             let taken = state.taken.get(topic).copied().unwrap_or(0);
-            let message = state.messages.iter().filter(|message| message.topic == topic).nth(taken).cloned()?;
+            let message = state
+                .messages
+                .iter()
+                .filter(|message| message.topic == topic)
+                .nth(taken)
+                .cloned()?;
             state.taken.insert(topic.to_owned(), taken + 1);
             Some(message)
         })
@@ -118,7 +141,12 @@ impl Controller {
 
     /// Everything heard so far on topics that start with `prefix`, in order.
     pub fn heard(&self, prefix: &str) -> Vec<Message> {
-        self.state().messages.iter().filter(|message| message.topic.starts_with(prefix)).cloned().collect()
+        self.state()
+            .messages
+            .iter()
+            .filter(|message| message.topic.starts_with(prefix))
+            .cloned()
+            .collect()
     }
 
     /// How many messages have been heard so far: a mark for [`Controller::heard_since`].
@@ -132,11 +160,18 @@ impl Controller {
     }
 
     pub fn heard_since(&self, mark: usize, topic: &str) -> Vec<Message> {
-        self.state().messages[mark..].iter().filter(|message| message.topic == topic).cloned().collect()
+        self.state().messages[mark..]
+            .iter()
+            .filter(|message| message.topic == topic)
+            .cloned()
+            .collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.shared.state.lock().expect("no thread panics while it holds this")
+        self.shared
+            .state
+            .lock()
+            .expect("no thread panics while it holds this")
     }
 }
 
@@ -150,11 +185,18 @@ impl Drop for Controller {
 
 fn listen(mut connection: Connection, client: &Client, shared: &Shared) {
     for event in connection.iter() {
-        let mut state = shared.state.lock().expect("no thread panics while it holds this");
+        let mut state = shared
+            .state
+            .lock()
+            .expect("no thread panics while it holds this");
         match event {
-            Ok(Event::Incoming(Packet::ConnAck(connack))) if connack.session_present => state.subscribed = true,
+            Ok(Event::Incoming(Packet::ConnAck(connack))) if connack.session_present => {
+                state.subscribed = true
+            }
             Ok(Event::Incoming(Packet::ConnAck(_))) => {
-                client.try_subscribe("#", QoS::AtLeastOnce).expect("there is room for one more request");
+                client
+                    .try_subscribe("#", QoS::AtLeastOnce)
+                    .expect("there is room for one more request");
             }
             Ok(Event::Incoming(Packet::SubAck(_))) => state.subscribed = true,
             Ok(Event::Incoming(Packet::PubAck(_))) => state.acknowledged += 1,

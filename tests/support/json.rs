@@ -31,5 +31,8 @@ pub fn top_level_keys(document: &str) -> Vec<String> {
 
 /// The document without the white space between its tokens (the strings of these tests hold none that matters).
 pub fn compact(document: &str) -> String {
-    document.chars().filter(|character| !character.is_whitespace()).collect()
+    document
+        .chars()
+        .filter(|character| !character.is_whitespace())
+        .collect()
 }

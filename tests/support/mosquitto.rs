@@ -31,7 +31,13 @@ impl Mosquitto {
 
     /// A broker that has its port and directory and is not running yet.
     pub fn prepare() -> Self {
-        Self { process: None, port: free_port(), dir: TempDir::new(), persistence: true, extra: Vec::new() }
+        Self {
+            process: None,
+            port: free_port(),
+            dir: TempDir::new(),
+            persistence: true,
+            extra: Vec::new(),
+        }
     }
 
     /// Forgets sessions and messages when it dies.
@@ -49,9 +55,14 @@ impl Mosquitto {
     /// Lets in only `user` with `password`.
     pub fn only_user(self, user: &str, password: &str) -> Self {
         let file = self.dir.path().join("passwords");
-        let made = Command::new(tool("mosquitto_passwd")).args(["-c", "-b"]).arg(&file).args([user, password]).status();
+        let made = Command::new(tool("mosquitto_passwd"))
+            .args(["-c", "-b"])
+            .arg(&file)
+            .args([user, password])
+            .status();
         assert!(made.expect("mosquitto_passwd runs").success());
-        self.config("allow_anonymous false").config(&format!("password_file {}", file.display()))
+        self.config("allow_anonymous false")
+            .config(&format!("password_file {}", file.display()))
     }
 
     pub fn port(&self) -> u16 {
@@ -95,7 +106,10 @@ impl Mosquitto {
         let mut running = false;
         // Its own log and not only an answer on the port: another test's broker might be the one that answers there.
         wait::until("mosquitto to start", || {
-            let exited = process.try_wait().expect("mosquitto is our child").is_some();
+            let exited = process
+                .try_wait()
+                .expect("mosquitto is our child")
+                .is_some();
             running = !exited && self.log().contains(" running");
             exited || running
         });
@@ -115,12 +129,19 @@ impl Mosquitto {
             "max_queued_messages 1000000".to_owned(),
             "set_tcp_nodelay true".to_owned(),
         ];
-        if !self.extra.iter().any(|line| line.starts_with("allow_anonymous")) {
+        if !self
+            .extra
+            .iter()
+            .any(|line| line.starts_with("allow_anonymous"))
+        {
             lines.push("allow_anonymous true".to_owned());
         }
         if self.persistence {
             lines.push("persistence true".to_owned());
-            lines.push(format!("persistence_location {}/", self.dir.path().display()));
+            lines.push(format!(
+                "persistence_location {}/",
+                self.dir.path().display()
+            ));
             lines.push("autosave_on_changes true".to_owned());
             lines.push("autosave_interval 1".to_owned());
         }
@@ -166,7 +187,11 @@ impl Mosquitto {
     }
 
     pub fn log(&self) -> String {
-        let read = |path| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        let read = |path| {
+            fs::read(path)
+                .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+                .unwrap_or_default()
+        };
         read(self.log_file()) + &read(self.dir.path().join("stderr"))
     }
 }
@@ -232,8 +257,16 @@ fn install() {
     // Test programs may run side by side, and apt-get refuses to.
     let lock = fs::File::create(lock).expect("a lock file");
     lock.lock().expect("a lock");
-    for arguments in [&["update"][..], &["install", "-y", "--no-install-recommends", "mosquitto", "mosquitto-clients"]]
-    {
+    for arguments in [
+        &["update"][..],
+        &[
+            "install",
+            "-y",
+            "--no-install-recommends",
+            "mosquitto",
+            "mosquitto-clients",
+        ],
+    ] {
         let _ = Command::new("apt-get")
             .args(arguments)
             .env("DEBIAN_FRONTEND", "noninteractive")

@@ -77,7 +77,9 @@ impl Random {
             match self.below(9) {
                 0 if at < bytes.len() => bytes[at] ^= 1 << self.below(8),
                 1 if at < bytes.len() => bytes[at] = self.below(256) as u8,
-                2 | 3 => drop(bytes.splice(at..at, TOKENS[self.below(TOKENS.len())].iter().copied())),
+                2 | 3 => {
+                    drop(bytes.splice(at..at, TOKENS[self.below(TOKENS.len())].iter().copied()))
+                }
                 4 => drop(bytes.drain(self.range(bytes.len()))),
                 5 => {
                     let part = bytes[self.range(bytes.len())].to_vec();

@@ -7,7 +7,8 @@ use std::os::unix::ffi::OsStringExt;
 
 use job_worker::config::Config;
 use job_worker::contract::{
-    Definition, Document, JobId, Journal, Plan, Request, Step, Topics, check_name, rejection_notice, single_line,
+    Definition, Document, JobId, Journal, Plan, Request, Step, Topics, check_name,
+    rejection_notice, single_line,
 };
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -35,15 +36,26 @@ pub fn request(bytes: &[u8]) {
             assert_eq!(topic.split('/').count(), 3, "{topic:?}");
             let answer = Document::rejected(id.clone(), "w", error).to_json();
             // not a `Value`: a number beyond all range is JSON, too
-            let fields: HashMap<String, Box<RawValue>> = serde_json::from_slice(&answer).expect("our own JSON");
-            assert_eq!(fields["id"].get(), serde_json::to_string(&id).expect("our own JSON"));
+            let fields: HashMap<String, Box<RawValue>> =
+                serde_json::from_slice(&answer).expect("our own JSON");
+            assert_eq!(
+                fields["id"].get(),
+                serde_json::to_string(&id).expect("our own JSON")
+            );
             // what we have answered is what the next worker reads
-            assert!(matches!(Journal::read(Some(&answer), &id), Journal::Final(_)));
+            assert!(matches!(
+                Journal::read(Some(&answer), &id),
+                Journal::Final(_)
+            ));
         }
         None => {
             let notice = rejection_notice("w", &error, bytes);
             let notice: Value = serde_json::from_slice(&notice).expect("our own JSON");
-            assert!(notice["payload"].as_str().is_some_and(|shown| shown.len() <= 1024 + 3));
+            assert!(
+                notice["payload"]
+                    .as_str()
+                    .is_some_and(|shown| shown.len() <= 1024 + 3)
+            );
         }
     }
 }
@@ -61,8 +73,12 @@ pub fn journal(bytes: &[u8]) {
     let id = JobId::from_text("a").expect("a good id");
     let journal = Journal::read(Some(bytes), &id);
     if let Journal::Final(answer) = &journal {
-        let bytes = answer.document.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&answer.document);
-        let fields: HashMap<String, Box<RawValue>> = serde_json::from_slice(bytes).expect("an answer is JSON");
+        let bytes = answer
+            .document
+            .strip_prefix(b"\xef\xbb\xbf")
+            .unwrap_or(&answer.document);
+        let fields: HashMap<String, Box<RawValue>> =
+            serde_json::from_slice(bytes).expect("an answer is JSON");
         let owner: Value = serde_json::from_str(fields["id"].get()).expect("a string");
         assert_eq!(owner, "a", "the answer of another job");
     }
@@ -88,19 +104,26 @@ pub fn environment(bytes: &[u8]) {
         }
     }
     let secret = |name: &str| {
-        let text = variables.get(name).map(|value| value.to_string_lossy().into_owned()).unwrap_or_default();
+        let text = variables
+            .get(name)
+            .map(|value| value.to_string_lossy().into_owned())
+            .unwrap_or_default();
         if name == "MQTT_PASSWORD" {
             text
         } else {
-            text.rsplit_once('@').map_or(String::new(), |(login, _)| login.to_owned())
+            text.rsplit_once('@')
+                .map_or(String::new(), |(login, _)| login.to_owned())
         }
     };
-    let is_secret = ["MQTT_PASSWORD", "MQTT_URL"].iter().any(|name| secret(name).contains(SECRET));
+    let is_secret = ["MQTT_PASSWORD", "MQTT_URL"]
+        .iter()
+        .any(|name| secret(name).contains(SECRET));
     // it may stand in the open, too, and that is not ours to hide
     let shown = |name: &str, value: &OsString| {
         let text = value.to_string_lossy().into_owned();
         let text = if name == "MQTT_URL" {
-            text.rsplit_once('@').map_or(text.clone(), |(_, open)| open.to_owned())
+            text.rsplit_once('@')
+                .map_or(text.clone(), |(_, open)| open.to_owned())
         } else {
             text
         };
@@ -110,13 +133,18 @@ pub fn environment(bytes: &[u8]) {
     match Config::read(|name| variables.get(name).cloned()) {
         Err(errors) => {
             assert!(!errors.is_empty());
-            assert!(in_the_open || !is_secret || !errors.concat().contains(SECRET), "{errors:?}");
+            assert!(
+                in_the_open || !is_secret || !errors.concat().contains(SECRET),
+                "{errors:?}"
+            );
         }
         Ok(config) => {
             check_name(&config.worker_id).expect("valid by construction");
             assert!(config.broker.port > 0 && !config.broker.host.is_empty());
             assert!((5..=65535).contains(&config.broker.keep_alive.as_secs()));
-            assert!(!config.topics.pending.contains(['+', '#']) && config.topics.pending.len() < 65535);
+            assert!(
+                !config.topics.pending.contains(['+', '#']) && config.topics.pending.len() < 65535
+            );
             if let Some(credentials) = &config.broker.credentials
                 && !credentials.username.contains(SECRET)
                 && !in_the_open
@@ -128,21 +156,31 @@ pub fn environment(bytes: &[u8]) {
 }
 
 fn whole_definition(definition: &Definition) {
-    for Step { run, name, timeout, .. } in definition.steps.iter().flatten() {
+    for Step {
+        run, name, timeout, ..
+    } in definition.steps.iter().flatten()
+    {
         assert!(!run.contains('\0') && !name.as_ref().is_some_and(|name| name.contains('\0')));
         assert!(!timeout.is_some_and(|timeout| timeout.is_zero()));
     }
     for (name, value) in &definition.env {
         assert!(!name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0'));
     }
-    assert!(!definition.timeout.is_some_and(|timeout| timeout.is_zero()) && definition.max_attempts != Some(0));
+    assert!(
+        !definition.timeout.is_some_and(|timeout| timeout.is_zero())
+            && definition.max_attempts != Some(0)
+    );
 }
 
 fn usable_id(id: &JobId) {
     check_name(id.as_str()).expect("an id is a topic level");
     let json = serde_json::to_string(id).expect("our own JSON");
     let again = serde_json::from_str(&json).map(|raw: Box<RawValue>| JobId::from_json(&raw));
-    assert_eq!(again.expect("our own JSON").expect("an id").as_str(), id.as_str(), "{json}");
+    assert_eq!(
+        again.expect("our own JSON").expect("an id").as_str(),
+        id.as_str(),
+        "{json}"
+    );
 }
 
 fn sentence(error: &str) {

@@ -49,7 +49,10 @@ pub struct Scene {
 
 impl Scene {
     pub fn new() -> Self {
-        Self { broker: Broker::start(), drive: new_directory() }
+        Self {
+            broker: Broker::start(),
+            drive: new_directory(),
+        }
     }
 
     /// The shared drive.
@@ -66,12 +69,22 @@ impl Scene {
     pub fn equip(&self, command: &mut Command) {
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
-            if ["MQTT_", "JOB_"].iter().any(|start| text.starts_with(start)) || text == "RUST_LOG" {
+            if ["MQTT_", "JOB_"]
+                .iter()
+                .any(|start| text.starts_with(start))
+                || text == "RUST_LOG"
+            {
                 command.env_remove(&name);
             }
         }
-        command.env("MQTT_URL", self.broker.url()).env("WORKER_ID", WORKER).env("JOB_DIR_WAIT", "0");
-        command.env(MARK, &self.drive).current_dir(&self.drive).stdin(Stdio::null());
+        command
+            .env("MQTT_URL", self.broker.url())
+            .env("WORKER_ID", WORKER)
+            .env("JOB_DIR_WAIT", "0");
+        command
+            .env(MARK, &self.drive)
+            .current_dir(&self.drive)
+            .stdin(Stdio::null());
     }
 
     /// The binary with these arguments, not started yet.
@@ -101,24 +114,43 @@ impl Scene {
     pub fn start(&self, mut command: Command) -> Process {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let [stdout, stderr] = ["stdout", "stderr"].map(|name| self.drive.join(format!("{number}.{name}")));
+        let [stdout, stderr] =
+            ["stdout", "stderr"].map(|name| self.drive.join(format!("{number}.{name}")));
         command.stdout(File::create(&stdout).expect("a file for stdout"));
         command.stderr(File::create(&stderr).expect("a file for stderr"));
         let child = command.spawn().expect("the command can be started");
-        Process { child, stdout, stderr }
+        Process {
+            child,
+            stdout,
+            stderr,
+        }
     }
 
     /// The states that the worker's presence has had, in order.
     pub fn states(&self) -> Vec<String> {
         let heard = self.broker.received(&format!("jobs/workers/{WORKER}"));
-        let state = |payload: &[u8]| Some(serde_json::from_slice::<Value>(payload).ok()?["state"].as_str()?.to_owned());
-        heard.iter().filter_map(|message| state(&message.payload)).collect()
+        let state = |payload: &[u8]| {
+            Some(
+                serde_json::from_slice::<Value>(payload).ok()?["state"]
+                    .as_str()?
+                    .to_owned(),
+            )
+        };
+        heard
+            .iter()
+            .filter_map(|message| state(&message.payload))
+            .collect()
     }
 
     /// Waits for an `idle` behind the first `states` states.
     #[track_caller]
     pub fn await_idle_after(&self, states: usize) {
-        wait_until("an idle worker", || self.states().iter().skip(states).any(|state| state == "idle"));
+        wait_until("an idle worker", || {
+            self.states()
+                .iter()
+                .skip(states)
+                .any(|state| state == "idle")
+        });
     }
 
     /// A directory of the drive with this `job.json`.
@@ -149,26 +181,44 @@ impl Scene {
     /// Waits for `n` results of a job.
     #[track_caller]
     pub fn results(&self, id: &str, n: usize) -> Vec<Value> {
-        let messages = self.broker.wait_for_message(&format!("jobs/results/{id}"), n, SOON);
-        messages.iter().map(|message| serde_json::from_slice(&message.payload).expect("a result is JSON")).collect()
+        let messages = self
+            .broker
+            .wait_for_message(&format!("jobs/results/{id}"), n, SOON);
+        messages
+            .iter()
+            .map(|message| serde_json::from_slice(&message.payload).expect("a result is JSON"))
+            .collect()
     }
 
     /// One job of a fresh worker, from its request to the worker's end with status 0.
     #[track_caller]
-    pub fn run(&self, id: &str, definition: Value, configure: impl FnOnce(&mut Command)) -> Finished {
+    pub fn run(
+        &self,
+        id: &str,
+        definition: Value,
+        configure: impl FnOnce(&mut Command),
+    ) -> Finished {
         let mut worker = self.idle_worker(configure);
         let dir = self.submit(id, definition);
         let result = self.result(id);
         worker.exits_with(0);
         // a worker that came before the broker has read the acknowledgement would be given this request once more
         self.broker.wait_for_queued(WORKER, 0, SOON);
-        Finished { result, log: read(&dir.join("job.log")), dir }
+        Finished {
+            result,
+            log: read(&dir.join("job.log")),
+            dir,
+        }
     }
 
     /// Nothing lives of the jobs of this scene.
     #[track_caller]
     pub fn nothing_survives(&self) {
-        assert!(survivors(&self.mark()).is_empty(), "these are left: {:?}", survivors(&self.mark()));
+        assert!(
+            survivors(&self.mark()).is_empty(),
+            "these are left: {:?}",
+            survivors(&self.mark())
+        );
     }
 }
 
@@ -239,12 +289,16 @@ impl Process {
 
     #[track_caller]
     pub fn await_stderr(&self, text: &str) {
-        wait_until(&format!("{text:?} on stderr"), || self.stderr().contains(text));
+        wait_until(&format!("{text:?} on stderr"), || {
+            self.stderr().contains(text)
+        });
     }
 
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
-        wait_for("the process to end", || self.child.try_wait().expect("it is our child"))
+        wait_for("the process to end", || {
+            self.child.try_wait().expect("it is our child")
+        })
     }
 
     #[track_caller]
@@ -257,7 +311,11 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- stderr of process {} ---\n{}", self.child.id(), self.stderr());
+            eprintln!(
+                "--- stderr of process {} ---\n{}",
+                self.child.id(),
+                self.stderr()
+            );
         }
         if matches!(self.child.try_wait(), Ok(None)) {
             let _ = self.child.kill(); // it may end at this very moment
@@ -282,7 +340,9 @@ pub fn marked(mark: &str, start: &[u8]) -> Vec<i32> {
     let is_marked = |pid: &i32| {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default(); // empty for a zombie
         let mut variables = environment.split(|byte| *byte == 0);
-        variables.clone().any(|variable| variable == mark.as_bytes())
+        variables
+            .clone()
+            .any(|variable| variable == mark.as_bytes())
             && variables.any(|variable| variable.starts_with(start))
     };
     let own = std::process::id() as i32;
@@ -296,7 +356,9 @@ pub fn zombies_of(parent: Pid) -> usize {
     let is_one = |pid: i32| {
         let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
         let end = stat.iter().rposition(|byte| *byte == b')')?;
-        let mut fields = std::str::from_utf8(&stat[end + 1..]).ok()?.split_whitespace();
+        let mut fields = std::str::from_utf8(&stat[end + 1..])
+            .ok()?
+            .split_whitespace();
         Some(fields.next()? == "Z" && fields.next()?.parse() == Ok(parent.as_raw_pid()))
     };
     let pids = fs::read_dir("/proc").expect("/proc").flatten();
@@ -305,12 +367,14 @@ pub fn zombies_of(parent: Pid) -> usize {
 }
 
 pub fn read(path: &Path) -> String {
-    let bytes = fs::read(path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()));
+    let bytes =
+        fs::read(path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()));
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
 pub fn read_json(path: &Path) -> Value {
-    serde_json::from_str(&read(path)).unwrap_or_else(|error| panic!("{} is no JSON: {error}", path.display()))
+    serde_json::from_str(&read(path))
+        .unwrap_or_else(|error| panic!("{} is no JSON: {error}", path.display()))
 }
 
 /// Waits until a step has made this file.
@@ -325,9 +389,18 @@ pub fn until_exists(gate: &str) -> String {
 }
 
 /// The binary as PID 1 of a namespace, or nothing where that is not permitted.
-pub fn pid_1(scene: &Scene, arguments: &[&str], configure: impl FnOnce(&mut Command)) -> Option<Process> {
+pub fn pid_1(
+    scene: &Scene,
+    arguments: &[&str],
+    configure: impl FnOnce(&mut Command),
+) -> Option<Process> {
     let unshare = ["--pid", "--fork", "--mount-proc", "--kill-child"];
-    if !Command::new("unshare").args(unshare).arg("true").output().is_ok_and(|output| output.status.success()) {
+    if !Command::new("unshare")
+        .args(unshare)
+        .arg("true")
+        .output()
+        .is_ok_and(|output| output.status.success())
+    {
         eprintln!("skipped: no PID namespace can be made here");
         return None;
     }
@@ -341,7 +414,8 @@ pub fn pid_1(scene: &Scene, arguments: &[&str], configure: impl FnOnce(&mut Comm
 /// The process that `unshare` waits for: PID 1 in there.
 pub fn child_of(process: &Process) -> Pid {
     wait_for("the child of unshare", || {
-        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", process.child.id())).ok()?;
+        let children =
+            fs::read_to_string(format!("/proc/{0}/task/{0}/children", process.child.id())).ok()?;
         Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
     })
 }
@@ -349,7 +423,9 @@ pub fn child_of(process: &Process) -> Pid {
 fn new_directory() -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     // the real path, so that a test may compare it with what a step sees
-    let base = std::env::temp_dir().canonicalize().expect("the temporary directory exists");
+    let base = std::env::temp_dir()
+        .canonicalize()
+        .expect("the temporary directory exists");
     loop {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = base.join(format!("job-worker-scene-{}-{number}", std::process::id()));

@@ -12,8 +12,11 @@ pub struct Schema {
 impl Schema {
     /// Reads `docs/schema/{file}`.
     pub fn read(file: &'static str) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/schema").join(file);
-        let root = serde_json::from_slice(&std::fs::read(path).expect("the schema")).expect("a schema is JSON");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("docs/schema")
+            .join(file);
+        let root = serde_json::from_slice(&std::fs::read(path).expect("the schema"))
+            .expect("a schema is JSON");
         Self { file, root }
     }
 
@@ -25,20 +28,32 @@ impl Schema {
     /// The fields of an object that the schema has no word about.
     pub fn undescribed(&self, value: &Value) -> Vec<String> {
         let known = self.root["properties"].as_object().expect("properties");
-        value.as_object().expect("an object").keys().filter(|key| !known.contains_key(*key)).cloned().collect()
+        value
+            .as_object()
+            .expect("an object")
+            .keys()
+            .filter(|key| !known.contains_key(*key))
+            .cloned()
+            .collect()
     }
 
     fn apply(&self, schema: &Value, value: &Value) -> Result<(), String> {
         match schema {
             Value::Bool(true) => Ok(()),
-            Value::Object(keywords) => {
-                keywords.iter().try_for_each(|(keyword, operand)| self.keyword(keywords, keyword, operand, value))
-            }
+            Value::Object(keywords) => keywords
+                .iter()
+                .try_for_each(|(keyword, operand)| self.keyword(keywords, keyword, operand, value)),
             _ => Err(format!("{value} must not be there")),
         }
     }
 
-    fn keyword(&self, all: &Map<String, Value>, keyword: &str, operand: &Value, value: &Value) -> Result<(), String> {
+    fn keyword(
+        &self,
+        all: &Map<String, Value>,
+        keyword: &str,
+        operand: &Value,
+        value: &Value,
+    ) -> Result<(), String> {
         let list = || operand.as_array().expect("an array");
         let number = || operand.as_f64().expect("a number");
         let fields = value.as_object();
@@ -55,43 +70,93 @@ impl Schema {
             "exclusiveMinimum" => value.as_f64().is_none_or(|n| n > number()),
             "minLength" => text.is_none_or(|text| text.chars().count() as f64 >= number()),
             "maxLength" => text.is_none_or(|text| text.chars().count() as f64 <= number()),
-            "pattern" => text.is_none_or(|text| has_none_of(text, operand.as_str().expect("a pattern"))),
-            "required" => fields.is_none_or(|f| list().iter().all(|name| f.contains_key(name.as_str().unwrap()))),
-            "items" => return value.as_array().into_iter().flatten().try_for_each(|item| self.apply(operand, item)),
+            "pattern" => {
+                text.is_none_or(|text| has_none_of(text, operand.as_str().expect("a pattern")))
+            }
+            "required" => fields.is_none_or(|f| {
+                list()
+                    .iter()
+                    .all(|name| f.contains_key(name.as_str().unwrap()))
+            }),
+            "items" => {
+                return value
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .try_for_each(|item| self.apply(operand, item));
+            }
             "properties" => {
                 let described = |(name, schema): (&String, &Value)| {
                     let field = fields.and_then(|fields| fields.get(name));
-                    field.map_or(Ok(()), |field| self.apply(schema, field).map_err(|e| format!("{name}: {e}")))
+                    field.map_or(Ok(()), |field| {
+                        self.apply(schema, field)
+                            .map_err(|e| format!("{name}: {e}"))
+                    })
                 };
-                return operand.as_object().expect("an object").iter().try_for_each(described);
+                return operand
+                    .as_object()
+                    .expect("an object")
+                    .iter()
+                    .try_for_each(described);
             }
             "additionalProperties" if !all.contains_key("properties") => {
-                return fields.into_iter().flat_map(|f| f.values()).try_for_each(|field| self.apply(operand, field));
+                return fields
+                    .into_iter()
+                    .flat_map(|f| f.values())
+                    .try_for_each(|field| self.apply(operand, field));
             }
             "propertyNames" => {
                 let names = fields.into_iter().flat_map(|f| f.keys());
-                return names.into_iter().try_for_each(|name| self.apply(operand, &Value::from(name.as_str())));
+                return names
+                    .into_iter()
+                    .try_for_each(|name| self.apply(operand, &Value::from(name.as_str())));
             }
-            "anyOf" => list().iter().any(|schema| self.apply(schema, value).is_ok()),
-            "allOf" => return list().iter().try_for_each(|schema| self.apply(schema, value)),
+            "anyOf" => list()
+                .iter()
+                .any(|schema| self.apply(schema, value).is_ok()),
+            "allOf" => {
+                return list()
+                    .iter()
+                    .try_for_each(|schema| self.apply(schema, value));
+            }
             "if" => {
-                let branch = if self.apply(operand, value).is_ok() { "then" } else { "else" };
-                return all.get(branch).map_or(Ok(()), |schema| self.apply(schema, value));
+                let branch = if self.apply(operand, value).is_ok() {
+                    "then"
+                } else {
+                    "else"
+                };
+                return all
+                    .get(branch)
+                    .map_or(Ok(()), |schema| self.apply(schema, value));
             }
             _ => panic!("the validator does not know {keyword}"),
         };
-        if good { Ok(()) } else { Err(format!("{value} against {keyword} {operand}")) }
+        if good {
+            Ok(())
+        } else {
+            Err(format!("{value} against {keyword} {operand}"))
+        }
     }
 
     /// `#/a/b` in this file, or `file#/a/b`.
     fn follow(&self, reference: &str, value: &Value) -> Result<(), String> {
-        let (file, pointer) = reference.split_once('#').expect("a reference with a fragment");
+        let (file, pointer) = reference
+            .split_once('#')
+            .expect("a reference with a fragment");
         let other = match file {
-            "" => return self.apply(self.root.pointer(pointer).expect("what is referred to"), value),
+            "" => {
+                return self.apply(
+                    self.root.pointer(pointer).expect("what is referred to"),
+                    value,
+                );
+            }
             "job.json" => Self::read("job.json"),
             _ => panic!("{} refers to {file}", self.file),
         };
-        other.apply(other.root.pointer(pointer).expect("what is referred to"), value)
+        other.apply(
+            other.root.pointer(pointer).expect("what is referred to"),
+            value,
+        )
     }
 }
 
@@ -99,7 +164,9 @@ fn has_type(value: &Value, name: &Value) -> bool {
     match name.as_str().expect("the name of a type") {
         "null" => value.is_null(),
         "boolean" => value.is_boolean(),
-        "integer" => value.is_i64() || value.is_u64() || value.as_f64().is_some_and(|n| n.fract() == 0.0),
+        "integer" => {
+            value.is_i64() || value.is_u64() || value.as_f64().is_some_and(|n| n.fract() == 0.0)
+        }
         "number" => value.is_number(),
         "string" => value.is_string(),
         "array" => value.is_array(),
@@ -110,9 +177,14 @@ fn has_type(value: &Value, name: &Value) -> bool {
 
 /// The one form of pattern that the schemas need: `^[^…]*$`, with single characters and ranges.
 fn has_none_of(text: &str, pattern: &str) -> bool {
-    let set = pattern.strip_prefix("^[^").and_then(|rest| rest.strip_suffix("]*$")).expect("a set of characters");
+    let set = pattern
+        .strip_prefix("^[^")
+        .and_then(|rest| rest.strip_suffix("]*$"))
+        .expect("a set of characters");
     let set: Vec<char> = set.chars().collect();
     let ranges = (0..set.len()).filter(|&i| i > 0 && i + 1 < set.len() && set[i] == '-');
     let ranges: Vec<_> = ranges.map(|i| set[i - 1]..=set[i + 1]).collect();
-    !text.chars().any(|c| set.contains(&c) && c != '-' || ranges.iter().any(|range| range.contains(&c)))
+    !text
+        .chars()
+        .any(|c| set.contains(&c) && c != '-' || ranges.iter().any(|range| range.contains(&c)))
 }

@@ -31,7 +31,11 @@ pub struct Finished {
 impl Finished {
     /// What the steps wrote: the log without the worker's own lines.
     pub fn output(&self) -> String {
-        let body = self.log.lines().skip(3).filter(|line| !line.starts_with("==>"));
+        let body = self
+            .log
+            .lines()
+            .skip(3)
+            .filter(|line| !line.starts_with("==>"));
         body.map(|line| format!("{line}\n")).collect()
     }
 
@@ -46,7 +50,11 @@ impl Site {
     }
 
     pub fn on(broker: Mosquitto) -> Self {
-        Self { controller: Controller::connect(&broker), broker, drive: TempDir::new() }
+        Self {
+            controller: Controller::connect(&broker),
+            broker,
+            drive: TempDir::new(),
+        }
     }
 
     /// A directory on the shared drive.
@@ -134,8 +142,15 @@ impl Site {
     pub fn finish(&self, mut worker: Worker, dir: PathBuf, id: &str) -> Finished {
         let published = self.result(id);
         worker.exits_with(0);
-        let log = fs::read(dir.join("job.log")).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-        Finished { log: log.unwrap_or_default(), result: published.json(), published, dir, worker }
+        let log =
+            fs::read(dir.join("job.log")).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        Finished {
+            log: log.unwrap_or_default(),
+            result: published.json(),
+            published,
+            dir,
+            worker,
+        }
     }
 
     pub fn kill9_broker(&mut self) {
@@ -151,14 +166,23 @@ impl Site {
 }
 
 pub fn read(path: &Path) -> String {
-    fs::read_to_string(path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
+    fs::read_to_string(path)
+        .unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
 }
 
 /// The names of what is in a directory, sorted.
 pub fn names(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).unwrap_or_else(|error| panic!("cannot list {}: {error}", dir.display()));
-    let mut names: Vec<String> =
-        entries.map(|entry| entry.expect("a directory entry").file_name().to_string_lossy().into_owned()).collect();
+    let entries =
+        fs::read_dir(dir).unwrap_or_else(|error| panic!("cannot list {}: {error}", dir.display()));
+    let mut names: Vec<String> = entries
+        .map(|entry| {
+            entry
+                .expect("a directory entry")
+                .file_name()
+                .to_string_lossy()
+                .into_owned()
+        })
+        .collect();
     names.sort();
     names
 }

@@ -9,7 +9,9 @@ impl TempDir {
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         // The real path, so that a test may compare it with what a step sees of its current directory.
-        let base = std::env::temp_dir().canonicalize().expect("the temporary directory exists");
+        let base = std::env::temp_dir()
+            .canonicalize()
+            .expect("the temporary directory exists");
         loop {
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
             let path = base.join(format!("job-worker-test-{}-{number}", std::process::id()));

@@ -14,7 +14,10 @@ pub fn until_some<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
         if let Some(value) = probe() {
             return value;
         }
-        assert!(Instant::now() < end, "waited {DEADLINE:?} in vain for {what}");
+        assert!(
+            Instant::now() < end,
+            "waited {DEADLINE:?} in vain for {what}"
+        );
         std::thread::sleep(POLL);
     }
 }

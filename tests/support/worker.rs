@@ -27,7 +27,11 @@ pub fn job_worker() -> Command {
     let mut command = Command::new(binary());
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        if text.starts_with("MQTT_") || text.starts_with("JOB_") || text == "RUST_LOG" || text == "WORKER_ID" {
+        if text.starts_with("MQTT_")
+            || text.starts_with("JOB_")
+            || text == "RUST_LOG"
+            || text == "WORKER_ID"
+        {
             command.env_remove(&name);
         }
     }
@@ -48,15 +52,33 @@ impl Worker {
     /// Starts `command` as it is, with its stderr in a new file in `dir`.
     pub fn start(mut command: Command, dir: &Path) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let stderr = dir.join(format!("worker-{}.stderr", NEXT.fetch_add(1, Ordering::Relaxed)));
-        command.stdout(Stdio::null()).stderr(File::create(&stderr).expect("a file for stderr"));
+        let stderr = dir.join(format!(
+            "worker-{}.stderr",
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        ));
+        command
+            .stdout(Stdio::null())
+            .stderr(File::create(&stderr).expect("a file for stderr"));
         let configured = |name: &str, default: &str| {
-            let value = command.get_envs().find(|(key, _)| *key == name).and_then(|(_, value)| value);
-            value.map_or(default.to_owned(), |value| value.to_string_lossy().into_owned())
+            let value = command
+                .get_envs()
+                .find(|(key, _)| *key == name)
+                .and_then(|(_, value)| value);
+            value.map_or(default.to_owned(), |value| {
+                value.to_string_lossy().into_owned()
+            })
         };
-        let (id, topic_root) = (configured("WORKER_ID", "node-worker-01"), configured("MQTT_TOPIC_ROOT", "jobs"));
+        let (id, topic_root) = (
+            configured("WORKER_ID", "node-worker-01"),
+            configured("MQTT_TOPIC_ROOT", "jobs"),
+        );
         let process = command.spawn().expect("the worker can be started");
-        Self { process, stderr, id, topic_root }
+        Self {
+            process,
+            stderr,
+            id,
+            topic_root,
+        }
     }
 
     pub fn pid(&self) -> u32 {
@@ -65,7 +87,8 @@ impl Worker {
 
     /// The worker's own log so far.
     pub fn stderr(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(&self.stderr).expect("the file of its stderr")).into_owned()
+        String::from_utf8_lossy(&std::fs::read(&self.stderr).expect("the file of its stderr"))
+            .into_owned()
     }
 
     /// How it ended, if it has.
@@ -108,7 +131,12 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- stderr of worker {} (pid {}) ---\n{}", self.id, self.pid(), self.stderr());
+            eprintln!(
+                "--- stderr of worker {} (pid {}) ---\n{}",
+                self.id,
+                self.pid(),
+                self.stderr()
+            );
         }
         if self.ended().is_none() {
             self.kill9();

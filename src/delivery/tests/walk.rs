@@ -84,7 +84,10 @@ impl World {
                 self.connected = false;
                 self.sent.clear();
                 if let Some(queue) = &mut self.queue {
-                    queue.iter_mut().take(self.delivered).for_each(|request| request.redelivered = true);
+                    queue
+                        .iter_mut()
+                        .take(self.delivered)
+                        .for_each(|request| request.redelivered = true);
                 }
                 Input::Lost
             }
@@ -94,7 +97,10 @@ impl World {
             }
             Move::Deliver if self.connected => {
                 let queue = self.queue.as_ref().expect("a connected session");
-                let Some(request) = queue.get(self.delivered).filter(|_| self.delivered < self.receive_maximum) else {
+                let Some(request) = queue
+                    .get(self.delivered)
+                    .filter(|_| self.delivered < self.receive_maximum)
+                else {
                     return false;
                 };
                 self.delivered += 1;
@@ -103,7 +109,10 @@ impl World {
             // as NATS does: once more, on the live connection
             Move::Redeliver if self.connected && self.delivered > 0 => {
                 let request = self.queue.as_ref().expect("a connected session")[0].clone();
-                Input::Request(Delivery { redelivered: true, ..request })
+                Input::Request(Delivery {
+                    redelivered: true,
+                    ..request
+                })
             }
             Move::Receive => match self.sent.pop_front() {
                 None => return false,
@@ -140,7 +149,10 @@ impl World {
                     assert_eq!(self.taken, 1, "one job is run once");
                 }
                 Action::Exit => {
-                    assert!(self.told, "a life does not end before the broker has the result");
+                    assert!(
+                        self.told,
+                        "a life does not end before the broker has the result"
+                    );
                     self.exited = true;
                 }
                 Action::Refuse(_) => panic!("nothing came at QoS 0"),
@@ -159,10 +171,16 @@ impl World {
                 self.acks += 1;
             }
             Action::Acknowledge(packet_id) => {
-                assert!(self.told, "the request was acknowledged before the machine knew of the result's arrival");
+                assert!(
+                    self.told,
+                    "the request was acknowledged before the machine knew of the result's arrival"
+                );
                 let queue = self.queue.as_mut().expect("a connected session");
                 let first = queue.pop_front().expect("something to acknowledge");
-                assert!(self.delivered > 0, "acknowledged before it was delivered on this connection");
+                assert!(
+                    self.delivered > 0,
+                    "acknowledged before it was delivered on this connection"
+                );
                 assert_eq!(
                     (first.packet_id, first.payload.as_ref()),
                     (Some(packet_id), &b"a"[..]),
@@ -179,14 +197,27 @@ impl World {
     /// From here on everything works: the life must come to its end.
     fn ends_well(mut self) {
         for _ in 0..40 {
-            let fair = [Move::Receive, Move::PubAck, Move::Deliver, Move::Finish, Move::Connect, Move::TimePasses];
+            let fair = [
+                Move::Receive,
+                Move::PubAck,
+                Move::Deliver,
+                Move::Finish,
+                Move::Connect,
+                Move::TimePasses,
+            ];
             // a life that has never got its request, on a session that has forgotten it, waits on
             if self.exited
-                || (self.taken == 0 && self.machine.is_waiting() && self.queue.as_ref().is_some_and(VecDeque::is_empty))
+                || (self.taken == 0
+                    && self.machine.is_waiting()
+                    && self.queue.as_ref().is_some_and(VecDeque::is_empty))
             {
                 return;
             }
-            assert!(fair.into_iter().any(|mv| self.makes(mv)), "stuck: {:?}", self.machine);
+            assert!(
+                fair.into_iter().any(|mv| self.makes(mv)),
+                "stuck: {:?}",
+                self.machine
+            );
         }
         panic!("no end: {:?}", self.machine);
     }

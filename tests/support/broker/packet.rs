@@ -90,14 +90,28 @@ impl Message {
 impl Message {
     pub(super) fn packet(&self, pkid: u16, dup: bool) -> Packet {
         let (topic, payload) = (self.topic.clone(), self.payload.clone());
-        Packet::Publish { topic, payload, qos: self.qos, dup, retain: self.retain, pkid }
+        Packet::Publish {
+            topic,
+            payload,
+            qos: self.qos,
+            dup,
+            retain: self.retain,
+            pkid,
+        }
     }
 }
 
 /// Lengths of the fixed header and of the whole packet at the start of `bytes`, once its length can be read.
 pub(super) fn frame_length(bytes: &[u8]) -> Option<(usize, usize)> {
-    let last = bytes.iter().skip(1).take(4).position(|byte| byte & 0x80 == 0)?;
-    let remaining = bytes[1..=last + 1].iter().rev().fold(0, |sum, byte| sum << 7 | usize::from(byte & 0x7F));
+    let last = bytes
+        .iter()
+        .skip(1)
+        .take(4)
+        .position(|byte| byte & 0x80 == 0)?;
+    let remaining = bytes[1..=last + 1]
+        .iter()
+        .rev()
+        .fold(0, |sum, byte| sum << 7 | usize::from(byte & 0x7F));
     Some((last + 2, last + 2 + remaining))
 }
 
@@ -107,11 +121,16 @@ pub(super) fn decode(version: u8, header: usize, mut frame: BytesMut) -> Option<
     // properties (or without anything), and a PUBACK with a reason that it does not know.
     match frame[0] {
         0xE0 => {
-            return Some(Packet::Disconnect { code: frame.get(header).copied().unwrap_or(0) });
+            return Some(Packet::Disconnect {
+                code: frame.get(header).copied().unwrap_or(0),
+            });
         }
         0x40 => {
             let pkid = u16::from_be_bytes([*frame.get(header)?, *frame.get(header + 1)?]);
-            return Some(Packet::PubAck { pkid, code: frame.get(header + 2).copied().unwrap_or(0) });
+            return Some(Packet::PubAck {
+                pkid,
+                code: frame.get(header + 2).copied().unwrap_or(0),
+            });
         }
         _ => {}
     }
@@ -125,11 +144,16 @@ pub(super) fn decode(version: u8, header: usize, mut frame: BytesMut) -> Option<
 fn decode_v4(packet: v4::Packet) -> Option<Packet> {
     Some(match packet {
         v4::Packet::Connect(connect) => {
-            let (username, password) = connect.login.map(|l| (l.username, l.password)).unwrap_or_default();
+            let (username, password) = connect
+                .login
+                .map(|l| (l.username, l.password))
+                .unwrap_or_default();
             Packet::Connect {
                 client_id: connect.client_id,
                 clean: connect.clean_session,
-                will: connect.last_will.map(|w| will(w.topic, &w.message, w.qos as u8, w.retain)),
+                will: connect
+                    .last_will
+                    .map(|w| will(w.topic, &w.message, w.qos as u8, w.retain)),
                 username,
                 password,
                 keep_alive: connect.keep_alive,
@@ -148,10 +172,19 @@ fn decode_v4(packet: v4::Packet) -> Option<Packet> {
             pkid: p.pkid,
         },
         v4::Packet::Subscribe(s) => {
-            let filters = s.filters.into_iter().map(|filter| (filter.path, filter.qos as u8));
-            Packet::Subscribe { pkid: s.pkid, filters: filters.collect() }
+            let filters = s
+                .filters
+                .into_iter()
+                .map(|filter| (filter.path, filter.qos as u8));
+            Packet::Subscribe {
+                pkid: s.pkid,
+                filters: filters.collect(),
+            }
         }
-        v4::Packet::Unsubscribe(u) => Packet::Unsubscribe { pkid: u.pkid, filters: u.topics },
+        v4::Packet::Unsubscribe(u) => Packet::Unsubscribe {
+            pkid: u.pkid,
+            filters: u.topics,
+        },
         v4::Packet::PingReq => Packet::PingReq,
         _ => return None,
     })
@@ -193,17 +226,33 @@ fn decode_v5(packet: v5::Packet) -> Option<Packet> {
                 filter.write(&mut bytes);
                 bytes[bytes.len() - 1]
             };
-            let filters = s.filters.iter().map(|filter| (filter.path.clone(), options(filter)));
-            Packet::Subscribe { pkid: s.pkid, filters: filters.collect() }
+            let filters = s
+                .filters
+                .iter()
+                .map(|filter| (filter.path.clone(), options(filter)));
+            Packet::Subscribe {
+                pkid: s.pkid,
+                filters: filters.collect(),
+            }
         }
-        v5::Packet::Unsubscribe(u) => Packet::Unsubscribe { pkid: u.pkid, filters: u.filters },
+        v5::Packet::Unsubscribe(u) => Packet::Unsubscribe {
+            pkid: u.pkid,
+            filters: u.filters,
+        },
         v5::Packet::PingReq(_) => Packet::PingReq,
         _ => return None,
     })
 }
 
 fn will(topic: String, payload: &[u8], qos: u8, retain: bool) -> Message {
-    Message { client: String::new(), topic, payload: payload.to_vec(), qos, retain, dup: false }
+    Message {
+        client: String::new(),
+        topic,
+        payload: payload.to_vec(),
+        qos,
+        retain,
+        dup: false,
+    }
 }
 
 /// The bytes of a packet to a client.
@@ -211,7 +260,11 @@ pub(super) fn encode(version: u8, packet: &Packet) -> Vec<u8> {
     let v5 = version == 5;
     let mut body = Vec::new();
     let first = match packet {
-        Packet::ConnAck { session_present, code, properties } => {
+        Packet::ConnAck {
+            session_present,
+            code,
+            properties,
+        } => {
             body.extend([u8::from(*session_present), *code]);
             if v5 {
                 put_length(&mut body, properties.len());
@@ -219,7 +272,14 @@ pub(super) fn encode(version: u8, packet: &Packet) -> Vec<u8> {
             }
             0x20
         }
-        Packet::Publish { topic, payload, qos, dup, retain, pkid } => {
+        Packet::Publish {
+            topic,
+            payload,
+            qos,
+            dup,
+            retain,
+            pkid,
+        } => {
             put_string(&mut body, topic);
             if *qos > 0 {
                 body.extend(pkid.to_be_bytes());

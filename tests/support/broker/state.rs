@@ -88,7 +88,11 @@ impl Session {
                     .map(|step| self.last_pkid.wrapping_add(step))
                     .find(|&id| id != 0 && self.in_flight.iter().all(|other| other.pkid != id))
                     .expect("the window is smaller than the number of packet ids");
-                self.in_flight.push(InFlight { pkid: self.last_pkid, message, sent: false });
+                self.in_flight.push(InFlight {
+                    pkid: self.last_pkid,
+                    message,
+                    sent: false,
+                });
                 self.in_flight.len() - 1
             }
         };
@@ -100,11 +104,17 @@ impl Session {
 
 impl State {
     pub(super) fn received(&self, filter: &str) -> Vec<Message> {
-        self.received.iter().filter(|message| matches(filter, &message.topic)).cloned().collect()
+        self.received
+            .iter()
+            .filter(|message| matches(filter, &message.topic))
+            .cloned()
+            .collect()
     }
 
     pub(super) fn queued(&self, client: &str) -> usize {
-        self.sessions.get(client).map_or(0, |session| session.in_flight.len() + session.queue.len())
+        self.sessions
+            .get(client)
+            .map_or(0, |session| session.in_flight.len() + session.queue.len())
     }
 
     pub(super) fn connection_of(&self, client: &str) -> Option<usize> {
@@ -112,20 +122,50 @@ impl State {
     }
 
     /// Asks the script and writes the transcript. Returns what is to be processed or sent, and whether to cut after it.
-    fn ask(&mut self, connection: usize, from_client: bool, packet: Packet) -> Option<(Packet, bool)> {
+    fn ask(
+        &mut self,
+        connection: usize,
+        from_client: bool,
+        packet: Packet,
+    ) -> Option<(Packet, bool)> {
         let client = self.links.get(&connection)?.client.clone();
-        let step = Step { connection, index: self.packets, from_client, client: &client, packet: &packet };
-        let verdict = self.script.as_mut().map_or(Verdict::Pass, |script| script(&step));
+        let step = Step {
+            connection,
+            index: self.packets,
+            from_client,
+            client: &client,
+            packet: &packet,
+        };
+        let verdict = self
+            .script
+            .as_mut()
+            .map_or(Verdict::Pass, |script| script(&step));
         self.packets += 1;
-        let passed = !matches!(verdict, Verdict::CutBefore | Verdict::Drop | Verdict::ForgetAndCut);
+        let passed = !matches!(
+            verdict,
+            Verdict::CutBefore | Verdict::Drop | Verdict::ForgetAndCut
+        );
         let cut_after = verdict == Verdict::CutAfter;
         let forget = verdict == Verdict::ForgetAndCut;
         let cut_before = forget || verdict == Verdict::CutBefore;
-        let packet = if let Verdict::Replace(other) = verdict { other } else { packet };
-        self.log.push(Entry::Packet { connection, from_client, packet: packet.clone(), passed });
+        let packet = if let Verdict::Replace(other) = verdict {
+            other
+        } else {
+            packet
+        };
+        self.log.push(Entry::Packet {
+            connection,
+            from_client,
+            packet: packet.clone(),
+            passed,
+        });
         if forget {
             // At its CONNECT the connection has no name yet.
-            let named = if let Packet::Connect { client_id, .. } = &packet { client_id } else { &client };
+            let named = if let Packet::Connect { client_id, .. } = &packet {
+                client_id
+            } else {
+                &client
+            };
             self.forget(named);
         }
         if cut_before {
@@ -141,7 +181,11 @@ impl State {
         let Some(link) = self.links.get_mut(&connection) else {
             return;
         };
-        if link.stream.write_all(&packet::encode(link.version, &packet)).is_err() {
+        if link
+            .stream
+            .write_all(&packet::encode(link.version, &packet))
+            .is_err()
+        {
             self.close(connection, "write failed", Will::Publish);
         } else if cut_after {
             self.close(connection, "cut by the script", Will::Publish);
@@ -158,7 +202,12 @@ impl State {
             link.version = frame.get(header + 6).copied().unwrap_or(0);
         }
         let version = link.version;
-        if version == 5 && self.knobs.max_packet_size.is_some_and(|limit| frame.len() > limit as usize) {
+        if version == 5
+            && self
+                .knobs
+                .max_packet_size
+                .is_some_and(|limit| frame.len() > limit as usize)
+        {
             return self.refuse(connection, 0x95, "packet too large");
         }
         let Some(packet) = packet::decode(version, header, frame) else {
@@ -181,12 +230,32 @@ impl State {
         }
         match packet {
             Packet::Connect { .. } => self.connect(connection, packet),
-            Packet::Publish { qos: 2.., .. } => self.refuse(connection, 0x9B, "QoS 2 is not served"),
-            Packet::Publish { topic, payload, qos, dup, retain, pkid } => {
-                let failure = self.knobs.puback_failures.iter().find(|(filter, _)| matches(filter, &topic));
+            Packet::Publish { qos: 2.., .. } => {
+                self.refuse(connection, 0x9B, "QoS 2 is not served")
+            }
+            Packet::Publish {
+                topic,
+                payload,
+                qos,
+                dup,
+                retain,
+                pkid,
+            } => {
+                let failure = self
+                    .knobs
+                    .puback_failures
+                    .iter()
+                    .find(|(filter, _)| matches(filter, &topic));
                 let failure = failure.map(|(_, code)| *code);
                 if failure.is_none() {
-                    self.publish(Message { client, topic, payload, qos, retain, dup });
+                    self.publish(Message {
+                        client,
+                        topic,
+                        payload,
+                        qos,
+                        retain,
+                        dup,
+                    });
                 }
                 if qos == 1 {
                     let code = failure.filter(|_| version == 5).unwrap_or(0);
@@ -199,20 +268,30 @@ impl State {
                 }
                 self.pump(&client);
             }
-            Packet::Subscribe { pkid, filters } => self.subscribe(connection, &client, pkid, filters),
+            Packet::Subscribe { pkid, filters } => {
+                self.subscribe(connection, &client, pkid, filters)
+            }
             Packet::Unsubscribe { pkid, filters } => {
                 let Some(session) = self.sessions.get_mut(&client) else {
                     return;
                 };
                 let remove = |filter| {
-                    if session.subscriptions.remove(filter).is_some() { 0 } else { 0x11 }
+                    if session.subscriptions.remove(filter).is_some() {
+                        0
+                    } else {
+                        0x11
+                    }
                 };
                 let codes = filters.iter().map(remove).collect();
                 self.send(connection, Packet::UnsubAck { pkid, codes });
             }
             Packet::PingReq => self.send(connection, Packet::PingResp),
             Packet::Disconnect { code } => {
-                let will = if code == 0x04 { Will::Publish } else { Will::Drop };
+                let will = if code == 0x04 {
+                    Will::Publish
+                } else {
+                    Will::Drop
+                };
                 self.close(connection, "disconnected", will);
             }
             _ => self.close(connection, "a packet that only brokers send", Will::Publish),
@@ -242,7 +321,14 @@ impl State {
             return self.close(connection, "no MQTT 5 here", Will::Drop);
         }
         if let Some(code) = self.knobs.connack_code {
-            self.send(connection, Packet::ConnAck { session_present: false, code, properties: Vec::new() });
+            self.send(
+                connection,
+                Packet::ConnAck {
+                    session_present: false,
+                    code,
+                    properties: Vec::new(),
+                },
+            );
             return self.close(connection, "refused", Will::Drop);
         }
         let mut properties = Vec::new();
@@ -274,42 +360,88 @@ impl State {
         let session = self.sessions.entry(client_id.clone()).or_default();
         session.connection = Some(connection);
         session.persistent = if v5 { session_expiry > 0 } else { !clean };
-        session.window = if v5 { receive_maximum.unwrap_or(u16::MAX).into() } else { WINDOW_OF_3_1_1 };
+        session.window = if v5 {
+            receive_maximum.unwrap_or(u16::MAX).into()
+        } else {
+            WINDOW_OF_3_1_1
+        };
         session.max_packet_size = max_packet_size;
-        session.in_flight.iter_mut().for_each(|message| message.sent = false);
+        session
+            .in_flight
+            .iter_mut()
+            .for_each(|message| message.sent = false);
 
-        let link = self.links.get_mut(&connection).expect("the connection whose CONNECT is being processed");
-        let keep_alive = self.knobs.server_keep_alive.filter(|_| v5).unwrap_or(keep_alive);
+        let link = self
+            .links
+            .get_mut(&connection)
+            .expect("the connection whose CONNECT is being processed");
+        let keep_alive = self
+            .knobs
+            .server_keep_alive
+            .filter(|_| v5)
+            .unwrap_or(keep_alive);
         let silence = (keep_alive > 0).then(|| Duration::from_secs(keep_alive.into()) * 3 / 2);
-        link.stream.set_read_timeout(silence).expect("a read timeout");
-        link.will = will.map(|message| Message { client: client_id.clone(), ..message });
+        link.stream
+            .set_read_timeout(silence)
+            .expect("a read timeout");
+        link.will = will.map(|message| Message {
+            client: client_id.clone(),
+            ..message
+        });
         link.client.clone_from(&client_id);
-        self.send(connection, Packet::ConnAck { session_present, code: 0, properties });
+        self.send(
+            connection,
+            Packet::ConnAck {
+                session_present,
+                code: 0,
+                properties,
+            },
+        );
         self.pump(&client_id);
     }
 
-    fn subscribe(&mut self, connection: usize, client: &str, pkid: u16, filters: Vec<(String, u8)>) {
+    fn subscribe(
+        &mut self,
+        connection: usize,
+        client: &str,
+        pkid: u16,
+        filters: Vec<(String, u8)>,
+    ) {
         let Some(session) = self.sessions.get_mut(client) else {
             return;
         };
         let mut codes = Vec::new();
         let mut retained = Vec::new();
         for (filter, options) in filters {
-            if let Some((_, code)) = self.knobs.suback_failures.iter().find(|(refused, _)| *refused == filter) {
+            if let Some((_, code)) = self
+                .knobs
+                .suback_failures
+                .iter()
+                .find(|(refused, _)| *refused == filter)
+            {
                 codes.push(*code);
                 continue;
             }
             let qos = (options & 3).min(1);
             codes.push(qos);
-            let new = session.subscriptions.insert(filter.clone(), options).is_none();
+            let new = session
+                .subscriptions
+                .insert(filter.clone(), options)
+                .is_none();
             let wanted = match options >> 4 & 3 {
                 0 => true,
                 1 => new,
                 _ => false,
             };
             if wanted && shared_filter(&filter).is_none() {
-                let matching = self.retained.values().filter(|message| matches(&filter, &message.topic));
-                retained.extend(matching.map(|message| Message { qos: message.qos.min(qos), ..message.clone() }));
+                let matching = self
+                    .retained
+                    .values()
+                    .filter(|message| matches(&filter, &message.topic));
+                retained.extend(matching.map(|message| Message {
+                    qos: message.qos.min(qos),
+                    ..message.clone()
+                }));
             }
         }
         self.send(connection, Packet::SubAck { pkid, codes });
@@ -338,16 +470,26 @@ impl State {
                     continue;
                 }
                 if shared_filter(filter).is_some() {
-                    groups.entry(filter.clone()).or_default().push((client.clone(), options));
+                    groups
+                        .entry(filter.clone())
+                        .or_default()
+                        .push((client.clone(), options));
                 } else {
                     let best = direct.entry(client.clone()).or_insert(options);
-                    *best = if options & 3 > *best & 3 { options } else { *best };
+                    *best = if options & 3 > *best & 3 {
+                        options
+                    } else {
+                        *best
+                    };
                 }
             }
         }
         let mut subscribers: Vec<_> = direct.into_iter().collect();
         for (filter, mut members) in groups {
-            if members.iter().any(|(client, _)| self.connection_of(client).is_some()) {
+            if members
+                .iter()
+                .any(|(client, _)| self.connection_of(client).is_some())
+            {
                 members.retain(|(client, _)| self.connection_of(client).is_some());
             }
             let turn = self.turns.entry(filter).or_default();
@@ -357,7 +499,14 @@ impl State {
         for (client, options) in subscribers {
             let qos = message.qos.min(options & 3).min(1);
             let retain = message.retain && options & 8 != 0; // Retain As Published
-            self.enqueue(&client, Message { qos, retain, ..message.clone() });
+            self.enqueue(
+                &client,
+                Message {
+                    qos,
+                    retain,
+                    ..message.clone()
+                },
+            );
         }
     }
 
@@ -383,7 +532,9 @@ impl State {
             let too_large = |limit: u32| packet::encode(version, &packet).len() > limit as usize;
             if session.max_packet_size.is_some_and(too_large) {
                 // MQTT 5, 3.1.2.11.4: discarded in silence, as if it had been acknowledged.
-                let Packet::Publish { pkid, .. } = packet else { unreachable!("only PUBLISH is queued") };
+                let Packet::Publish { pkid, .. } = packet else {
+                    unreachable!("only PUBLISH is queued")
+                };
                 session.in_flight.retain(|message| message.pkid != pkid);
                 continue;
             }
@@ -393,14 +544,21 @@ impl State {
 
     /// Ends a connection for the broker's reasons; an MQTT 5 client is told the code.
     fn refuse(&mut self, connection: usize, code: u8, why: &'static str) {
-        if self.links.get(&connection).is_some_and(|link| link.version == 5) {
+        if self
+            .links
+            .get(&connection)
+            .is_some_and(|link| link.version == 5)
+        {
             self.send(connection, Packet::Disconnect { code });
         }
         self.close(connection, why, Will::Publish);
     }
 
     pub(super) fn forget(&mut self, client: &str) {
-        let connection = self.sessions.remove(client).and_then(|session| session.connection);
+        let connection = self
+            .sessions
+            .remove(client)
+            .and_then(|session| session.connection);
         if let Some(connection) = connection {
             self.close(connection, "session forgotten", Will::Publish);
         }
