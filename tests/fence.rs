@@ -2,16 +2,17 @@
 
 mod support;
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, BufRead};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use job_worker::job::{OpenError, WorkDir};
-use rustix::fs::OFlags;
+use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use serde_json::{Value, json};
 use support::site::{Site, names, read};
 use support::temp_dir::TempDir;
@@ -131,28 +132,22 @@ fn what_exists_outside_is_not_told() {
     );
 }
 
-#[test]
-fn a_symlink_swapped_between_check_and_use_leads_nowhere() {
-    let drive = Drive::new();
+/// Opens `root/way` 10,000 times while `swap` makes it lead inside and outside by turns; only what lies inside is used.
+fn race(drive: &Drive, swap: impl Fn() + Sync) {
     for (dir, content) in [("root/job", "inside"), ("outside/job", "outside")] {
         fs::write(drive.path(dir).join("marker"), content).expect("the drive can be written");
     }
     let (way, over) = (drive.path("root/way"), AtomicBool::new(false));
+    let (mut opened, mut refused) = (0, 0);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            let next = drive.path("root/next");
             // not for ever, should the other thread panic
             let end = Instant::now() + DEADLINE;
             while !over.load(Ordering::Relaxed) && Instant::now() < end {
-                for target in ["job", "../outside/job"] {
-                    symlink(target, &next)
-                        .and_then(|()| fs::rename(&next, &way))
-                        .expect("the drive can be written");
-                }
+                swap();
             }
         });
-        let (mut opened, mut refused) = (0, 0);
-        while opened < 1000 || refused < 1000 {
+        while opened + refused < 10_000 || opened == 0 || refused == 0 {
             match drive.open(&way) {
                 Ok(dir) => {
                     opened += 1;
@@ -168,6 +163,111 @@ fn a_symlink_swapped_between_check_and_use_leads_nowhere() {
         over.store(true, Ordering::Relaxed);
     });
     assert_eq!(names(&drive.path("outside/job")), ["marker"]);
+}
+
+#[test]
+fn a_symlink_swapped_between_check_and_use_leads_nowhere() {
+    let drive = Drive::new();
+    let (way, next) = (drive.path("root/way"), drive.path("root/next"));
+    symlink("job", &way).expect("the drive can be written");
+    race(&drive, || {
+        for target in ["job", "../outside/job"] {
+            symlink(target, &next)
+                .and_then(|()| fs::rename(&next, &way))
+                .expect("the drive can be written");
+        }
+    });
+}
+
+#[test]
+fn a_directory_swapped_with_a_symlink_leads_nowhere() {
+    let drive = Drive::new();
+    drive.link("../outside/job", "root/link");
+    race_with_directory(&drive);
+}
+
+/// [`race`] between a directory inside and the symlink `root/link`.
+fn race_with_directory(drive: &Drive) {
+    let (way, link) = (drive.path("root/way"), drive.path("root/link"));
+    fs::create_dir(&way).expect("the drive can be written");
+    fs::write(way.join("marker"), "inside").expect("the drive can be written");
+    race(drive, || {
+        renameat_with(CWD, &way, CWD, &link, RenameFlags::EXCHANGE).expect("both are there");
+    });
+}
+
+/// Somebody without privileges of their own, who has made a mount namespace in which the root of `drive` is theirs, with
+/// a directory `job` in it; nothing where that is not permitted. Ends with its stdin.
+fn other_namespace(drive: &Drive) -> Option<Child> {
+    let root = drive.path("root");
+    let script = format!(
+        "mount -t tmpfs none '{0}' && mkdir '{0}/job' && cd '{0}/job' && echo outside > marker && echo ready && exec cat",
+        root.display()
+    );
+    let mut child = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-c", &script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("unshare is installed");
+    let mut ready = String::new();
+    let output = child.stdout.as_mut().expect("it is piped");
+    io::BufReader::new(output)
+        .read_line(&mut ready)
+        .expect("a pipe can be read");
+    if ready != "ready\n" {
+        child.wait().expect("it is our child");
+        eprintln!("skipped: no mount namespace can be made here");
+        return None;
+    }
+    Some(child)
+}
+
+#[test]
+fn a_directory_of_another_mount_namespace_lies_outside() {
+    let drive = Drive::new();
+    let Some(mut other) = other_namespace(&drive) else {
+        return;
+    };
+    let theirs = format!("/proc/{}", other.id());
+    let root = format!("{theirs}/root{}", drive.path("root").display());
+    let marker = fs::read_to_string(format!("{root}/job/marker"));
+    assert_eq!(marker.expect("we may look"), "outside\n");
+    drive.link(&format!("{root}/job"), "root/job-of-theirs");
+    drive.link(&format!("{root}/nothing"), "root/nothing-of-theirs");
+    for outside in [
+        format!("{root}/job"),
+        format!("{theirs}/cwd"),
+        format!("{theirs}/cwd/../job"),
+        format!("{root}/nothing"),
+    ] {
+        drive.refuses(outside);
+    }
+    drive.refuses(drive.path("root/job-of-theirs"));
+    drive.link(&format!("{root}/job"), "root/link");
+    race_with_directory(&drive);
+    let theirs = fs::read_dir(format!("{root}/job")).expect("we may look");
+    assert_eq!(theirs.count(), 1, "nothing was written there");
+    drop(other.stdin.take());
+    other.wait().expect("it is our child");
+}
+
+#[test]
+fn an_open_file_of_a_process_leads_nowhere() {
+    let drive = Drive::new();
+    let held = |name: &str| File::open(drive.path(name)).expect("the directory is there");
+    let link = |file: &File| format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+    let outside = held("outside/job");
+    drive.refuses(link(&outside));
+    drive.link(&link(&outside), "root/open");
+    drive.refuses(drive.path("root/open"));
+    // it was inside once: its path still reads so
+    fs::create_dir(drive.path("root/gone")).expect("the drive can be written");
+    let gone = held("root/gone");
+    fs::remove_dir(drive.path("root/gone")).expect("the drive can be written");
+    drive.refuses(link(&gone));
+    fs::create_dir(drive.path("root/gone (deleted)")).expect("the drive can be written");
+    drive.refuses(link(&gone));
 }
 
 #[test]

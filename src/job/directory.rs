@@ -1,7 +1,7 @@
 //! The workDir, opened once: every file of the job is reached through this handle, so that nobody can swap the directory
-//! between the check and the use (contract sections 2 and 8, `JOB_ROOT`).
+//! between the check and the use. `JOB_ROOT` is the fence that it must lie inside.
 
-use rustix::fs::{AtFlags, Mode, OFlags, fstat, openat, renameat, stat, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, Stat, fstat, openat, renameat, stat, unlinkat};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, Read};
@@ -47,7 +47,7 @@ impl WorkDir {
                     .find_map(|above| open_directory(above).ok());
                 return Err(match (fence, above) {
                     (Some(fence), Some(above))
-                        if is_inside(&above, fence).is_ok_and(|inside| !inside) =>
+                        if enter(&above, fence).is_ok_and(|inside| inside.is_none()) =>
                     {
                         outside(fence)
                     }
@@ -61,14 +61,20 @@ impl WorkDir {
                 });
             }
         };
-        match fence {
-            Some(fence) if !is_inside(&handle, fence)? => Err(outside(fence)),
-            _ => Ok(Self {
-                handle,
-                fenced: fence.is_some(),
-                path,
-            }),
-        }
+        let handle = match fence {
+            None => handle,
+            Some(fence) => enter(&handle, fence)
+                .map_err(|error| {
+                    let error = format!("JOB_ROOT cannot be compared with it: {error}");
+                    OpenError::Unusable(error)
+                })?
+                .ok_or_else(|| outside(fence))?,
+        };
+        Ok(Self {
+            handle,
+            fenced: fence.is_some(),
+            path,
+        })
     }
 
     /// The absolute path as the controller knows it.
@@ -83,10 +89,7 @@ impl WorkDir {
 
     /// Whether the path still leads to this directory.
     pub fn is_in_place(&self) -> bool {
-        match (fstat(&self.handle), stat(&self.path)) {
-            (Ok(ours), Ok(there)) => (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino),
-            _ => false,
-        }
+        are_the_same(fstat(&self.handle), stat(&self.path))
     }
 
     /// Opens a regular file in the directory.
@@ -176,10 +179,29 @@ fn path_of(directory: &OwnedFd) -> PathBuf {
     format!("/proc/self/fd/{}", directory.as_raw_fd()).into()
 }
 
-/// Asks the kernel where the open directory is, so that no symlink can be in between any more.
-fn is_inside(directory: &OwnedFd, fence: &Path) -> Result<bool, OpenError> {
-    let compare = || Ok(std::fs::read_link(path_of(directory))?.starts_with(fence.canonicalize()?));
-    compare().map_err(|error: io::Error| {
-        OpenError::Unusable(format!("JOB_ROOT cannot be compared with it: {error}"))
-    })
+/// The directory that `found` is, reached from `fence` by its real names; `None` where it does not lie inside.
+///
+/// The kernel says where `found` is, so that no symlink is in between. But a path that reads well proves nothing: a magic
+/// link such as `/proc/PID/root` leads into other mount namespaces, in which anybody can make a directory of any path.
+/// So the path is walked in our own namespace, from JOB_ROOT on and without a link, and what that leads to is used.
+fn enter(found: &OwnedFd, fence: &Path) -> io::Result<Option<OwnedFd>> {
+    let mut inside = open_directory(fence)?;
+    let place = std::fs::read_link(path_of(found))?;
+    let root = std::fs::read_link(path_of(&inside))?;
+    let Ok(names) = place.strip_prefix(root) else {
+        return Ok(None);
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    for name in names {
+        inside = match openat(&inside, name, flags, Mode::empty()) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+            next => next?,
+        };
+    }
+    let is_it = are_the_same(fstat(&inside), fstat(found));
+    Ok(is_it.then_some(inside))
+}
+
+fn are_the_same(one: Result<Stat, Errno>, other: Result<Stat, Errno>) -> bool {
+    matches!((one, other), (Ok(one), Ok(other)) if (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
 }
