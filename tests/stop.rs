@@ -329,7 +329,12 @@ fn a_cancel_that_is_under_way_stays_one() {
     worker.signal(Signal::TERM);
     worker.await_stderr("SIGTERM: stopping");
     fs::write(dir.join("gate"), "").unwrap();
-    assert_eq!(verdict(&scene.result("a")), ("failed", "cancelled", 130));
+    let result = scene.result("a");
+    assert_eq!(verdict(&result), ("failed", "cancelled", 130));
+    assert_eq!(
+        result["steps"][1]["status"], "skipped",
+        "what is over has nothing that is still to come"
+    );
     worker.exits_with(0);
     assert!(!dir.join("last").exists(), "no further step");
 }

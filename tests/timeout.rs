@@ -260,3 +260,48 @@ fn limits_beyond_all_clocks_are_no_limits() {
     assert_eq!(scene.result("b")["reason"], "timeout");
     worker.exits_with(0);
 }
+
+#[test]
+fn what_the_worker_is_configured_for_is_a_bound() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|worker| {
+        worker
+            .env("JOB_TIMEOUT", "0.5")
+            .env("JOB_MAX_ATTEMPTS", "2");
+    });
+    let steps =
+        json!(["sleep 1000", { "run": "sleep 1000", "always": true, "timeoutSeconds": 1000 }]);
+    scene.submit(
+        "a",
+        json!({ "steps": steps, "timeoutSeconds": 1000, "maxAttempts": 9 }),
+    );
+    let result = scene.result("a");
+    worker.exits_with(0);
+    assert_eq!(result["error"], "timed out after 0.5s");
+    assert_eq!(
+        result["steps"][1]["exitCode"], 124,
+        "nor is a step that always runs a way around it"
+    );
+    let said = worker.stderr();
+    for told in [
+        "asks for timeoutSeconds 1000, more than JOB_TIMEOUT allows: 0.5",
+        "asks for maxAttempts 9, more than JOB_MAX_ATTEMPTS allows: 2",
+    ] {
+        assert_eq!(said.matches(told).count(), 1, "{told}: {said}");
+    }
+}
+
+#[test]
+fn who_asks_for_less_than_the_bound_gets_less() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|worker| {
+        worker.env("JOB_TIMEOUT", "1000");
+    });
+    scene.submit(
+        "a",
+        json!({ "steps": ["sleep 1000"], "timeoutSeconds": 0.2, "maxAttempts": 1 }),
+    );
+    assert_eq!(scene.result("a")["error"], "timed out after 0.2s");
+    worker.exits_with(0);
+    assert!(!worker.stderr().contains("allows"), "{}", worker.stderr());
+}

@@ -143,10 +143,13 @@ pub struct Plan {
     /// Limit of the whole job.
     pub timeout: Option<Duration>,
     pub max_attempts: u32,
+    /// What the job asks for and does not get, one sentence each.
+    pub denied: Vec<String>,
 }
 
 impl Plan {
-    /// Merges the three sources (contract section 2: the request wins, `env` key by key).
+    /// Merges the three sources: the request wins over `job.json`, `env` key by key. The worker's `timeout` and
+    /// `max_attempts` are what a job gets that asks for nothing, and the most that it can ask for.
     ///
     /// # Errors
     /// A sentence, when nobody says which steps to run.
@@ -158,21 +161,39 @@ impl Plan {
     ) -> Result<Self, String> {
         let file = definition.unwrap_or_default();
         let own = &request.definition;
-        let steps = own
+        let mut steps = own
             .steps
             .clone()
             .or(file.steps)
             .ok_or("job.json has no `steps`, and neither has the request")?;
         let mut env = file.env;
         env.extend(own.env.clone());
+        let mut denied = Vec::new();
+        let asked = own.timeout.or(file.timeout);
+        if let (Some(asked), Some(bound)) = (asked, timeout)
+            && asked > bound
+        {
+            let (asked, bound) = (asked.as_secs_f64(), bound.as_secs_f64());
+            denied.push(format!(
+                "asks for timeoutSeconds {asked}, more than JOB_TIMEOUT allows: {bound}"
+            ));
+        }
+        let attempts = own.max_attempts.or(file.max_attempts);
+        if let Some(asked) = attempts.filter(|asked| *asked > max_attempts) {
+            denied.push(format!(
+                "asks for maxAttempts {asked}, more than JOB_MAX_ATTEMPTS allows: {max_attempts}"
+            ));
+        }
+        // an `always` step has no other limit once the job's has passed
+        for step in &mut steps {
+            step.timeout = step.timeout.map(|own| own.min(timeout.unwrap_or(own)));
+        }
         Ok(Self {
             steps,
             env,
-            timeout: own.timeout.or(file.timeout).or(timeout),
-            max_attempts: own
-                .max_attempts
-                .or(file.max_attempts)
-                .unwrap_or(max_attempts),
+            timeout: asked.into_iter().chain(timeout).min(),
+            max_attempts: attempts.unwrap_or(max_attempts).min(max_attempts),
+            denied,
         })
     }
 }
@@ -283,7 +304,7 @@ mod tests {
     #[test]
     fn the_request_wins_and_env_is_merged_key_by_key() {
         let file = Definition::parse(
-            br#"{"steps": ["f"], "env": {"A": "f", "B": "f"}, "timeoutSeconds": 1, "maxAttempts": 5}"#,
+            br#"{"steps": ["f"], "env": {"A": "f", "B": "f"}, "timeoutSeconds": 1, "maxAttempts": 2}"#,
         );
         let request = |json: &str| Request::parse(json.as_bytes()).unwrap();
         let plan = |request: &Request| {
@@ -298,7 +319,7 @@ mod tests {
         let from_file = plan(&request(r#"{"id": 1, "workDir": "x"}"#));
         assert_eq!(
             (from_file.steps[0].run.as_str(), from_file.max_attempts),
-            ("f", 5)
+            ("f", 2)
         );
         assert_eq!(from_file.timeout, Some(Duration::from_secs(1)));
         let over = plan(&request(
@@ -319,5 +340,29 @@ mod tests {
                 .unwrap_err()
                 .contains("no `steps`")
         );
+    }
+
+    #[test]
+    fn a_job_may_ask_for_less_than_the_bounds_and_not_for_more() {
+        let plan = |timeout: f64, attempts: u32| {
+            let json = format!(
+                r#"{{"id": 1, "workDir": "x", "steps": [{{"run": "a", "timeoutSeconds": {timeout}}}],
+                    "timeoutSeconds": {timeout}, "maxAttempts": {attempts}}}"#
+            );
+            let request = Request::parse(json.as_bytes()).unwrap();
+            Plan::merge(&request, None, Some(Duration::from_secs(9)), 3).unwrap()
+        };
+        for (timeout, attempts, got, denied) in [
+            (8.5, 2, (8.5, 2), 0),
+            (9.0, 3, (9.0, 3), 0),
+            (9.5, 3, (9.0, 3), 1),
+            (9.0, 4, (9.0, 3), 1),
+        ] {
+            let plan = plan(timeout, attempts);
+            let limit = Some(Duration::from_secs_f64(got.0));
+            assert_eq!((plan.timeout, plan.max_attempts), (limit, got.1));
+            assert_eq!(plan.steps[0].timeout, limit);
+            assert_eq!(plan.denied.len(), denied, "{:?}", plan.denied);
+        }
     }
 }

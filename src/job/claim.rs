@@ -195,7 +195,7 @@ impl Claim {
                 )))
             }
             Decision::Run { attempt, resumed } => {
-                for sentence in unknown {
+                for sentence in unknown.iter().chain(&plan.denied) {
                     log::warn!("job {}: {sentence}", self.id().as_str());
                 }
                 let (id, packet_id) = (self.request.id.clone(), self.source.packet_id);

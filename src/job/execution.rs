@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 /// Limit of an `always` step without one of its own, when it runs after a timeout or a cancel.
 const ALWAYS_LIMIT: Duration = Duration::from_secs(10);
 
-/// Pause between two looks at the size of the log, where it has a limit.
+/// Pause between two looks at the size of the log, where it has a limit. The look that finds it too large sends TERM, the
+/// next one KILL.
 const LOG_LOOK: Duration = Duration::from_millis(100);
 
 /// A claimed job, ready to run.
@@ -168,14 +169,12 @@ impl Execution {
     /// When to call [`Self::expired`].
     pub fn deadline(&self) -> Option<Instant> {
         let step = self.step.as_ref()?;
-        if let Some((_, kill_at)) = step.ending {
-            return Some(kill_at);
-        }
+        let over = match step.ending {
+            Some((_, kill_at)) => Some(kill_at),
+            None => self.time_left(step).map(|(at, _)| at),
+        };
         let look = self.log_room.map(|_| self.log_look);
-        [self.time_left(step).map(|(at, _)| at), look]
-            .into_iter()
-            .flatten()
-            .min()
+        [over, look].into_iter().flatten().min()
     }
 
     /// The moment at which a step has run too long, and the limit that it has passed then.
@@ -215,14 +214,20 @@ impl Execution {
     /// The deadline has passed.
     pub fn expired(&mut self, now: Instant) {
         let Some(step) = &self.step else { return };
+        let passed = (self.log_look <= now)
+            .then(|| self.log_limit_passed())
+            .flatten();
+        if self.log_look <= now {
+            self.log_look = now + LOG_LOOK;
+        }
         match step.ending {
-            Some((_, kill_at)) if kill_at <= now => self.kill(),
+            // the grace is for cleaning up: whoever goes on filling the drive has none
+            Some((_, kill_at)) if kill_at <= now || passed.is_some() => self.kill(),
             Some(_) => {}
             None => {
-                self.log_look = now + LOG_LOOK;
                 if let Some((_, limit)) = self.time_left(step).filter(|(at, _)| *at <= now) {
                     self.end(End::Timeout(limit), now);
-                } else if let Some(passed) = self.log_limit_passed() {
+                } else if let Some(passed) = passed {
                     self.end(passed, now);
                 }
             }
