@@ -7,9 +7,9 @@ use crate::job::{Claim, Claimed, End, Execution, Outcome, Source};
 use crate::{Exit, process};
 use std::convert::Infallible;
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -91,7 +91,8 @@ fn execute(
     };
     let (running, over) = mpsc::channel();
     let from = execution.log_start();
-    let shown = File::open(log).map(|log| std::thread::spawn(move || show(&log, from, &over)));
+    let shown =
+        File::open(&log).map(|file| std::thread::spawn(move || show(file, &log, from, &over)));
     let document = follow(&mut execution, inbox);
     drop(running);
     // a reader may be slow; who does not want the rest of the log interrupts us once more
@@ -123,11 +124,19 @@ fn follow(execution: &mut Execution, inbox: &Inbox<Infallible>) -> Document {
 
 /// Shows what the log gets, until the job is over. On a thread of its own, since a reader that does not read must hold up
 /// neither a timeout nor a signal.
-fn show(log: &File, from: u64, over: &Receiver<()>) {
+fn show(mut log: File, path: &Path, from: u64, over: &Receiver<()>) {
     let mut shown = from;
     let mut buffer = [0; 16 * 1024];
     loop {
         let is_over = over.recv_timeout(LOG_LOOK) != Err(RecvTimeoutError::Timeout);
+        // a step has removed it, and it was written anew: with all that was in it
+        let file = |meta: Metadata| (meta.dev(), meta.ino());
+        if let (Ok(there), Ok(shown)) = (path.metadata(), log.metadata())
+            && file(there) != file(shown)
+            && let Ok(new) = File::open(path)
+        {
+            log = new;
+        }
         while let Ok(bytes @ 1..) = log.read_at(&mut buffer, shown) {
             shown += bytes as u64;
             if std::io::stdout()

@@ -162,8 +162,9 @@ impl Claim {
                 )));
             }
         };
-        match log.try_lock() {
+        match log.try_lock(&dir) {
             Lock::Ours => {}
+            Lock::Replaced => return Ok(self.look_again(config)),
             Lock::Unsupported(error) => warn_once(&log, &error),
             Lock::Busy => {
                 if !std::mem::replace(&mut self.told, true) {

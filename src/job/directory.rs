@@ -1,7 +1,7 @@
 //! The workDir, opened once: every file of the job is reached through this handle, so that nobody can swap the directory
 //! between the check and the use. `JOB_ROOT` is the fence that it must lie inside.
 
-use rustix::fs::{AtFlags, Mode, OFlags, Stat, fstat, openat, renameat, stat, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, Stat, fstat, openat, renameat, stat, statat, unlinkat};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, Read};
@@ -92,6 +92,23 @@ impl WorkDir {
         are_the_same(fstat(&self.handle), stat(&self.path))
     }
 
+    /// Whether a name in the directory leads to this open file.
+    pub fn leads_to(&self, name: &str, file: &File) -> bool {
+        let follow = match self.fenced {
+            true => AtFlags::SYMLINK_NOFOLLOW,
+            false => AtFlags::empty(),
+        };
+        are_the_same(fstat(file), statat(&self.handle, name, follow))
+    }
+
+    /// Removes a name from the directory, if it is none of another directory.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn remove(&self, name: &str) -> io::Result<()> {
+        Ok(unlinkat(&self.handle, name, AtFlags::empty())?)
+    }
+
     /// Opens a regular file in the directory.
     ///
     /// Behind a fence, symlinks are not followed. Anything but a regular file is refused: a FIFO would stop us for ever.
@@ -151,7 +168,7 @@ impl WorkDir {
         let mut file = create().or_else(|error| match error.kind() {
             // left by a worker that was killed at this very point
             io::ErrorKind::AlreadyExists => {
-                unlinkat(&self.handle, &temporary, AtFlags::empty())?;
+                self.remove(&temporary)?;
                 create()
             }
             _ => Err(error),
@@ -161,7 +178,7 @@ impl WorkDir {
         let replaced =
             written.and_then(|()| Ok(renameat(&self.handle, &temporary, &self.handle, name)?));
         if replaced.is_err() {
-            let _ = unlinkat(&self.handle, &temporary, AtFlags::empty()); // the first error is the one to tell
+            let _ = self.remove(&temporary); // the first error is the one to tell
         }
         replaced
     }

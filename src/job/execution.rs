@@ -345,6 +345,7 @@ impl Execution {
             let limit = step.timeout.or(self.overrun.then_some(ALWAYS_LIMIT));
             self.document.steps[index].status = StepState::Running;
             self.changed = true;
+            let ready = self.get_ready();
             journalled = journalled.and(self.write_journal());
             if must_journal {
                 journalled.clone()?;
@@ -353,7 +354,7 @@ impl Execution {
             self.job
                 .log
                 .line(format_args!("{place}: {}", self.label(index)));
-            match self.spawn(index) {
+            match ready.and_then(|()| self.spawn(index)) {
                 Ok(group) => {
                     self.step = Some(Running {
                         index,
@@ -380,13 +381,16 @@ impl Execution {
         journalled
     }
 
-    fn spawn(&self, index: usize) -> Result<Pid, String> {
+    /// Whatever the step before has done to the workDir: the next one finds directory, log and lock as they belong.
+    fn get_ready(&mut self) -> Result<(), String> {
         if !self.job.dir.is_in_place() {
-            return Err(format!(
-                "the workDir {} has vanished",
-                self.job.dir.path().display()
-            ));
+            let path = self.job.dir.path().display();
+            return Err(format!("the workDir {path} has vanished"));
         }
+        self.job.log.keep(&self.job.dir)
+    }
+
+    fn spawn(&self, index: usize) -> Result<Pid, String> {
         let number = (index + 1).to_string();
         let env = self
             .env
@@ -407,6 +411,9 @@ impl Execution {
             self.job.log.line(format_args!(
                 "killed what the steps left running, processes: {killed}"
             ));
+        }
+        if let Err(error) = self.job.log.keep(&self.job.dir) {
+            log::warn!("{error}; the result is published all the same");
         }
         let stopped = self.stopping && self.failure.is_none();
         if stopped {
@@ -443,6 +450,9 @@ impl Execution {
     }
 
     fn write_journal(&self) -> Result<(), String> {
+        if self.job.log.is_taken() {
+            return Err("the journal is another worker's by now".to_owned());
+        }
         journal::write(&self.job.dir, &self.document).map_err(|error| {
             format!(
                 "{}/job.status.json cannot be written: {error}",

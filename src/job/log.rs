@@ -1,4 +1,4 @@
-//! `job.log`: the steps' stdout and stderr are this very file, and our own lines go between (contract section 4).
+//! `job.log`: the steps' stdout and stderr are this very file, and our own lines go between. Its lock is the job's.
 
 use super::WorkDir;
 use crate::contract::{JobId, single_line};
@@ -17,6 +17,17 @@ pub struct JobLog {
     file: File,
     path: String,
     broken: bool,
+    removed: Vec<Removed>,
+    /// A step has removed the log, and another worker has begun one of its own.
+    taken: bool,
+}
+
+/// A log that a step has removed: what it has left running may still write there.
+#[derive(Debug)]
+struct Removed {
+    file: File,
+    /// How much of it is in the log that was written anew, in bytes.
+    copied: u64,
 }
 
 /// Whether we may run in this directory.
@@ -25,6 +36,8 @@ pub enum Lock {
     Ours,
     /// Another worker runs here, or orphans of one.
     Busy,
+    /// The name leads to another file by now: open it anew.
+    Replaced,
     /// The file system has no locks, and says so.
     Unsupported(io::Error),
 }
@@ -35,14 +48,12 @@ impl JobLog {
     /// # Errors
     /// What the system said.
     pub fn open(dir: &WorkDir) -> io::Result<Self> {
-        let flags = OFlags::APPEND | OFlags::CREATE;
-        let file = dir.open_file(NAME, OFlags::RDWR | flags)?;
-        // the steps get this open file: they do not expect a stdout that does not block
-        fcntl_setfl(&file, OFlags::APPEND)?;
         Ok(Self {
-            file,
+            file: open(dir, OFlags::empty())?,
             path: dir.path().join(NAME).to_string_lossy().into_owned(),
             broken: false,
+            removed: Vec::new(),
+            taken: false,
         })
     }
 
@@ -52,12 +63,71 @@ impl JobLog {
     }
 
     /// Tries to get the lock, without waiting.
-    pub fn try_lock(&self) -> Lock {
+    pub fn try_lock(&self, dir: &WorkDir) -> Lock {
         match self.file.try_lock() {
-            Ok(()) => Lock::Ours,
             Err(TryLockError::WouldBlock) => Lock::Busy,
+            // whoever had the lock may have written the log anew, and locked that
+            _ if !dir.leads_to(NAME, &self.file) => Lock::Replaced,
+            Ok(()) => Lock::Ours,
             Err(TryLockError::Error(error)) => Lock::Unsupported(error),
         }
+    }
+
+    /// Whether another worker has the directory, since a step has removed the log.
+    pub fn is_taken(&self) -> bool {
+        self.taken
+    }
+
+    /// Looks for the log by its name. Where a step has removed or replaced it, it is written anew from the open file, and
+    /// locked.
+    ///
+    /// # Errors
+    /// What the system said, or that another worker has locked a log of its own. That is left alone then.
+    pub fn keep(&mut self, dir: &WorkDir) -> Result<(), String> {
+        if !dir.leads_to(NAME, &self.file) {
+            let new = begin_anew(dir).map_err(|error| match error {
+                Anew::Taken => {
+                    self.taken = true;
+                    format!(
+                        "a step has removed {}, and another worker has it by now",
+                        self.path
+                    )
+                }
+                Anew::Failed(error) => format!(
+                    "a step has removed {}, and it cannot be written anew: {error}",
+                    self.path
+                ),
+            })?;
+            log::warn!(
+                "{} was removed or replaced by a step; writing it anew",
+                self.path
+            );
+            let file = std::mem::replace(&mut self.file, new);
+            self.removed.push(Removed { file, copied: 0 });
+            self.copy_removed()?;
+            self.line(format_args!(
+                "job.log was removed or replaced by a step, and is written anew"
+            ));
+        }
+        self.copy_removed()
+    }
+
+    fn copy_removed(&mut self) -> Result<(), String> {
+        let mut buffer = [0; 64 * 1024];
+        for removed in &mut self.removed {
+            loop {
+                // by position: the steps share the file's own
+                let copied = match removed.file.read_at(&mut buffer, removed.copied) {
+                    Ok(0) => break,
+                    Ok(bytes) => self.file.write_all(&buffer[..bytes]).map(|()| bytes),
+                    Err(error) => Err(error),
+                };
+                removed.copied += copied
+                    .map_err(|error| format!("{} cannot be written anew: {error}", self.path))?
+                    as u64;
+            }
+        }
+        Ok(())
     }
 
     /// Starts a fresh log: the three lines of its head.
@@ -110,4 +180,47 @@ impl JobLog {
     pub fn handle(&self) -> io::Result<File> {
         self.file.try_clone()
     }
+}
+
+/// Why there is no new log.
+enum Anew {
+    Taken,
+    Failed(io::Error),
+}
+
+impl From<io::Error> for Anew {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// A new log in the place of what is there, which must not be another worker's.
+fn begin_anew(dir: &WorkDir) -> Result<File, Anew> {
+    // kept until its name is gone: nobody gets the lock of a file that is to be removed and believes in it
+    let there = dir.open_file(NAME, OFlags::RDONLY);
+    // only a worker's lock is exclusive
+    if let Ok(there) = &there
+        && let Err(TryLockError::WouldBlock) = there.try_lock_shared()
+    {
+        return Err(Anew::Taken);
+    }
+    match dir.remove(NAME) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    let new = match open(dir, OFlags::EXCL) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(Anew::Taken),
+        new => new?,
+    };
+    match new.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(Anew::Taken),
+        _ => Ok(new), // where there are no locks, that has been said
+    }
+}
+
+fn open(dir: &WorkDir, flags: OFlags) -> io::Result<File> {
+    let file = dir.open_file(NAME, OFlags::RDWR | OFlags::APPEND | OFlags::CREATE | flags)?;
+    // the steps get this open file: they do not expect a stdout that does not block
+    fcntl_setfl(&file, OFlags::APPEND)?;
+    Ok(file)
 }
