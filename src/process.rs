@@ -1,8 +1,12 @@
 //! Processes of a job: starting a step in a group of its own, reaping, signalling and sweeping all descendants
 //! (contract sections 4 and 7).
 
+use nix::unistd::getpgid;
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, kill_process_group};
+use rustix::process::{
+    Pid, Signal, WaitOptions, kill_process, kill_process_group, test_kill_process,
+};
+use signal_hook::consts::{SIGCHLD, SIGKILL};
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -16,7 +20,15 @@ use std::time::{Duration, Instant};
 /// How long a sweep insists before it leaves what it cannot kill (another user's process, one stuck in the kernel).
 const SWEEP_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Pause between two passes of a sweep that found nobody new; it doubles from the first to the last.
+/// How long to look for those who are to be asked to end. Whom we do not find in this time is killed after the grace. With
+/// thousands of processes that fork and exit all the time, one look takes seconds.
+const LOOK_PATIENCE: Duration = Duration::from_millis(200);
+
+/// How many children are reaped before anything else is looked at. More of them end meanwhile, if a job forks and exits all
+/// the time.
+const REAPED_AT_ONCE: usize = 64;
+
+/// Pause between two passes of a sweep in which nobody ended; it doubles from the first to the last.
 const FIRST_PAUSE: Duration = Duration::from_micros(100);
 const LAST_PAUSE: Duration = Duration::from_millis(50);
 
@@ -59,11 +71,7 @@ fn foreign() -> MutexGuard<'static, Vec<i32>> {
 /// before any process is started.
 pub fn adopt_orphans() {
     if !matches!(reap(), Reaped::NoneLeft) {
-        *foreign() = descendants()
-            .iter()
-            .filter(|process| process.is_child)
-            .map(|process| process.pid)
-            .collect();
+        *foreign() = children().iter().map(|pid| pid.as_raw_pid()).collect();
     }
     if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
         log::warn!(
@@ -100,9 +108,36 @@ pub fn spawn<'a>(
     Ok(Pid::from_child(&command.spawn()?))
 }
 
+/// Who is left after [`reap_some`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Left {
+    /// Children that run, or that wait for the next turn.
+    Some,
+    /// No child at all, or none of ours.
+    None,
+}
+
+/// Takes the status of those children that have ended, and tells `ended` how.
+///
+/// Processes that fork and exit all the time would keep us here for ever. So it takes a limited number at once, and sends
+/// this process a SIGCHLD for the rest: whoever waits for that signal looks at its deadlines in between.
+pub fn reap_some(mut ended: impl FnMut(Pid, Exit)) -> Left {
+    for _ in 0..REAPED_AT_ONCE {
+        match reap() {
+            Reaped::Child(pid, exit) => ended(pid, exit),
+            Reaped::NoneEnded => return Left::Some,
+            Reaped::NoneLeft => return Left::None,
+        }
+    }
+    if let Err(error) = signal_hook::low_level::raise(SIGCHLD) {
+        log::warn!("no SIGCHLD: {error}; what has ended waits for the next child to end");
+    }
+    Left::Some
+}
+
 /// What [`reap`] found.
 #[derive(Debug)]
-pub enum Reaped {
+enum Reaped {
     /// This child has ended.
     Child(Pid, Exit),
     /// All children are still running.
@@ -115,7 +150,7 @@ pub enum Reaped {
 ///
 /// This is the only place of the program that waits for children, and only one thread calls it: whoever waits for "any
 /// child" elsewhere takes away the status that a step ended with.
-pub fn reap() -> Reaped {
+fn reap() -> Reaped {
     loop {
         match rustix::process::wait(WaitOptions::NOHANG) {
             Ok(Some((pid, status))) => {
@@ -127,7 +162,7 @@ pub fn reap() -> Reaped {
                 foreign().retain(|foreign| *foreign != pid.as_raw_pid()); // the number may come again
                 return Reaped::Child(pid, exit);
             }
-            Ok(None) if !foreign().is_empty() && descendants().is_empty() => {
+            Ok(None) if !foreign().is_empty() && children().is_empty() => {
                 return Reaped::NoneLeft;
             }
             Ok(None) => return Reaped::NoneEnded,
@@ -137,102 +172,152 @@ pub fn reap() -> Reaped {
     }
 }
 
-/// Sends a signal to every process of the job: to the group of its step, and to all descendants outside of that group.
-pub fn signal_all(group: Pid, signal: Signal) {
+/// Asks every process of the job to end: the group of its step, and all descendants outside of that group.
+pub fn terminate(group: Pid) {
+    let signals = [Signal::TERM, Signal::CONT]; // a stopped process takes no TERM
     // the group first and at once: its members cannot escape by forking while we look
-    let _ = kill_process_group(group, signal); // ESRCH: the group is empty already
-    for process in descendants()
+    for signal in signals {
+        let _ = kill_process_group(group, signal); // ESRCH: the group is empty already
+    }
+    for process in descendants(LOOK_PATIENCE)
         .iter()
         .filter(|process| process.group != group.as_raw_pid())
     {
-        process.signal(signal);
+        for signal in signals {
+            process.signal(signal);
+        }
     }
 }
 
-/// Kills and reaps until no descendant is left, and tells how many processes had to be killed. `ended` hears how each child
+/// Kills and reaps until no descendant is left, and tells how many processes were killed. `ended` hears how each child
 /// ended.
 ///
 /// Where nothing is left over, this is one system call.
 pub fn sweep(mut ended: impl FnMut(Pid, Exit)) -> usize {
     let started = Instant::now();
-    let mut pause = FIRST_PAUSE;
-    let mut killed = std::collections::HashSet::new();
+    let mut killing = false;
+    let mut killed = 0;
+    let mut fruitless = 0;
+    // a look at thousands takes longer than a fork, while the first looks catch almost all
+    let mut reach = REAPED_AT_ONCE;
+    let mut turn = Duration::ZERO;
     loop {
-        loop {
+        let reaping = Instant::now();
+        let mut reaped = 0;
+        // for as long as the look before took, or a crowd of those who have ended would make each look longer than the last
+        while reaped < REAPED_AT_ONCE || reaping.elapsed() < turn {
             match reap() {
-                Reaped::Child(pid, exit) => ended(pid, exit),
+                Reaped::Child(pid, exit) => {
+                    killed += usize::from(killing && exit == Exit::Signal(SIGKILL));
+                    ended(pid, exit);
+                }
                 Reaped::NoneEnded => break,
-                Reaped::NoneLeft => return killed.len(),
+                Reaped::NoneLeft => return killed,
             }
+            reaped += 1;
         }
         if started.elapsed() > SWEEP_PATIENCE {
             log::warn!("some processes of the job cannot be killed; going on without them");
-            return killed.len();
+            return killed;
         }
-        let mut kill = |processes: Vec<Process>| {
-            processes
-                .iter()
-                .filter(|process| process.signal(Signal::KILL) && killed.insert(process.pid))
-                .count()
-        };
-        // the children of whoever is killed become ours, in as many passes as it takes; those of whom we may not kill do not
-        if kill(children()) > 0 || kill(descendants()) > 0 {
-            pause = FIRST_PAUSE; // who forks and exits all the time is only caught by looking at once
+        let looking = Instant::now();
+        // the children of whoever is killed become ours, in as many passes as it takes
+        kill_children(reach);
+        reach = reach.saturating_mul(2);
+        killing = true;
+        turn = looking.elapsed();
+        if reaped > 0 {
+            fruitless = 0; // who forks and exits all the time is only caught by looking at once
             continue;
         }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(LAST_PAUSE);
+        fruitless += 1;
+        if fruitless > 3 {
+            // the children of somebody whom we may not kill do not become ours
+            for process in descendants(SWEEP_PATIENCE) {
+                process.signal(Signal::KILL);
+            }
+        }
+        std::thread::sleep((FIRST_PAUSE * (1 << fruitless.min(16))).min(LAST_PAUSE));
     }
 }
 
-/// Our own children but the foreign ones. The kernel's list of them is there at once, while a look at all processes takes
-/// longer than a fork.
-fn children() -> Vec<Process> {
-    let me = rustix::process::getpid().as_raw_pid();
-    let Ok(list) = std::fs::read_to_string(format!("/proc/self/task/{me}/children")) else {
-        return descendants(); // a kernel without CONFIG_PROC_CHILDREN
+/// Kills the latest `reach` children, and the groups that they are in.
+///
+/// No member of a group escapes from a signal to it by forking, while the child that we know of may be gone before we have
+/// killed it.
+fn kill_children(reach: usize) {
+    let children = children();
+    let is_ours = |group: Pid| {
+        // whoever enters the container of a PID 1 leads a group, and its orphans become our children: the group of a leader
+        // who lives and is no child of ours is left alone
+        children.contains(&group) || test_kill_process(group) == Err(Errno::SRCH)
     };
-    let foreign = foreign();
-    let pids = list
-        .split_ascii_whitespace()
-        .filter_map(|pid| pid.parse().ok())
-        .filter(|pid| !foreign.contains(pid));
-    pids.filter_map(Process::look).collect()
+    let own = nix::unistd::getpgrp();
+    let mut groups = HashMap::new();
+    // the latest first: the one of a chain that has just been forked is alive, thousands before it have ended
+    for child in children.iter().rev().take(reach) {
+        // not rustix's, which takes a group for a number above 0: a group with a leader outside of our PID namespace has none
+        let Ok(group) = getpgid(Some(nix::unistd::Pid::from_raw(child.as_raw_pid()))) else {
+            continue; // reaped by nobody but us: it cannot be gone
+        };
+        let all_killed = *groups.entry(group).or_insert_with(|| {
+            let known =
+                Pid::from_raw(group.as_raw()).filter(|known| group != own && is_ours(*known));
+            known.is_some_and(|known| kill_process_group(known, Signal::KILL).is_ok())
+        });
+        if !all_killed {
+            let _ = kill_process(*child, Signal::KILL); // EPERM: the sweep gives up on it after a while
+        }
+    }
+}
+
+/// Our own children but the foreign ones, in the order of their coming. The kernel's list of them is there at once, while
+/// a look at all processes takes longer than a fork.
+fn children() -> Vec<Pid> {
+    let me = rustix::process::getpid().as_raw_pid();
+    let foreign = foreign().clone();
+    let pids: Vec<i32> = match std::fs::read_to_string(format!("/proc/self/task/{me}/children")) {
+        Ok(list) => list
+            .split_ascii_whitespace()
+            .filter_map(|pid| pid.parse().ok())
+            .filter(|pid| !foreign.contains(pid))
+            .collect(),
+        // a kernel without CONFIG_PROC_CHILDREN
+        Err(_) => descendants(SWEEP_PATIENCE)
+            .iter()
+            .filter(|process| process.is_child)
+            .map(|process| process.pid)
+            .collect(),
+    };
+    pids.into_iter().filter_map(Pid::from_raw).collect()
 }
 
 struct Process {
     pid: i32,
     group: i32,
-    alive: bool,
     is_child: bool,
 }
 
 impl Process {
-    /// What /proc says of a child of ours; nothing where it has ended meanwhile.
-    fn look(pid: i32) -> Option<Self> {
-        let (_, group, alive) = parse_stat(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)?;
-        Some(Self {
-            pid,
-            group,
-            alive,
-            is_child: true,
-        })
-    }
-
-    /// Whether it was there to take the signal. A zombie takes it without any effect, so it is not asked.
-    fn signal(&self, signal: Signal) -> bool {
-        self.alive && Pid::from_raw(self.pid).is_some_and(|pid| kill_process(pid, signal).is_ok())
+    fn signal(&self, signal: Signal) {
+        if let Some(pid) = Pid::from_raw(self.pid) {
+            let _ = kill_process(pid, signal); // it has ended meanwhile, or is not ours to signal
+        }
     }
 }
 
-/// All descendants of this process but the foreign ones, by one look through /proc.
-fn descendants() -> Vec<Process> {
+/// All descendants of this process but the foreign ones, by one look through /proc, or those that `patience` suffices for.
+fn descendants(patience: Duration) -> Vec<Process> {
+    let started = Instant::now();
     let Ok(entries) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };
     let mut children: HashMap<i32, Vec<Process>> = HashMap::new();
     let me = rustix::process::getpid().as_raw_pid();
     for entry in entries.flatten() {
+        if started.elapsed() > patience {
+            break;
+        }
         let Some(pid) = entry
             .file_name()
             .to_str()
@@ -243,11 +328,10 @@ fn descendants() -> Vec<Process> {
         let Ok(stat) = std::fs::read(entry.path().join("stat")) else {
             continue;
         }; // ended meanwhile
-        if let Some((parent, group, alive)) = parse_stat(&stat) {
+        if let Some((parent, group)) = parse_stat(&stat) {
             children.entry(parent).or_default().push(Process {
                 pid,
                 group,
-                alive,
                 is_child: parent == me,
             });
         }
@@ -268,18 +352,12 @@ fn descendants() -> Vec<Process> {
     found
 }
 
-/// Parent, group, and whether it is alive, of a line of /proc/PID/stat. The name before them may hold anything but ends
-/// at the last parenthesis.
-fn parse_stat(stat: &[u8]) -> Option<(i32, i32, bool)> {
+/// Parent and group, of a line of /proc/PID/stat. The name before them may hold anything but ends at the last parenthesis.
+fn parse_stat(stat: &[u8]) -> Option<(i32, i32)> {
     let end = stat.iter().rposition(|&byte| byte == b')')?;
     let rest = std::str::from_utf8(&stat[end + 1..]).ok()?;
-    let mut fields = rest.split_ascii_whitespace();
-    let alive = !matches!(fields.next()?, "Z" | "X");
-    Some((
-        fields.next()?.parse().ok()?,
-        fields.next()?.parse().ok()?,
-        alive,
-    ))
+    let mut fields = rest.split_ascii_whitespace().skip(1); // its state
+    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -309,11 +387,8 @@ mod tests {
 
     #[test]
     fn a_hostile_process_name_does_not_confuse_the_parents() {
-        assert_eq!(
-            parse_stat(b"12 (a b) Z 1 2) S 34 56 78 0"),
-            Some((34, 56, true))
-        );
-        assert_eq!(parse_stat(b"12 (x) Z 34 56 78"), Some((34, 56, false)));
+        assert_eq!(parse_stat(b"12 (a b) Z 1 2) S 34 56 78 0"), Some((34, 56)));
+        assert_eq!(parse_stat(b"12 (x) Z 34 56 78"), Some((34, 56)));
         assert_eq!(parse_stat(b"12 (x"), None);
         assert_eq!(parse_stat(b""), None);
     }

@@ -4,7 +4,7 @@
 
 use crate::Exit;
 use crate::inbox::{self, Event, Inbox};
-use crate::process::{self, Exit as Ended, Reaped};
+use crate::process::{self, Exit as Ended};
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::convert::Infallible;
@@ -76,7 +76,13 @@ fn watch(worker: Pid, inbox: &Inbox<Infallible>) -> Watched {
                 let _ = kill_process(worker, signal); // ESRCH: it has just ended, which is the next event
             }
             Some(Event::ChildEnded) => {
-                if let Some(ended) = reap_until(worker) {
+                let mut ended = None;
+                process::reap_some(|pid, exit| {
+                    if pid == worker {
+                        ended = Some(exit);
+                    }
+                });
+                if let Some(ended) = ended {
                     break ended;
                 }
             }
@@ -96,23 +102,14 @@ fn watch(worker: Pid, inbox: &Inbox<Infallible>) -> Watched {
     }
 }
 
-/// Reaps what has ended, orphans among it, and tells whether the worker has.
-fn reap_until(worker: Pid) -> Option<Ended> {
-    loop {
-        match process::reap() {
-            Reaped::Child(pid, ended) if pid == worker => return Some(ended),
-            Reaped::Child(..) => {}
-            Reaped::NoneEnded | Reaped::NoneLeft => return None,
-        }
-    }
-}
-
 fn stop_asked_within(pause: Duration, inbox: &Inbox<Infallible>) -> bool {
     let until = Instant::now() + pause;
     loop {
         match inbox.next(Some(until)) {
             Some(Event::Stop(_)) => return true,
-            Some(Event::ChildEnded) => {}
+            Some(Event::ChildEnded) => {
+                process::reap_some(|_, _| {}); // an orphan that PID 1 was given
+            }
             None => return false,
         }
     }

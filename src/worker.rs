@@ -11,7 +11,7 @@ use crate::inbox::{self, Event, Inbox};
 use crate::job::{Claim, Claimed, End, Execution, Outcome, Source};
 use crate::mqtt::{self, Connection, Delivery, Link, Unpublished};
 use crate::presence::Presence;
-use crate::process::{self, Reaped};
+use crate::process;
 use std::mem::ManuallyDrop;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -97,7 +97,7 @@ impl Worker {
                 Activity::Running(execution) => execution.child_ended(),
                 // PID 1 of a container is given the orphans of others, such as of a health check
                 Activity::None | Activity::Claiming(_) => {
-                    while let Reaped::Child(..) = process::reap() {}
+                    process::reap_some(|_, _| {});
                 }
             },
             None => self.expired()?,

@@ -7,6 +7,7 @@ use serde_json::json;
 use std::fs;
 use std::process::Command;
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 use support::broker::{Packet, Step, Verdict};
 use support::scene::{
     Process, Scene, await_file, read, survivors, until_exists, verdict, wait_until, zombies_of,
@@ -253,4 +254,78 @@ fn who_was_there_before_is_no_part_of_a_job() {
     supervisor.exits_with(0);
     scene.nothing_survives();
     test_kill_process(companion).expect("the companion is alive");
+}
+
+/// A step that starts `chains` of processes, each of which ignores TERM, forks and exits all the time. They end by
+/// themselves when the directory of the test is gone, or after a minute.
+fn starving(chains: u32) -> String {
+    let chain =
+        "$SIG{TERM} = q(IGNORE); while (-e q(chains) && time < $^T + 60) { if (fork) { exit } }";
+    format!(
+        "trap '' TERM; touch chains; for i in $(seq {chains}); do perl -e '{chain}' & done; touch up; while :; do sleep 0.1; done"
+    )
+}
+
+/// Half a second is promised, where nothing else uses the machine. Starved, it took as long as the chains went on.
+const NOT_STARVED: Duration = Duration::from_secs(8);
+
+#[test]
+fn who_forks_and_exits_all_the_time_delays_no_timeout() {
+    for chains in [50, 150] {
+        let scene = Scene::new();
+        let step = json!({ "run": starving(chains), "timeoutSeconds": 0.5 });
+        let finished = scene.run("a", json!({ "steps": [step] }), |worker| {
+            worker.env("JOB_STOP_GRACE", "0.5");
+        });
+        scene.nothing_survives();
+        assert_eq!(finished.verdict(), ("failed", "timeout", 124));
+        let took = Duration::from_millis(finished.result["durationMs"].as_u64().unwrap());
+        assert!(took < NOT_STARVED, "{chains}: {took:?}");
+    }
+}
+
+#[test]
+fn who_forks_and_exits_all_the_time_delays_no_cancel_and_no_stop() {
+    let scene = Scene::new();
+    for (id, grace) in [("cancel", "0.5"), ("stop", "0.5"), ("second", "1000")] {
+        let mut worker = scene.idle_worker(|worker| {
+            worker.env("JOB_STOP_GRACE", grace);
+        });
+        let dir = scene.submit(id, json!({ "steps": [starving(50)] }));
+        await_file(&dir.join("up"));
+        let asked = Instant::now();
+        match id {
+            "cancel" => scene.broker.publish(&format!("jobs/cancel/{id}"), ""),
+            "stop" => worker.signal(Signal::TERM),
+            _ => {
+                worker.signal(Signal::TERM);
+                worker.await_stderr("SIGTERM: stopping");
+                worker.signal(Signal::TERM);
+            }
+        }
+        worker.exits_with(0);
+        let took = asked.elapsed();
+        assert!(took < NOT_STARVED, "{id}: {took:?}");
+        scene.nothing_survives();
+        fs::remove_dir_all(dir).unwrap(); // the request that was given back is rejected by the next worker
+    }
+}
+
+#[test]
+fn who_forks_and_exits_all_the_time_delays_no_sweep_of_a_supervisor() {
+    let scene = Scene::new();
+    let mut supervisor = scene.start(scene.command(["supervise"]));
+    scene.await_idle_after(0);
+    let step = format!("echo $PPID > worker; {}", starving(50));
+    let dir = scene.submit("a", json!({ "steps": [step], "maxAttempts": 1 }));
+    await_file(&dir.join("up"));
+    let worker = read(&dir.join("worker")).trim().parse().unwrap();
+    let asked = Instant::now();
+    rustix::process::kill_process(Pid::from_raw(worker).unwrap(), Signal::KILL).unwrap();
+    supervisor.await_stderr("status 137");
+    let took = asked.elapsed();
+    assert!(took < NOT_STARVED, "{took:?}");
+    scene.nothing_survives();
+    supervisor.signal(Signal::TERM);
+    supervisor.wait(); // with 137, unless the next worker is there already
 }

@@ -8,7 +8,7 @@ use crate::config::JobConfig;
 use crate::contract::{
     Document, JobId, JobState, Plan, Reason, StepState, StepStatus, Timestamp, millis,
 };
-use crate::process::{self, Exit, Reaped};
+use crate::process::{self, Exit, Left};
 use rustix::process::{Pid, Signal};
 use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
@@ -197,16 +197,13 @@ impl Execution {
     /// Some child has ended.
     pub fn child_ended(&mut self) {
         let Some(step) = &mut self.step else { return };
-        let all_gone = loop {
-            match process::reap() {
-                Reaped::Child(pid, exit) if pid == step.group => step.exit = Some(exit),
-                Reaped::Child(..) => {}
-                Reaped::NoneEnded => break false,
-                Reaped::NoneLeft => break true,
+        let left = process::reap_some(|pid, exit| {
+            if pid == step.group {
+                step.exit = Some(exit);
             }
-        };
+        });
         // a job that is being ended is over when all of it is gone, not only its shell
-        if all_gone || (step.exit.is_some() && step.ending.is_none()) {
+        if left == Left::None || (step.exit.is_some() && step.ending.is_none()) {
             self.step_over();
         }
     }
@@ -251,8 +248,7 @@ impl Execution {
         self.job
             .log
             .line(format_args!("{}; asking the job to stop", why.sentence()));
-        process::signal_all(group, Signal::TERM);
-        process::signal_all(group, Signal::CONT); // a stopped process takes no TERM
+        process::terminate(group);
         self.child_ended();
     }
 
