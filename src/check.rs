@@ -4,7 +4,7 @@ use crate::Exit;
 use crate::cli::write;
 use crate::config::Config;
 use crate::contract::{Definition, MAX_DEFINITION_BYTES, single_line};
-use crate::job::{OpenError, WorkDir};
+use crate::job::WorkDir;
 use std::ffi::OsStr;
 use std::io::{stderr, stdout};
 
@@ -47,9 +47,7 @@ pub fn run(dir: Option<&OsStr>) -> Exit {
 
 fn check_job(dir: &OsStr) -> Result<String, String> {
     let path = std::path::absolute(dir).map_err(|error| format!("{dir:?}: {error}"))?;
-    let dir = WorkDir::open(path, None).map_err(|error| match error {
-        OpenError::Missing(what) | OpenError::Unusable(what) => what,
-    })?;
+    let dir = WorkDir::open(path, None).map_err(|error| error.to_string())?;
     let place = dir.path().join("job.json");
     let content = dir
         .read("job.json", MAX_DEFINITION_BYTES)

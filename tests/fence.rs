@@ -47,7 +47,7 @@ impl Drive {
 
     fn open(&self, path: impl Into<PathBuf>) -> Result<WorkDir, String> {
         WorkDir::open(path.into(), Some(&self.path("root"))).map_err(|error| match error {
-            OpenError::Missing(what) => format!("missing: {what}"),
+            OpenError::Missing { what, why } => format!("missing: {what} {why}"),
             OpenError::Unusable(what) => what,
         })
     }

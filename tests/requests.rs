@@ -2,13 +2,16 @@
 
 mod support;
 
-use std::fs;
-use std::time::Duration;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::site::{Finished, Site, names, read};
 use support::wait;
-use support::worker::Worker;
+use support::worker::{self, Worker};
 
 const MIB: usize = 1 << 20;
 
@@ -231,6 +234,123 @@ fn a_job_json_that_comes_late_is_waited_for() {
     fs::rename(dir.join("job.json.tmp"), dir.join("job.json")).expect("the drive can be written");
     let finished = site.finish(worker, dir, "late");
     assert_success(&finished);
+}
+
+/// Takes away what root may do with any file, so that permissions count; others have nothing of it.
+fn without_privileges(command: &mut Command) {
+    let Some(program) = rustix::process::geteuid().is_root().then(worker::binary) else {
+        return;
+    };
+    let rights = "-dac_override,-dac_read_search";
+    let environment: Vec<_> = command
+        .get_envs()
+        .map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned)))
+        .collect();
+    let dir = command.get_current_dir().map(Path::to_owned);
+    *command = Command::new("setpriv");
+    command.args(["--bounding-set", rights, "--inh-caps", rights]);
+    command.arg(program);
+    for (name, value) in environment {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    dir.map(|dir| command.current_dir(dir));
+}
+
+#[test]
+fn what_is_not_whole_or_not_readable_yet_is_waited_for() {
+    type Make = fn(&Path);
+    let makes: [(&str, Make); 6] = [
+        ("empty", |path| fs::write(path, "").unwrap()),
+        ("cut", |path| fs::write(path, r#"{"steps": ["to"#).unwrap()),
+        ("cut in a character", |path| {
+            fs::write(path, b"{\"steps\": [\"touch \xc3").unwrap();
+        }),
+        ("not readable", |path| {
+            fs::write(path, "{}").unwrap();
+            fs::set_permissions(path, Permissions::from_mode(0o000)).unwrap();
+        }),
+        ("an error of the drive", |path| {
+            symlink("/proc/self/mem", path).unwrap();
+        }),
+        ("in a directory that is closed", |path| {
+            fs::set_permissions(path.parent().unwrap(), Permissions::from_mode(0o000)).unwrap();
+        }),
+    ];
+    for (what, make) in makes {
+        let site = Site::start();
+        let worker = site.idle_worker(|command| {
+            waits_for_files("100")(command);
+            without_privileges(command);
+        });
+        let dir = site.directory("slow");
+        make(&dir.join("job.json"));
+        site.request(json!({ "id": "slow", "workDir": dir }));
+        nothing_is_answered(&site, "slow");
+        fs::set_permissions(&dir, Permissions::from_mode(0o755)).unwrap();
+        fs::write(dir.join("new"), r#"{"steps": ["echo whole"]}"#).unwrap();
+        fs::rename(dir.join("new"), dir.join("job.json")).unwrap();
+        let finished = site.finish(worker, dir, "slow");
+        assert_success(&finished);
+        assert_eq!(finished.output(), "whole\n", "{what}");
+    }
+}
+
+#[test]
+fn what_never_gets_whole_is_rejected_with_what_is_wrong() {
+    let site = Site::start();
+    let mut worker = site.idle_worker(|command| {
+        waits_for_files("0.2")(command);
+        without_privileges(command);
+    });
+    for (text, error) in [
+        ("", "job.json is empty"),
+        ("{\"steps\": [", "job.json ends in the middle of its JSON"),
+        ("closed", "job.json cannot be read: Permission denied"),
+    ] {
+        let dir = site.directory("never");
+        fs::write(dir.join("job.json"), text).unwrap();
+        if text == "closed" {
+            fs::set_permissions(dir.join("job.json"), Permissions::from_mode(0o000)).unwrap();
+        }
+        let asked = Instant::now();
+        site.request(json!({ "id": "never", "workDir": dir, "steps": ["touch ran"] }));
+        let result = site.result("never").json();
+        assert_eq!(result["reason"], "rejected", "{result}");
+        let said = result["error"].as_str().unwrap();
+        assert!(said.contains(error), "{said}");
+        assert!(asked.elapsed() >= Duration::from_millis(200), "{said}");
+        assert_eq!(names(&dir), ["job.json"]);
+    }
+    assert!(worker.ended().is_none());
+}
+
+#[test]
+fn a_missing_directory_may_have_had_its_result_where_the_request_comes_again() {
+    const HINT: &str = "a result may have been published before";
+    let site = Site::start();
+    let gone = site.drive.path().join("gone");
+    let mut patient = site.idle_worker(waits_for_files("100"));
+    site.request(json!({ "id": "gone", "workDir": gone }));
+    wait::until("the request to be taken", || {
+        patient.stderr().contains("request taken")
+    });
+    patient.kill9();
+    let _worker = site.spawn(waits_for_files("0"));
+    let error = |message: &Value| message["error"].as_str().unwrap_or_default().to_owned();
+    let redelivered = error(&site.result("gone").json());
+    assert!(
+        redelivered.contains("does not exist") && redelivered.contains(HINT),
+        "{redelivered}"
+    );
+    site.request(json!({ "id": "fresh", "workDir": gone }));
+    let fresh = error(&site.result("fresh").json());
+    assert!(
+        fresh.contains("does not exist") && !fresh.contains(HINT),
+        "{fresh}"
+    );
 }
 
 #[test]

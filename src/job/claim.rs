@@ -1,6 +1,7 @@
 //! Claiming a job: finding its directory, reading its definition, getting its lock, and deciding by the journal what is to
 //! be done (contract sections 2, 3 and 6). What may have to be waited for is tried again: by [`Claim::poll`].
 
+use super::directory::is_passing;
 use super::execution::{Execution, Job};
 use super::log::{JobLog, Lock};
 use super::{OpenError, WorkDir, journal};
@@ -9,6 +10,7 @@ use crate::contract::{
     Answer, Definition, Document, JobId, JobState, Journal, MAX_DEFINITION_BYTES, Plan, Reason,
     Request,
 };
+use serde::de::IgnoredAny;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -102,12 +104,10 @@ impl Claim {
     pub fn poll(&mut self, config: &JobConfig, worker: &str) -> Claimed {
         match self.try_claim(config, worker) {
             Ok(claimed) => claimed,
-            Err(OpenError::Missing(_)) if self.started.elapsed() < config.dir_wait => {
+            Err(OpenError::Missing { .. }) if self.started.elapsed() < config.dir_wait => {
                 self.look_again(config)
             }
-            Err(OpenError::Missing(what) | OpenError::Unusable(what)) => {
-                self.refuse(worker, Reason::Rejected, what)
-            }
+            Err(error) => self.refuse(worker, Reason::Rejected, error.to_string()),
         }
     }
 
@@ -143,7 +143,14 @@ impl Claim {
         let path = std::path::absolute(base.join(&self.request.work_dir)).map_err(|error| {
             OpenError::Unusable(format!("workDir {:?}: {error}", self.request.work_dir))
         })?;
-        let dir = WorkDir::open(path, config.root.as_deref())?;
+        let dir = WorkDir::open(path, config.root.as_deref()).map_err(|error| match error {
+            // whoever got it may have removed the directory
+            OpenError::Missing { what, why } if self.source.redelivered => OpenError::Missing {
+                what,
+                why: why + "; if this is a redelivery, a result may have been published before",
+            },
+            error => error,
+        })?;
         // a stored answer needs neither the definition, which may be gone by now, nor the lock: it does not change
         if self.source.redelivered
             && let Decision::Answer(answer) =
@@ -221,15 +228,28 @@ impl Claim {
     /// The plan, and what is to be said of fields that mean nothing to us.
     fn plan(&self, dir: &WorkDir, config: &JobConfig) -> Result<(Plan, Vec<String>), OpenError> {
         let place = || format!("{}/job.json", dir.path().display());
-        let content = dir
-            .read("job.json", MAX_DEFINITION_BYTES)
-            .map_err(|error| OpenError::Unusable(format!("{} cannot be read: {error}", place())))?;
+        let missing = |why: String| OpenError::Missing { what: place(), why };
+        let content = match dir.read("job.json", MAX_DEFINITION_BYTES) {
+            Err(error) if is_passing(&error) => {
+                return Err(missing(format!("cannot be read: {error}")));
+            }
+            Err(error) => {
+                let error = format!("{} cannot be read: {error}", place());
+                return Err(OpenError::Unusable(error));
+            }
+            Ok(content) => content,
+        };
         let own = &self.request.definition;
-        if content.is_none() && own.steps.is_none() {
-            return Err(OpenError::Missing(format!(
-                "{} does not exist, and the request has no `steps`",
-                place()
-            )));
+        match &content {
+            None if own.steps.is_none() => {
+                let why = "does not exist, and the request has no `steps`";
+                return Err(missing(why.to_owned()));
+            }
+            Some(bytes) if bytes.is_empty() => return Err(missing("is empty".to_owned())),
+            Some(bytes) if is_cut(bytes) => {
+                return Err(missing("ends in the middle of its JSON".to_owned()));
+            }
+            _ => {}
         }
         let definition = content
             .map(|bytes| Definition::parse(&bytes))
@@ -310,6 +330,11 @@ fn give_up(
         );
     }
     document
+}
+
+/// Whether more is to come: a file that is being written.
+fn is_cut(json: &[u8]) -> bool {
+    serde_json::from_slice::<IgnoredAny>(json).is_err_and(|error| error.is_eof())
 }
 
 fn warn_once(log: &JobLog, error: &std::io::Error) {

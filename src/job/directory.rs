@@ -3,6 +3,7 @@
 
 use rustix::fs::{AtFlags, Mode, OFlags, Stat, fstat, openat, renameat, stat, statat, unlinkat};
 use rustix::io::Errno;
+use std::fmt::{self, Display, Formatter};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -19,16 +20,35 @@ pub struct WorkDir {
 /// Why a directory or a file in it cannot be used.
 #[derive(Debug)]
 pub enum OpenError {
-    /// It does not exist, yet.
-    Missing(String),
+    /// It is not there, not whole, or not readable: on a network drive that may be a matter of seconds.
+    Missing {
+        what: String,
+        why: String,
+    },
     Unusable(String),
+}
+
+impl Display for OpenError {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        match self {
+            Self::Missing { what, why } => write!(f, "{what} {why}"),
+            Self::Unusable(error) => f.write_str(error),
+        }
+    }
+}
+
+/// Whether the system may answer differently in a moment: files on a network drive come before their permissions, and
+/// handles get stale when a server restarts.
+pub fn is_passing(error: &io::Error) -> bool {
+    let passing = [Errno::NOENT, Errno::ACCESS, Errno::STALE, Errno::IO];
+    Errno::from_io_error(error).is_some_and(|error| passing.contains(&error))
 }
 
 impl WorkDir {
     /// Opens `path`, an absolute path, which must lie inside `fence` where there is one, after all symlinks.
     ///
     /// # Errors
-    /// [`OpenError::Missing`] where there is nothing at the path, else a sentence that says why it is unusable.
+    /// [`OpenError::Missing`] where there is nothing at the path that we may enter, else a sentence that says why it is unusable.
     pub fn open(path: PathBuf, fence: Option<&Path>) -> Result<Self, OpenError> {
         let shown = path.display();
         let outside = |fence: &Path| {
@@ -51,12 +71,16 @@ impl WorkDir {
                     {
                         outside(fence)
                     }
-                    _ if error == Errno::NOENT => {
-                        OpenError::Missing(format!("workDir {shown} does not exist"))
-                    }
                     _ if error == Errno::NOTDIR => {
                         OpenError::Unusable(format!("workDir {shown} is not a directory"))
                     }
+                    _ if is_passing(&error.into()) => OpenError::Missing {
+                        what: format!("workDir {shown}"),
+                        why: match error {
+                            Errno::NOENT => "does not exist".to_owned(),
+                            _ => format!("cannot be opened: {error}"),
+                        },
+                    },
                     _ => OpenError::Unusable(format!("workDir {shown} cannot be opened: {error}")),
                 });
             }
