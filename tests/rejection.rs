@@ -460,6 +460,25 @@ fn a_retained_request_is_never_run(version: &str) {
     assert_eq!(site.controller.heard("jobs/results/retained").len(), 0);
 }
 
+/// Over 3.1.1 it cannot be told from others: the broker takes the flag off for those who are subscribed already.
+#[test]
+fn a_retained_request_is_never_run_even_if_it_comes_live() {
+    let site = Site::start();
+    let worker = site.idle_worker(eager("5"));
+    let dir = site.prepare("retained", json!({ "steps": ["touch ran"] }));
+    let request = json!({ "id": "retained", "workDir": dir }).to_string();
+    site.controller.publish_retained("jobs/pending", request);
+    let answer = site.controller.next("jobs/rejected").json();
+    assert!(
+        answer["error"]
+            .as_str()
+            .is_some_and(|error| error.contains("retained")),
+        "{answer}"
+    );
+    lives_on(&site, worker, eager("5"));
+    assert_eq!(names(&dir), ["job.json"]);
+}
+
 /// Several bad ones ahead of a good one in the queue: the worker works its way through them in one life.
 fn a_queue_that_starts_with_bad_requests(version: &str) {
     let site = Site::start();
