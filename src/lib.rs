@@ -19,6 +19,7 @@
 
 #![forbid(unsafe_code)]
 
+mod backoff;
 mod check;
 pub mod cli;
 pub mod config;

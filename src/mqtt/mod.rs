@@ -9,6 +9,7 @@ pub mod tls;
 mod v3;
 mod v5;
 
+use crate::backoff::Backoff;
 use crate::config::{Broker, Protocol};
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -232,7 +233,7 @@ impl<F: Fn(Event)> Driver<F> {
     }
 
     fn run(mut self) {
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
         let mut short_connections = 0;
         let mut told = String::new();
         loop {
@@ -279,7 +280,8 @@ impl<F: Fn(Event)> Driver<F> {
                 continue; // its name has another address
             }
             if started.elapsed() >= GOOD_CONNECTION {
-                (pause, short_connections) = (FIRST_PAUSE, 0);
+                backoff.reset();
+                short_connections = 0;
             } else if connected {
                 short_connections += 1;
             }
@@ -302,8 +304,7 @@ impl<F: Fn(Event)> Driver<F> {
                     self.settings.last_will.0
                 );
             }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(LAST_PAUSE);
+            std::thread::sleep(backoff.next_pause());
         }
     }
 
