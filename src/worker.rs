@@ -161,6 +161,7 @@ impl Worker {
                 self.tell(Input::Lost)
             }
             mqtt::Event::TakenOver => self.taken_over(),
+            mqtt::Event::DroppedEarly(times) => self.dropped_early(times),
             mqtt::Event::Refused(reason) => self.refused(&reason),
         }
     }
@@ -202,6 +203,24 @@ impl Worker {
         self.taken_over = true;
         if matches!(self.activity, Activity::None) {
             self.resume();
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// The broker keeps dropping us and does not say why. An idle worker goes, as after a takeover. One with a job keeps
+    /// trying, ever more slowly, since the cause may pass and only this worker knows of its job.
+    fn dropped_early(&self, times: u32) -> ControlFlow<Exit> {
+        let (id, presence) = (&self.config.worker_id, &self.config.topics.presence);
+        let causes = format!(
+            "the broker has dropped {times} connections in a row soon after they stood, and gives no reason. Either another \
+             client uses our id {id:?}: each worker needs a WORKER_ID of its own. Or we may not write to {presence}"
+        );
+        if self.delivery.is_waiting() {
+            log::error!("{causes}");
+            return ControlFlow::Break(Exit::TakenOver);
+        }
+        if times == mqtt::EARLY_DROPS {
+            log::warn!("{causes}");
         }
         ControlFlow::Continue(())
     }

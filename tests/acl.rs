@@ -312,7 +312,8 @@ fn a_broker_that_drops_us_for_our_presence_is_understood() {
     let dir = TempDir::new();
     let mut command = job_worker();
     command.env("MQTT_URL", broker.url());
-    let worker = Worker::start(command, dir.path());
-    let hint = "may we not write to jobs/workers/node-worker-01?";
-    support::wait::until("a hint", || worker.stderr().contains(hint));
+    let mut worker = Worker::start(command, dir.path());
+    worker.exits_with(75);
+    let hint = "we may not write to jobs/workers/node-worker-01";
+    assert!(worker.stderr().contains(hint), "{}", worker.stderr());
 }

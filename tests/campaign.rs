@@ -232,10 +232,13 @@ fn supervise(
                 thread::sleep(Duration::from_millis(1));
             }
         }
-        let killed = worker.wait().code().is_none();
-        if !killed {
-            worker.exits_with(0);
-        }
+        let code = worker.wait().code();
+        let killed = code.is_none();
+        // 75: the cuts look like those of a rival under our id to a worker that is idle for three of them
+        assert!(
+            killed || code == Some(0) || code == Some(75),
+            "a worker ended with {code:?}"
+        );
         lives.push(Life { started, killed });
     }
     lives

@@ -20,13 +20,23 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-/// First and last pause between two tries to connect; it doubles in between (contract section 7).
+/// First and last pause between two tries to connect; it doubles in between.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(10);
 
 /// A connection that lasted this long was a good one: the next pause is the first again. Two workers that kick each other
-/// with one client id never get there, so they slow down.
+/// with one client id never get there, so they slow down, and one of them gives up.
 const GOOD_CONNECTION: Duration = LAST_PAUSE;
+
+/// How many connections in a row the broker has to drop early before [`Event::DroppedEarly`] says so.
+pub const EARLY_DROPS: u32 = 3;
+
+/// A peer that was not heard for this many keep-alives is dead, as it is for a broker (MQTT 5, section 3.1.2.10). A
+/// living one answers a ping at each keep-alive.
+const SILENT_KEEP_ALIVES: f64 = 1.5;
+
+/// How long to look for what has arrived while this process itself did not run (SIGSTOP, a busy machine).
+const LAST_LOOK: Duration = Duration::from_millis(10);
 
 /// The largest packet that MQTT knows, in bytes (MQTT 5, section 2.1.4). Telling a broker less makes it drop what is
 /// larger in silence, which is a lost job.
@@ -103,6 +113,9 @@ pub enum Event {
     Lost,
     /// Another client has taken our session. No other connection is made until [`Link::resume`].
     TakenOver,
+    /// The broker has dropped this many connections in a row soon after they stood, and gave no reason. Another one is
+    /// being made.
+    DroppedEarly(u32),
     /// The broker does not want us, and trying again would not help.
     Refused(String),
 }
@@ -194,9 +207,26 @@ enum Failure {
     #[cfg_attr(not(feature = "tls"), expect(dead_code))]
     Untrusted(String),
     TakenOver,
-    /// Closed in the middle of the greeting, as brokers do that know nothing of our protocol version.
-    ClosedInGreeting(String),
+    /// The greeting is closed upon or never answered, as happens with brokers that know nothing of our protocol version.
+    NotGreeted(String),
+    /// The broker has closed a connection that stood, and gave no reason.
+    Dropped(String),
     Lost(String),
+}
+
+impl Failure {
+    fn silent(keep_alive: Duration) -> Self {
+        let seconds = keep_alive.mul_f64(SILENT_KEEP_ALIVES).as_secs_f64();
+        Self::Lost(format!(
+            "nothing was heard from it for {seconds} s, 1.5 times the keep-alive"
+        ))
+    }
+}
+
+/// For how much longer a connection may be silent that was last heard `since`.
+fn patience(since: Instant, keep_alive: Duration) -> Duration {
+    let silence = keep_alive.mul_f64(SILENT_KEEP_ALIVES);
+    silence.saturating_sub(since.elapsed()).max(LAST_LOOK)
 }
 
 struct Driver<F> {
@@ -234,11 +264,10 @@ impl<F: Fn(Event)> Driver<F> {
 
     fn run(mut self) {
         let mut backoff = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
-        let mut short_connections = 0;
+        let mut early_drops = 0;
         let mut told = String::new();
         loop {
-            let started = Instant::now();
-            let mut connected = false;
+            let mut connected = None;
             let (host, failure) = match self.next_host() {
                 Ok(host) => {
                     let failure = self.drive_connection(&host, &mut connected);
@@ -246,11 +275,12 @@ impl<F: Fn(Event)> Driver<F> {
                 }
                 Err(error) => (String::new(), Failure::Lost(error.to_string())),
             };
-            if connected {
+            if connected.is_some() {
                 (self.sink)(Event::Lost);
                 told.clear();
                 self.untried.clear();
             }
+            let dropped = matches!(failure, Failure::Dropped(_));
             let reason = match failure {
                 Failure::Refused(reason) => return (self.sink)(Event::Refused(reason)),
                 // such a thing does not pass by itself, unless it came while we were here: certificates are renewed
@@ -264,13 +294,14 @@ impl<F: Fn(Event)> Driver<F> {
                     }
                     continue;
                 }
-                Failure::ClosedInGreeting(_) if !self.settled && self.version == Protocol::V5 => {
+                Failure::NotGreeted(_) if !self.settled && self.version == Protocol::V5 => {
                     self.version = Protocol::V3;
                     self.untried.push_front(host);
                     continue;
                 }
                 Failure::Untrusted(reason)
-                | Failure::ClosedInGreeting(reason)
+                | Failure::NotGreeted(reason)
+                | Failure::Dropped(reason)
                 | Failure::Lost(reason) => reason,
             };
             if !self.settled {
@@ -279,30 +310,24 @@ impl<F: Fn(Event)> Driver<F> {
             if !self.untried.is_empty() {
                 continue; // its name has another address
             }
-            if started.elapsed() >= GOOD_CONNECTION {
-                backoff.reset();
-                short_connections = 0;
-            } else if connected {
-                short_connections += 1;
-            }
             // once for each trouble: a broker can be away for days
             if told != reason {
                 let Broker { host, port, .. } = &self.settings.broker;
-                let what = if connected {
-                    "the connection is lost"
-                } else {
-                    "no connection"
+                let what = match connected {
+                    Some(_) => "the connection is lost",
+                    None => "no connection",
                 };
                 log::warn!("broker {host}:{port}: {what}: {reason}; trying again until it is back");
                 told = reason;
             }
-            if short_connections == 3 {
-                log::warn!(
-                    "dropped three times soon after connecting: does another client use the id {:?}? \
-                     Each worker needs a WORKER_ID of its own. Or may we not write to {}? Some brokers say it so",
-                    self.settings.client_id,
-                    self.settings.last_will.0
-                );
+            if connected.is_some_and(|since: Instant| since.elapsed() >= GOOD_CONNECTION) {
+                backoff.reset();
+                early_drops = 0;
+            } else if dropped {
+                early_drops += 1;
+                if early_drops >= EARLY_DROPS {
+                    (self.sink)(Event::DroppedEarly(early_drops));
+                }
             }
             std::thread::sleep(backoff.next_pause());
         }
@@ -329,7 +354,7 @@ impl<F: Fn(Event)> Driver<F> {
     }
 
     /// Makes one connection and passes on what it says, until it ends.
-    fn drive_connection(&mut self, host: &str, connected: &mut bool) -> Failure {
+    fn drive_connection(&mut self, host: &str, connected: &mut Option<Instant>) -> Failure {
         let (connection, mut wire): (Arc<dyn Connection>, Box<dyn Wire>) = match self.version {
             Protocol::V3 => v3::open(&self.settings, host),
             _ => v5::open(&self.settings, host),
@@ -341,7 +366,7 @@ impl<F: Fn(Event)> Driver<F> {
             };
             match heard {
                 Heard::Connected { resumed } => {
-                    *connected = true;
+                    *connected = Some(Instant::now());
                     self.settle_version();
                     log::info!(
                         "connected to the broker at {}:{}",

@@ -5,15 +5,16 @@ use super::{
     Announcements, Connection, Delivery, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES,
     REQUEST_CAPACITY,
 };
-use super::{Settings, Wire};
+use super::{Settings, Wire, patience};
 use rumqttc::{
     Client, ConnectReturnCode as Code, ConnectionError, Event, LastWill, MqttOptions, Outgoing,
-    Packet, Publish, QoS, SubscribeFilter, SubscribeReasonCode,
+    Packet, Publish, QoS, RecvTimeoutError, StateError, SubscribeFilter, SubscribeReasonCode,
 };
 #[cfg(feature = "tls")]
-use rumqttc::{StateError, TlsError, mqttbytes::Error as CodecError};
+use rumqttc::{TlsError, mqttbytes::Error as CodecError};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Starts to connect to `host`, an address of the broker or its name.
 pub fn open(settings: &Settings, host: &str) -> (Arc<dyn Connection>, Box<dyn Wire>) {
@@ -25,7 +26,7 @@ pub fn open(settings: &Settings, host: &str) -> (Arc<dyn Connection>, Box<dyn Wi
     let wire = V3Wire {
         connection,
         announcements: announcements.clone(),
-        greeted: false,
+        heard: None,
         last_words: VecDeque::new(),
         failure: None,
     };
@@ -94,8 +95,8 @@ impl Connection for V3 {
 struct V3Wire {
     connection: rumqttc::Connection,
     announcements: Announcements,
-    /// CONNACK has come.
-    greeted: bool,
+    /// When the broker was last heard; `None` until CONNACK has come.
+    heard: Option<Instant>,
     /// What was heard before the connection broke, and is still to be told.
     last_words: VecDeque<Event>,
     failure: Option<Failure>,
@@ -109,23 +110,51 @@ impl Wire for V3Wire {
         if let Some(failure) = self.failure.take() {
             return Err(failure);
         }
-        match self.connection.recv() {
-            Ok(Ok(event)) => Ok(self.hear(event)),
-            Ok(Err(error)) => {
-                self.failure = Some(failure(error, self.greeted));
+        match self.poll() {
+            Ok(event) => Ok(self.hear(event)),
+            Err(failure) => {
+                self.failure = Some(failure);
                 self.last_words = std::mem::take(&mut self.connection.eventloop.state.events);
                 self.next()
             }
-            Err(_) => Err(Failure::Lost("the connection was given up".into())),
         }
     }
 }
 
 impl V3Wire {
+    /// Waits for the next event. rumqttc bounds only its greeting: while it sends, it neither pings nor notices that no ping
+    /// is answered. So the whole wait is bounded. The connection is given up then, which closes its socket.
+    fn poll(&mut self) -> Result<Event, Failure> {
+        let Some(heard) = self.heard else {
+            return match self.connection.recv() {
+                Ok(event) => event.map_err(|error| failure(error, false)),
+                Err(_) => Err(given_up()),
+            };
+        };
+        let keep_alive = self.connection.eventloop.mqtt_options.keep_alive();
+        match self.connection.recv_timeout(patience(heard, keep_alive)) {
+            Ok(event) => event.map_err(|error| failure(error, true)),
+            Err(RecvTimeoutError::Timeout) => Err(Failure::silent(keep_alive)),
+            Err(RecvTimeoutError::Disconnected) => Err(given_up()),
+        }
+    }
+
+    /// rumqttc ends a flush that takes longer than its patience with a greeting. A slow network is not a dead one: from now
+    /// on the broker's silence decides.
+    fn lengthen_flush(&mut self) {
+        let eventloop = &mut self.connection.eventloop;
+        let mut network = eventloop.network_options();
+        network.set_connection_timeout(u16::MAX.into());
+        eventloop.set_network_options(network);
+    }
+
     fn hear(&mut self, event: Event) -> Heard {
+        if matches!(event, Event::Incoming(_)) {
+            self.heard = Some(Instant::now());
+        }
         match event {
             Event::Incoming(Packet::ConnAck(ack)) => {
-                self.greeted = true;
+                self.lengthen_flush();
                 Heard::Connected {
                     resumed: ack.session_present,
                 }
@@ -188,8 +217,20 @@ fn failure(error: ConnectionError, greeted: bool) -> Failure {
             code => Failure::Lost(format!("it refuses the connection for now ({code:?})")),
         },
         ConnectionError::MqttState(error) if !greeted => {
-            Failure::ClosedInGreeting(format!("it did not answer our greeting ({error})"))
+            Failure::NotGreeted(format!("it did not answer our greeting ({error})"))
         }
+        ConnectionError::NetworkTimeout => {
+            Failure::NotGreeted("it did not answer our greeting in time".into())
+        }
+        ConnectionError::MqttState(
+            error @ (StateError::Io(_)
+            | StateError::Deserialization(_)
+            | StateError::ConnectionAborted),
+        ) => Failure::Dropped(error.to_string()),
         error => Failure::Lost(error.to_string()),
     }
+}
+
+fn given_up() -> Failure {
+    Failure::Lost("the connection was given up".into())
 }

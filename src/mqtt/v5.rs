@@ -4,19 +4,19 @@ use super::{
     Announcements, Connection, Delivery, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES,
     REQUEST_CAPACITY,
 };
-use super::{Settings, Unpublished, Wire};
+use super::{Settings, Unpublished, Wire, patience};
 use rumqttc::Outgoing;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
     ConnAck, ConnectProperties, ConnectReturnCode as Code, DisconnectReasonCode, Filter, LastWill,
     Packet, PubAck, PubAckReason, Publish, RetainForwardRule, SubscribeReasonCode,
 };
-use rumqttc::v5::{Client, ConnectionError, Event, MqttOptions, StateError};
+use rumqttc::v5::{Client, ConnectionError, Event, MqttOptions, RecvTimeoutError, StateError};
 #[cfg(feature = "tls")]
 use rumqttc::{TlsError, v5::mqttbytes::Error as CodecError};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The session outlives our absence for as long as the broker allows.
 const SESSION_NEVER_EXPIRES: u32 = u32::MAX;
@@ -28,7 +28,7 @@ pub fn open(settings: &Settings, host: &str) -> (Arc<dyn Connection>, Box<dyn Wi
     let wire = V5Wire {
         connection,
         announcements: announcements.clone(),
-        greeted: false,
+        heard: None,
         last_words: VecDeque::new(),
         failure: None,
     };
@@ -123,8 +123,8 @@ impl Connection for V5 {
 struct V5Wire {
     connection: rumqttc::v5::Connection,
     announcements: Announcements,
-    /// CONNACK has come.
-    greeted: bool,
+    /// When the broker was last heard; `None` until CONNACK has come.
+    heard: Option<Instant>,
     /// What was heard before the connection broke, and is still to be told.
     last_words: VecDeque<Event>,
     failure: Option<Failure>,
@@ -138,23 +138,41 @@ impl Wire for V5Wire {
         if let Some(failure) = self.failure.take() {
             return Err(failure);
         }
-        match self.connection.recv() {
-            Ok(Ok(event)) => Ok(self.hear(event)),
-            Ok(Err(error)) => {
-                self.failure = Some(failure(error, self.greeted));
+        match self.poll() {
+            Ok(event) => Ok(self.hear(event)),
+            Err(failure) => {
+                self.failure = Some(failure);
                 self.last_words = std::mem::take(&mut self.connection.eventloop.state.events);
                 self.next()
             }
-            Err(_) => Err(Failure::Lost("the connection was given up".into())),
         }
     }
 }
 
 impl V5Wire {
+    /// Waits for the next event. rumqttc bounds only its greeting: while it sends, it neither pings nor notices that no ping
+    /// is answered. So the whole wait is bounded. The connection is given up then, which closes its socket.
+    fn poll(&mut self) -> Result<Event, Failure> {
+        let Some(heard) = self.heard else {
+            return match self.connection.recv() {
+                Ok(event) => event.map_err(|error| failure(error, false)),
+                Err(_) => Err(given_up()),
+            };
+        };
+        let keep_alive = self.connection.eventloop.options.keep_alive();
+        match self.connection.recv_timeout(patience(heard, keep_alive)) {
+            Ok(event) => event.map_err(|error| failure(error, true)),
+            Err(RecvTimeoutError::Timeout) => Err(Failure::silent(keep_alive)),
+            Err(RecvTimeoutError::Disconnected) => Err(given_up()),
+        }
+    }
+
     fn hear(&mut self, event: Event) -> Heard {
+        if matches!(event, Event::Incoming(_)) {
+            self.heard = Some(Instant::now());
+        }
         match event {
             Event::Incoming(Packet::ConnAck(ack)) => {
-                self.greeted = true;
                 self.heed_broker(&ack);
                 Heard::Connected {
                     resumed: ack.session_present,
@@ -248,9 +266,7 @@ fn failure(error: ConnectionError, greeted: bool) -> Failure {
             Code::ClientIdentifierNotValid => {
                 Failure::Refused("the broker refuses our client id, WORKER_ID".into())
             }
-            Code::UnsupportedProtocolVersion => {
-                Failure::ClosedInGreeting("it has no MQTT 5".into())
-            }
+            Code::UnsupportedProtocolVersion => Failure::NotGreeted("it has no MQTT 5".into()),
             code => Failure::Lost(format!("it refuses the connection for now ({code:?})")),
         },
         ConnectionError::MqttState(StateError::ServerDisconnect {
@@ -267,8 +283,20 @@ fn failure(error: ConnectionError, greeted: bool) -> Failure {
             )),
         },
         ConnectionError::MqttState(error) if !greeted => {
-            Failure::ClosedInGreeting(format!("it did not answer our greeting ({error})"))
+            Failure::NotGreeted(format!("it did not answer our greeting ({error})"))
         }
+        ConnectionError::Timeout(_) if !greeted => {
+            Failure::NotGreeted("it did not answer our greeting in time".into())
+        }
+        ConnectionError::MqttState(
+            error @ (StateError::Io(_)
+            | StateError::Deserialization(_)
+            | StateError::ConnectionAborted),
+        ) => Failure::Dropped(error.to_string()),
         error => Failure::Lost(error.to_string()),
     }
+}
+
+fn given_up() -> Failure {
+    Failure::Lost("the connection was given up".into())
 }

@@ -10,6 +10,7 @@ pub mod json;
 pub mod mosquitto;
 pub mod mutation;
 pub mod properties;
+pub mod proxy;
 pub mod scene;
 pub mod schema;
 pub mod site;

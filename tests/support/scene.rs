@@ -294,11 +294,14 @@ impl Process {
         });
     }
 
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("it is our child")
+    }
+
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
-        wait_for("the process to end", || {
-            self.child.try_wait().expect("it is our child")
-        })
+        wait_for("the process to end", || self.ended())
     }
 
     #[track_caller]
