@@ -590,24 +590,6 @@ fn two_workers_never_run_in_one_work_dir_at_once() {
     assert_eq!(runs, ["start 1", "end 1", "start 1", "end 1"]);
 }
 
-/// Mosquitto 2.0 closes the connection of a client that is taken over without a word, in both protocol versions; a broker
-/// that gives the reason is in `order.rs`.
-#[test]
-fn two_workers_with_one_id_are_told_of_each_other() {
-    let site = Site::start();
-    let mut first = site.idle_worker(speaking("5"));
-    let second = site.spawn(speaking("5"));
-    wait::until("the warning", || {
-        first
-            .stderr()
-            .contains("does another client use the id \"node-worker-01\"?")
-    });
-    first.sigterm();
-    first.exits_with(0);
-    let finished = site.run_on(second, "mine", json!({ "steps": ["true"] }));
-    assert_eq!(finished.result["status"], "success");
-}
-
 /// A campaign: the worker is killed at moments spread over the life of a job; no job may be lost or left half done.
 #[test]
 fn jobs_survive_workers_that_are_killed_at_any_moment() {
@@ -619,13 +601,16 @@ fn jobs_survive_workers_that_are_killed_at_any_moment() {
         .map(|number| format!("job-{number:02}"))
         .collect();
     for id in &expected {
-        site.submit(id, json!({ "steps": steps, "maxAttempts": 100 }));
+        site.submit(id, json!({ "steps": steps }));
     }
+    let patient = |command: &mut Command| {
+        command.env("JOB_MAX_ATTEMPTS", "100");
+    };
     // A fixed sequence of life times, so that a failure can be seen again.
     let mut life = 7_u64;
     for _ in 0..40 {
         life = (life * 37 + 11) % 101;
-        let mut worker = site.spawn(|_| {});
+        let mut worker = site.spawn(patient);
         let end = std::time::Instant::now() + Duration::from_millis(life);
         while std::time::Instant::now() < end && worker.ended().is_none() {
             std::thread::sleep(Duration::from_millis(1));
@@ -640,7 +625,7 @@ fn jobs_survive_workers_that_are_killed_at_any_moment() {
             .collect::<HashSet<_>>()
             .len()
     };
-    keep_alive_until(&site, &[&|_: &mut Command| {}], || answered() == COUNT);
+    keep_alive_until(&site, &[&patient], || answered() == COUNT);
     for message in site.controller.heard("jobs/results/") {
         assert_eq!(message.json()["status"], "success", "{}", message.text());
     }
