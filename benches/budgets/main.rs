@@ -1,4 +1,5 @@
-//! Measures every figure of the budgets side by side in one run, and writes BENCHMARKS.md: `cargo bench --bench budgets`.
+//! Measures every figure of the budgets side by side in one run, and prints BENCHMARKS.md: `cargo bench --bench budgets`. With
+//! `-- --write` it also writes that file.
 //!
 //! What is compared is measured in the same round, one after the other, so that other work on the machine meets all alike;
 //! the ratios of these pairs are what to look at, not the milliseconds. Mosquitto and its clients are needed, npm is not, nor is a
@@ -23,7 +24,8 @@ use std::time::Instant;
 
 fn main() {
     // `cargo test --benches` only wants to know that it can be started
-    if !std::env::args().any(|argument| argument == "--bench") {
+    let asked = |flag: &str| std::env::args().any(|argument| argument == flag);
+    if !asked("--bench") {
         return;
     }
     let started = Instant::now();
@@ -54,8 +56,8 @@ fn main() {
 
 Measured and written by
 
-```sh
-cargo bench --bench budgets
+```console
+$ cargo bench --bench budgets -- --write
 ```
 
 on {machine}; load of the machine before the run: {load}; {seconds} s; jobs in {jobs}, unless it says otherwise.
@@ -104,6 +106,8 @@ leaves: what Mosquitto itself needs.
 "
     );
     println!("{page}");
-    std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/BENCHMARKS.md"), page)
-        .expect("BENCHMARKS.md can be written");
+    if asked("--write") {
+        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/BENCHMARKS.md"), page)
+            .expect("BENCHMARKS.md can be written");
+    }
 }
