@@ -39,7 +39,7 @@ fn worker_at(broker: &Broker, dir: &TempDir) -> Worker {
 #[test]
 fn a_document_at_the_start_and_at_each_change() {
     let site = Site::start();
-    let steps = json!(["true", { "run": "exit 3", "name": "bad" }, "true", { "run": "true", "always": true }]);
+    let steps = json!(["sleep 0.3", { "run": "sleep 0.3; exit 3", "name": "bad" }, "true", { "run": "sleep 0.3", "always": true }]);
     site.run("a", json!({ "steps": steps }));
     let messages = site.controller.heard("jobs/status/");
     let documents: Vec<Value> = messages.iter().map(|message| message.json()).collect();
@@ -172,4 +172,60 @@ fn a_worker_can_be_stopped_while_the_broker_does_not_read() {
     worker.sigterm();
     worker.exits_with(0);
     resume.send(()).unwrap();
+}
+
+#[test]
+fn many_short_steps_are_told_of_together() {
+    let site = Site::start();
+    let steps: Vec<_> = (0..300).map(|_| ":").collect();
+    let worker = site.idle_worker(|_| {});
+    let started = Instant::now();
+    let finished = site.run_on(worker, "a", json!({ "steps": steps }));
+    let tenths = started.elapsed().as_millis() / 100;
+    let told = site.controller.heard("jobs/status/").len() as u128;
+    assert!(
+        (1..=tenths + 1).contains(&told),
+        "{told} in {tenths} tenths of a second"
+    );
+    assert!(
+        told < 250,
+        "even where the machine is slow, not each of them"
+    );
+    assert_eq!(
+        finished.read("job.status.json"),
+        finished.published.text(),
+        "the result is on the drive without delay"
+    );
+}
+
+#[test]
+fn a_change_that_has_to_wait_is_told_without_another_one() {
+    let site = Site::start();
+    let mut worker = site.idle_worker(|_| {});
+    let dir = site.prepare("a", json!({ "steps": ["true", while_exists("gate")] }));
+    fs::write(dir.join("gate"), "").unwrap();
+    site.request(json!({ "id": "a", "workDir": dir }));
+    wait::until("the second step to be told of", || {
+        let heard = site.controller.heard("jobs/status/a");
+        heard
+            .last()
+            .is_some_and(|message| step_states(&message.json()) == ["success", "running"])
+    });
+    let stored: Value =
+        serde_json::from_slice(&fs::read(dir.join("job.status.json")).unwrap()).unwrap();
+    assert_eq!(step_states(&stored), ["success", "running"]);
+    fs::remove_file(dir.join("gate")).unwrap();
+    worker.exits_with(0);
+}
+
+#[test]
+fn a_journal_that_a_step_removes_is_there_when_the_next_one_runs() {
+    let site = Site::start();
+    let gone = "[ -e job.status.json ] || touch gone; rm job.status.json";
+    let steps: Vec<_> = (0..20).map(|_| gone).collect();
+    let finished = site.run("a", json!({ "steps": steps }));
+    assert!(
+        !finished.dir.join("gone").exists(),
+        "whoever died now would count from 1 again"
+    );
 }

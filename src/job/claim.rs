@@ -323,7 +323,7 @@ fn give_up(
         packet_id,
         ..Document::not_run(id, worker, Reason::Interrupted, error)
     };
-    if let Err(error) = journal::write(dir, &document) {
+    if let Err(error) = journal::write(dir, &document.to_json()) {
         log::warn!(
             "{}/job.status.json cannot be written: {error}",
             dir.path().display()

@@ -125,6 +125,11 @@ impl WorkDir {
         are_the_same(fstat(file), statat(&self.handle, name, follow))
     }
 
+    /// Whether the directory has something of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
     /// Removes a name from the directory, if it is none of another directory.
     ///
     /// # Errors

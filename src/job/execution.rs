@@ -20,6 +20,10 @@ const ALWAYS_LIMIT: Duration = Duration::from_secs(10);
 /// next one KILL.
 const LOG_LOOK: Duration = Duration::from_millis(100);
 
+/// Pause between two writes of a journal that changes all the time. What is told of a job is what the journal says, so
+/// this is the pause between two announcements, too.
+const JOURNAL_PAUSE: Duration = Duration::from_millis(100);
+
 /// A claimed job, ready to run.
 pub struct Job {
     pub id: JobId,
@@ -63,7 +67,11 @@ pub struct Execution {
     log_start: u64,
     /// No further step is to run.
     stopping: bool,
-    changed: bool,
+    /// When the journal may be written again, where the document has changed since the last time.
+    journal_due: Option<Instant>,
+    journal_written: Instant,
+    /// What the journal says since the last call of [`Self::take_change`].
+    change: Option<Vec<u8>>,
     outcome: Option<Outcome>,
 }
 
@@ -140,7 +148,9 @@ impl Execution {
             log_look: Instant::now() + LOG_LOOK,
             log_start,
             stopping: false,
-            changed: false,
+            journal_due: None,
+            journal_written: Instant::now(),
+            change: None,
             outcome: None,
         };
         execution.run_next(true)?;
@@ -156,9 +166,9 @@ impl Execution {
         self.log_start
     }
 
-    /// The document, if it has changed since the last call, while the job runs.
+    /// The document as the journal has it, if that has changed since the last call, while the job runs.
     pub fn take_change(&mut self) -> Option<Vec<u8>> {
-        std::mem::take(&mut self.changed).then(|| self.document.to_json())
+        self.change.take()
     }
 
     /// How it ended, once it has.
@@ -174,7 +184,7 @@ impl Execution {
             None => self.time_left(step).map(|(at, _)| at),
         };
         let look = self.log_room.map(|_| self.log_look);
-        [over, look].into_iter().flatten().min()
+        [over, look, self.journal_due].into_iter().flatten().min()
     }
 
     /// The moment at which a step has run too long, and the limit that it has passed then.
@@ -210,6 +220,11 @@ impl Execution {
 
     /// The deadline has passed.
     pub fn expired(&mut self, now: Instant) {
+        if self.journal_due.is_some_and(|at| at <= now)
+            && let Err(error) = self.write_journal(now)
+        {
+            log::warn!("{error}; going on, since the job runs already");
+        }
         let Some(step) = &self.step else { return };
         let passed = (self.log_look <= now)
             .then(|| self.log_limit_passed())
@@ -340,11 +355,18 @@ impl Execution {
             }
             let limit = step.timeout.or(self.overrun.then_some(ALWAYS_LIMIT));
             self.document.steps[index].status = StepState::Running;
-            self.changed = true;
             let ready = self.get_ready();
-            journalled = journalled.and(self.write_journal());
+            let now = Instant::now();
+            let mut due = self.journal_written + JOURNAL_PAUSE;
+            if !journal::is_there(&self.job.dir) {
+                due = now; // it counts the attempts
+            }
             if must_journal {
-                journalled.clone()?;
+                self.write_journal(now)?;
+            } else if due <= now {
+                journalled = journalled.and(self.write_journal(now));
+            } else {
+                self.journal_due = Some(due);
             }
             let place = self.place(index);
             self.job
@@ -434,10 +456,10 @@ impl Execution {
             self.document.finished_at = Some(Timestamp::now());
             self.document.duration_ms = Some(millis(self.started.elapsed()));
         }
-        if let Err(error) = self.write_journal() {
+        if let Err(error) = self.write_journal(Instant::now()) {
             log::warn!("{error}; the result is published all the same");
         }
-        self.changed = false;
+        self.change = None;
         self.outcome = Some(if stopped {
             Outcome::Stopped
         } else {
@@ -445,16 +467,20 @@ impl Execution {
         });
     }
 
-    fn write_journal(&self) -> Result<(), String> {
+    fn write_journal(&mut self, now: Instant) -> Result<(), String> {
+        (self.journal_due, self.journal_written) = (None, now);
         if self.job.log.is_taken() {
             return Err("the journal is another worker's by now".to_owned());
         }
-        journal::write(&self.job.dir, &self.document).map_err(|error| {
+        let document = self.document.to_json();
+        let written = journal::write(&self.job.dir, &document).map_err(|error| {
             format!(
                 "{}/job.status.json cannot be written: {error}",
                 self.job.dir.path().display()
             )
-        })
+        });
+        self.change = Some(document);
+        written
     }
 
     fn place(&self, index: usize) -> String {

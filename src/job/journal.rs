@@ -1,7 +1,7 @@
 //! `job.status.json`: what the next worker will know of this job, whenever we die (contract sections 5 and 6).
 
 use super::WorkDir;
-use crate::contract::{Document, JobId, Journal};
+use crate::contract::{JobId, Journal};
 use std::io;
 
 const NAME: &str = "job.status.json";
@@ -23,10 +23,15 @@ pub fn read(dir: &WorkDir, id: &JobId) -> Journal {
     }
 }
 
-/// Writes a document, before it is published.
+/// Writes a document as it will be published, before that.
 ///
 /// # Errors
 /// What the system said.
-pub fn write(dir: &WorkDir, document: &Document) -> io::Result<()> {
-    dir.replace(NAME, &document.to_json())
+pub fn write(dir: &WorkDir, document: &[u8]) -> io::Result<()> {
+    dir.replace(NAME, document)
+}
+
+/// Whether there is one.
+pub fn is_there(dir: &WorkDir) -> bool {
+    dir.contains(NAME)
 }
