@@ -84,7 +84,7 @@ fn execute(
             Claimed::Answered(_) => return Err("the job is over already".to_owned()), // only a redelivery is answered
             Claimed::Waiting => {
                 if let Some(Event::Stop(_)) = inbox.next(Some(claim.next_look())) {
-                    return Ok(claim.cancelled(&config.worker_id));
+                    return Ok(claim.cancelled(&job, &config.worker_id));
                 }
             }
         }

@@ -179,7 +179,7 @@ impl Worker {
             }
             Activity::Claiming(claim) if claim.id().as_str() == id => {
                 log::info!("job {id}: cancelled");
-                let document = claim.cancelled(&self.config.worker_id);
+                let document = claim.cancelled(&self.config.job, &self.config.worker_id);
                 return self.report(document);
             }
             _ => log::debug!("the cancel of job {id} is ignored: it does not run here"),

@@ -2,11 +2,16 @@
 
 mod support;
 
-use serde_json::json;
+use rustix::process::Signal;
+use serde_json::{Value, json};
 use std::fs::{self, File};
-use support::broker::Entry;
-use support::broker::Packet;
-use support::scene::{SOON, Scene, await_file, read_json, until_exists, verdict, wait_until};
+use std::path::Path;
+use std::process::Command;
+use support::broker::{Entry, Packet, Verdict};
+use support::scene::{
+    Process, SOON, Scene, await_file, read_json, until_exists, verdict, wait_until,
+};
+use support::site::names;
 
 fn running_job_is_cancelled(version: &str) {
     let scene = Scene::new();
@@ -184,6 +189,187 @@ fn a_job_that_waits_for_its_lock_is_cancelled_and_touches_nothing() {
         ],
         [false, false]
     );
+}
+
+/// Kills a worker whose result the broker has, before it can acknowledge its request, and starts another one.
+fn redeliver(scene: &Scene, mut worker: Process) -> Process {
+    worker.child.kill().unwrap();
+    worker.wait();
+    scene.broker.set_script(|_| Verdict::Pass);
+    scene.worker(|_| {})
+}
+
+fn withhold_acknowledgements(scene: &Scene) {
+    scene.broker.set_script(|step| match step.packet {
+        Packet::PubAck { .. } if !step.from_client => Verdict::Drop,
+        _ => Verdict::Pass,
+    });
+}
+
+#[test]
+fn a_job_cancelled_before_its_first_step_is_not_run_when_its_request_comes_again() {
+    let scene = Scene::new();
+    let worker = scene.idle_worker(|worker| _ = worker.env("JOB_DIR_WAIT", "1000"));
+    let dir = scene.drive().join("a");
+    fs::create_dir(&dir).unwrap();
+    withhold_acknowledgements(&scene);
+    scene.request(json!({ "id": "a", "workDir": dir }));
+    worker.await_stderr("request taken");
+    scene.broker.publish("jobs/cancel/a", "");
+    let first = scene.result("a");
+    assert_eq!(verdict(&first), ("failed", "cancelled", 130));
+    assert_eq!(read_json(&dir.join("job.status.json")), first);
+    assert_eq!(names(&dir), ["job.status.json"]);
+    scene.prepare("a", json!({ "steps": ["touch ran"] }));
+    let mut worker = redeliver(&scene, worker);
+    assert_eq!(scene.results("a", 2)[1], first);
+    worker.exits_with(0);
+    assert!(!dir.join("ran").exists());
+    // published afresh, it is a run of its own
+    let mut worker = scene.idle_worker(|_| {});
+    scene.request(json!({ "id": "a", "workDir": dir }));
+    assert_eq!(verdict(&scene.results("a", 3)[2]), ("success", "", 0));
+    worker.exits_with(0);
+}
+
+#[test]
+fn an_interrupted_job_that_is_cancelled_before_its_next_attempt_is_over() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|_| {});
+    let dir = scene.submit("a", json!({ "steps": ["touch up; exec sleep 1000"] }));
+    await_file(&dir.join("up"));
+    worker.signal(Signal::TERM);
+    worker.exits_with(0);
+    let log = fs::read(dir.join("job.log")).unwrap();
+    fs::remove_file(dir.join("job.json")).unwrap();
+    let worker = scene.worker(|worker| _ = worker.env("JOB_DIR_WAIT", "1000"));
+    worker.await_stderr("request taken");
+    withhold_acknowledgements(&scene);
+    scene.broker.publish("jobs/cancel/a", "");
+    let first = scene.result("a");
+    assert_eq!(verdict(&first), ("failed", "cancelled", 130));
+    assert_eq!(read_json(&dir.join("job.status.json")), first);
+    let mut worker = redeliver(&scene, worker);
+    assert_eq!(scene.results("a", 2)[1], first);
+    worker.exits_with(0);
+    assert_eq!(fs::read(dir.join("job.log")).unwrap(), log);
+}
+
+#[test]
+fn a_job_that_waits_for_a_reader_of_its_log_is_cancelled_for_good() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|_| {});
+    let dir = scene.prepare("a", json!({ "steps": ["touch ran"] }));
+    let log = File::create(dir.join("job.log")).unwrap();
+    log.lock_shared().unwrap();
+    scene.request(json!({ "id": "a", "workDir": dir }));
+    worker.await_stderr("waiting");
+    scene.broker.publish("jobs/cancel/a", "");
+    let result = scene.result("a");
+    assert_eq!(verdict(&result), ("failed", "cancelled", 130));
+    worker.exits_with(0);
+    assert_eq!(read_json(&dir.join("job.status.json")), result);
+    assert!(!dir.join("ran").exists());
+}
+
+/// What `job.cancel` may be.
+const KINDS: [&str; 4] = [
+    "echo '{}' > job.cancel",
+    "mkdir job.cancel",
+    "ln -s nowhere job.cancel",
+    "mkfifo job.cancel",
+];
+
+fn make(dir: &Path, command: &str) {
+    let shell = Command::new("sh")
+        .args(["-c", command])
+        .current_dir(dir)
+        .status();
+    assert!(shell.unwrap().success(), "{command}");
+}
+
+#[track_caller]
+fn is_withdrawn(result: &Value, dir: &Path) {
+    assert_eq!(verdict(result), ("failed", "cancelled", 130), "{result}");
+    let error = result["error"].as_str().unwrap();
+    let file = dir.join("job.cancel");
+    assert!(error.contains(&file.display().to_string()), "{error}");
+    assert!(error.contains("remove"), "{error}");
+}
+
+#[test]
+fn a_job_with_a_file_job_cancel_is_not_run_until_that_is_removed() {
+    for kind in KINDS {
+        let scene = Scene::new();
+        let mut worker = scene.idle_worker(|_| {});
+        let dir = scene.prepare("a", json!({ "steps": ["touch ran"] }));
+        make(&dir, kind);
+        scene.request(json!({ "id": "a", "workDir": dir }));
+        let result = scene.result("a");
+        is_withdrawn(&result, &dir);
+        worker.exits_with(0);
+        assert_eq!(names(&dir), ["job.cancel", "job.json", "job.status.json"]);
+        assert_eq!(read_json(&dir.join("job.status.json")), result);
+        make(&dir, "rm -r job.cancel");
+        let mut worker = scene.idle_worker(|_| {});
+        scene.request(json!({ "id": "a", "workDir": dir }));
+        assert_eq!(verdict(&scene.results("a", 2)[1]), ("success", "", 0));
+        worker.exits_with(0);
+    }
+}
+
+#[test]
+fn a_job_is_withdrawn_before_its_definition_is_there() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|worker| _ = worker.env("JOB_DIR_WAIT", "1000"));
+    let dir = scene.drive().join("a");
+    fs::create_dir(&dir).unwrap();
+    scene.request(json!({ "id": "a", "workDir": dir }));
+    worker.await_stderr("request taken");
+    fs::write(dir.join("job.cancel"), "").unwrap();
+    is_withdrawn(&scene.result("a"), &dir);
+    worker.exits_with(0);
+}
+
+#[test]
+fn an_interrupted_job_is_withdrawn() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|_| {});
+    let dir = scene.submit("a", json!({ "steps": ["echo up > up; exec sleep 1000"] }));
+    await_file(&dir.join("up"));
+    fs::write(dir.join("job.cancel"), "").unwrap();
+    worker.signal(Signal::TERM);
+    worker.exits_with(0);
+    fs::remove_file(dir.join("up")).unwrap();
+    let mut worker = scene.worker(|_| {});
+    let result = scene.result("a");
+    is_withdrawn(&result, &dir);
+    worker.exits_with(0);
+    assert_eq!(read_json(&dir.join("job.status.json")), result);
+    assert!(!dir.join("up").exists());
+}
+
+#[test]
+fn a_job_that_waits_for_its_lock_is_withdrawn_and_touches_nothing() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|_| {});
+    let dir = scene.prepare("a", json!({ "steps": ["touch ran"] }));
+    fs::write(dir.join("job.log"), "of somebody else\n").unwrap();
+    fs::write(dir.join("job.status.json"), "of somebody else\n").unwrap();
+    let log = File::open(dir.join("job.log")).unwrap();
+    log.lock().unwrap();
+    scene.request(json!({ "id": "a", "workDir": dir }));
+    worker.await_stderr("is in use by another worker");
+    fs::write(dir.join("job.cancel"), "").unwrap();
+    is_withdrawn(&scene.result("a"), &dir);
+    worker.exits_with(0);
+    for file in ["job.log", "job.status.json"] {
+        assert_eq!(
+            fs::read_to_string(dir.join(file)).unwrap(),
+            "of somebody else\n"
+        );
+    }
+    assert!(!dir.join("ran").exists());
 }
 
 #[test]

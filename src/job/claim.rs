@@ -3,7 +3,7 @@
 
 use super::directory::is_passing;
 use super::execution::{Execution, Job};
-use super::log::{JobLog, Lock};
+use super::log::{JobLog, Lock, while_nothing_runs};
 use super::{OpenError, WorkDir, journal};
 use crate::config::{JobConfig, PayloadSteps};
 use crate::contract::{
@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 /// Pause between two looks for a file or a lock: short at first, since most come soon.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LAST_PAUSE: Duration = Duration::from_millis(500);
+
+/// The file that withdraws a job, whatever it is.
+const WITHDRAWN: &str = "job.cancel";
 
 /// Where a request came from, as far as it matters for the job.
 #[derive(Clone, Copy, Debug, Default)]
@@ -91,13 +94,31 @@ impl Claim {
         self.next_look
     }
 
-    /// The result of a job that was cancelled before its first step.
-    pub fn cancelled(&self, worker: &str) -> Document {
+    /// Ends a job that is cancelled before its first step: its result, which is in its journal then, if its directory is
+    /// there and no other run has that.
+    pub fn cancelled(&self, config: &JobConfig, worker: &str) -> Document {
         let error = "cancelled by the controller before its first step".to_owned();
-        Document {
+        self.end_unrun(self.open_dir(config).ok().as_ref(), worker, error)
+    }
+
+    fn end_unrun(&self, dir: Option<&WorkDir>, worker: &str, error: String) -> Document {
+        let document = Document {
             exit_code: Some(130),
-            ..Document::not_run(self.request.id.clone(), worker, Reason::Cancelled, error)
+            ..self.not_run(worker, Reason::Cancelled, error)
+        };
+        let Some(dir) = dir else { return document };
+        let path = dir.path().display();
+        match while_nothing_runs(dir, || journal::write(dir, &document.to_json()))
+            .map(Option::transpose)
+        {
+            Ok(Ok(Some(()))) => {}
+            // that journal is of the run that goes on
+            Ok(Ok(None)) => log::info!("another run has {path}; its journal is left alone"),
+            Ok(Err(error)) | Err(error) => {
+                log::warn!("{path}/job.status.json cannot be written: {error}");
+            }
         }
+        document
     }
 
     /// Tries to claim the job, without waiting.
@@ -124,11 +145,29 @@ impl Claim {
     }
 
     fn refuse(&self, worker: &str, reason: Reason, error: String) -> Claimed {
-        let document = Document::not_run(self.request.id.clone(), worker, reason, error);
-        Claimed::Refused(Box::new(Document {
+        Claimed::Refused(Box::new(self.not_run(worker, reason, error)))
+    }
+
+    fn not_run(&self, worker: &str, reason: Reason, error: String) -> Document {
+        Document {
             packet_id: self.source.packet_id,
-            ..document
-        }))
+            ..Document::not_run(self.request.id.clone(), worker, reason, error)
+        }
+    }
+
+    fn open_dir(&self, config: &JobConfig) -> Result<WorkDir, OpenError> {
+        let base = config.root.as_deref().unwrap_or(Path::new(""));
+        let path = std::path::absolute(base.join(&self.request.work_dir)).map_err(|error| {
+            OpenError::Unusable(format!("workDir {:?}: {error}", self.request.work_dir))
+        })?;
+        WorkDir::open(path, config.root.as_deref()).map_err(|error| match error {
+            // whoever got it may have removed the directory
+            OpenError::Missing { what, why } if self.source.redelivered => OpenError::Missing {
+                what,
+                why: why + "; if this is a redelivery, a result may have been published before",
+            },
+            error => error,
+        })
     }
 
     fn try_claim(&mut self, config: &JobConfig, worker: &str) -> Result<Claimed, OpenError> {
@@ -139,24 +178,22 @@ impl Claim {
             let error = "the request brings `steps` or `env`, which JOB_PAYLOAD_STEPS=deny leaves to job.json";
             return Err(OpenError::Unusable(error.to_owned()));
         }
-        let base = config.root.as_deref().unwrap_or(Path::new(""));
-        let path = std::path::absolute(base.join(&self.request.work_dir)).map_err(|error| {
-            OpenError::Unusable(format!("workDir {:?}: {error}", self.request.work_dir))
-        })?;
-        let dir = WorkDir::open(path, config.root.as_deref()).map_err(|error| match error {
-            // whoever got it may have removed the directory
-            OpenError::Missing { what, why } if self.source.redelivered => OpenError::Missing {
-                what,
-                why: why + "; if this is a redelivery, a result may have been published before",
-            },
-            error => error,
-        })?;
+        let dir = self.open_dir(config)?;
         // a stored answer needs neither the definition, which may be gone by now, nor the lock: it does not change
         if self.source.redelivered
             && let Decision::Answer(answer) =
                 self.decide(journal::read(&dir, &self.request.id), worker, u32::MAX)
         {
             return Ok(Claimed::Answered(answer));
+        }
+        if dir.has(WITHDRAWN) {
+            let file = dir.path().join(WITHDRAWN);
+            let error = format!(
+                "withdrawn by {}; remove that file to have the job run",
+                file.display()
+            );
+            let document = self.end_unrun(Some(&dir), worker, error);
+            return Ok(Claimed::Refused(Box::new(document)));
         }
         let (plan, unknown) = self.plan(&dir, config)?;
         let internal = |error: String| self.refuse(worker, Reason::Internal, error);

@@ -182,6 +182,32 @@ impl JobLog {
     }
 }
 
+/// Does something while no job runs in the directory and none can begin; `None` where one runs. Leaves the log as it is.
+///
+/// # Errors
+/// What the system said.
+pub fn while_nothing_runs<T>(dir: &WorkDir, act: impl FnOnce() -> T) -> io::Result<Option<T>> {
+    let (file, is_new) = match dir.open_file(NAME, OFlags::RDONLY) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+            (dir.open_file(NAME, flags)?, true)
+        }
+        file => (file?, false),
+    };
+    // a worker's lock is exclusive: one that is shared keeps workers away, and goes with that of a mere reader
+    if let Err(TryLockError::WouldBlock) = file.try_lock_shared() {
+        return Ok(None);
+    }
+    if !dir.leads_to(NAME, &file) {
+        return Ok(None);
+    }
+    let done = act();
+    if is_new {
+        dir.remove(NAME)?;
+    }
+    Ok(Some(done))
+}
+
 /// Why there is no new log.
 enum Anew {
     Taken,
