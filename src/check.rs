@@ -14,7 +14,7 @@ pub fn run(dir: Option<&OsStr>) -> Exit {
     match Config::from_env() {
         Ok(config) => {
             let broker = &config.broker;
-            let topic = &config.topics.pending_filter;
+            let topic = &config.topics.pending;
             write(
                 stdout(),
                 &format!(

@@ -128,10 +128,11 @@ impl Config {
             "topic levels without + # or a / at either end",
             topic_root,
         );
-        let share_group = env.optional("MQTT_SHARE_GROUP", accepted_name, name);
+        env.gone("MQTT_SHARE_GROUP", "`$share` makes jobs wait behind busy workers; give each worker a queue of its own (MQTT_TOPIC_ROOT), \
+                     and a new WORKER_ID, since the session of the old one keeps its share");
         let config = Self {
             broker: env.broker(),
-            topics: Topics::new(&root, share_group.as_deref(), &worker_id),
+            topics: Topics::new(&root, &worker_id),
             worker_id,
             job: env.job(),
         };
@@ -182,6 +183,15 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
         parse: impl Fn(&str) -> Option<T>,
     ) -> T {
         self.optional(name, accepted, parse).unwrap_or(default)
+    }
+
+    /// A variable of an earlier version, which must not be ignored in silence.
+    fn gone(&mut self, name: &str, instead: &str) {
+        if let Some(value) = self.text(name) {
+            self.errors.push(format!(
+                "{name}={value:?}: this variable is gone: {instead}"
+            ));
+        }
     }
 
     fn broker(&mut self) -> Broker {
@@ -534,7 +544,7 @@ mod tests {
         assert_eq!(config.broker.keep_alive.as_secs(), 30);
         assert_eq!(config.broker.protocol, Protocol::Auto);
         assert_eq!(config.worker_id, "node-worker-01");
-        assert_eq!(config.topics.pending_filter, "jobs/pending");
+        assert_eq!(config.topics.pending, "jobs/pending");
         assert_eq!(config.topics.presence, "jobs/workers/node-worker-01");
         assert_eq!(config.job.shell, "/bin/sh");
         assert_eq!(
@@ -730,11 +740,8 @@ mod tests {
     }
 
     #[test]
-    fn a_share_group_changes_the_subscription_only() {
-        let topics = config(&[("MQTT_SHARE_GROUP", "g"), ("MQTT_TOPIC_ROOT", "site/a")])
-            .unwrap()
-            .topics;
-        assert_eq!(topics.pending_filter, "$share/g/site/a/pending");
-        assert_eq!(topics.pending, "site/a/pending");
+    fn a_variable_that_is_gone_says_what_replaces_it() {
+        let errors = config(&[("MQTT_SHARE_GROUP", "g")]).unwrap_err();
+        assert!(errors[0].contains("is gone: ") && errors[0].contains("MQTT_TOPIC_ROOT"));
     }
 }

@@ -1,9 +1,9 @@
 //! `job-worker run DIR`: the same job, the same files, without a broker (contract section 9).
 
 use crate::config::Config;
-use crate::contract::{Document, JobId, Request};
+use crate::contract::{Document, JobId, Request, RequestOrigin};
 use crate::inbox::{self, Event, Inbox};
-use crate::job::{Claim, Claimed, End, Execution, Outcome, Source};
+use crate::job::{Claim, Claimed, End, Execution, Outcome};
 use crate::{Exit, process};
 use std::convert::Infallible;
 use std::ffi::OsStr;
@@ -60,6 +60,7 @@ fn request(dir: &OsStr, id: Option<&str>) -> Result<Request, String> {
     Ok(Request {
         id,
         work_dir,
+        key: None,
         definition: Default::default(),
     })
 }
@@ -76,12 +77,13 @@ fn execute(
         ..config.job.clone()
     };
     let log = Path::new(&request.work_dir).join("job.log");
-    let mut claim = Claim::new(request, Source::default());
+    let mut claim = Claim::new(request, RequestOrigin::ByHand);
     let mut execution = loop {
         match claim.poll(&job, &config.worker_id) {
             Claimed::Running(execution) => break execution,
             Claimed::Refused(document) => return Ok(*document),
-            Claimed::Answered(_) => return Err("the job is over already".to_owned()), // only a redelivery is answered
+            // cannot be: a hand-made run belongs to no request
+            Claimed::Stored(_) => return Err("the job is over already".to_owned()),
             Claimed::Waiting => {
                 if let Some(Event::Stop(_)) = inbox.next(Some(claim.next_look())) {
                     return Ok(claim.cancelled(&job, &config.worker_id));

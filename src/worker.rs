@@ -1,17 +1,20 @@
 //! One worker's life: connect, wait for a request, claim and run its job, report, exit.
 //!
-//! Everything that happens comes through one inbox. The delivery rules are in [`crate::delivery`], the job in
+//! Everything that happens comes through one inbox. The delivery rules are in [`crate::queue`], the job in
 //! [`crate::job`]; this file passes events to them and does what they say.
 
 use crate::Exit;
 use crate::config::{Config, OnStop};
-use crate::contract::{Document, JobId, Rejection, Request, rejection_notice};
-use crate::delivery::{Action, Input, Machine, Report, Then};
+use crate::contract::{
+    Document, JobId, Rejection, Request, RequestOrigin, rejection_notice, subscribed_for,
+};
 use crate::inbox::{self, Event, Inbox};
-use crate::job::{Claim, Claimed, End, Execution, Outcome, Source};
+use crate::job::{Claim, Claimed, End, Execution, Outcome};
 use crate::mqtt::{self, Connection, Delivery, Link, Unpublished};
 use crate::presence::Presence;
 use crate::process;
+use crate::queue::own::Machine;
+use crate::queue::{Action, AfterResult, Input, ResultMessage};
 use std::mem::ManuallyDrop;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -29,7 +32,7 @@ struct Worker {
     inbox: Inbox<mqtt::Event>,
     link: Link,
     connection: Option<Arc<dyn Connection>>,
-    delivery: Machine,
+    queue: Machine,
     activity: Activity,
     presence: Presence,
     /// A signal has asked us to stop.
@@ -51,9 +54,8 @@ pub fn run(config: Config) -> Exit {
     let settings = mqtt::Settings {
         broker: config.broker.clone(),
         client_id: config.worker_id.clone(),
-        requests: topics.pending_filter.clone(),
+        requests: topics.pending.clone(),
         cancels: topics.cancel_filter.clone(),
-        outdated: (topics.pending_filter != topics.pending).then(|| topics.pending.clone()),
         last_will: (topics.presence.clone(), presence.offline()),
     };
     let link = match mqtt::open(settings, move |event| outbox.send(event)) {
@@ -69,7 +71,7 @@ pub fn run(config: Config) -> Exit {
         inbox,
         link,
         connection: None,
-        delivery: Machine::default(),
+        queue: Machine::default(),
         activity: Activity::None,
         presence,
         stopping: false,
@@ -112,7 +114,7 @@ impl Worker {
             Activity::Claiming(claim) => Some(claim.next_look()),
             Activity::Running(execution) => execution.deadline(),
         };
-        [activity, self.delivery.deadline()]
+        [activity, self.queue.deadline()]
             .into_iter()
             .flatten()
             .min()
@@ -132,21 +134,25 @@ impl Worker {
                 connection,
                 resumed,
             } => {
+                let tells_subscribers = connection.tells_subscribers();
                 self.connection = Some(connection);
                 self.presence.forget();
-                self.tell(Input::Connected { resumed })
+                self.tell(Input::Connected {
+                    resumed,
+                    tells_subscribers,
+                })
             }
             mqtt::Event::Ready => {
-                if self.delivery.is_waiting() {
-                    log::info!("waiting for a job on {}", self.config.topics.pending_filter);
+                if self.queue.is_waiting() {
+                    log::info!("waiting for a job on {}", self.config.topics.pending);
                 }
                 self.show_presence();
                 ControlFlow::Continue(())
             }
             mqtt::Event::Message(delivery) => self.receive(delivery),
-            mqtt::Event::Published(Ok(())) => self.tell(Input::Published),
+            mqtt::Event::Published(Ok(subscribers)) => self.tell(Input::Published(subscribers)),
             mqtt::Event::Published(Err(Unpublished::ForNow(reason))) => {
-                log::warn!("the broker does not take the answer ({reason}); publishing it again");
+                log::warn!("the broker does not take the result ({reason}); publishing it again");
                 self.tell(Input::NotPublished)
             }
             mqtt::Event::Published(Err(Unpublished::NotAuthorized)) => {
@@ -167,8 +173,12 @@ impl Worker {
     }
 
     fn receive(&mut self, delivery: Delivery) -> ControlFlow<Exit> {
-        let Some(id) = self.config.topics.cancelled_id(&delivery.topic) else {
+        let topics = &self.config.topics;
+        if delivery.topic == topics.pending {
             return self.tell(Input::Request(delivery));
+        }
+        let Some(id) = topics.cancelled_id(&delivery.topic) else {
+            return self.give_up_subscriptions(delivery);
         };
         match &mut self.activity {
             // a retained cancel would end every run of this job for ever
@@ -187,11 +197,27 @@ impl Worker {
         ControlFlow::Continue(())
     }
 
+    /// The session still has the subscriptions of another `MQTT_TOPIC_ROOT`: give them up, and tell whoever publishes there.
+    fn give_up_subscriptions(&mut self, delivery: Delivery) -> ControlFlow<Exit> {
+        let subscribed = subscribed_for(&delivery.topic);
+        for filter in &subscribed {
+            self.with_connection(|connection| connection.unsubscribe(filter));
+        }
+        log::warn!(
+            "a message came on {}, which this worker served once; its old subscriptions are given up",
+            delivery.topic
+        );
+        match subscribed.first() == Some(&delivery.topic) {
+            true => self.tell(Input::Request(delivery)),
+            false => ControlFlow::Continue(()), // a cancel of a job that does not run here
+        }
+    }
+
     /// Another client uses our id. Taking the session back would make two workers kick each other for ever, so an idle one
     /// goes; one with a job first brings it to its end, since nobody else knows of it.
     fn taken_over(&mut self) -> ControlFlow<Exit> {
         let id = &self.config.worker_id;
-        if self.delivery.is_waiting() {
+        if self.queue.is_waiting() {
             log::error!(
                 "another client has connected with our id {id:?}: each worker needs a WORKER_ID of its own"
             );
@@ -215,7 +241,7 @@ impl Worker {
             "the broker has dropped {times} connections in a row soon after they stood, and gives no reason. Either another \
              client uses our id {id:?}: each worker needs a WORKER_ID of its own. Or we may not write to {presence}"
         );
-        if self.delivery.is_waiting() {
+        if self.queue.is_waiting() {
             log::error!("{causes}");
             return ControlFlow::Break(Exit::TakenOver);
         }
@@ -260,9 +286,12 @@ impl Worker {
             (Activity::Running(execution), OnStop::Requeue) => {
                 execution.end(End::Stopped, Instant::now())
             }
+            (Activity::Claiming(_), _) if self.queue.is_forgotten() => {
+                return self.end_forgotten();
+            }
             (Activity::Claiming(_), _) => {
                 self.activity = Activity::None;
-                return self.tell(Input::Release);
+                return self.tell(Input::Requeue);
             }
             (Activity::None, _) => {
                 return self.tell(Input::Stop {
@@ -289,16 +318,17 @@ impl Worker {
                     self.show_presence();
                     self.work_on()
                 }
-                Claimed::Answered(answer) => {
+                Claimed::Stored(document) => {
                     log::info!(
                         "job {}: over already, its result is sent again",
                         claim.id().as_str()
                     );
                     let topic = self.config.topics.result(claim.id());
-                    self.answer(Report {
+                    self.publish_result(ResultMessage {
                         topic,
-                        payload: answer.document,
-                        then: Then::Leave,
+                        payload: document,
+                        after: AfterResult::Leave,
+                        insist: true,
                     })
                 }
                 Claimed::Refused(document) => self.report(*document),
@@ -312,17 +342,30 @@ impl Worker {
                 match execution.take_outcome() {
                     None => ControlFlow::Continue(()),
                     Some(Outcome::Final(document)) => self.report(*document),
+                    Some(Outcome::Stopped) if self.queue.is_forgotten() => self.end_forgotten(),
                     Some(Outcome::Stopped) => {
                         log::info!(
-                            "job {}: stopped, it will be run again",
+                            "job {}: interrupted, it will be run again",
                             execution.id().as_str()
                         );
                         self.activity = Activity::None;
-                        self.tell(Input::Release)
+                        self.tell(Input::Requeue)
                     }
                 }
             }
         }
+    }
+
+    /// We are asked to stop, and nobody will deliver the request again: the interrupted job gets its result now.
+    fn end_forgotten(&mut self) -> ControlFlow<Exit> {
+        let error = "the worker was asked to stop, and the broker has forgotten the request, so nobody will run it again: \
+                     publish it again";
+        let document = match &mut self.activity {
+            Activity::None => return ControlFlow::Continue(()),
+            Activity::Claiming(claim) => claim.interrupted(&self.config.worker_id, error),
+            Activity::Running(execution) => execution.fail_interrupted(error),
+        };
+        self.report(document)
     }
 
     /// Deals with a request that the delivery rules have taken.
@@ -340,9 +383,6 @@ impl Worker {
             );
         }
         if delivery.topic != topics.pending {
-            if let Some(connection) = &self.connection {
-                connection.unsubscribe(&delivery.topic);
-            }
             let (topic, pending) = (&delivery.topic, &topics.pending);
             let error = format!(
                 "the request came on {topic}, which this worker served once; publish it on {pending}"
@@ -364,27 +404,41 @@ impl Worker {
                         request.id.as_str()
                     );
                 }
-                let source = Source {
+                let origin = RequestOrigin::Queue {
                     redelivered: delivery.redelivered,
-                    packet_id: delivery.packet_id,
+                    identity: delivery.identity(&self.config.worker_id),
                 };
-                self.activity = Activity::Claiming(Box::new(Claim::new(request, source)));
+                self.activity = Activity::Claiming(Box::new(Claim::new(request, origin)));
                 ControlFlow::Continue(())
             }
             Err(rejection) => self.reject(rejection, delivery),
         }
     }
 
-    /// Answers a request that was published at QoS 0 while a job ran.
-    fn refuse(&mut self, delivery: &Delivery) -> ControlFlow<Exit> {
+    /// Rejects a request that came at QoS 0 while another one is held. It is answered as it came, at QoS 0, and only if the
+    /// connection has room for it: a flood of them must not fill our memory. For the id that is held, only `jobs/rejected`
+    /// is told, where nobody takes it for the result.
+    fn reject_now(&mut self, delivery: &Delivery) {
         let error = "published at QoS 0 while the worker had a job; publish at QoS 1, and the broker keeps it until its turn";
-        self.reject(
-            Rejection {
-                id: id_in(delivery),
-                error: error.to_owned(),
-            },
-            delivery,
-        )
+        let (worker, topics) = (&self.config.worker_id, &self.config.topics);
+        let held = self.queue.held_request().and_then(id_in);
+        let is_held = |id: &JobId| {
+            held.as_ref()
+                .is_some_and(|held| held.as_str() == id.as_str())
+        };
+        let id = id_in(delivery).filter(|id| !is_held(id));
+        let (topic, payload) = match id {
+            Some(id) => (
+                topics.result(&id),
+                Document::rejected(id, worker, error.to_owned()).to_json(),
+            ),
+            None => (
+                topics.rejected.clone(),
+                rejection_notice(worker, error, &delivery.payload),
+            ),
+        };
+        log::warn!("request rejected: {error}");
+        self.announce(&topic, payload, false);
     }
 
     fn reject(&mut self, rejection: Rejection, delivery: &Delivery) -> ControlFlow<Exit> {
@@ -394,41 +448,42 @@ impl Worker {
             None => {
                 log::warn!("request rejected: {}", rejection.error);
                 let payload = rejection_notice(worker, &rejection.error, &delivery.payload);
-                self.answer(Report {
+                self.publish_result(ResultMessage {
                     topic: self.config.topics.rejected.clone(),
                     payload,
-                    then: Then::WaitOn,
+                    after: AfterResult::WaitOn,
+                    insist: false,
                 })
             }
         }
     }
 
-    /// Answers with a final document.
+    /// Publishes a final document.
     fn report(&mut self, document: Document) -> ControlFlow<Exit> {
         let id = &document.id;
         match &document.error {
             None => log::info!("job {}: success", id.as_str()),
             Some(error) => log::warn!("job {}: {error}", id.as_str()),
         }
-        let then = if document.is_rejection() {
-            Then::WaitOn
-        } else {
-            Then::Leave
-        };
-        self.answer(Report {
+        self.publish_result(ResultMessage {
             topic: self.config.topics.result(id),
             payload: document.to_json(),
-            then,
+            after: match document.is_rejection() {
+                true => AfterResult::WaitOn,
+                false => AfterResult::Leave,
+            },
+            // whatever interrupted an earlier attempt may have interrupted the controller, too
+            insist: document.attempt.is_some_and(|attempt| attempt > 1) || document.stops > 0,
         })
     }
 
-    fn answer(&mut self, report: Report) -> ControlFlow<Exit> {
+    fn publish_result(&mut self, result: ResultMessage) -> ControlFlow<Exit> {
         self.activity = Activity::None;
         if self.refused {
             return ControlFlow::Break(Exit::Refused);
         }
         self.resume();
-        self.tell(Input::Answer(report))?;
+        self.tell(Input::Result(result))?;
         match self.stopping {
             true => self.tell(Input::Stop {
                 grace: self.config.job.stop_grace,
@@ -439,14 +494,15 @@ impl Worker {
 
     /// Gives an event to the delivery rules, and does what they say.
     fn tell(&mut self, input: Input) -> ControlFlow<Exit> {
-        let was_waiting = self.delivery.is_waiting();
-        for action in self.delivery.handle(input, Instant::now()) {
+        let was_waiting = self.queue.is_waiting();
+        for action in self.queue.handle(input, Instant::now()) {
             match action {
                 Action::Take(delivery) => self.take(&delivery)?,
-                Action::Refuse(delivery) => self.refuse(&delivery)?,
-                Action::Publish(report) => {
-                    self.with_connection(|c| c.publish(&report.topic, report.payload))
+                Action::RejectNow(delivery) => self.reject_now(&delivery),
+                Action::Publish(result) => {
+                    self.with_connection(|c| c.publish(&result.topic, result.payload))
                 }
+                Action::Warn(sentence) => log::warn!("{sentence}"),
                 Action::Acknowledge(packet_id) => {
                     self.with_connection(|c| c.acknowledge(packet_id))
                 }
@@ -458,7 +514,7 @@ impl Worker {
                 Action::Exit => return ControlFlow::Break(Exit::Done),
             }
         }
-        if self.delivery.is_waiting() && !was_waiting {
+        if self.queue.is_waiting() && !was_waiting {
             self.show_presence();
         }
         ControlFlow::Continue(())

@@ -357,7 +357,8 @@ impl Desk<'_> {
         let started = Instant::now();
         self.controller.publish(
             "jobs/pending",
-            json!({ "id": id, "workDir": job.dir }).to_string(),
+            // the id is new each time; in 3.1.1 nothing else tells a redelivery from a fresh request
+            json!({ "id": id, "workDir": job.dir, "key": id }).to_string(),
         );
         job.published.push((started, Instant::now()));
     }

@@ -170,8 +170,6 @@ fn an_unusable_value_is_exit_78_and_names_variable_and_value() {
         ("MQTT_KEEP_ALIVE", "65536"),
         ("MQTT_TOPIC_ROOT", "jobs/#"),
         ("MQTT_TOPIC_ROOT", "+/jobs"),
-        ("MQTT_SHARE_GROUP", "a/b"),
-        ("MQTT_SHARE_GROUP", "a+"),
         ("WORKER_ID", "a/b"),
         ("WORKER_ID", "a+b"),
         ("WORKER_ID", "#"),

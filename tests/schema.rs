@@ -247,7 +247,7 @@ fn the_schema_of_the_status_refuses_what_the_contract_rules_out() {
     let good = json!({
         "id": "a", "status": "failed", "logFile": "/a/job.log", "exitCode": 1, "reason": "step", "error": "why",
         "attempt": 1, "worker": "w", "startedAt": "2026-02-17T09:12:01.024Z", "finishedAt": "2026-02-17T09:12:02.024Z",
-        "durationMs": 1000, "steps": [{ "status": "failed", "exitCode": 1 }], "packetId": 1
+        "durationMs": 1000, "steps": [{ "status": "failed", "exitCode": 1 }], "key": "k", "origin": "w 5 7 ab", "stops": 1
     });
     assert_eq!(schema.check(&good), Ok(()));
     for (field, value) in [
@@ -259,7 +259,9 @@ fn the_schema_of_the_status_refuses_what_the_contract_rules_out() {
         ("status", json!("success")),
         ("status", json!("running")),
         ("steps", json!([{ "status": "asleep" }])),
-        ("packetId", json!(0)),
+        ("key", json!("")),
+        ("origin", json!(7)),
+        ("stops", json!(0)),
         ("attempt", json!(0)),
     ] {
         let mut bad = good.clone();

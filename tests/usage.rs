@@ -40,14 +40,13 @@ fn help_and_version_go_to_stdout() {
 }
 
 /// Contract section 8.
-const VARIABLES: [&str; 19] = [
+const VARIABLES: [&str; 18] = [
     "MQTT_URL",
     "MQTT_USERNAME",
     "MQTT_PASSWORD",
     "MQTT_PASSWORD_FILE",
     "MQTT_PROTOCOL_VERSION",
     "MQTT_TOPIC_ROOT",
-    "MQTT_SHARE_GROUP",
     "MQTT_KEEP_ALIVE",
     "WORKER_ID",
     "JOB_ROOT",

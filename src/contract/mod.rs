@@ -1,19 +1,21 @@
 //! The wire and file formats (contract sections 1, 2, 3 and 5): parsing and validation, without any I/O.
 
 mod definition;
+mod earlier_run;
 mod id;
 mod json;
+mod origin;
 mod request;
 mod status;
 mod topics;
 
 pub use definition::{Definition, MAX_DEFINITION_BYTES, Plan, Step};
+pub use earlier_run::{Attempt, Decision, EarlierRun, Follows};
 pub use id::{JobId, check_name};
+pub use origin::{RequestOrigin, identity};
 pub use request::{MAX_REQUEST_BYTES, Rejection, Request, rejection_notice};
-pub use status::{
-    Answer, Document, JobState, Journal, Reason, StepState, StepStatus, Timestamp, millis,
-};
-pub use topics::Topics;
+pub use status::{Document, JobState, Reason, StepState, StepStatus, Timestamp, millis};
+pub use topics::{Topics, subscribed_for};
 
 /// Text from outside in one line: it cannot make a second line, speak to the reader's terminal, or show its characters in
 /// another order than they are in (https://trojansource.codes).

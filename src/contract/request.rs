@@ -4,6 +4,7 @@ use super::definition::Definition;
 use super::id::JobId;
 use super::json::{self, Object};
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 /// The largest request that is run, in bytes of payload.
 pub const MAX_REQUEST_BYTES: usize = 1 << 20;
@@ -17,6 +18,8 @@ pub struct Request {
     pub id: JobId,
     /// As the controller wrote it: absolute, or relative to a base that the configuration knows.
     pub work_dir: String,
+    /// The idempotency key: requests with the same key are one request, however often they are published.
+    pub key: Option<String>,
     /// What the request says of the job itself.
     pub definition: Definition,
 }
@@ -58,16 +61,31 @@ impl Request {
             if work_dir.is_empty() {
                 return Err("`workDir` is empty".to_owned());
             }
-            Ok((work_dir, Definition::take_from(object)?))
+            let key = object.take("key", key)?;
+            Ok((work_dir, key, Definition::take_from(object)?))
         };
         match read() {
-            Ok((work_dir, definition)) => Ok(Self {
+            Ok((work_dir, key, definition)) => Ok(Self {
                 id,
                 work_dir,
+                key,
                 definition,
             }),
             Err(e) => Err(rejected(Some(&id), format!("the request: {e}"))),
         }
+    }
+}
+
+/// The longest idempotency key, in characters.
+const MAX_KEY_CHARACTERS: usize = 128;
+
+fn key(raw: &RawValue) -> Result<String, String> {
+    let key = json::string(raw)?;
+    match key.chars().count() {
+        1..=MAX_KEY_CHARACTERS => Ok(key),
+        count => Err(format!(
+            "has {count} characters; expected are 1 to {MAX_KEY_CHARACTERS}"
+        )),
     }
 }
 

@@ -8,8 +8,6 @@ pub struct Topics {
     root: String,
     /// What requests are published on.
     pub pending: String,
-    /// What the worker subscribes to: `pending`, or a share of it.
-    pub pending_filter: String,
     /// Cancels of whichever job.
     pub cancel_filter: String,
     /// Requests that cannot be answered by id.
@@ -19,19 +17,14 @@ pub struct Topics {
 }
 
 impl Topics {
-    /// The topics of worker `worker` below `root`, sharing its queue with `share_group` where there is one.
-    pub fn new(root: &str, share_group: Option<&str>, worker: &str) -> Self {
-        let pending = format!("{root}/pending");
+    /// The topics of worker `worker` below `root`.
+    pub fn new(root: &str, worker: &str) -> Self {
         Self {
-            pending_filter: share_group.map_or_else(
-                || pending.clone(),
-                |group| format!("$share/{group}/{pending}"),
-            ),
+            pending: format!("{root}/pending"),
             cancel_filter: format!("{root}/cancel/+"),
             rejected: format!("{root}/rejected"),
             presence: format!("{root}/workers/{worker}"),
             root: root.to_owned(),
-            pending,
         }
     }
 
@@ -48,5 +41,42 @@ impl Topics {
     /// Whose cancel came on this topic; `None` where it is none.
     pub fn cancelled_id<'a>(&self, topic: &'a str) -> Option<&'a str> {
         topic.strip_prefix(self.cancel_filter.strip_suffix('+')?)
+    }
+}
+
+/// What a worker had subscribed to that gets a message on `topic`, the request filter first where it is a request; nothing
+/// where the topic is none of a worker's, under whatever root.
+pub fn subscribed_for(topic: &str) -> Vec<String> {
+    let (root, is_request) = match topic.strip_suffix("/pending") {
+        Some(root) => (root, true),
+        None => match topic
+            .rsplit_once('/')
+            .and_then(|(above, _)| above.strip_suffix("/cancel"))
+        {
+            Some(root) => (root, false),
+            None => return Vec::new(),
+        },
+    };
+    let mut filters = vec![format!("{root}/pending"), format!("{root}/cancel/+")];
+    if !is_request {
+        filters.reverse();
+    }
+    filters
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_root_is_known_by_its_topics() {
+        assert_eq!(
+            subscribed_for("a/b/pending"),
+            ["a/b/pending", "a/b/cancel/+"]
+        );
+        assert_eq!(subscribed_for("a/cancel/7"), ["a/cancel/+", "a/pending"]);
+        for other in ["a/results/7", "pending", "cancel/7", "a"] {
+            assert!(subscribed_for(other).is_empty(), "{other}");
+        }
     }
 }

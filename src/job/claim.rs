@@ -7,8 +7,8 @@ use super::log::{JobLog, Lock, while_nothing_runs};
 use super::{OpenError, WorkDir, journal};
 use crate::config::{JobConfig, PayloadSteps};
 use crate::contract::{
-    Answer, Definition, Document, JobId, JobState, Journal, MAX_DEFINITION_BYTES, Plan, Reason,
-    Request,
+    Attempt, Decision, Definition, Document, JobId, MAX_DEFINITION_BYTES, Plan, Reason, Request,
+    RequestOrigin,
 };
 use serde::de::IgnoredAny;
 use std::path::Path;
@@ -22,18 +22,10 @@ const LAST_PAUSE: Duration = Duration::from_millis(500);
 /// The file that withdraws a job, whatever it is.
 const WITHDRAWN: &str = "job.cancel";
 
-/// Where a request came from, as far as it matters for the job.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Source {
-    /// The broker has sent it before.
-    pub redelivered: bool,
-    pub packet_id: Option<u16>,
-}
-
 /// A job that is being claimed.
 pub struct Claim {
     request: Request,
-    source: Source,
+    origin: RequestOrigin,
     started: Instant,
     next_look: Instant,
     pause: Duration,
@@ -46,38 +38,18 @@ pub enum Claimed {
     Waiting,
     /// It is ours, and its first step runs.
     Running(Box<Execution>),
-    /// It is over already: the stored result.
-    Answered(Answer),
+    /// It is over already: the stored document is its result.
+    Stored(Vec<u8>),
     /// It will not run: the result that says why.
     Refused(Box<Document>),
 }
 
-/// What the journal wants.
-#[derive(Debug, PartialEq)]
-enum Decision {
-    Run {
-        attempt: u32,
-        resumed: Option<Resumed>,
-    },
-    GiveUp {
-        attempts: u32,
-    },
-    Answer(Answer),
-}
-
-/// Why an attempt follows another one.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Resumed {
-    AfterCrash,
-    AfterStop,
-}
-
 impl Claim {
-    pub fn new(request: Request, source: Source) -> Self {
+    pub fn new(request: Request, origin: RequestOrigin) -> Self {
         let started = Instant::now();
         Self {
             request,
-            source,
+            origin,
             started,
             next_look: started,
             pause: FIRST_PAUSE,
@@ -104,7 +76,7 @@ impl Claim {
     fn end_unrun(&self, dir: Option<&WorkDir>, worker: &str, error: String) -> Document {
         let document = Document {
             exit_code: Some(130),
-            ..self.not_run(worker, Reason::Cancelled, error)
+            ..self.document(worker, Reason::Cancelled, error)
         };
         let Some(dir) = dir else { return document };
         let path = dir.path().display();
@@ -119,6 +91,11 @@ impl Claim {
             }
         }
         document
+    }
+
+    /// The result of a job that a stop of the worker ends before its first step, since nobody will deliver it again.
+    pub fn interrupted(&self, worker: &str, error: &str) -> Document {
+        self.document(worker, Reason::Interrupted, error.to_owned())
     }
 
     /// Tries to claim the job, without waiting.
@@ -145,14 +122,7 @@ impl Claim {
     }
 
     fn refuse(&self, worker: &str, reason: Reason, error: String) -> Claimed {
-        Claimed::Refused(Box::new(self.not_run(worker, reason, error)))
-    }
-
-    fn not_run(&self, worker: &str, reason: Reason, error: String) -> Document {
-        Document {
-            packet_id: self.source.packet_id,
-            ..Document::not_run(self.request.id.clone(), worker, reason, error)
-        }
+        Claimed::Refused(Box::new(self.document(worker, reason, error)))
     }
 
     fn open_dir(&self, config: &JobConfig) -> Result<WorkDir, OpenError> {
@@ -162,10 +132,12 @@ impl Claim {
         })?;
         WorkDir::open(path, config.root.as_deref()).map_err(|error| match error {
             // whoever got it may have removed the directory
-            OpenError::Missing { what, why } if self.source.redelivered => OpenError::Missing {
-                what,
-                why: why + "; if this is a redelivery, a result may have been published before",
-            },
+            OpenError::Missing { what, why } if self.origin.is_redelivered() => {
+                OpenError::Missing {
+                    what,
+                    why: why + "; if this is a redelivery, a result may have been published before",
+                }
+            }
             error => error,
         })
     }
@@ -179,12 +151,9 @@ impl Claim {
             return Err(OpenError::Unusable(error.to_owned()));
         }
         let dir = self.open_dir(config)?;
-        // a stored answer needs neither the definition, which may be gone by now, nor the lock: it does not change
-        if self.source.redelivered
-            && let Decision::Answer(answer) =
-                self.decide(journal::read(&dir, &self.request.id), worker, u32::MAX)
-        {
-            return Ok(Claimed::Answered(answer));
+        // a stored result needs neither the definition, which may be gone by now, nor the lock: it does not change
+        if let (Decision::Stored, document) = self.decide(&dir, u32::MAX) {
+            return Ok(Claimed::Stored(document));
         }
         if dir.has(WITHDRAWN) {
             let file = dir.path().join(WITHDRAWN);
@@ -222,36 +191,23 @@ impl Claim {
             }
         }
         // only now, with the lock, is the journal's word final
-        let claimed = match self.decide(
-            journal::read(&dir, &self.request.id),
-            worker,
-            plan.max_attempts,
-        ) {
-            Decision::Answer(answer) => Claimed::Answered(answer),
-            Decision::GiveUp { attempts } => {
-                let id = self.request.id.clone();
-                Claimed::Refused(Box::new(give_up(
-                    id,
-                    worker,
-                    &dir,
-                    log,
-                    attempts,
-                    self.source.packet_id,
-                )))
+        let claimed = match self.decide(&dir, plan.max_attempts) {
+            (Decision::Stored, document) => Claimed::Stored(document),
+            (Decision::GiveUp(attempt, error), _) => {
+                Claimed::Refused(Box::new(self.give_up(&dir, log, attempt, error, worker)))
             }
-            Decision::Run { attempt, resumed } => {
+            (Decision::Run(attempt), _) => {
                 for sentence in unknown.iter().chain(&plan.denied) {
                     log::warn!("job {}: {sentence}", self.id().as_str());
                 }
-                let (id, packet_id) = (self.request.id.clone(), self.source.packet_id);
                 let job = Job {
-                    id,
+                    id: self.request.id.clone(),
+                    key: self.request.key.clone(),
+                    origin: self.origin.identity().map(str::to_owned),
                     plan,
                     dir,
                     log,
                     attempt,
-                    resumed,
-                    packet_id,
                 };
                 match Execution::start(job, config, worker) {
                     Ok(execution) => Claimed::Running(Box::new(execution)),
@@ -310,63 +266,51 @@ impl Claim {
         Ok((plan.map_err(OpenError::Unusable)?, unknown))
     }
 
-    fn decide(&self, journal: Journal, worker: &str, max_attempts: u32) -> Decision {
-        match journal {
-            Journal::NeverBegun => Decision::Run {
-                attempt: 1,
-                resumed: None,
-            },
-            Journal::Died { attempt } if attempt >= max_attempts => {
-                Decision::GiveUp { attempts: attempt }
+    /// What is to be done, and the document of the earlier run that says so.
+    fn decide(&self, dir: &WorkDir, max_attempts: u32) -> (Decision, Vec<u8>) {
+        match journal::read(dir, &self.request.id) {
+            None => (Decision::Run(Attempt::FIRST), Vec::new()),
+            Some((run, document)) => {
+                let decision = run.decide(&self.request, &self.origin, max_attempts);
+                (decision, document)
             }
-            Journal::Died { attempt } => Decision::Run {
-                attempt: attempt + 1,
-                resumed: Some(Resumed::AfterCrash),
-            },
-            Journal::Stopped { attempt } => Decision::Run {
-                attempt,
-                resumed: Some(Resumed::AfterStop),
-            },
-            Journal::Final(answer)
-                if self.source.redelivered && answer.is_for(worker, self.source.packet_id) =>
-            {
-                Decision::Answer(answer)
-            }
-            Journal::Final(_) => Decision::Run {
-                attempt: 1,
-                resumed: None,
-            },
         }
     }
-}
 
-/// Ends a job whose every attempt has ended in a crash.
-fn give_up(
-    id: JobId,
-    worker: &str,
-    dir: &WorkDir,
-    mut log: JobLog,
-    attempts: u32,
-    packet_id: Option<u16>,
-) -> Document {
-    let error = format!(
-        "interrupted {attempts} times: whoever ran the job died in mid-run, and maxAttempts is reached"
-    );
-    log.line(format_args!("given up: {error}"));
-    let document = Document {
-        log_file: Some(log.path().to_owned()),
-        attempt: Some(attempts),
-        status: JobState::Failed,
-        packet_id,
-        ..Document::not_run(id, worker, Reason::Interrupted, error)
-    };
-    if let Err(error) = journal::write(dir, &document.to_json()) {
-        log::warn!(
-            "{}/job.status.json cannot be written: {error}",
-            dir.path().display()
-        );
+    /// A document of this request, to be completed.
+    fn document(&self, worker: &str, reason: Reason, error: String) -> Document {
+        let id = self.request.id.clone();
+        Document {
+            key: self.request.key.clone(),
+            origin: self.origin.identity().map(str::to_owned),
+            ..Document::not_run(id, worker, reason, error)
+        }
     }
-    document
+
+    /// Ends a job that gets no further attempt.
+    fn give_up(
+        &self,
+        dir: &WorkDir,
+        mut log: JobLog,
+        attempt: Attempt,
+        error: String,
+        worker: &str,
+    ) -> Document {
+        log.line(format_args!("given up: {error}"));
+        let document = Document {
+            log_file: Some(log.path().to_owned()),
+            attempt: Some(attempt.number),
+            stops: attempt.stops,
+            ..self.document(worker, Reason::Interrupted, error)
+        };
+        if let Err(error) = journal::write(dir, &document.to_json()) {
+            log::warn!(
+                "{}/job.status.json cannot be written: {error}",
+                dir.path().display()
+            );
+        }
+        document
+    }
 }
 
 /// Whether more is to come: a file that is being written.
@@ -380,92 +324,6 @@ fn warn_once(log: &JobLog, error: &std::io::Error) {
         log::warn!(
             "{} cannot be locked: {error}; going on, so never let two workers have one directory",
             log.path()
-        );
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn decide(journal: &str, redelivered: bool, packet_id: u16, max_attempts: u32) -> Decision {
-        let request = Request::parse(br#"{"id": "a", "workDir": "x"}"#).unwrap();
-        let journal = Journal::read(
-            Some(journal.as_bytes()).filter(|j| !j.is_empty()),
-            &request.id,
-        );
-        let claim = Claim::new(
-            request,
-            Source {
-                redelivered,
-                packet_id: Some(packet_id),
-            },
-        );
-        claim.decide(journal, "w", max_attempts)
-    }
-
-    #[test]
-    fn the_journal_decides_what_a_request_is() {
-        use Resumed::{AfterCrash, AfterStop};
-        let running = |attempt| format!(r#"{{"id":"a","status":"running","attempt":{attempt}}}"#);
-        let stopped = r#"{"id":"a","status":"interrupted","attempt":2}"#;
-        let run = |attempt, resumed| Decision::Run { attempt, resumed };
-        for redelivered in [false, true] {
-            assert_eq!(
-                decide("", redelivered, 1, 3),
-                run(1, None),
-                "DUP alone never means that it ran"
-            );
-            assert_eq!(
-                decide(&running(1), redelivered, 1, 3),
-                run(2, Some(AfterCrash))
-            );
-            assert_eq!(
-                decide(&running(2), redelivered, 1, 3),
-                run(3, Some(AfterCrash))
-            );
-            assert_eq!(
-                decide(&running(3), redelivered, 1, 3),
-                Decision::GiveUp { attempts: 3 }
-            );
-            assert_eq!(
-                decide(&running(1), redelivered, 1, 1),
-                Decision::GiveUp { attempts: 1 }
-            );
-            assert_eq!(
-                decide(stopped, redelivered, 1, 1),
-                run(2, Some(AfterStop)),
-                "a stop does not count"
-            );
-            assert_eq!(
-                decide("garbage", redelivered, 1, 3),
-                run(2, Some(AfterCrash))
-            );
-        }
-    }
-
-    #[test]
-    fn a_final_job_is_answered_or_run_again() {
-        let done = r#"{"id":"a","status":"success","worker":"w","packetId":7}"#;
-        assert!(
-            matches!(decide(done, true, 7, 3), Decision::Answer(_)),
-            "the same request, redelivered"
-        );
-        assert_eq!(
-            decide(done, false, 7, 3),
-            Decision::Run {
-                attempt: 1,
-                resumed: None
-            },
-            "published afresh"
-        );
-        assert_eq!(
-            decide(done, true, 8, 3),
-            Decision::Run {
-                attempt: 1,
-                resumed: None
-            },
-            "afresh, and redelivered unseen"
         );
     }
 }

@@ -18,7 +18,7 @@ pub fn of(job: &Job, worker: &str) -> Vec<(OsString, OsString)> {
         ("JOB_WORK_DIR", job.dir.path().into()),
         ("JOB_LOG", job.log.path().into()),
         ("JOB_STEPS", job.plan.steps.len().to_string().into()),
-        ("JOB_ATTEMPT", job.attempt.to_string().into()),
+        ("JOB_ATTEMPT", job.attempt.number.to_string().into()),
         ("WORKER_ID", worker.into()),
     ];
     let ours = ours

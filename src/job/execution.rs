@@ -1,12 +1,12 @@
 //! Running the steps of a claimed job: one after the other, until the first failure, each within its limits
 //! (contract sections 4 and 7).
 
-use super::claim::Resumed;
 use super::log::JobLog;
 use super::{End, WorkDir, environment, journal};
 use crate::config::JobConfig;
 use crate::contract::{
-    Document, JobId, JobState, Plan, Reason, StepState, StepStatus, Timestamp, millis,
+    Attempt, Document, Follows, JobId, JobState, Plan, Reason, StepState, StepStatus, Timestamp,
+    millis,
 };
 use crate::process::{self, Exit, Left};
 use rustix::process::{Pid, Signal};
@@ -30,12 +30,10 @@ pub struct Job {
     pub plan: Plan,
     pub dir: WorkDir,
     pub log: JobLog,
-    /// From 1.
-    pub attempt: u32,
-    /// Why this is not the first run.
-    pub resumed: Option<Resumed>,
-    /// See [`Document::packet_id`].
-    pub packet_id: Option<u16>,
+    pub attempt: Attempt,
+    /// See [`Document::key`] and [`Document::origin`].
+    pub key: Option<String>,
+    pub origin: Option<String>,
 }
 
 /// How a run ended.
@@ -93,22 +91,26 @@ impl Execution {
     /// again and again.
     pub fn start(mut job: Job, config: &JobConfig, worker: &str) -> Result<Self, String> {
         let path = job.log.path().to_owned();
-        let log_start = job.resumed.map_or(0, |_| job.log.size());
-        match job.resumed {
-            None => job
+        let log_start = if job.attempt == Attempt::FIRST {
+            0
+        } else {
+            job.log.size()
+        };
+        match job.attempt.follows {
+            Follows::Nothing => job
                 .log
                 .begin(&job.id, &job.dir)
                 .map_err(|error| format!("{path} cannot be written: {error}"))?,
-            Some(Resumed::AfterCrash) => {
+            Follows::Crash => {
                 job.log.line(format_args!(
                     "attempt {}: whoever ran the one before died in mid-run",
-                    job.attempt
+                    job.attempt.number
                 ));
             }
-            Some(Resumed::AfterStop) => {
+            Follows::Stop => {
                 job.log.line(format_args!(
                     "attempt {} again: the worker was asked to stop in mid-run",
-                    job.attempt
+                    job.attempt.number
                 ));
             }
         }
@@ -126,13 +128,15 @@ impl Execution {
             exit_code: None,
             reason: None,
             error: None,
-            attempt: Some(job.attempt),
+            attempt: Some(job.attempt.number),
             worker: worker.to_owned(),
             started_at: Some(Timestamp::now()),
             finished_at: None,
             duration_ms: None,
             steps: steps.collect(),
-            packet_id: job.packet_id,
+            key: job.key.clone(),
+            origin: job.origin.clone(),
+            stops: job.attempt.stops,
         };
         let mut execution = Self {
             env: environment::of(&job, worker),
@@ -436,25 +440,18 @@ impl Execution {
         let stopped = self.stopping && self.failure.is_none();
         if stopped {
             self.document.status = JobState::Interrupted;
+            self.document.stops = self.document.stops.saturating_add(1);
             self.job.log.line(format_args!(
                 "stopped before the end; the job will be run again"
             ));
         } else {
-            for step in self
-                .document
-                .steps
-                .iter_mut()
-                .filter(|step| step.status == StepState::Pending)
-            {
-                step.status = StepState::Skipped;
+            match self.failure.take() {
+                None => self.make_final(JobState::Success, 0),
+                Some((reason, code, error)) => {
+                    self.make_final(JobState::Failed, code);
+                    (self.document.reason, self.document.error) = (Some(reason), Some(error));
+                }
             }
-            (self.document.status, self.document.exit_code) = (JobState::Success, Some(0));
-            if let Some((reason, code, error)) = self.failure.take() {
-                (self.document.status, self.document.exit_code) = (JobState::Failed, Some(code));
-                (self.document.reason, self.document.error) = (Some(reason), Some(error));
-            }
-            self.document.finished_at = Some(Timestamp::now());
-            self.document.duration_ms = Some(millis(self.started.elapsed()));
         }
         if let Err(error) = self.write_journal(Instant::now()) {
             log::warn!("{error}; the result is published all the same");
@@ -465,6 +462,30 @@ impl Execution {
         } else {
             Outcome::Final(Box::new(self.document.clone()))
         });
+    }
+
+    fn make_final(&mut self, status: JobState, exit_code: i32) {
+        for step in &mut self.document.steps {
+            if step.status == StepState::Pending {
+                step.status = StepState::Skipped;
+            }
+        }
+        (self.document.status, self.document.exit_code) = (status, Some(exit_code));
+        self.document.finished_at = Some(Timestamp::now());
+        self.document.duration_ms = Some(millis(self.started.elapsed()));
+    }
+
+    /// Makes the document of an interrupted job final, for a request that nobody will deliver again.
+    pub fn fail_interrupted(&mut self, error: &str) -> Document {
+        self.job.log.line(format_args!("{error}"));
+        let mut exit_codes = self.document.steps.iter().filter_map(|step| step.exit_code);
+        self.make_final(JobState::Failed, exit_codes.next_back().unwrap_or(0).max(1));
+        (self.document.reason, self.document.error) =
+            (Some(Reason::Interrupted), Some(error.to_owned()));
+        if let Err(error) = self.write_journal(Instant::now()) {
+            log::warn!("{error}; the result is published all the same");
+        }
+        self.document.clone()
     }
 
     fn write_journal(&mut self, now: Instant) -> Result<(), String> {

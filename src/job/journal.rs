@@ -1,7 +1,7 @@
 //! `job.status.json`: what the next worker will know of this job, whenever we die (contract sections 5 and 6).
 
 use super::WorkDir;
-use crate::contract::{JobId, Journal};
+use crate::contract::{EarlierRun, JobId};
 use std::io;
 
 const NAME: &str = "job.status.json";
@@ -9,18 +9,19 @@ const NAME: &str = "job.status.json";
 /// Larger than any document of ours: a step has a few hundred bytes in it, and comes out of a `job.json` of 1 MiB.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// What is on disk for a job.
-pub fn read(dir: &WorkDir, id: &JobId) -> Journal {
-    match dir.read(NAME, MAX_BYTES) {
-        Ok(content) => Journal::read(content.as_deref(), id),
+/// An earlier run of the job `id` in this directory, and its document.
+pub fn read(dir: &WorkDir, id: &JobId) -> Option<(EarlierRun, Vec<u8>)> {
+    let document = match dir.read(NAME, MAX_BYTES) {
+        Ok(document) => document?,
         Err(error) => {
             log::warn!(
                 "{}/{NAME} cannot be read: {error}; taken for a job that was begun and died",
                 dir.path().display()
             );
-            Journal::read(Some(b""), id)
+            Vec::new()
         }
-    }
+    };
+    Some((EarlierRun::read(&document, id)?, document))
 }
 
 /// Writes a document as it will be published, before that.

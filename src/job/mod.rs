@@ -9,7 +9,7 @@ mod execution;
 mod journal;
 mod log;
 
-pub use claim::{Claim, Claimed, Source};
+pub use claim::{Claim, Claimed};
 pub use directory::{OpenError, WorkDir};
 pub use end::End;
 pub use execution::{Execution, Outcome};

@@ -11,6 +11,7 @@ mod v5;
 
 use crate::backoff::Backoff;
 use crate::config::{Broker, Protocol};
+use crate::contract::identity;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::io;
@@ -61,8 +62,6 @@ pub struct Settings {
     pub requests: String,
     /// Subscribed at QoS 0: a cancel counts now or never, and must not wait behind an unacknowledged request.
     pub cancels: String,
-    /// Left over by an earlier configuration of the same session, to be given up.
-    pub outdated: Option<String>,
     /// Topic and payload that the broker publishes, retained, when we are gone without a word.
     pub last_will: (String, Vec<u8>),
 }
@@ -76,7 +75,17 @@ pub struct Delivery {
     pub packet_id: Option<u16>,
     /// MQTT DUP: the broker has sent it before, to whomever.
     pub redelivered: bool,
+    /// MQTT 5: the Subscription Identifier under which the broker has queued it.
+    pub subscription: Option<u32>,
     pub retained: bool,
+}
+
+impl Delivery {
+    /// What no other request has in common with this one: see [`identity`]. `None` where the broker does not tell enough.
+    pub fn identity(&self, client_id: &str) -> Option<String> {
+        let (subscription, packet_id) = (self.subscription?, self.packet_id?);
+        Some(identity(client_id, subscription, packet_id, &self.payload))
+    }
 }
 
 /// What a connection may be asked for. Requests to a connection that broke vanish.
@@ -91,6 +100,8 @@ pub trait Connection: Send + Sync {
     fn acknowledge(&self, packet_id: u16);
     /// Gives up a subscription.
     fn unsubscribe(&self, filter: &str);
+    /// Whether [`Event::Published`] tells if anybody is subscribed.
+    fn tells_subscribers(&self) -> bool;
     /// Ends the connection in order; [`Event::Closed`] tells when that is sent.
     fn disconnect(&self);
 }
@@ -106,7 +117,7 @@ pub enum Event {
     Ready,
     Message(Delivery),
     /// The broker has our message, or says why it does not take it.
-    Published(Result<(), Unpublished>),
+    Published(Result<Subscribers, Unpublished>),
     /// Our DISCONNECT is sent, and all that was asked for before it.
     Closed,
     /// The connection is gone; another is being made.
@@ -118,6 +129,16 @@ pub enum Event {
     DroppedEarly(u32),
     /// The broker does not want us, and trying again would not help.
     Refused(String),
+}
+
+/// Whether a message of ours that the broker has taken goes to anybody.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Subscribers {
+    Some,
+    /// Nobody has subscribed to it (MQTT 5, reason code 0x10).
+    None,
+    /// MQTT 3.1.1 does not tell.
+    Unknown,
 }
 
 /// Why a broker does not take a message of ours.
@@ -184,7 +205,7 @@ enum Heard {
     /// For each of our subscriptions in order, what the broker says against it.
     Subscribed(Vec<Option<String>>),
     Message(Delivery),
-    Published(Result<(), Unpublished>),
+    Published(Result<Subscribers, Unpublished>),
     Closed,
     /// Nothing that concerns the worker.
     Other,

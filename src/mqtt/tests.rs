@@ -21,7 +21,6 @@ fn settings(port: u16) -> Settings {
         client_id: "w".into(),
         requests: "jobs/pending".into(),
         cancels: "jobs/cancel/+".into(),
-        outdated: None,
         last_will: ("jobs/workers/w".into(), Vec::new()),
     }
 }

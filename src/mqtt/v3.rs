@@ -5,7 +5,7 @@ use super::{
     Announcements, Connection, Delivery, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES,
     REQUEST_CAPACITY,
 };
-use super::{Settings, Wire, patience};
+use super::{Settings, Subscribers, Wire, patience};
 use rumqttc::{
     Client, ConnectReturnCode as Code, ConnectionError, Event, LastWill, MqttOptions, Outgoing,
     Packet, Publish, QoS, RecvTimeoutError, StateError, SubscribeFilter, SubscribeReasonCode,
@@ -59,9 +59,6 @@ struct V3(Client, Announcements);
 // The errors that are dropped here all say one thing: the connection is gone. The worker hears that as an event.
 impl Connection for V3 {
     fn subscribe(&self, settings: &Settings) {
-        if let Some(outdated) = &settings.outdated {
-            self.unsubscribe(outdated);
-        }
         let requests = SubscribeFilter::new(settings.requests.clone(), QoS::AtLeastOnce);
         let cancels = SubscribeFilter::new(settings.cancels.clone(), QoS::AtMostOnce);
         let _ = self.0.subscribe_many([requests, cancels]);
@@ -85,6 +82,10 @@ impl Connection for V3 {
 
     fn unsubscribe(&self, filter: &str) {
         let _ = self.0.unsubscribe(filter);
+    }
+
+    fn tells_subscribers(&self) -> bool {
+        false
     }
 
     fn disconnect(&self) {
@@ -167,9 +168,10 @@ impl V3Wire {
                 payload: message.payload,
                 packet_id: (message.qos != QoS::AtMostOnce).then_some(message.pkid),
                 redelivered: message.dup,
+                subscription: None,
                 retained: message.retain,
             }),
-            Event::Incoming(Packet::PubAck(_)) => Heard::Published(Ok(())),
+            Event::Incoming(Packet::PubAck(_)) => Heard::Published(Ok(Subscribers::Unknown)),
             Event::Outgoing(Outgoing::Disconnect) => Heard::Closed,
             // packet identifier 0 is QoS 0
             Event::Outgoing(Outgoing::Publish(0)) => {

@@ -4,18 +4,21 @@ use super::{
     Announcements, Connection, Delivery, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES,
     REQUEST_CAPACITY,
 };
-use super::{Settings, Unpublished, Wire, patience};
+use super::{Settings, Subscribers, Unpublished, Wire, patience};
 use rumqttc::Outgoing;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
     ConnAck, ConnectProperties, ConnectReturnCode as Code, DisconnectReasonCode, Filter, LastWill,
-    Packet, PubAck, PubAckReason, Publish, RetainForwardRule, SubscribeReasonCode,
+    Packet, PubAck, PubAckReason, Publish, RetainForwardRule, SubscribeProperties,
+    SubscribeReasonCode,
 };
 use rumqttc::v5::{Client, ConnectionError, Event, MqttOptions, RecvTimeoutError, StateError};
 #[cfg(feature = "tls")]
 use rumqttc::{TlsError, v5::mqttbytes::Error as CodecError};
 use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// The session outlives our absence for as long as the broker allows.
@@ -25,14 +28,21 @@ const SESSION_NEVER_EXPIRES: u32 = u32::MAX;
 pub fn open(settings: &Settings, host: &str) -> (Arc<dyn Connection>, Box<dyn Wire>) {
     let (client, connection) = Client::new(options(settings, host), REQUEST_CAPACITY);
     let announcements = Announcements::default();
+    let identifies = Arc::new(AtomicBool::new(true));
     let wire = V5Wire {
         connection,
+        identifies: identifies.clone(),
         announcements: announcements.clone(),
         heard: None,
         last_words: VecDeque::new(),
         failure: None,
     };
-    (Arc::new(V5(client, announcements)), Box::new(wire))
+    let connection = V5 {
+        client,
+        announcements,
+        identifies,
+    };
+    (Arc::new(connection), Box::new(wire))
 }
 
 fn options(settings: &Settings, host: &str) -> MqttOptions {
@@ -71,14 +81,16 @@ fn options(settings: &Settings, host: &str) -> MqttOptions {
     options
 }
 
-struct V5(Client, Announcements);
+struct V5 {
+    client: Client,
+    announcements: Announcements,
+    /// The broker takes Subscription Identifiers, as far as it has said.
+    identifies: Arc<AtomicBool>,
+}
 
 // The errors that are dropped here all say one thing: the connection is gone. The worker hears that as an event.
 impl Connection for V5 {
     fn subscribe(&self, settings: &Settings) {
-        if let Some(outdated) = &settings.outdated {
-            self.unsubscribe(outdated);
-        }
         let requests = Filter {
             // a retained request is told apart even when it comes live, and is answered once and not at every start
             preserve_retain: true,
@@ -89,16 +101,24 @@ impl Connection for V5 {
             retain_forward_rule: RetainForwardRule::Never,
             ..Filter::new(&settings.cancels, QoS::AtMostOnce)
         };
-        let _ = self.0.subscribe_many([requests, cancels]);
+        let filters = [requests, cancels];
+        let _ = match self.identifies.load(Relaxed) {
+            true => self
+                .client
+                .subscribe_many_with_properties(filters, session_mark()),
+            false => self.client.subscribe_many(filters),
+        };
     }
 
     fn publish(&self, topic: &str, payload: Vec<u8>) {
-        let _ = self.0.publish(topic, QoS::AtLeastOnce, false, payload);
+        let _ = self.client.publish(topic, QoS::AtLeastOnce, false, payload);
     }
 
     fn announce(&self, topic: &str, payload: Vec<u8>, retain: bool) {
-        if self.1.has_room() {
-            let _ = self.0.try_publish(topic, QoS::AtMostOnce, retain, payload);
+        if self.announcements.has_room() {
+            let _ = self
+                .client
+                .try_publish(topic, QoS::AtMostOnce, retain, payload);
         }
     }
 
@@ -108,20 +128,25 @@ impl Connection for V5 {
             pkid: packet_id,
             ..Publish::default()
         };
-        let _ = self.0.ack(&message);
+        let _ = self.client.ack(&message);
     }
 
     fn unsubscribe(&self, filter: &str) {
-        let _ = self.0.unsubscribe(filter);
+        let _ = self.client.unsubscribe(filter);
+    }
+
+    fn tells_subscribers(&self) -> bool {
+        true
     }
 
     fn disconnect(&self) {
-        let _ = self.0.disconnect();
+        let _ = self.client.disconnect();
     }
 }
 
 struct V5Wire {
     connection: rumqttc::v5::Connection,
+    identifies: Arc<AtomicBool>,
     announcements: Announcements,
     /// When the broker was last heard; `None` until CONNACK has come.
     heard: Option<Instant>,
@@ -182,6 +207,7 @@ impl V5Wire {
                 Heard::Subscribed(ack.return_codes.iter().map(fault).collect())
             }
             Event::Incoming(Packet::Publish(message)) => Heard::Message(Delivery {
+                subscription: subscription(&message),
                 topic: String::from_utf8_lossy(&message.topic).into_owned(),
                 payload: message.payload,
                 packet_id: (message.qos != QoS::AtMostOnce).then_some(message.pkid),
@@ -204,6 +230,9 @@ impl V5Wire {
         let Some(properties) = &ack.properties else {
             return;
         };
+        if properties.subscription_identifiers_available == Some(0) {
+            self.identifies.store(false, Relaxed);
+        }
         if let Some(seconds) = properties
             .session_expiry_interval
             .filter(|s| *s < SESSION_NEVER_EXPIRES)
@@ -222,6 +251,25 @@ impl V5Wire {
     }
 }
 
+/// A Subscription Identifier that no other SUBSCRIBE has had: the broker marks what it queues for a subscription with it, so
+/// it tells the sessions of one client id apart. It has 28 bits and is not 0 (MQTT 5, section 3.8.2.1.2).
+fn session_mark() -> SubscribeProperties {
+    // each of these is seeded with what the system calls random
+    let random = RandomState::new().hash_one(());
+    SubscribeProperties {
+        id: Some((random % 0x0fff_ffff) as usize + 1),
+        user_properties: Vec::new(),
+    }
+}
+
+/// The one Subscription Identifier of a message; with several, nothing tells which is that of the requests.
+fn subscription(message: &Publish) -> Option<u32> {
+    match *message.properties.as_ref()?.subscription_identifiers {
+        [id] => u32::try_from(id).ok(),
+        _ => None,
+    }
+}
+
 fn fault(code: &SubscribeReasonCode) -> Option<String> {
     match code {
         SubscribeReasonCode::Success(_) => None,
@@ -229,9 +277,10 @@ fn fault(code: &SubscribeReasonCode) -> Option<String> {
     }
 }
 
-fn published(ack: &PubAck) -> Result<(), Unpublished> {
+fn published(ack: &PubAck) -> Result<Subscribers, Unpublished> {
     match ack.reason {
-        PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Ok(()),
+        PubAckReason::Success => Ok(Subscribers::Some),
+        PubAckReason::NoMatchingSubscribers => Ok(Subscribers::None),
         PubAckReason::NotAuthorized => Err(Unpublished::NotAuthorized),
         reason => Err(Unpublished::ForNow(format!("{reason:?}"))),
     }

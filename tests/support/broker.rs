@@ -173,6 +173,7 @@ impl Broker {
                 qos: 1,
                 retain,
                 dup: false,
+                subscription: None,
             })
         });
     }

@@ -7,8 +7,8 @@ use std::os::unix::ffi::OsStringExt;
 
 use job_worker::config::Config;
 use job_worker::contract::{
-    Definition, Document, JobId, Journal, Plan, Request, Step, Topics, check_name,
-    rejection_notice, single_line,
+    Decision, Definition, Document, EarlierRun, JobId, Plan, Request, RequestOrigin, Step, Topics,
+    check_name, rejection_notice, single_line,
 };
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -18,7 +18,7 @@ const LONGEST_ERROR: usize = 2000;
 
 /// The payload of a request.
 pub fn request(bytes: &[u8]) {
-    let topics = Topics::new("jobs", None, "w");
+    let topics = Topics::new("jobs", "w");
     let (id, error) = match Request::parse(bytes) {
         Ok(request) => {
             assert!(!request.work_dir.is_empty() && !request.work_dir.contains('\0'));
@@ -42,11 +42,8 @@ pub fn request(bytes: &[u8]) {
                 fields["id"].get(),
                 serde_json::to_string(&id).expect("our own JSON")
             );
-            // what we have answered is what the next worker reads
-            assert!(matches!(
-                Journal::read(Some(&answer), &id),
-                Journal::Final(_)
-            ));
+            // what we publish is what the next worker reads
+            assert!(EarlierRun::read(&answer, &id).is_some());
         }
         None => {
             let notice = rejection_notice("w", &error, bytes);
@@ -70,20 +67,26 @@ pub fn definition(bytes: &[u8]) {
 
 /// The content of a `job.status.json`.
 pub fn journal(bytes: &[u8]) {
-    let id = JobId::from_text("a").expect("a good id");
-    let journal = Journal::read(Some(bytes), &id);
-    if let Journal::Final(answer) = &journal {
-        let bytes = answer
-            .document
-            .strip_prefix(b"\xef\xbb\xbf")
-            .unwrap_or(&answer.document);
-        let fields: HashMap<String, Box<RawValue>> =
-            serde_json::from_slice(bytes).expect("an answer is JSON");
-        let owner: Value = serde_json::from_str(fields["id"].get()).expect("a string");
-        assert_eq!(owner, "a", "the answer of another job");
-    }
-    if let Journal::Died { attempt } | Journal::Stopped { attempt } = journal {
-        assert!(attempt > 0);
+    let request = br#"{"id": "a", "workDir": "x", "key": "k"}"#;
+    let request = Request::parse(request).expect("a good request");
+    let Some(earlier) = EarlierRun::read(bytes, &request.id) else {
+        return;
+    };
+    match earlier.decide(&request, &RequestOrigin::ByHand, 3) {
+        Decision::Stored => {
+            let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+            let fields: HashMap<String, Box<RawValue>> =
+                serde_json::from_slice(bytes).expect("a stored result is JSON");
+            for (name, expected) in [("id", "a"), ("key", "k")] {
+                let value: Value = serde_json::from_str(fields[name].get()).expect("a string");
+                assert_eq!(value, expected, "the result of another request");
+            }
+        }
+        Decision::Run(attempt) => assert!(attempt.number > 0),
+        Decision::GiveUp(attempt, error) => {
+            assert!(attempt.number > 0);
+            sentence(&error);
+        }
     }
 }
 

@@ -38,6 +38,8 @@ pub enum Packet {
         dup: bool,
         retain: bool,
         pkid: u16,
+        /// The Subscription Identifier of MQTT 5, to clients only.
+        subscription: Option<u32>,
     },
     PubAck {
         pkid: u16,
@@ -47,6 +49,8 @@ pub enum Packet {
     Subscribe {
         pkid: u16,
         filters: Vec<(String, u8)>,
+        /// The Subscription Identifier of MQTT 5.
+        identifier: Option<u32>,
     },
     SubAck {
         pkid: u16,
@@ -78,6 +82,8 @@ pub struct Message {
     pub qos: u8,
     pub retain: bool,
     pub dup: bool,
+    /// The Subscription Identifier under which it was queued.
+    pub subscription: Option<u32>,
 }
 
 impl Message {
@@ -97,6 +103,7 @@ impl Message {
             dup,
             retain: self.retain,
             pkid,
+            subscription: self.subscription,
         }
     }
 }
@@ -170,6 +177,7 @@ fn decode_v4(packet: v4::Packet) -> Option<Packet> {
             dup: p.dup,
             retain: p.retain,
             pkid: p.pkid,
+            subscription: None,
         },
         v4::Packet::Subscribe(s) => {
             let filters = s
@@ -179,6 +187,7 @@ fn decode_v4(packet: v4::Packet) -> Option<Packet> {
             Packet::Subscribe {
                 pkid: s.pkid,
                 filters: filters.collect(),
+                identifier: None,
             }
         }
         v4::Packet::Unsubscribe(u) => Packet::Unsubscribe {
@@ -219,6 +228,7 @@ fn decode_v5(packet: v5::Packet) -> Option<Packet> {
             dup: p.dup,
             retain: p.retain,
             pkid: p.pkid,
+            subscription: None,
         },
         v5::Packet::Subscribe(s) => {
             let options = |filter: &v5::Filter| {
@@ -233,6 +243,9 @@ fn decode_v5(packet: v5::Packet) -> Option<Packet> {
             Packet::Subscribe {
                 pkid: s.pkid,
                 filters: filters.collect(),
+                identifier: s
+                    .properties
+                    .and_then(|properties| u32::try_from(properties.id?).ok()),
             }
         }
         v5::Packet::Unsubscribe(u) => Packet::Unsubscribe {
@@ -252,6 +265,7 @@ fn will(topic: String, payload: &[u8], qos: u8, retain: bool) -> Message {
         qos,
         retain,
         dup: false,
+        subscription: None,
     }
 }
 
@@ -279,13 +293,20 @@ pub(super) fn encode(version: u8, packet: &Packet) -> Vec<u8> {
             dup,
             retain,
             pkid,
+            subscription,
         } => {
             put_string(&mut body, topic);
             if *qos > 0 {
                 body.extend(pkid.to_be_bytes());
             }
             if v5 {
-                body.push(0);
+                let mut properties = Vec::new();
+                if let Some(identifier) = subscription {
+                    properties.push(0x0B);
+                    put_length(&mut properties, *identifier as usize);
+                }
+                put_length(&mut body, properties.len());
+                body.extend(properties);
             }
             body.extend(payload);
             0x30 | u8::from(*dup) << 3 | qos << 1 | u8::from(*retain)

@@ -44,6 +44,9 @@ pub(super) struct Link {
     pub(super) will: Option<Message>,
 }
 
+/// Options byte and Subscription Identifier.
+type Subscription = (u8, Option<u32>);
+
 #[derive(Default)]
 pub(super) struct Session {
     connection: Option<usize>,
@@ -52,8 +55,7 @@ pub(super) struct Session {
     /// Receive Maximum.
     window: usize,
     max_packet_size: Option<u32>,
-    /// Filters with their options byte.
-    subscriptions: BTreeMap<String, u8>,
+    subscriptions: BTreeMap<String, Subscription>,
     in_flight: Vec<InFlight>,
     queue: VecDeque<Message>,
     last_pkid: u16,
@@ -240,6 +242,7 @@ impl State {
                 dup,
                 retain,
                 pkid,
+                ..
             } => {
                 let failure = self
                     .knobs
@@ -255,6 +258,7 @@ impl State {
                         qos,
                         retain,
                         dup,
+                        subscription: None,
                     });
                 }
                 if qos == 1 {
@@ -268,9 +272,11 @@ impl State {
                 }
                 self.pump(&client);
             }
-            Packet::Subscribe { pkid, filters } => {
-                self.subscribe(connection, &client, pkid, filters)
-            }
+            Packet::Subscribe {
+                pkid,
+                filters,
+                identifier,
+            } => self.subscribe(connection, &client, pkid, filters, identifier),
             Packet::Unsubscribe { pkid, filters } => {
                 let Some(session) = self.sessions.get_mut(&client) else {
                     return;
@@ -406,6 +412,7 @@ impl State {
         client: &str,
         pkid: u16,
         filters: Vec<(String, u8)>,
+        identifier: Option<u32>,
     ) {
         let Some(session) = self.sessions.get_mut(client) else {
             return;
@@ -426,7 +433,7 @@ impl State {
             codes.push(qos);
             let new = session
                 .subscriptions
-                .insert(filter.clone(), options)
+                .insert(filter.clone(), (options, identifier))
                 .is_none();
             let wanted = match options >> 4 & 3 {
                 0 => true,
@@ -440,6 +447,7 @@ impl State {
                     .filter(|message| matches(&filter, &message.topic));
                 retained.extend(matching.map(|message| Message {
                     qos: message.qos.min(qos),
+                    subscription: identifier,
                     ..message.clone()
                 }));
             }
@@ -461,10 +469,11 @@ impl State {
             self.received.push(message.clone());
         }
         // Per subscriber once, with the options of the subscription that has the highest QoS.
-        let mut direct: BTreeMap<String, u8> = BTreeMap::new();
-        let mut groups: BTreeMap<String, Vec<(String, u8)>> = BTreeMap::new();
+        let mut direct: BTreeMap<String, Subscription> = BTreeMap::new();
+        let mut groups: BTreeMap<String, Vec<(String, Subscription)>> = BTreeMap::new();
         for (client, session) in &self.sessions {
-            for (filter, &options) in &session.subscriptions {
+            for (filter, &subscribed) in &session.subscriptions {
+                let (options, _) = subscribed;
                 let no_local = options & 4 != 0 && *client == message.client;
                 if !matches(shared_filter(filter).unwrap_or(filter), &message.topic) || no_local {
                     continue;
@@ -473,14 +482,12 @@ impl State {
                     groups
                         .entry(filter.clone())
                         .or_default()
-                        .push((client.clone(), options));
+                        .push((client.clone(), subscribed));
                 } else {
-                    let best = direct.entry(client.clone()).or_insert(options);
-                    *best = if options & 3 > *best & 3 {
-                        options
-                    } else {
-                        *best
-                    };
+                    let best = direct.entry(client.clone()).or_insert(subscribed);
+                    if options & 3 > best.0 & 3 {
+                        *best = subscribed;
+                    }
                 }
             }
         }
@@ -496,7 +503,7 @@ impl State {
             subscribers.push(members.swap_remove(*turn % members.len()));
             *turn += 1;
         }
-        for (client, options) in subscribers {
+        for (client, (options, subscription)) in subscribers {
             let qos = message.qos.min(options & 3).min(1);
             let retain = message.retain && options & 8 != 0; // Retain As Published
             self.enqueue(
@@ -504,6 +511,7 @@ impl State {
                 Message {
                     qos,
                     retain,
+                    subscription,
                     ..message.clone()
                 },
             );

@@ -1,0 +1,383 @@
+//! What `job.status.json` says of an earlier run in this directory, and what follows from it for a request: a first run,
+//! a further attempt, or the result that is there already.
+
+use super::json::{self, Object};
+use super::status::JobState;
+use super::{JobId, Request, RequestOrigin};
+
+/// How often a job may be interrupted by a stop of its worker. More than that is a job that stops its own worker.
+pub const MAX_STOPS: u32 = 10;
+
+/// An earlier run of a job, as its directory tells of it.
+#[derive(Debug, PartialEq)]
+pub struct EarlierRun {
+    progress: Progress,
+    /// The attempts of that run, from 1.
+    attempt: u32,
+    /// How many times it was interrupted by a stop of its worker.
+    stops: u32,
+    /// Its request: see [`Document::key`](super::Document::key) and [`Document::origin`](super::Document::origin).
+    key: Option<String>,
+    origin: Option<String>,
+}
+
+/// How far the earlier run came.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Progress {
+    /// It was begun and has no end: whoever ran it died.
+    Died,
+    /// A stop of its worker interrupted it.
+    Interrupted,
+    /// It has a result.
+    Final,
+}
+
+/// What is to be done about a request.
+#[derive(Debug, PartialEq)]
+pub enum Decision {
+    Run(Attempt),
+    /// The job ends here without another attempt; the sentence says why.
+    GiveUp(Attempt, String),
+    /// The stored result is the result of this request.
+    Stored,
+}
+
+/// A run of a job, and how it came to it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Attempt {
+    /// From 1.
+    pub number: u32,
+    /// See [`Document::stops`](super::Document::stops).
+    pub stops: u32,
+    pub follows: Follows,
+}
+
+/// What an attempt follows.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Follows {
+    /// Nothing: it is the first of its request.
+    Nothing,
+    /// An attempt whose worker died in mid-run.
+    Crash,
+    /// An attempt that a stop of its worker interrupted.
+    Stop,
+}
+
+impl Attempt {
+    /// The first attempt of a request.
+    pub const FIRST: Self = Self {
+        number: 1,
+        stops: 0,
+        follows: Follows::Nothing,
+    };
+}
+
+/// Whether an earlier run was a run of this request.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum SameRequest {
+    Yes,
+    No,
+    /// Nobody can tell: MQTT 3.1.1, or a document that cannot be read.
+    Unknown,
+}
+
+impl EarlierRun {
+    /// Reads `job.status.json` for the job `id`; `None` where it speaks of another job.
+    ///
+    /// A document that cannot be understood counts as begun and died: something of ours was there, and the careful reading
+    /// is that a step may have run.
+    pub fn read(content: &[u8], id: &JobId) -> Option<Self> {
+        Self::understand(content, id).unwrap_or(Some(Self {
+            progress: Progress::Died,
+            attempt: 1,
+            stops: 0,
+            key: None,
+            origin: None,
+        }))
+    }
+
+    fn understand(bytes: &[u8], id: &JobId) -> Result<Option<Self>, String> {
+        let mut object = Object::parse(bytes)?;
+        let owner = object.take("id", JobId::from_json)?.ok_or("no id")?;
+        let status = object.take("status", |raw| {
+            serde_json::from_str::<JobState>(raw.get()).map_err(|e| e.to_string())
+        });
+        let status = status?.ok_or("no status")?;
+        if owner.as_str() != id.as_str() {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            progress: match status {
+                JobState::Running => Progress::Died,
+                JobState::Interrupted => Progress::Interrupted,
+                JobState::Success | JobState::Failed => Progress::Final,
+            },
+            attempt: object.take("attempt", json::count)?.unwrap_or(1),
+            stops: object.take("stops", json::count)?.unwrap_or(0),
+            key: object.take("key", json::string)?,
+            origin: object.take("origin", json::string)?,
+        }))
+    }
+
+    /// What is to be done about a request that finds this earlier run in its directory.
+    ///
+    /// An old result is never the result of a new request: a second run is better than that. But an attempt that died is
+    /// counted wherever it may be the request's own, or a job that takes its host down would do so for ever.
+    pub fn decide(&self, request: &Request, origin: &RequestOrigin, max_attempts: u32) -> Decision {
+        let same = self.is_of(request, origin);
+        let attempt = |number, follows| Attempt {
+            number,
+            stops: self.stops,
+            follows,
+        };
+        match self.progress {
+            _ if same == SameRequest::No => Decision::Run(Attempt::FIRST),
+            Progress::Final if same == SameRequest::Yes => Decision::Stored,
+            Progress::Final => Decision::Run(Attempt::FIRST),
+            Progress::Died if self.attempt >= max_attempts => Decision::GiveUp(
+                attempt(self.attempt, Follows::Crash),
+                format!(
+                    "interrupted: the worker died in each of {} attempts (maxAttempts)",
+                    self.attempt
+                ),
+            ),
+            Progress::Died => {
+                Decision::Run(attempt(self.attempt.saturating_add(1), Follows::Crash))
+            }
+            Progress::Interrupted if self.stops >= MAX_STOPS => Decision::GiveUp(
+                attempt(self.attempt, Follows::Stop),
+                format!("interrupted: the worker was stopped {MAX_STOPS} times during this job"),
+            ),
+            Progress::Interrupted => Decision::Run(attempt(self.attempt, Follows::Stop)),
+        }
+    }
+
+    /// A `key` decides wherever there is one. Without it, the delivery decides: DUP = 0 is a new request whatever else it
+    /// has in common with an earlier one, and DUP = 1 says only that the broker has sent it before, to whomever.
+    fn is_of(&self, request: &Request, origin: &RequestOrigin) -> SameRequest {
+        if self.key.is_some() || request.key.is_some() {
+            return if self.key == request.key {
+                SameRequest::Yes
+            } else {
+                SameRequest::No
+            };
+        }
+        match origin {
+            RequestOrigin::ByHand => SameRequest::No,
+            RequestOrigin::Queue {
+                redelivered,
+                identity,
+            } => match (&self.origin, identity) {
+                (Some(ours), Some(theirs)) if ours != theirs => SameRequest::No,
+                (Some(_), Some(_)) if *redelivered => SameRequest::Yes,
+                _ => SameRequest::Unknown,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(json: &str) -> Request {
+        Request::parse(json.as_bytes()).unwrap()
+    }
+
+    fn plain() -> Request {
+        request(r#"{"id": "a", "workDir": "x"}"#)
+    }
+
+    fn from(redelivered: bool, identity: Option<&str>) -> RequestOrigin {
+        RequestOrigin::Queue {
+            redelivered,
+            identity: identity.map(str::to_owned),
+        }
+    }
+
+    fn earlier(json: &str) -> EarlierRun {
+        EarlierRun::read(json.as_bytes(), &JobId::from_text("a").unwrap()).unwrap()
+    }
+
+    fn run(number: u32, follows: Follows) -> Decision {
+        Decision::Run(Attempt {
+            number,
+            stops: 0,
+            follows,
+        })
+    }
+
+    const FIRST: Decision = Decision::Run(Attempt::FIRST);
+
+    #[test]
+    fn a_document_is_read_for_what_it_says() {
+        let read = |json: &str| {
+            EarlierRun::read(json.as_bytes(), &JobId::from_text("a").unwrap())
+                .map(|run| (run.progress, run.attempt, run.stops))
+        };
+        let died = |attempt| Some((Progress::Died, attempt, 0));
+        for (content, expected) in [
+            (r#"{"id":"a","status":"running","attempt":2}"#, died(2)),
+            (
+                r#"{"id":"a","status":"interrupted","attempt":2,"stops":3}"#,
+                Some((Progress::Interrupted, 2, 3)),
+            ),
+            (
+                r#"{"id":"a","status":"failed","attempt":2,"stops":null}"#,
+                Some((Progress::Final, 2, 0)),
+            ),
+            (r#"{"id":"b","status":"running","attempt":2}"#, None),
+            (r#"{"id":"b","status":"success"}"#, None),
+            ("", died(1)),
+            ("{\"id\":\"a\",\"sta", died(1)),
+            ("\0\0\0\0", died(1)),
+            ("[]", died(1)),
+            (r#"{"colour":"red"}"#, died(1)),
+            (r#"{"id":"a"}"#, died(1)),
+            (r#"{"id":"a","status":"green"}"#, died(1)),
+            (r#"{"id":"a","status":"running","attempt":-5}"#, died(1)),
+            (r#"{"id":"a","status":"success","origin":7}"#, died(1)),
+        ] {
+            assert_eq!(read(content), expected, "{content}");
+        }
+    }
+
+    #[test]
+    fn an_id_is_the_same_job_as_a_number_and_as_its_text() {
+        let number = JobId::from_json(&serde_json::value::to_raw_value(&7).unwrap()).unwrap();
+        let stored = br#"{"id":"7","status":"interrupted","attempt":1}"#;
+        assert!(EarlierRun::read(stored, &number).is_some());
+    }
+
+    #[test]
+    fn a_stored_result_is_the_result_of_its_own_request_only() {
+        let done = earlier(r#"{"id":"a","status":"success","origin":"w 5 7 ab"}"#);
+        let decide = |origin: &RequestOrigin| done.decide(&plain(), origin, 3);
+        assert_eq!(
+            decide(&from(true, Some("w 5 7 ab"))),
+            Decision::Stored,
+            "the very request, redelivered"
+        );
+        for (origin, why) in [
+            (from(false, Some("w 5 7 ab")), "DUP = 0 is always new"),
+            (from(true, Some("w 5 8 ab")), "another packet identifier"),
+            (from(true, Some("w 6 7 ab")), "another session"),
+            (from(true, Some("v 5 7 ab")), "another worker"),
+            (from(true, Some("w 5 7 cd")), "another text"),
+            (from(true, None), "nobody can tell"),
+            (RequestOrigin::ByHand, "a hand-made run"),
+        ] {
+            assert_eq!(decide(&origin), FIRST, "{why}");
+        }
+        let by_hand = earlier(r#"{"id":"a","status":"success"}"#);
+        for origin in [from(true, Some("w 5 7 ab")), from(true, None)] {
+            assert_eq!(by_hand.decide(&plain(), &origin, 3), FIRST);
+        }
+    }
+
+    #[test]
+    fn a_key_decides_wherever_there_is_one() {
+        let keyed = |key: &str| request(&format!(r#"{{"id":"a","workDir":"x","key":"{key}"}}"#));
+        let done =
+            earlier(r#"{"id":"a","status":"failed","attempt":2,"key":"k","origin":"w 5 7 ab"}"#);
+        for origin in [
+            from(false, None),
+            from(true, Some("v 1 1 cd")),
+            RequestOrigin::ByHand,
+        ] {
+            assert_eq!(done.decide(&keyed("k"), &origin, 3), Decision::Stored);
+            assert_eq!(done.decide(&keyed("l"), &origin, 3), FIRST);
+        }
+        let redelivered = from(true, Some("w 5 7 ab"));
+        assert_eq!(done.decide(&plain(), &redelivered, 3), FIRST);
+        assert_eq!(done.decide(&keyed("l"), &redelivered, 3), FIRST);
+        let died = earlier(r#"{"id":"a","status":"running","attempt":3,"key":"k"}"#);
+        assert_eq!(died.decide(&keyed("l"), &redelivered, 3), FIRST);
+        assert_eq!(
+            died.decide(&keyed("k"), &from(false, None), 4),
+            run(4, Follows::Crash)
+        );
+    }
+
+    #[test]
+    fn a_crash_counts_wherever_it_may_be_the_requests_own() {
+        let died = |attempt: u32| {
+            earlier(&format!(
+                r#"{{"id":"a","status":"running","attempt":{attempt},"origin":"w 5 7 ab"}}"#
+            ))
+        };
+        for own in [
+            from(true, Some("w 5 7 ab")),
+            from(true, None),
+            // a broker that went back to an older state sends a request again with DUP = 0
+            from(false, Some("w 5 7 ab")),
+            from(false, None),
+        ] {
+            assert_eq!(
+                died(1).decide(&plain(), &own, 3),
+                run(2, Follows::Crash),
+                "{own:?}"
+            );
+            assert_eq!(died(2).decide(&plain(), &own, 3), run(3, Follows::Crash));
+            for (attempts, max) in [(3, 3), (1, 1), (4, 3)] {
+                let decision = died(attempts).decide(&plain(), &own, max);
+                assert!(
+                    matches!(&decision, Decision::GiveUp(Attempt { number, .. }, why)
+                        if *number == attempts && why.contains(&format!("{attempts} attempts"))),
+                    "{decision:?}"
+                );
+            }
+        }
+        for other in [
+            from(false, Some("w 6 7 ab")),
+            from(true, Some("v 5 7 ab")),
+            RequestOrigin::ByHand,
+        ] {
+            assert_eq!(died(3).decide(&plain(), &other, 3), FIRST, "{other:?}");
+        }
+        let unreadable = earlier("garbage");
+        assert_eq!(
+            unreadable.decide(&plain(), &from(false, Some("w 5 7 ab")), 3),
+            run(2, Follows::Crash)
+        );
+    }
+
+    #[test]
+    fn a_stop_does_not_count_ten_times() {
+        let stopped = |stops: u32| {
+            earlier(&format!(
+                r#"{{"id":"a","status":"interrupted","attempt":2,"stops":{stops}}}"#
+            ))
+        };
+        let again = |stops| {
+            Decision::Run(Attempt {
+                number: 2,
+                stops,
+                follows: Follows::Stop,
+            })
+        };
+        for stops in [1, 9] {
+            assert_eq!(
+                stopped(stops).decide(&plain(), &from(true, None), 1),
+                again(stops)
+            );
+        }
+        for stops in [10, 11] {
+            let decision = stopped(stops).decide(&plain(), &from(true, None), 3);
+            assert!(
+                matches!(&decision, Decision::GiveUp(_, why) if why.contains("stopped 10 times")),
+                "{decision:?}"
+            );
+        }
+        let after_crash = earlier(r#"{"id":"a","status":"running","attempt":1,"stops":4}"#);
+        let expected = Attempt {
+            number: 2,
+            stops: 4,
+            follows: Follows::Crash,
+        };
+        assert_eq!(
+            after_crash.decide(&plain(), &from(true, None), 3),
+            Decision::Run(expected)
+        );
+    }
+}

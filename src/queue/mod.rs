@@ -1,0 +1,70 @@
+//! The queue that requests come from: what it hears, and what it wants to be done. No I/O and no clock of its own.
+
+pub mod own;
+
+use crate::mqtt::{Delivery, Subscribers};
+use std::time::Duration;
+
+/// What happens after a result has arrived.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum AfterResult {
+    /// A job was run: this life is over.
+    Leave,
+    /// Nothing was run: wait for the next request.
+    WaitOn,
+}
+
+/// The result of the request that is held, ready to be published.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ResultMessage {
+    pub topic: String,
+    pub payload: Vec<u8>,
+    pub after: AfterResult,
+    /// Its controller may be on its way back: it is published until somebody is subscribed to it.
+    pub insist: bool,
+}
+
+/// What a queue hears.
+#[derive(Clone, Debug)]
+pub enum Input {
+    Connected {
+        /// The broker has kept our session.
+        resumed: bool,
+        /// The broker tells whether a message of ours goes to anybody (MQTT 5).
+        tells_subscribers: bool,
+    },
+    Lost,
+    Request(Delivery),
+    /// The broker has the result.
+    Published(Subscribers),
+    /// The broker does not take the result for now.
+    NotPublished,
+    /// DISCONNECT is sent.
+    Closed,
+    /// The request is dealt with.
+    Result(ResultMessage),
+    /// The job is interrupted: its request stays with the broker.
+    Requeue,
+    /// Somebody asks us to stop; what is still to be said may take this long.
+    Stop {
+        grace: Duration,
+    },
+    /// The deadline has passed.
+    Expired,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Action {
+    /// Deal with this request, and give an [`Input::Result`] or [`Input::Requeue`].
+    Take(Delivery),
+    /// Reject this request: it came at QoS 0 while another one is held, and the broker does not keep it.
+    RejectNow(Delivery),
+    Publish(ResultMessage),
+    Acknowledge(u16),
+    Disconnect,
+    /// Tell the operator.
+    Warn(&'static str),
+    /// This life is over.
+    Exit,
+}

@@ -1,0 +1,428 @@
+//! A worker's own queue: the session of its client id. A pure machine.
+//!
+//! A request is *held* from the moment it is taken until it is acknowledged, and it is acknowledged only after the broker
+//! has acknowledged its result. Every state is one question that may still be open:
+//!
+//! ```text
+//! Waiting ──request──▶ Working ──result──▶ Publishing ──broker has it──▶ Acknowledging ──▶ Leaving ──sent──▶ Gone
+//!    ▲                                                                        │
+//!    └────────────────── a result that does not end this life ◀───────────────┘
+//! ```
+//!
+//! When the link breaks, nothing that was sent counts: the result is published again on the next connection, and the
+//! request is acknowledged when the broker delivers it again there, or not at all if the broker has forgotten it.
+
+use super::{Action, AfterResult, Input, ResultMessage};
+use crate::mqtt::{Delivery, Subscribers};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// How long a redelivery is waited for on a resumed session. Brokers redeliver right after CONNACK (MQTT 5, section 4.4);
+/// where none comes, our acknowledgement had arrived.
+const REDELIVERY_WAIT: Duration = Duration::from_secs(2);
+
+/// How long a DISCONNECT may take to leave. Without it the broker only publishes our last will.
+const LEAVE_WAIT: Duration = Duration::from_secs(2);
+
+/// Pause before a result that the broker did not take is published again.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Pause before a result that nobody has subscribed to is published again; it doubles from the first to the last.
+const FIRST_ABSENCE_PAUSE: Duration = Duration::from_millis(500);
+const LAST_ABSENCE_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long a controller that has lost its session, as we have, may take to subscribe again.
+const ABSENCE_LIMIT: Duration = Duration::from_secs(60);
+
+/// The same over MQTT 3.1.1, where nobody tells us whether it is back.
+const BLIND_ABSENCE_WAIT: Duration = Duration::from_secs(2);
+
+/// Who has a request that is not acknowledged yet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Custody {
+    /// The broker, which has delivered it on this connection under this packet identifier.
+    Delivered(u16),
+    /// The broker, which has not delivered it on this connection yet.
+    Awaited,
+    /// We alone: the broker has lost the session.
+    Forgotten,
+    /// We alone: it came at QoS 0.
+    NeverKept,
+}
+
+/// A request that is not acknowledged yet.
+#[derive(Clone, Debug)]
+struct Held {
+    request: Delivery,
+    custody: Custody,
+    /// An acknowledgement was sent, and may have got lost.
+    acknowledged: bool,
+}
+
+impl Held {
+    fn new(request: Delivery) -> Self {
+        let custody = request
+            .packet_id
+            .map_or(Custody::NeverKept, Custody::Delivered);
+        Self {
+            request,
+            custody,
+            acknowledged: false,
+        }
+    }
+
+    /// Whether a message is this request once more. A message without DUP never is.
+    ///
+    /// A redelivery keeps its packet identifier. Some brokers number each connection anew all the same: there, the first
+    /// message of a connection is the request that was not acknowledged, as long as we have not tried to.
+    fn is_redelivered_as(&self, message: &Delivery, first_of_connection: bool) -> bool {
+        let same_text =
+            self.request.payload == message.payload && self.request.topic == message.topic;
+        let same_identity = self.request.packet_id == message.packet_id
+            && self.request.subscription == message.subscription;
+        let same = match self.custody {
+            Custody::Delivered(packet_id) => message.packet_id == Some(packet_id),
+            Custody::Awaited => same_identity || (first_of_connection && !self.acknowledged),
+            Custody::Forgotten | Custody::NeverKept => false,
+        };
+        message.redelivered && same_text && same
+    }
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    Waiting,
+    Working(Held),
+    Publishing(Held, ResultMessage, Option<Absence>),
+    /// The result has arrived; the request is to be acknowledged as soon as the broker delivers it on this connection.
+    Acknowledging(Held, AfterResult),
+    /// DISCONNECT is on its way; the request, in case its acknowledgement did not get through.
+    Leaving(Option<Held>),
+    Gone,
+}
+
+/// The time in which nobody was subscribed to a result.
+#[derive(Clone, Copy, Debug)]
+struct Absence {
+    since: Instant,
+    pause: Duration,
+}
+
+/// The machine.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    state: State,
+    connected: bool,
+    /// This connection has delivered a request at QoS 1.
+    delivered: bool,
+    /// Requests that this connection delivered behind the one that is held.
+    behind: VecDeque<Delivery>,
+    deadline: Option<Instant>,
+    /// A result is not published before: its controller is as new to this broker as we are.
+    publish_at: Option<Instant>,
+    /// Somebody asked us to stop: the latest moment to go.
+    stop_at: Option<Instant>,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            state: State::Waiting,
+            connected: false,
+            delivered: false,
+            behind: VecDeque::new(),
+            deadline: None,
+            publish_at: None,
+            stop_at: None,
+        }
+    }
+}
+
+impl Machine {
+    /// Whether no request is held.
+    pub fn is_waiting(&self) -> bool {
+        matches!(self.state, State::Waiting)
+    }
+
+    /// The request that is held.
+    pub fn held_request(&self) -> Option<&Delivery> {
+        self.held().map(|held| &held.request)
+    }
+
+    /// Whether the broker is there and does not have the request that is held: it cannot be given back to anybody.
+    pub fn is_forgotten(&self) -> bool {
+        let held = self.held();
+        self.connected
+            && held
+                .is_some_and(|held| matches!(held.custody, Custody::Forgotten | Custody::NeverKept))
+    }
+
+    /// When to send [`Input::Expired`].
+    pub fn deadline(&self) -> Option<Instant> {
+        [self.deadline, self.stop_at].into_iter().flatten().min()
+    }
+
+    /// Takes one event and tells what is to be done about it, in this order.
+    pub fn handle(&mut self, input: Input, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match input {
+            Input::Connected {
+                resumed,
+                tells_subscribers,
+            } => self.connected(resumed, tells_subscribers, now, &mut actions),
+            Input::Lost => self.lost(&mut actions),
+            Input::Request(message) => self.request(message, now, &mut actions),
+            Input::Published(subscribers) => self.published(subscribers, now, &mut actions),
+            Input::NotPublished if matches!(self.state, State::Publishing(..)) => {
+                self.deadline = Some(now + RETRY_PAUSE)
+            }
+            Input::NotPublished => {}
+            Input::Closed if matches!(self.state, State::Leaving(_)) => self.go(&mut actions),
+            Input::Closed => {}
+            Input::Result(result) => self.result(result, now, &mut actions),
+            Input::Requeue => self.leave(None, now, &mut actions),
+            Input::Stop { grace } => self.stop(grace, now, &mut actions),
+            Input::Expired => self.expired(now, &mut actions),
+        }
+        actions
+    }
+
+    fn held(&self) -> Option<&Held> {
+        match &self.state {
+            State::Working(held) | State::Publishing(held, ..) | State::Acknowledging(held, _) => {
+                Some(held)
+            }
+            State::Waiting | State::Leaving(_) | State::Gone => None,
+        }
+    }
+
+    fn held_mut(&mut self) -> Option<&mut Held> {
+        match &mut self.state {
+            State::Working(held) | State::Publishing(held, ..) | State::Acknowledging(held, _) => {
+                Some(held)
+            }
+            State::Waiting | State::Leaving(_) | State::Gone => None,
+        }
+    }
+
+    fn connected(
+        &mut self,
+        resumed: bool,
+        tells_subscribers: bool,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
+        (self.connected, self.delivered) = (true, false);
+        if !resumed && let Some(held) = self.held_mut() {
+            if held.custody == Custody::Awaited {
+                held.custody = Custody::Forgotten;
+            }
+            if !tells_subscribers {
+                self.publish_at = Some(now + BLIND_ABSENCE_WAIT);
+            }
+        }
+        match &self.state {
+            State::Publishing(..) => self.publish(now, actions),
+            State::Acknowledging(..) => self.acknowledge(now, actions),
+            _ => {}
+        }
+    }
+
+    fn lost(&mut self, actions: &mut Vec<Action>) {
+        (self.connected, self.deadline) = (false, None);
+        self.behind.clear(); // the broker delivers them again
+        let leaving = match &mut self.state {
+            State::Leaving(held) => Some(held.take()),
+            _ => None,
+        };
+        match leaving {
+            None => {}
+            Some(Some(held))
+                if self.stop_at.is_none() && matches!(held.custody, Custody::Delivered(_)) =>
+            {
+                self.state = State::Acknowledging(held, AfterResult::Leave);
+            }
+            Some(_) => return self.go(actions),
+        }
+        if let Some(held) = self.held_mut()
+            && matches!(held.custody, Custody::Delivered(_))
+        {
+            held.custody = Custody::Awaited;
+        }
+    }
+
+    fn request(&mut self, message: Delivery, now: Instant, actions: &mut Vec<Action>) {
+        if message.packet_id.is_none() {
+            return match self.state {
+                State::Waiting => self.take(message, actions),
+                State::Leaving(_) | State::Gone => {}
+                _ => actions.push(Action::RejectNow(message)),
+            };
+        }
+        let first = !std::mem::replace(&mut self.delivered, true);
+        if let Some(held) = self.held_mut()
+            && held.is_redelivered_as(&message, first)
+        {
+            held.custody = message
+                .packet_id
+                .map_or(Custody::NeverKept, Custody::Delivered);
+            return self.acknowledge(now, actions);
+        }
+        if matches!(self.state, State::Leaving(_) | State::Gone) {
+            return;
+        }
+        // once more on the live connection, as NATS does
+        let known = |other: &Delivery| other.packet_id == message.packet_id;
+        if !self.behind.iter().any(known) {
+            self.behind.push_back(message);
+        }
+        if let State::Acknowledging(held, _) = &mut self.state {
+            // requests come in their order: ours would have been first, so the broker has our acknowledgement already
+            held.custody = Custody::Forgotten;
+            return self.acknowledge(now, actions);
+        }
+        self.take_next(actions);
+    }
+
+    fn take(&mut self, message: Delivery, actions: &mut Vec<Action>) {
+        self.state = State::Working(Held::new(message.clone()));
+        self.publish_at = None;
+        actions.push(Action::Take(message));
+    }
+
+    fn take_next(&mut self, actions: &mut Vec<Action>) {
+        if self.is_waiting()
+            && let Some(message) = self.behind.pop_front()
+        {
+            self.take(message, actions);
+        }
+    }
+
+    fn result(&mut self, result: ResultMessage, now: Instant, actions: &mut Vec<Action>) {
+        self.state = match std::mem::replace(&mut self.state, State::Gone) {
+            State::Working(held) => State::Publishing(held, result, None),
+            other => other,
+        };
+        self.publish(now, actions);
+    }
+
+    /// Publishes the result, if that can be done on the present connection and its controller has had the time to subscribe.
+    fn publish(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let State::Publishing(_, result, _) = &self.state else {
+            return;
+        };
+        match self.publish_at.filter(|at| *at > now) {
+            _ if !self.connected => {}
+            Some(at) => self.deadline = Some(at),
+            None => actions.push(Action::Publish(result.clone())),
+        }
+    }
+
+    fn published(&mut self, subscribers: Subscribers, now: Instant, actions: &mut Vec<Action>) {
+        self.state = match std::mem::replace(&mut self.state, State::Gone) {
+            State::Publishing(held, result, absence)
+                if subscribers == Subscribers::None
+                    && (result.insist || held.custody == Custody::Forgotten) =>
+            {
+                let waiting = absence.unwrap_or(Absence {
+                    since: now,
+                    pause: FIRST_ABSENCE_PAUSE,
+                });
+                if now.duration_since(waiting.since) < ABSENCE_LIMIT {
+                    if absence.is_none() {
+                        actions.push(Action::Warn(
+                            "nobody is subscribed to the result, and its controller may be on its way back: \
+                             publishing it again for 60 s",
+                        ));
+                    }
+                    self.deadline = Some(now + waiting.pause);
+                    let pause = (waiting.pause * 2).min(LAST_ABSENCE_PAUSE);
+                    self.state =
+                        State::Publishing(held, result, Some(Absence { pause, ..waiting }));
+                    return;
+                }
+                actions.push(Action::Warn(
+                    "nobody has subscribed to the result for 60 s: it counts as delivered",
+                ));
+                State::Acknowledging(held, result.after)
+            }
+            State::Publishing(held, result, _) => State::Acknowledging(held, result.after),
+            other => other,
+        };
+        self.acknowledge(now, actions);
+    }
+
+    /// Acknowledges the request if that is due and can be done on the present connection.
+    fn acknowledge(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let State::Acknowledging(held, after) = &mut self.state else {
+            return;
+        };
+        match held.custody {
+            Custody::Awaited => {
+                self.deadline = self.connected.then_some(now + REDELIVERY_WAIT);
+                return;
+            }
+            Custody::Delivered(packet_id) => {
+                actions.push(Action::Acknowledge(packet_id));
+                held.acknowledged = true;
+            }
+            Custody::Forgotten | Custody::NeverKept => {}
+        }
+        self.deadline = None;
+        if *after == AfterResult::WaitOn && self.stop_at.is_none() {
+            self.state = State::Waiting;
+            return self.take_next(actions);
+        }
+        let held = held.clone();
+        self.leave(Some(held), now, actions);
+    }
+
+    fn leave(&mut self, held: Option<Held>, now: Instant, actions: &mut Vec<Action>) {
+        if !self.connected {
+            return self.go(actions);
+        }
+        self.state = State::Leaving(held);
+        self.deadline = Some(now + LEAVE_WAIT);
+        actions.push(Action::Disconnect);
+    }
+
+    fn go(&mut self, actions: &mut Vec<Action>) {
+        (self.state, self.deadline, self.stop_at) = (State::Gone, None, None);
+        actions.push(Action::Exit);
+    }
+
+    fn stop(&mut self, grace: Duration, now: Instant, actions: &mut Vec<Action>) {
+        match self.state {
+            State::Waiting => self.leave(None, now, actions),
+            // the worker interrupts the job and then gives its request back
+            State::Working(_) | State::Gone => {}
+            State::Publishing(..) | State::Acknowledging(..) | State::Leaving(_) => {
+                self.stop_at = Some(now + grace)
+            }
+        }
+    }
+
+    fn expired(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if self.stop_at.is_some_and(|at| at <= now) {
+            // the result is on the disk, and the broker still has the request: the next worker sends it
+            self.stop_at = None;
+            return self.leave(None, now, actions);
+        }
+        if self.deadline.is_none_or(|at| at > now) {
+            return;
+        }
+        self.deadline = None;
+        match &mut self.state {
+            State::Publishing(..) => self.publish(now, actions),
+            State::Acknowledging(held, _) => {
+                held.custody = Custody::Forgotten;
+                self.acknowledge(now, actions);
+            }
+            State::Leaving(_) => self.go(actions),
+            State::Waiting | State::Working(_) | State::Gone => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

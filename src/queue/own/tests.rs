@@ -1,0 +1,549 @@
+//! Each rule by itself; in [`walk`], a model of a broker and a link that may lose anything, through every order of events.
+
+mod walk;
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn request(name: &'static str, packet_id: u16) -> Delivery {
+    Delivery {
+        topic: "jobs/pending".into(),
+        payload: name.into(),
+        packet_id: Some(packet_id),
+        redelivered: false,
+        subscription: Some(5),
+        retained: false,
+    }
+}
+
+fn at_qos_0(name: &'static str) -> Delivery {
+    Delivery {
+        packet_id: None,
+        ..request(name, 0)
+    }
+}
+
+fn result(after: AfterResult) -> ResultMessage {
+    ResultMessage {
+        topic: "jobs/results/a".into(),
+        payload: b"{}".to_vec(),
+        after,
+        insist: false,
+    }
+}
+
+fn connected(resumed: bool) -> Input {
+    Input::Connected {
+        resumed,
+        tells_subscribers: true,
+    }
+}
+
+/// A machine and a clock, for tests that read as a story.
+struct Story {
+    machine: Machine,
+    now: Instant,
+}
+
+impl Story {
+    fn new() -> Self {
+        Self {
+            machine: Machine::default(),
+            now: Instant::now(),
+        }
+    }
+
+    /// Connected, with the request `a` taken under packet identifier 1.
+    fn with_a_request() -> Self {
+        let mut story = Self::new();
+        assert_eq!(story.hears(connected(true)), []);
+        assert_eq!(
+            story.hears(Input::Request(request("a", 1))),
+            [Action::Take(request("a", 1))]
+        );
+        story
+    }
+
+    fn with_a_result(after: AfterResult) -> Self {
+        let mut story = Self::with_a_request();
+        assert_eq!(
+            story.hears(Input::Result(result(after))),
+            [Action::Publish(result(after))]
+        );
+        story
+    }
+
+    fn hears(&mut self, input: Input) -> Vec<Action> {
+        self.machine.handle(input, self.now)
+    }
+
+    fn waits_for_its_deadline(&mut self) -> Vec<Action> {
+        self.now = self.machine.deadline().expect("a deadline");
+        self.hears(Input::Expired)
+    }
+}
+
+#[test]
+fn the_order_at_the_end() {
+    let mut story = Story::with_a_result(AfterResult::Leave);
+    assert_eq!(
+        story.hears(Input::Published(Subscribers::Some)),
+        [Action::Acknowledge(1), Action::Disconnect]
+    );
+    assert_eq!(story.hears(Input::Closed), [Action::Exit]);
+}
+
+#[test]
+fn after_an_answer_that_is_no_run_the_next_request_is_taken() {
+    let mut story = Story::with_a_result(AfterResult::WaitOn);
+    assert_eq!(
+        story.hears(Input::Published(Subscribers::Some)),
+        [Action::Acknowledge(1)]
+    );
+    assert_eq!(
+        story.hears(Input::Request(request("b", 2))),
+        [Action::Take(request("b", 2))]
+    );
+}
+
+#[test]
+fn requests_behind_the_first_stay_with_the_broker() {
+    let mut story = Story::with_a_request();
+    assert_eq!(story.hears(Input::Request(request("b", 2))), []);
+    assert_eq!(
+        story.hears(Input::Result(result(AfterResult::Leave))),
+        [Action::Publish(result(AfterResult::Leave))]
+    );
+    assert_eq!(
+        story.hears(Input::Published(Subscribers::Some)),
+        [Action::Acknowledge(1), Action::Disconnect]
+    );
+}
+
+#[test]
+fn requests_behind_a_rejected_one_are_taken_in_their_order() {
+    let mut story = Story::with_a_request();
+    story.hears(Input::Request(request("b", 2)));
+    story.hears(Input::Request(request("c", 3)));
+    story.hears(Input::Result(result(AfterResult::WaitOn)));
+    assert_eq!(
+        story.hears(Input::Published(Subscribers::Some)),
+        [Action::Acknowledge(1), Action::Take(request("b", 2))]
+    );
+}
+
+#[test]
+fn a_redelivery_on_the_live_connection_is_not_a_new_request() {
+    let mut story = Story::with_a_request();
+    let again = Delivery {
+        redelivered: true,
+        ..request("a", 1)
+    };
+    assert_eq!(story.hears(Input::Request(again)), []);
+    story.hears(Input::Result(result(AfterResult::WaitOn)));
+    assert_eq!(
+        story.hears(Input::Published(Subscribers::Some)),
+        [Action::Acknowledge(1)],
+        "and is not taken later"
+    );
+}
+
+#[test]
+fn the_same_job_published_twice_is_two_requests() {
+    let mut story = Story::with_a_request();
+    story.hears(Input::Request(request("a", 2)));
+    story.hears(Input::Result(result(AfterResult::WaitOn)));
+    assert_eq!(
+        story.hears(Input::Published(Subscribers::Some)),
+        [Action::Acknowledge(1), Action::Take(request("a", 2))]
+    );
+}
+
+#[test]
+fn a_link_lost_before_the_broker_has_the_answer_means_publishing_it_again() {
+    for resumed in [true, false] {
+        let mut story = Story::with_a_result(AfterResult::Leave);
+        assert_eq!(story.hears(Input::Lost), []);
+        assert_eq!(
+            story.hears(connected(resumed)),
+            [Action::Publish(result(AfterResult::Leave))]
+        );
+    }
+}
+
+#[test]
+fn after_a_lost_link_the_redelivered_request_is_acknowledged_and_not_the_old_one() {
+    let mut story = Story::with_a_result(AfterResult::Leave);
+    story.hears(Input::Lost);
+    story.hears(connected(true));
+    assert_eq!(
+        story.hears(Input::Published(Subscribers::Some)),
+        [],
+        "nothing to acknowledge yet on this connection"
+    );
+    let again = Delivery {
+        redelivered: true,
+        ..request("a", 1)
+    };
+    assert_eq!(
+        story.hears(Input::Request(again)),
+        [Action::Acknowledge(1), Action::Disconnect]
+    );
+}
+
+/// A request of the same text as the one that is held, on the next connection of its session.
+fn again(packet_id: u16, redelivered: bool) -> Delivery {
+    Delivery {
+        redelivered,
+        ..request("a", packet_id)
+    }
+}
+
+#[test]
+fn a_fresh_request_with_the_text_of_the_held_one_is_another_one() {
+    for fresh in [again(1, false), again(2, false)] {
+        for after_result in [false, true] {
+            let mut story = Story::with_a_request();
+            if after_result {
+                story.hears(Input::Result(result(AfterResult::Leave)));
+            }
+            story.hears(Input::Lost);
+            story.hears(connected(true));
+            assert_eq!(story.hears(Input::Request(fresh.clone())), []);
+            if !after_result {
+                story.hears(Input::Result(result(AfterResult::Leave)));
+            }
+            assert_eq!(
+                story.hears(Input::Published(Subscribers::Some)),
+                [],
+                "ours may still come"
+            );
+            assert_eq!(
+                story.waits_for_its_deadline(),
+                [Action::Disconnect],
+                "and the fresh one stays with the broker"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_same_text_in_another_session_or_under_another_number_is_not_acknowledged() {
+    let other_session = Delivery {
+        subscription: Some(6),
+        ..again(1, true)
+    };
+    for other in [again(2, true), other_session] {
+        let mut story = Story::with_a_result(AfterResult::Leave);
+        story.hears(Input::Published(Subscribers::Some));
+        story.hears(Input::Lost);
+        story.hears(connected(true));
+        assert_eq!(
+            story.hears(Input::Request(other)),
+            [Action::Disconnect],
+            "our acknowledgement may have arrived, so this may be a request that nobody has seen"
+        );
+    }
+}
+
+#[test]
+fn a_broker_that_numbers_each_connection_anew_redelivers_ours_first() {
+    let mut story = Story::with_a_request();
+    story.hears(Input::Lost);
+    story.hears(connected(true));
+    assert_eq!(story.hears(Input::Request(again(9, true))), []);
+    assert_eq!(story.hears(Input::Request(again(10, true))), []);
+    story.hears(Input::Result(result(AfterResult::Leave)));
+    assert_eq!(
+        story.hears(Input::Published(Subscribers::Some)),
+        [Action::Acknowledge(9), Action::Disconnect]
+    );
+}
+
+#[test]
+fn nothing_is_acknowledged_on_a_session_that_has_forgotten_the_request() {
+    let mut story = Story::with_a_result(AfterResult::Leave);
+    story.hears(Input::Lost);
+    story.hears(connected(false));
+    assert_eq!(
+        story.hears(Input::Published(Subscribers::Some)),
+        [Action::Disconnect]
+    );
+}
+
+#[test]
+fn a_request_of_the_same_content_on_a_new_session_is_another_one() {
+    let mut story = Story::with_a_request();
+    story.hears(Input::Lost);
+    story.hears(connected(false));
+    story.hears(Input::Request(request("a", 1)));
+    story.hears(Input::Result(result(AfterResult::Leave)));
+    assert_eq!(
+        story.hears(Input::Published(Subscribers::Some)),
+        [Action::Disconnect],
+        "it stays with the broker, for the next worker"
+    );
+}
+
+#[test]
+fn a_link_lost_after_our_acknowledgement_is_made_sure_of() {
+    let mut story = Story::with_a_result(AfterResult::Leave);
+    story.hears(Input::Published(Subscribers::Some));
+    assert_eq!(
+        story.hears(Input::Lost),
+        [],
+        "nobody knows whether the acknowledgement got through"
+    );
+    assert_eq!(story.hears(connected(true)), []);
+    let again = Delivery {
+        redelivered: true,
+        ..request("a", 1)
+    };
+    assert_eq!(
+        story.hears(Input::Request(again)),
+        [Action::Acknowledge(1), Action::Disconnect]
+    );
+}
+
+#[test]
+fn another_request_instead_of_ours_says_that_our_acknowledgement_got_through() {
+    let mut story = Story::with_a_result(AfterResult::Leave);
+    story.hears(Input::Published(Subscribers::Some));
+    story.hears(Input::Lost);
+    story.hears(connected(true));
+    assert_eq!(
+        story.hears(Input::Request(request("b", 2))),
+        [Action::Disconnect]
+    );
+}
+
+#[test]
+fn a_redelivery_that_never_comes_is_not_waited_for_for_ever() {
+    let mut story = Story::with_a_result(AfterResult::Leave);
+    story.hears(Input::Lost);
+    story.hears(connected(true));
+    story.hears(Input::Published(Subscribers::Some));
+    assert_eq!(story.waits_for_its_deadline(), [Action::Disconnect]);
+    assert_eq!(
+        story.waits_for_its_deadline(),
+        [Action::Exit],
+        "nor is a DISCONNECT that does not leave"
+    );
+}
+
+#[test]
+fn an_answer_that_the_broker_does_not_take_is_published_again_later() {
+    let mut story = Story::with_a_result(AfterResult::Leave);
+    assert_eq!(story.hears(Input::NotPublished), []);
+    assert_eq!(
+        story.waits_for_its_deadline(),
+        [Action::Publish(result(AfterResult::Leave))]
+    );
+}
+
+#[test]
+fn a_request_at_qos_0_is_answered_and_nothing_is_acknowledged() {
+    let mut story = Story::new();
+    story.hears(connected(true));
+    assert_eq!(
+        story.hears(Input::Request(at_qos_0("a"))),
+        [Action::Take(at_qos_0("a"))]
+    );
+    story.hears(Input::Result(result(AfterResult::Leave)));
+    assert_eq!(
+        story.hears(Input::Published(Subscribers::Some)),
+        [Action::Disconnect]
+    );
+}
+
+#[test]
+fn a_request_at_qos_0_during_a_job_is_rejected_at_once() {
+    let mut story = Story::with_a_request();
+    let reject = || [Action::RejectNow(at_qos_0("b"))];
+    assert_eq!(story.hears(Input::Request(at_qos_0("b"))), reject());
+    story.hears(Input::Result(result(AfterResult::Leave)));
+    assert_eq!(story.hears(Input::Request(at_qos_0("b"))), reject());
+    assert_eq!(
+        story.hears(Input::Published(Subscribers::Some)),
+        [Action::Acknowledge(1), Action::Disconnect],
+        "and does not lengthen this life"
+    );
+    assert_eq!(
+        story.hears(Input::Request(at_qos_0("b"))),
+        [],
+        "nothing can be said any more"
+    );
+}
+
+#[test]
+fn the_broker_has_a_request_until_it_loses_the_session() {
+    let mut story = Story::with_a_request();
+    assert!(!story.machine.is_forgotten());
+    story.hears(Input::Lost);
+    assert!(!story.machine.is_forgotten(), "it may still have it");
+    story.hears(connected(true));
+    assert!(!story.machine.is_forgotten());
+    story.hears(Input::Lost);
+    story.hears(connected(false));
+    assert!(story.machine.is_forgotten());
+    story.hears(Input::Lost);
+    assert!(!story.machine.is_forgotten(), "nobody can be told");
+    let mut story = Story::new();
+    story.hears(connected(true));
+    story.hears(Input::Request(at_qos_0("a")));
+    assert!(story.machine.is_forgotten(), "it never kept it");
+    assert_eq!(story.machine.held_request(), Some(&at_qos_0("a")));
+}
+
+/// A result that nobody is subscribed to, until it counts as delivered; tells after how long that was.
+fn publishes_into_the_void(story: &mut Story) -> Duration {
+    let start = story.now;
+    let mut pauses = Vec::new();
+    loop {
+        let before = story.now;
+        let mut actions = story.hears(Input::Published(Subscribers::None));
+        actions.retain(|action| !matches!(action, Action::Warn(_)));
+        if !actions.is_empty() {
+            assert_eq!(actions.pop(), Some(Action::Disconnect));
+            let millis: Vec<_> = pauses.iter().map(Duration::as_millis).collect();
+            assert_eq!(millis[..5], [500, 1000, 2000, 4000, 5000]);
+            assert!(millis[5..].iter().all(|pause| *pause == 5000));
+            return story.now - start;
+        }
+        let publish = story.waits_for_its_deadline();
+        assert!(matches!(publish[..], [Action::Publish(_)]), "{publish:?}");
+        pauses.push(story.now - before);
+    }
+}
+
+#[test]
+fn a_result_waits_for_a_controller_that_has_lost_its_session_too() {
+    let mut story = Story::with_a_result(AfterResult::Leave);
+    story.hears(Input::Lost);
+    story.hears(connected(false));
+    let waited = publishes_into_the_void(&mut story).as_secs_f64();
+    assert!((60.0..65.1).contains(&waited), "{waited}");
+}
+
+#[test]
+fn a_result_that_insists_waits_for_its_controller() {
+    let mut story = Story::with_a_request();
+    story.hears(Input::Result(ResultMessage {
+        insist: true,
+        ..result(AfterResult::Leave)
+    }));
+    let first = story.hears(Input::Published(Subscribers::None));
+    assert!(matches!(first[..], [Action::Warn(_)]), "{first:?}");
+    assert!(matches!(
+        story.waits_for_its_deadline()[..],
+        [Action::Publish(_)]
+    ));
+    assert_eq!(
+        story.hears(Input::Published(Subscribers::Some)),
+        [Action::Acknowledge(1), Action::Disconnect]
+    );
+}
+
+#[test]
+fn a_result_that_nobody_wants_is_delivered_otherwise() {
+    for subscribers in [Subscribers::None, Subscribers::Unknown] {
+        let mut story = Story::with_a_result(AfterResult::Leave);
+        assert_eq!(
+            story.hears(Input::Published(subscribers)),
+            [Action::Acknowledge(1), Action::Disconnect]
+        );
+    }
+}
+
+#[test]
+fn a_result_waits_blindly_where_the_broker_does_not_tell() {
+    let reconnected = || Input::Connected {
+        resumed: false,
+        tells_subscribers: false,
+    };
+    for result_first in [true, false] {
+        let mut story = Story::with_a_request();
+        if result_first {
+            story.hears(Input::Result(result(AfterResult::Leave)));
+        }
+        story.hears(Input::Lost);
+        assert_eq!(story.hears(reconnected()), []);
+        let before = story.now;
+        if !result_first {
+            assert_eq!(story.hears(Input::Result(result(AfterResult::Leave))), []);
+        }
+        assert_eq!(
+            story.waits_for_its_deadline(),
+            [Action::Publish(result(AfterResult::Leave))]
+        );
+        assert_eq!(story.now - before, 2 * SECOND);
+    }
+    let mut story = Story::with_a_request();
+    story.hears(Input::Lost);
+    story.hears(Input::Connected {
+        resumed: true,
+        tells_subscribers: false,
+    });
+    assert_eq!(
+        story.hears(Input::Result(result(AfterResult::Leave))),
+        [Action::Publish(result(AfterResult::Leave))],
+        "on the same session nobody is missing"
+    );
+}
+
+#[test]
+fn a_link_that_is_lost_ends_every_wait_for_the_broker() {
+    let mut story = Story::with_a_result(AfterResult::Leave);
+    story.hears(Input::NotPublished);
+    assert!(story.machine.deadline().is_some());
+    story.hears(Input::Lost);
+    assert_eq!(story.machine.deadline(), None, "there is nobody to ask");
+}
+
+#[test]
+fn a_stop_while_waiting_disconnects_and_without_a_link_just_goes() {
+    let mut story = Story::new();
+    assert_eq!(story.hears(Input::Stop { grace: SECOND }), [Action::Exit]);
+    let mut story = Story::new();
+    story.hears(connected(true));
+    assert_eq!(
+        story.hears(Input::Stop { grace: SECOND }),
+        [Action::Disconnect]
+    );
+    assert_eq!(story.hears(Input::Lost), [Action::Exit]);
+}
+
+#[test]
+fn a_released_request_stays_with_the_broker() {
+    let mut story = Story::with_a_request();
+    assert_eq!(story.hears(Input::Requeue), [Action::Disconnect]);
+}
+
+#[test]
+fn a_stop_leaves_the_answer_a_grace_to_arrive() {
+    let mut story = Story::with_a_result(AfterResult::Leave);
+    assert_eq!(story.hears(Input::Stop { grace: SECOND }), []);
+    assert_eq!(
+        story.hears(Input::Published(Subscribers::Some)),
+        [Action::Acknowledge(1), Action::Disconnect]
+    );
+    let mut story = Story::with_a_result(AfterResult::Leave);
+    story.hears(Input::Lost);
+    story.hears(Input::Stop { grace: SECOND });
+    assert_eq!(
+        story.waits_for_its_deadline(),
+        [Action::Exit],
+        "the journal has the result, the broker the request"
+    );
+}
+
+#[test]
+fn a_stop_ends_a_life_that_would_wait_on() {
+    let mut story = Story::with_a_result(AfterResult::WaitOn);
+    story.hears(Input::Stop { grace: SECOND });
+    assert_eq!(
+        story.hears(Input::Published(Subscribers::Some)),
+        [Action::Acknowledge(1), Action::Disconnect]
+    );
+}
