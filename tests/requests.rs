@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use support::mosquitto::tool;
 use support::site::{Finished, Site, names, read};
 use support::wait;
 use support::worker::{self, Worker};
@@ -596,4 +597,38 @@ fn a_larger_job_json_is_rejected() {
     assert_eq!(result["reason"], "rejected");
     assert_eq!(names(&dir), ["job.json"]);
     assert_success(&site.run_on(worker, "after", json!({ "steps": ["true"] })));
+}
+
+/// A request that is too large by far costs the worker its size once, and nothing of it is copied.
+fn a_too_large_request_is_held_once(version: &str) {
+    const SIZE: usize = 32 << 20;
+    let site = Site::start();
+    let worker = site.idle_worker(|command| {
+        command.env("MQTT_PROTOCOL_VERSION", version);
+    });
+    let file = site.drive.path().join("request");
+    let request = json!({ "id": "huge", "workDir": "/nowhere", "steps": ["x".repeat(SIZE)] });
+    fs::write(&file, request.to_string()).unwrap();
+    let published = std::process::Command::new(tool("mosquitto_pub"))
+        .args(["-p", &site.broker.port().to_string(), "-h", "127.0.0.1"])
+        .args(["-q", "1", "-t", "jobs/pending", "-f"])
+        .arg(&file)
+        .status();
+    assert!(published.unwrap().success());
+    let result = site.result("huge").json();
+    assert_eq!(result["reason"], "rejected", "{result}");
+    let status = fs::read_to_string(format!("/proc/{}/status", worker.pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let peak: usize = peak
+        .and_then(|text| text.trim().trim_end_matches(" kB").parse().ok())
+        .unwrap();
+    assert!(
+        peak * 1024 < SIZE + SIZE / 2,
+        "{peak} kB at most for {SIZE} bytes"
+    );
+}
+
+mod held_once {
+    use super::*;
+    on_both_protocols!(a_too_large_request_is_held_once);
 }

@@ -1,5 +1,6 @@
 //! Reading JSON field by field, so that one bad field can be named and the others still be used.
 
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,15 +9,12 @@ use std::time::Duration;
 pub struct Object(BTreeMap<String, Box<RawValue>>);
 
 impl Object {
-    /// Reads one JSON object. A byte order mark, which Windows tools like to write, is passed over (RFC 8259, section 8.1).
+    /// Reads one JSON object.
     ///
     /// # Errors
     /// A sentence that says what is wrong with the text.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-        let raw: &RawValue =
-            serde_json::from_slice(bytes).map_err(|e| format!("is not valid JSON: {e}"))?;
-        Self::of(raw)
+        Self::of(document(bytes)?)
     }
 
     /// Interprets one value as an object.
@@ -49,6 +47,29 @@ impl Object {
     pub fn into_fields(self) -> BTreeMap<String, Box<RawValue>> {
         self.0
     }
+}
+
+/// One JSON text. A byte order mark, which Windows tools like to write, is passed over (RFC 8259, section 8.1).
+fn document(bytes: &[u8]) -> Result<&RawValue, String> {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    serde_json::from_slice(bytes).map_err(|e| format!("is not valid JSON: {e}"))
+}
+
+/// The field `id` of an object, without a copy of all the others.
+///
+/// # Errors
+/// A sentence that says what is wrong with the text.
+pub fn id_alone(bytes: &[u8]) -> Result<Option<&RawValue>, String> {
+    #[derive(Deserialize)]
+    struct Fields<'a> {
+        #[serde(borrow)]
+        id: Option<&'a RawValue>,
+    }
+    let raw = document(bytes)?;
+    expect("{", raw, "an object")?;
+    serde_json::from_str(raw.get())
+        .map(|fields: Fields| fields.id)
+        .map_err(|e| format!("is not valid JSON: {e}"))
 }
 
 /// What a person calls the type of a JSON value.

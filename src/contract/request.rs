@@ -12,6 +12,9 @@ pub const MAX_REQUEST_BYTES: usize = 1 << 20;
 /// How much of an unusable payload is shown to the controller, in bytes.
 const SHOWN_PAYLOAD_BYTES: usize = 1024;
 
+/// More than any usable id has as JSON, in bytes: 128 characters, each of them written as two escapes.
+const MAX_ID_BYTES: usize = 128 * 12 + 2;
+
 /// A usable request.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -41,19 +44,15 @@ impl Request {
             id: id.cloned(),
             error,
         };
+        if payload.len() > MAX_REQUEST_BYTES {
+            return Err(Self::too_large(payload));
+        }
         let mut object =
             Object::parse(payload).map_err(|e| rejected(None, format!("the request {e}")))?;
         let id = object
             .take("id", JobId::from_json)
             .and_then(|id| id.ok_or_else(|| "`id` is missing".to_owned()))
             .map_err(|e| rejected(None, format!("the request: {e}")))?;
-        if payload.len() > MAX_REQUEST_BYTES {
-            let error = format!(
-                "the request has {} bytes; {MAX_REQUEST_BYTES} are taken",
-                payload.len()
-            );
-            return Err(rejected(Some(&id), error));
-        }
         let read = || {
             let work_dir = object
                 .take("workDir", json::string)?
@@ -72,6 +71,30 @@ impl Request {
                 definition,
             }),
             Err(e) => Err(rejected(Some(&id), format!("the request: {e}"))),
+        }
+    }
+
+    /// It may have 256 MiB, which MQTT allows: nothing of it is copied but its id.
+    fn too_large(payload: &[u8]) -> Rejection {
+        let error = format!(
+            "the request has {} bytes; {MAX_REQUEST_BYTES} are taken",
+            payload.len()
+        );
+        let id = json::id_alone(payload)
+            .and_then(|id| match id {
+                Some(id) if id.get().len() > MAX_ID_BYTES => Err("has a too long `id`".to_owned()),
+                id => id.map(JobId::from_json).transpose(),
+            })
+            .and_then(|id| id.ok_or_else(|| "has no `id`".to_owned()));
+        match id {
+            Ok(id) => Rejection {
+                id: Some(id),
+                error,
+            },
+            Err(unusable) => Rejection {
+                id: None,
+                error: format!("{error}, and it cannot be answered by its id: it {unusable}"),
+            },
         }
     }
 }
@@ -182,6 +205,27 @@ mod tests {
         assert!(Request::parse(&sized(MAX_REQUEST_BYTES)).is_ok());
         let rejection = Request::parse(&sized(MAX_REQUEST_BYTES + 1)).unwrap_err();
         assert_eq!(rejection.id.unwrap().as_str(), "big");
+    }
+
+    #[test]
+    fn a_too_large_request_is_answered_by_id_where_it_has_one() {
+        let padding = " ".repeat(MAX_REQUEST_BYTES);
+        for (text, id, said) in [
+            (r#"{"env": {"id": 1}, "id": "a"}"#, Some("a"), "are taken"),
+            ("\u{feff}{\"id\": 7}", Some("7"), "are taken"),
+            (r#"{"id": null}"#, None, "has no `id`"),
+            (r#"{"id": "a/b"}"#, None, "none of / + #"),
+            (r#"["a"]"#, None, "must be an object, not an array"),
+            (r#"{"id": "a""#, None, "is not valid JSON"),
+        ] {
+            let rejection = Request::parse(format!("{text}{padding}").as_bytes()).unwrap_err();
+            assert_eq!(rejection.id.as_ref().map(JobId::as_str), id, "{text}");
+            assert!(
+                rejection.error.contains(said),
+                "{text}: {}",
+                rejection.error
+            );
+        }
     }
 
     #[test]
