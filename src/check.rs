@@ -1,48 +1,27 @@
 //! `job-worker check [DIR]`: says what is wrong before anything runs (contract section 9).
 
-use crate::Exit;
-use crate::cli::write;
 use crate::config::Config;
-use crate::contract::{Definition, MAX_DEFINITION_BYTES, single_line};
+use crate::contract::{Definition, MAX_DEFINITION_BYTES};
 use crate::job::WorkDir;
 use std::ffi::OsStr;
-use std::io::{stderr, stdout};
 
-/// Validates the configuration, and the job in `dir`. What is wrong goes to stderr, one line each.
-pub fn run(dir: Option<&OsStr>) -> Exit {
-    let mut exit = Exit::Done;
-    match Config::from_env() {
+/// Validates the configuration, and the job in `dir`: a line for each thing that is good, and one for each that is wrong.
+pub fn check(dir: Option<&OsStr>) -> Vec<Result<String, String>> {
+    let mut lines = match Config::from_env() {
         Ok(config) => {
-            let broker = &config.broker;
-            let topic = &config.topics.pending;
-            write(
-                stdout(),
-                &format!(
-                    "configuration: good; {} serves {topic} of {}:{}\n",
-                    config.worker_id, broker.host, broker.port
-                ),
-            );
+            let (broker, topic) = (&config.broker, &config.topics.pending);
+            vec![Ok(format!(
+                "configuration: good; {} serves {topic} of {}:{}",
+                config.worker_id, broker.host, broker.port
+            ))]
         }
-        Err(errors) => {
-            for error in errors {
-                write(
-                    stderr(),
-                    &format!("configuration: {}\n", single_line(&error)),
-                );
-            }
-            exit = Exit::Config;
-        }
-    }
-    if let Some(dir) = dir {
-        match check_job(dir) {
-            Ok(summary) => write(stdout(), &format!("{}\n", single_line(&summary))),
-            Err(error) => {
-                write(stderr(), &format!("job: {}\n", single_line(&error)));
-                exit = Exit::Config;
-            }
-        }
-    }
-    exit
+        Err(errors) => errors
+            .iter()
+            .map(|error| Err(format!("configuration: {error}")))
+            .collect(),
+    };
+    lines.extend(dir.map(|dir| check_job(dir).map_err(|error| format!("job: {error}"))));
+    lines
 }
 
 fn check_job(dir: &OsStr) -> Result<String, String> {

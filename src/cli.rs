@@ -1,6 +1,7 @@
 //! Arguments → verb → exit status (contract section 9).
 
 use crate::config::Config;
+use crate::contract::single_line;
 use crate::{Exit, check, logging, run, supervise, worker};
 use std::ffi::OsString;
 use std::io::Write;
@@ -60,7 +61,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Exit {
     match verb {
         Verb::Help => say(HELP),
         Verb::Version => say(VERSION),
-        Verb::Check { dir } => check::run(dir.as_deref()),
+        Verb::Check { dir } => show(&check::check(dir.as_deref())),
         Verb::Work => with_config(worker::run),
         Verb::Supervise => with_config(|_| supervise::run()),
         Verb::Run { dir, id } => with_config(|config| run::run(&config, &dir, id.as_deref())),
@@ -114,8 +115,22 @@ fn parse(arguments: Vec<OsString>) -> Result<Verb, String> {
     }
 }
 
+/// What is good goes to stdout, and what is wrong to stderr.
+fn show(lines: &[Result<String, String>]) -> Exit {
+    for line in lines {
+        match line {
+            Ok(good) => write(std::io::stdout(), &format!("{}\n", single_line(good))),
+            Err(wrong) => write(std::io::stderr(), &format!("{}\n", single_line(wrong))),
+        }
+    }
+    match lines.iter().all(Result::is_ok) {
+        true => Exit::Done,
+        false => Exit::Config,
+    }
+}
+
 /// Into a closed pipe, too, which `println!` and `eprintln!` would answer with a panic: a reader who has gone wants no more.
-pub(crate) fn write(mut to: impl Write, text: &str) {
+fn write(mut to: impl Write, text: &str) {
     let _ = to.write_all(text.as_bytes());
 }
 
