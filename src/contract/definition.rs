@@ -1,7 +1,6 @@
-//! `job.json`, the job definition (contract section 3), and the plan that it becomes together with a request.
+//! `job.json`, the job definition.
 
 use super::json::{self, Object};
-use super::request::Request;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -135,69 +134,6 @@ fn environment(raw: &RawValue) -> Result<BTreeMap<String, String>, String> {
         .collect()
 }
 
-/// What a job will do: the request over `job.json` over the configuration.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Plan {
-    pub steps: Vec<Step>,
-    pub env: BTreeMap<String, String>,
-    /// Limit of the whole job.
-    pub timeout: Option<Duration>,
-    pub max_attempts: u32,
-    /// What the job asks for and does not get, one sentence each.
-    pub denied: Vec<String>,
-}
-
-impl Plan {
-    /// Merges the three sources: the request wins over `job.json`, `env` key by key. The worker's `timeout` and
-    /// `max_attempts` are what a job gets that asks for nothing, and the most that it can ask for.
-    ///
-    /// # Errors
-    /// A sentence, when nobody says which steps to run.
-    pub fn merge(
-        request: &Request,
-        definition: Option<Definition>,
-        timeout: Option<Duration>,
-        max_attempts: u32,
-    ) -> Result<Self, String> {
-        let file = definition.unwrap_or_default();
-        let own = &request.definition;
-        let mut steps = own
-            .steps
-            .clone()
-            .or(file.steps)
-            .ok_or("job.json has no `steps`, and neither has the request")?;
-        let mut env = file.env;
-        env.extend(own.env.clone());
-        let mut denied = Vec::new();
-        let asked = own.timeout.or(file.timeout);
-        if let (Some(asked), Some(bound)) = (asked, timeout)
-            && asked > bound
-        {
-            let (asked, bound) = (asked.as_secs_f64(), bound.as_secs_f64());
-            denied.push(format!(
-                "asks for timeoutSeconds {asked}, more than JOB_TIMEOUT allows: {bound}"
-            ));
-        }
-        let attempts = own.max_attempts.or(file.max_attempts);
-        if let Some(asked) = attempts.filter(|asked| *asked > max_attempts) {
-            denied.push(format!(
-                "asks for maxAttempts {asked}, more than JOB_MAX_ATTEMPTS allows: {max_attempts}"
-            ));
-        }
-        // an `always` step has no other limit once the job's has passed
-        for step in &mut steps {
-            step.timeout = step.timeout.map(|own| own.min(timeout.unwrap_or(own)));
-        }
-        Ok(Self {
-            steps,
-            env,
-            timeout: asked.into_iter().chain(timeout).min(),
-            max_attempts: attempts.unwrap_or(max_attempts).min(max_attempts),
-            denied,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -299,70 +235,5 @@ mod tests {
             "]".repeat(100_000)
         );
         assert!(Definition::parse(deep.as_bytes()).is_err());
-    }
-
-    #[test]
-    fn the_request_wins_and_env_is_merged_key_by_key() {
-        let file = Definition::parse(
-            br#"{"steps": ["f"], "env": {"A": "f", "B": "f"}, "timeoutSeconds": 1, "maxAttempts": 2}"#,
-        );
-        let request = |json: &str| Request::parse(json.as_bytes()).unwrap();
-        let plan = |request: &Request| {
-            Plan::merge(
-                request,
-                Some(file.clone().unwrap()),
-                Some(Duration::from_secs(9)),
-                3,
-            )
-            .unwrap()
-        };
-        let from_file = plan(&request(r#"{"id": 1, "workDir": "x"}"#));
-        assert_eq!(
-            (from_file.steps[0].run.as_str(), from_file.max_attempts),
-            ("f", 2)
-        );
-        assert_eq!(from_file.timeout, Some(Duration::from_secs(1)));
-        let over = plan(&request(
-            r#"{"id": 1, "workDir": "x", "steps": ["r"], "env": {"B": "r"}, "timeoutSeconds": 2, "maxAttempts": 1}"#,
-        ));
-        assert_eq!((over.steps[0].run.as_str(), over.max_attempts), ("r", 1));
-        assert_eq!((over.env["A"].as_str(), over.env["B"].as_str()), ("f", "r"));
-        assert_eq!(over.timeout, Some(Duration::from_secs(2)));
-        let bare = request(r#"{"id": 1, "workDir": "x", "steps": []}"#);
-        let defaults = Plan::merge(&bare, None, Some(Duration::from_secs(9)), 3).unwrap();
-        assert_eq!(
-            (defaults.timeout, defaults.max_attempts),
-            (Some(Duration::from_secs(9)), 3)
-        );
-        let none = request(r#"{"id": 1, "workDir": "x"}"#);
-        assert!(
-            Plan::merge(&none, Some(Definition::default()), None, 3)
-                .unwrap_err()
-                .contains("no `steps`")
-        );
-    }
-
-    #[test]
-    fn a_job_may_ask_for_less_than_the_bounds_and_not_for_more() {
-        let plan = |timeout: f64, attempts: u32| {
-            let json = format!(
-                r#"{{"id": 1, "workDir": "x", "steps": [{{"run": "a", "timeoutSeconds": {timeout}}}],
-                    "timeoutSeconds": {timeout}, "maxAttempts": {attempts}}}"#
-            );
-            let request = Request::parse(json.as_bytes()).unwrap();
-            Plan::merge(&request, None, Some(Duration::from_secs(9)), 3).unwrap()
-        };
-        for (timeout, attempts, got, denied) in [
-            (8.5, 2, (8.5, 2), 0),
-            (9.0, 3, (9.0, 3), 0),
-            (9.5, 3, (9.0, 3), 1),
-            (9.0, 4, (9.0, 3), 1),
-        ] {
-            let plan = plan(timeout, attempts);
-            let limit = Some(Duration::from_secs_f64(got.0));
-            assert_eq!((plan.timeout, plan.max_attempts), (limit, got.1));
-            assert_eq!(plan.steps[0].timeout, limit);
-            assert_eq!(plan.denied.len(), denied, "{:?}", plan.denied);
-        }
     }
 }

@@ -3,7 +3,7 @@
 
 use super::json::{self, Object};
 use super::status::JobState;
-use super::{JobId, Request, RequestOrigin};
+use super::{JobId, RequestOrigin};
 
 /// How often a job may be interrupted by a stop of its worker. More than that is a job that stops its own worker.
 pub const MAX_STOPS: u32 = 10;
@@ -123,8 +123,8 @@ impl EarlierRun {
     ///
     /// An old result is never the result of a new request: a second run is better than that. But an attempt that died is
     /// counted wherever it may be the request's own, or a job that takes its host down would do so for ever.
-    pub fn decide(&self, request: &Request, origin: &RequestOrigin, max_attempts: u32) -> Decision {
-        let same = self.is_of(request, origin);
+    pub fn decide(&self, key: Option<&str>, origin: &RequestOrigin, max_attempts: u32) -> Decision {
+        let same = self.is_of(key, origin);
         let attempt = |number, follows| Attempt {
             number,
             stops: self.stops,
@@ -154,9 +154,9 @@ impl EarlierRun {
 
     /// A `key` decides wherever there is one. Without it, the delivery decides: DUP = 0 is a new request whatever else it
     /// has in common with an earlier one, and DUP = 1 says only that the broker has sent it before, to whomever.
-    fn is_of(&self, request: &Request, origin: &RequestOrigin) -> SameRequest {
-        if self.key.is_some() || request.key.is_some() {
-            return if self.key == request.key {
+    fn is_of(&self, key: Option<&str>, origin: &RequestOrigin) -> SameRequest {
+        if self.key.is_some() || key.is_some() {
+            return if self.key.as_deref() == key {
                 SameRequest::Yes
             } else {
                 SameRequest::No
@@ -179,14 +179,6 @@ impl EarlierRun {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn request(json: &str) -> Request {
-        Request::parse(json.as_bytes()).unwrap()
-    }
-
-    fn plain() -> Request {
-        request(r#"{"id": "a", "workDir": "x"}"#)
-    }
 
     fn from(redelivered: bool, identity: Option<&str>) -> RequestOrigin {
         RequestOrigin::Queue {
@@ -252,7 +244,7 @@ mod tests {
     #[test]
     fn a_stored_result_is_the_result_of_its_own_request_only() {
         let done = earlier(r#"{"id":"a","status":"success","origin":"w 5 7 ab"}"#);
-        let decide = |origin: &RequestOrigin| done.decide(&plain(), origin, 3);
+        let decide = |origin: &RequestOrigin| done.decide(None, origin, 3);
         assert_eq!(
             decide(&from(true, Some("w 5 7 ab"))),
             Decision::Stored,
@@ -271,13 +263,12 @@ mod tests {
         }
         let by_hand = earlier(r#"{"id":"a","status":"success"}"#);
         for origin in [from(true, Some("w 5 7 ab")), from(true, None)] {
-            assert_eq!(by_hand.decide(&plain(), &origin, 3), FIRST);
+            assert_eq!(by_hand.decide(None, &origin, 3), FIRST);
         }
     }
 
     #[test]
     fn a_key_decides_wherever_there_is_one() {
-        let keyed = |key: &str| request(&format!(r#"{{"id":"a","workDir":"x","key":"{key}"}}"#));
         let done =
             earlier(r#"{"id":"a","status":"failed","attempt":2,"key":"k","origin":"w 5 7 ab"}"#);
         for origin in [
@@ -285,16 +276,16 @@ mod tests {
             from(true, Some("v 1 1 cd")),
             RequestOrigin::ByHand,
         ] {
-            assert_eq!(done.decide(&keyed("k"), &origin, 3), Decision::Stored);
-            assert_eq!(done.decide(&keyed("l"), &origin, 3), FIRST);
+            assert_eq!(done.decide(Some("k"), &origin, 3), Decision::Stored);
+            assert_eq!(done.decide(Some("l"), &origin, 3), FIRST);
         }
         let redelivered = from(true, Some("w 5 7 ab"));
-        assert_eq!(done.decide(&plain(), &redelivered, 3), FIRST);
-        assert_eq!(done.decide(&keyed("l"), &redelivered, 3), FIRST);
+        assert_eq!(done.decide(None, &redelivered, 3), FIRST);
+        assert_eq!(done.decide(Some("l"), &redelivered, 3), FIRST);
         let died = earlier(r#"{"id":"a","status":"running","attempt":3,"key":"k"}"#);
-        assert_eq!(died.decide(&keyed("l"), &redelivered, 3), FIRST);
+        assert_eq!(died.decide(Some("l"), &redelivered, 3), FIRST);
         assert_eq!(
-            died.decide(&keyed("k"), &from(false, None), 4),
+            died.decide(Some("k"), &from(false, None), 4),
             run(4, Follows::Crash)
         );
     }
@@ -314,13 +305,13 @@ mod tests {
             from(false, None),
         ] {
             assert_eq!(
-                died(1).decide(&plain(), &own, 3),
+                died(1).decide(None, &own, 3),
                 run(2, Follows::Crash),
                 "{own:?}"
             );
-            assert_eq!(died(2).decide(&plain(), &own, 3), run(3, Follows::Crash));
+            assert_eq!(died(2).decide(None, &own, 3), run(3, Follows::Crash));
             for (attempts, max) in [(3, 3), (1, 1), (4, 3)] {
-                let decision = died(attempts).decide(&plain(), &own, max);
+                let decision = died(attempts).decide(None, &own, max);
                 assert!(
                     matches!(&decision, Decision::GiveUp(Attempt { number, .. }, why)
                         if *number == attempts && why.contains(&format!("{attempts} attempts"))),
@@ -333,11 +324,11 @@ mod tests {
             from(true, Some("v 5 7 ab")),
             RequestOrigin::ByHand,
         ] {
-            assert_eq!(died(3).decide(&plain(), &other, 3), FIRST, "{other:?}");
+            assert_eq!(died(3).decide(None, &other, 3), FIRST, "{other:?}");
         }
         let unreadable = earlier("garbage");
         assert_eq!(
-            unreadable.decide(&plain(), &from(false, Some("w 5 7 ab")), 3),
+            unreadable.decide(None, &from(false, Some("w 5 7 ab")), 3),
             run(2, Follows::Crash)
         );
     }
@@ -358,12 +349,12 @@ mod tests {
         };
         for stops in [1, 9] {
             assert_eq!(
-                stopped(stops).decide(&plain(), &from(true, None), 1),
+                stopped(stops).decide(None, &from(true, None), 1),
                 again(stops)
             );
         }
         for stops in [10, 11] {
-            let decision = stopped(stops).decide(&plain(), &from(true, None), 3);
+            let decision = stopped(stops).decide(None, &from(true, None), 3);
             assert!(
                 matches!(&decision, Decision::GiveUp(_, why) if why.contains("stopped 10 times")),
                 "{decision:?}"
@@ -376,7 +367,7 @@ mod tests {
             follows: Follows::Crash,
         };
         assert_eq!(
-            after_crash.decide(&plain(), &from(true, None), 3),
+            after_crash.decide(None, &from(true, None), 3),
             Decision::Run(expected)
         );
     }

@@ -5,14 +5,16 @@ mod earlier_run;
 mod id;
 mod json;
 mod origin;
+mod plan;
 mod request;
 mod status;
 mod topics;
 
-pub use definition::{Definition, MAX_DEFINITION_BYTES, Plan, Step};
+pub use definition::{Definition, MAX_DEFINITION_BYTES, Step};
 pub use earlier_run::{Attempt, Decision, EarlierRun, Follows};
 pub use id::{JobId, check_name};
 pub use origin::{RequestOrigin, identity};
+pub use plan::Plan;
 pub use request::{MAX_REQUEST_BYTES, Rejection, Request, rejection_notice};
 pub use status::{Document, JobState, Reason, StepState, StepStatus, Timestamp, millis};
 pub use topics::{Topics, subscribed_for};

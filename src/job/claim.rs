@@ -258,7 +258,7 @@ impl Claim {
         };
         let unknown = fields.into_iter().filter_map(named).collect();
         let plan = Plan::merge(
-            &self.request,
+            &self.request.definition,
             definition,
             config.timeout,
             config.max_attempts,
@@ -271,7 +271,7 @@ impl Claim {
         match journal::read(dir, &self.request.id) {
             None => (Decision::Run(Attempt::FIRST), Vec::new()),
             Some((run, document)) => {
-                let decision = run.decide(&self.request, &self.origin, max_attempts);
+                let decision = run.decide(self.request.key.as_deref(), &self.origin, max_attempts);
                 (decision, document)
             }
         }
