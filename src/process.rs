@@ -2,6 +2,7 @@
 //! (contract sections 4 and 7).
 
 use nix::unistd::getpgid;
+use process_wrap::std::{CommandWrap, ProcessSession};
 use rustix::io::Errno;
 use rustix::process::{
     Pid, Signal, WaitOptions, kill_process, kill_process_group, test_kill_process,
@@ -11,7 +12,6 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -80,7 +80,8 @@ pub fn adopt_orphans() {
     }
 }
 
-/// Starts `shell -c run` in a process group of its own, with `log` as stdout and stderr and nothing on stdin.
+/// Starts `shell -c run` in a session of its own, with `log` as stdout and stderr and nothing on stdin. So it has no
+/// controlling terminal to ask a question at, and leads a process group.
 ///
 /// # Errors
 /// What the kernel said, when the shell could not be started.
@@ -99,13 +100,15 @@ pub fn spawn<'a>(
         .current_dir(dir)
         .env_clear()
         .envs(env);
-    command
-        .stdin(Stdio::null())
-        .stdout(log)
-        .stderr(errors)
-        .process_group(0);
+    command.stdin(Stdio::null()).stdout(log).stderr(errors);
+    let mut command = CommandWrap::from(command);
+    command.wrap(ProcessSession);
     // the handle is let go: reaping is ours alone, see `reap`
-    Ok(Pid::from_child(&command.spawn()?))
+    let pid = command.spawn()?.id();
+    i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or_else(|| io::Error::other(format!("the process id {pid} is no number of a process")))
 }
 
 /// Who is left after [`reap_some`].

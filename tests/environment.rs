@@ -245,3 +245,27 @@ fn blocked_signals_of_a_parent_do_no_harm() {
         "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT})",
     );
 }
+
+#[test]
+fn a_step_has_no_terminal_and_a_session_of_its_own() {
+    let scene = Scene::new();
+    let dir = scene.prepare(
+        "a",
+        json!({ "steps": ["(: < /dev/tty) 2> tty || echo no terminal; ps -o sid= -p $$ | tr -d ' ' > sid; echo $$ > pid"] }),
+    );
+    // script(1) gives the worker a terminal
+    let run = format!(
+        "{} run {}",
+        support::scene::binary().display(),
+        dir.display()
+    );
+    let mut command = std::process::Command::new("script");
+    command.args(["-qec", &run, "/dev/null"]);
+    scene.equip(&mut command);
+    let mut script = scene.start(command);
+    script.exits_with(0);
+    assert!(read(&dir.join("job.log")).contains("\nno terminal\n"));
+    let tty = read(&dir.join("tty"));
+    assert!(tty.contains("No such device or address"), "{tty}");
+    assert_eq!(read(&dir.join("sid")), read(&dir.join("pid")));
+}
