@@ -6,7 +6,10 @@
 
 use nix::sys::signal::{SigSet, Signal};
 use rustix::event::{PollFd, PollFlags, poll};
-use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
+use signal_hook::consts::{
+    SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2,
+    SIGVTALRM, SIGXCPU, SIGXFSZ,
+};
 use signal_hook::{flag, low_level::pipe};
 use std::cell::Cell;
 use std::io::{self, Read, Write};
@@ -19,10 +22,20 @@ use std::time::{Duration, Instant};
 /// How long to stay awake for the next event: a broker nearby answers sooner than a sleeping processor wakes up.
 const LOOKOUT: Duration = Duration::from_micros(150);
 
+/// Signals that ask us to stop, whatever else they may mean elsewhere: each of them would end this process and leave its
+/// steps behind. Those from SIGHUP on are let be where they were ignored when we started, as `nohup` does.
+const STOPS: [i32; 12] = [
+    SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGXCPU,
+    SIGIO, SIGPWR,
+];
+
+/// SIGPWR, which signal-hook has no name for.
+const SIGPWR: i32 = Signal::SIGPWR as i32;
+
 /// What comes in.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Event<T> {
-    /// SIGTERM or SIGINT: somebody asks us to stop.
+    /// SIGTERM or another signal of its kind: somebody asks us to stop.
     Stop(i32),
     /// SIGCHLD: some child has ended.
     ChildEnded,
@@ -34,7 +47,9 @@ pub enum Event<T> {
 pub struct Inbox<T> {
     bell: UnixStream,
     sent: Receiver<T>,
-    stops: [(i32, Arc<AtomicBool>); 2],
+    stops: Vec<(i32, Arc<AtomicBool>)>,
+    /// Whether a stop has come out of here.
+    stop_told: Cell<bool>,
     child_ended: Arc<AtomicBool>,
     /// Whose turn it is, when a child has ended and something was sent.
     child_first: Cell<bool>,
@@ -65,15 +80,26 @@ fn try_open<T>() -> io::Result<(Outbox<T>, Inbox<T>)> {
         pipe::register(signal, ring.try_clone()?)?; // handlers run in this order: the flag is up when the bell rings
         io::Result::Ok(raised)
     };
-    let stops = [(SIGTERM, raised(SIGTERM)?), (SIGINT, raised(SIGINT)?)];
+    let ignored = ignored_signals();
+    let mut stops = Vec::with_capacity(STOPS.len());
+    for signal in STOPS {
+        if matches!(signal, SIGTERM | SIGINT) || ignored & (1 << (signal - 1)) == 0 {
+            stops.push((signal, raised(signal)?));
+        }
+    }
     let child_ended = raised(SIGCHLD)?;
+    // a handler, so that writing beyond RLIMIT_FSIZE is an error and not our end. Steps do not inherit it
+    flag::register(SIGXFSZ, Arc::default())?;
     // a parent may have blocked them, and we would wait for ever for the end of a step
-    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD]).thread_unblock()?;
+    SigSet::all().thread_unblock()?;
+    // in the background of a terminal with `stty tostop`, a line of our own log would stop us
+    SigSet::from(Signal::SIGTTOU).thread_block()?;
     let (sender, sent) = mpsc::channel();
     let inbox = Inbox {
         bell,
         sent,
         stops,
+        stop_told: Cell::new(false),
         child_ended,
         child_first: Cell::new(false),
     };
@@ -84,6 +110,14 @@ fn try_open<T>() -> io::Result<(Outbox<T>, Inbox<T>)> {
         },
         inbox,
     ))
+}
+
+/// The signals that are ignored now, as a mask. None where the kernel does not say.
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or_default()
 }
 
 impl<T> Outbox<T> {
@@ -115,12 +149,14 @@ impl<T> Inbox<T> {
     }
 
     fn look(&self) -> Option<Event<T>> {
-        let stop = self
-            .stops
-            .iter()
-            .find(|(_, raised)| raised.swap(false, Ordering::SeqCst));
-        if let Some((signal, _)) = stop {
-            return Some(Event::Stop(*signal));
+        for (signal, raised) in &self.stops {
+            // a terminal that goes sends more than one SIGHUP, a service manager one behind its SIGTERM: that is not somebody
+            // who insists
+            if raised.swap(false, Ordering::SeqCst)
+                && !(self.stop_told.replace(true) && *signal == SIGHUP)
+            {
+                return Some(Event::Stop(*signal));
+            }
         }
         // by turns, so that neither a stream of messages nor one of processes hides the other
         let sent = || self.sent.try_recv().ok().map(Event::Sent);

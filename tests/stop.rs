@@ -432,3 +432,91 @@ fn pid_1_reaps_the_orphans_of_others_while_it_waits() {
     kill_process(pid_1, Signal::TERM).unwrap();
     worker.exits_with(0);
 }
+
+#[test]
+fn any_signal_that_would_end_the_worker_is_a_stop() {
+    let signals = [
+        Signal::HUP,
+        Signal::QUIT,
+        Signal::USR1,
+        Signal::USR2,
+        Signal::ALARM,
+        Signal::VTALARM,
+        Signal::PROF,
+        Signal::XCPU,
+        Signal::IO,
+        Signal::POWER,
+    ];
+    let scene = Scene::new();
+    for signal in signals {
+        let mut worker = scene.idle_worker(|worker| {
+            worker.env("JOB_STOP_GRACE", "30");
+        });
+        let dir = scene.submit("a", steps());
+        await_file(&dir.join("up"));
+        worker.signal(signal);
+        worker.exits_with(0);
+        assert!(read(&dir.join("job.log")).contains("\ntold to stop\n"));
+        scene.nothing_survives();
+        fs::remove_dir_all(&dir).unwrap(); // what was given back is rejected by the next worker
+    }
+}
+
+#[test]
+fn a_hangup_behind_another_stop_does_not_insist() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|worker| {
+        worker.env("JOB_STOP_GRACE", "30");
+    });
+    let step = "trap 'touch told; until [ -e gate ]; do sleep 0.02; done; echo cleaned; exit' TERM; touch up; while :; do sleep 0.02; done";
+    let dir = scene.submit("a", json!({ "steps": [step] }));
+    await_file(&dir.join("up"));
+    worker.signal(Signal::HUP);
+    await_file(&dir.join("told"));
+    worker.signal(Signal::HUP);
+    fs::write(dir.join("gate"), "").unwrap();
+    worker.exits_with(0);
+    assert!(read(&dir.join("job.log")).contains("\ncleaned\n"));
+}
+
+/// A worker that a shell starts, which has done `first` before.
+fn by_a_shell(scene: &Scene, first: &str) -> Command {
+    let mut command = Command::new("sh");
+    let binary = support::scene::binary();
+    command.args(["-c", &format!("{first}; exec {}", binary.display())]);
+    scene.equip(&mut command);
+    command
+}
+
+#[test]
+fn a_hangup_that_was_ignored_before_stays_ignored() {
+    let scene = Scene::new();
+    let mut worker = scene.start(by_a_shell(&scene, "trap '' HUP QUIT"));
+    scene.await_idle_after(0);
+    let dir = scene.submit(
+        "a",
+        json!({ "steps": [format!("touch up; {}", until_exists("gate"))] }),
+    );
+    await_file(&dir.join("up"));
+    worker.signal(Signal::HUP);
+    worker.signal(Signal::QUIT);
+    fs::write(dir.join("gate"), "").unwrap();
+    assert_eq!(verdict(&scene.result("a")), ("success", "", 0));
+    worker.exits_with(0);
+    assert!(!worker.stderr().contains("stopping"));
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_does_not_end_the_worker() {
+    let scene = Scene::new();
+    fs::write(scene.drive().join("log"), [b'-'; 8192]).unwrap();
+    let mut worker = scene.start(by_a_shell(&scene, "exec 2>> log; ulimit -f 8"));
+    scene.await_idle_after(0);
+    // the step has the signal as it should be
+    scene.submit(
+        "a",
+        json!({ "steps": ["dd if=/dev/zero of=large bs=64k count=1; [ $? = 153 ]"] }),
+    );
+    assert_eq!(verdict(&scene.result("a")), ("success", "", 0));
+    worker.exits_with(0);
+}
