@@ -38,9 +38,16 @@ const VERSION: &str = concat!(
 #[derive(Debug, PartialEq)]
 enum Verb {
     Work,
+    /// What `supervise` starts: it is told of a stop that it did not ask for.
+    WorkSupervised,
     Supervise,
-    Run { dir: OsString, id: Option<String> },
-    Check { dir: Option<OsString> },
+    Run {
+        dir: OsString,
+        id: Option<String>,
+    },
+    Check {
+        dir: Option<OsString>,
+    },
     Help,
     Version,
 }
@@ -63,6 +70,10 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Exit {
         Verb::Version => say(VERSION),
         Verb::Check { dir } => show(&check::check(dir.as_deref())),
         Verb::Work => with_config(worker::run),
+        Verb::WorkSupervised => match with_config(worker::run) {
+            Exit::Stopped => Exit::Of(supervise::STOPPED),
+            exit => exit,
+        },
         Verb::Supervise => with_config(|_| supervise::run()),
         Verb::Run { dir, id } => with_config(|config| run::run(&config, &dir, id.as_deref())),
     }
@@ -75,6 +86,7 @@ fn parse(arguments: Vec<OsString>) -> Result<Verb, String> {
     };
     let verb = match first.to_str() {
         Some("supervise") => Verb::Supervise,
+        Some(supervise::SUPERVISED) => Verb::WorkSupervised,
         Some("--help" | "-h" | "help") => Verb::Help,
         Some("--version" | "-V") => Verb::Version,
         Some("check") => match rest.next().filter(|dir| !dir.is_empty()) {

@@ -38,8 +38,10 @@ pub mod worker;
 /// How this program ends (contract section 7).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Exit {
-    /// The job is reported, whatever its result, or we were asked to stop.
+    /// The job is reported, whatever its result.
     Done,
+    /// We were asked to stop.
+    Stopped,
     Usage,
     Config,
     /// The broker refuses us.
@@ -55,7 +57,7 @@ impl Exit {
     /// The exit status of the process, after `sysexits.h`.
     pub fn status(self) -> u8 {
         match self {
-            Self::Done => 0,
+            Self::Done | Self::Stopped => 0,
             Self::Usage => 64,
             Self::Defect => 70,
             Self::TakenOver => 75,

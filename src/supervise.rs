@@ -16,6 +16,12 @@ use std::time::{Duration, Instant};
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(30);
 
+/// The argument that makes a worker tell us of a stop by [`STOPPED`]. Not for users, to whom a stop is a success.
+pub const SUPERVISED: &str = "--supervised";
+
+/// Status of a supervised worker that was asked to stop: the same as of one that SIGTERM ended before it had a handler.
+pub const STOPPED: u8 = 143;
+
 /// Keeps a worker alive until somebody asks us to stop, and ends with the last worker's status.
 pub fn run() -> Exit {
     let Some((_, inbox)) = inbox::open() else {
@@ -34,13 +40,25 @@ pub fn run() -> Exit {
                 Exit::Defect.status()
             }
         };
-        if status == 0 {
-            pause = FIRST_PAUSE;
-            continue;
+        match status {
+            0 => {
+                pause = FIRST_PAUSE;
+                continue;
+            }
+            // a step of its job does this, which would have a fresh worker at once, again and again
+            STOPPED => {
+                log::warn!("the worker was stopped, and not by us; starting another in {pause:?}")
+            }
+            status => {
+                log::warn!("the worker ended with status {status}; starting another in {pause:?}")
+            }
         }
-        log::warn!("the worker ended with status {status}; starting another in {pause:?}");
         if stop_asked_within(pause, &inbox) {
-            return Exit::Of(status);
+            return if status == STOPPED {
+                Exit::Done
+            } else {
+                Exit::Of(status)
+            };
         }
         pause = (pause * 2).min(LAST_PAUSE);
     }
@@ -50,7 +68,10 @@ fn start_worker() -> std::io::Result<Pid> {
     // in a group of its own: at a terminal, Ctrl-C would reach it twice, and a second signal means "at once".
     // The handle is let go: reaping is done in `process` alone
     Ok(Pid::from_child(
-        &Command::new("/proc/self/exe").process_group(0).spawn()?,
+        &Command::new("/proc/self/exe")
+            .arg(SUPERVISED)
+            .process_group(0)
+            .spawn()?,
     ))
 }
 
@@ -93,6 +114,7 @@ fn watch(worker: Pid, inbox: &Inbox<Infallible>) -> Watched {
     let status = match ended {
         // our signal came before it had handlers, so it had not begun anything
         Ended::Signal(SIGTERM | SIGINT) if stopped => Exit::Done.status(),
+        Ended::Code(code) if stopped && code == i32::from(STOPPED) => Exit::Done.status(),
         ended => u8::try_from(ended.code()).unwrap_or(Exit::Defect.status()),
     };
     if stopped {

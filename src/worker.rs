@@ -85,7 +85,10 @@ impl Worker {
     fn live(&mut self) -> Exit {
         loop {
             if let ControlFlow::Break(exit) = self.take_turn() {
-                return exit;
+                return match exit {
+                    Exit::Done if self.stopping => Exit::Stopped,
+                    exit => exit,
+                };
             }
         }
     }

@@ -298,3 +298,36 @@ fn a_stop_between_result_and_acknowledgement_is_passed_on() {
     supervisor.exits_with(0);
     assert_eq!(scene.broker.queued(WORKER), 1);
 }
+
+#[test]
+fn a_job_that_stops_its_workers_is_not_restarted_without_a_pause() {
+    let scene = Scene::new();
+    let mut supervisor = idle(&scene, |_| {});
+    let dir = scene.submit(
+        "a",
+        json!({ "steps": ["echo >> ../starts; [ -e gate ] && exit; kill -TERM $PPID; sleep 1000"] }),
+    );
+    for pause in ["100ms", "200ms", "400ms"] {
+        supervisor.await_stderr(&format!(
+            "stopped, and not by us; starting another in {pause}"
+        ));
+    }
+    fs::write(dir.join("gate"), "").unwrap();
+    let result = scene.result("a");
+    assert_eq!(verdict(&result).0, "success");
+    assert_eq!(read(&scene.drive().join("starts")).lines().count(), 4);
+    supervisor.signal(Signal::TERM);
+    supervisor.exits_with(0);
+}
+
+#[test]
+fn a_stop_in_the_pause_is_heard_at_once() {
+    let scene = Scene::new();
+    let mut supervisor = idle(&scene, |_| {});
+    scene.submit("a", json!({ "steps": ["kill -TERM $PPID; sleep 1000"] }));
+    supervisor.await_stderr("starting another in 3.2s");
+    let asked = std::time::Instant::now();
+    supervisor.signal(Signal::HUP);
+    supervisor.exits_with(0);
+    assert!(asked.elapsed() < std::time::Duration::from_secs(3));
+}
