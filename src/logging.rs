@@ -1,12 +1,19 @@
-//! The worker's own log on stderr (contract section 8, `RUST_LOG`).
+//! The worker's own log on stderr (`RUST_LOG`).
 
-use std::io::Write;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, Mode, OFlags};
+use std::fs::File;
+use std::io::{self, Write};
+
+/// What a pipe that poll(2) says is writable takes without blocking: PIPE_BUF.
+const AT_ONCE: usize = 4096;
 
 /// Starts the log. Control characters are escaped here, in one place for all: a name or an error from outside can neither
 /// forge a line nor speak to the reader's terminal.
 pub fn start() {
     let level = env_logger::Env::default().filter_or("RUST_LOG", "info,rumqttc=error");
     env_logger::Builder::from_env(level)
+        .target(env_logger::Target::Pipe(Box::new(Lossy::new(stderr()))))
         .format(|out, record| {
             let text = record.args().to_string();
             let level = record.level().as_str().to_ascii_lowercase();
@@ -17,4 +24,140 @@ pub fn start() {
             )
         })
         .init();
+}
+
+/// Stderr, which never blocks where that can be had.
+///
+/// A pipe or a terminal is opened once more, since not to block is a matter of the open file, and that one is shared with
+/// whoever else has it as stderr.
+fn stderr() -> Box<dyn Write + Send> {
+    let is_waited_for = |file: rustix::fs::Stat| {
+        matches!(
+            FileType::from_raw_mode(file.st_mode),
+            FileType::Fifo | FileType::CharacterDevice
+        )
+    };
+    if rustix::fs::fstat(io::stderr()).is_ok_and(is_waited_for) {
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        if let Ok(file) = rustix::fs::open("/proc/self/fd/2", flags, Mode::empty()) {
+            return Box::new(File::from(file));
+        }
+    }
+    Box::new(io::stderr())
+}
+
+/// Drops the lines that nobody takes, and says how many when somebody does again.
+///
+/// The job must not wait for a reader of our log: a pipe that is full, a terminal that is held, a reader who has gone.
+struct Lossy<W> {
+    out: W,
+    lost: u64,
+    /// A line has been cut.
+    in_mid_line: bool,
+}
+
+impl<W: Write> Lossy<W> {
+    fn new(out: W) -> Self {
+        Self {
+            out,
+            lost: 0,
+            in_mid_line: false,
+        }
+    }
+
+    fn line(&mut self, line: &[u8]) {
+        if self.lost > 0 {
+            let cut = if self.in_mid_line { "\n" } else { "" };
+            let notice = format!(
+                "{cut}job-worker: warn: lines of this log that nobody took are lost: {}\n",
+                self.lost
+            );
+            if self.all(notice.as_bytes()) {
+                self.lost = 0;
+            }
+        }
+        if self.lost > 0 || !self.all(line) {
+            self.lost += 1;
+        }
+    }
+
+    /// Whether all of it was taken.
+    fn all(&mut self, mut bytes: &[u8]) -> bool {
+        while !bytes.is_empty() {
+            let part = &bytes[..bytes.len().min(AT_ONCE)];
+            let written = match can_be_written() {
+                true => self.out.write(part),
+                false => return false,
+            };
+            match written {
+                Ok(0) => return false,
+                Ok(count) => {
+                    self.in_mid_line = bytes[count - 1] != b'\n';
+                    bytes = &bytes[count..];
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+}
+
+impl<W: Write> Write for Lossy<W> {
+    /// Takes a whole line: that is how env_logger calls it.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.line(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Whether stderr takes something now. What cannot be opened once more (a socket, a pipe of another user's) is only asked.
+fn can_be_written() -> bool {
+    let stderr = io::stderr();
+    let mut asked = [PollFd::new(&stderr, PollFlags::OUT)];
+    let answered = poll(&mut asked, Some(&Timespec::default()));
+    answered.is_ok() && asked[0].revents().contains(PollFlags::OUT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes this many bytes, until it is emptied.
+    struct Bounded(Vec<u8>, usize);
+
+    impl Write for Bounded {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let room = self.1.saturating_sub(self.0.len()).min(bytes.len());
+            self.0.extend(&bytes[..room]);
+            if room == 0 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Ok(room)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_nobody_takes_is_counted_and_told() {
+        let mut log = Lossy::new(Bounded(Vec::new(), 7));
+        for line in ["one\n", "two\n", "three\n"] {
+            log.write_all(line.as_bytes()).unwrap();
+        }
+        assert_eq!(log.out.0, b"one\ntwo");
+        log.out = Bounded(Vec::new(), 1000);
+        log.write_all(b"four\n").unwrap();
+        log.write_all(b"five\n").unwrap();
+        assert_eq!(
+            String::from_utf8_lossy(&log.out.0),
+            "\njob-worker: warn: lines of this log that nobody took are lost: 2\nfour\nfive\n"
+        );
+    }
 }

@@ -1,10 +1,11 @@
-//! Stopping a worker by SIGTERM or SIGINT at every moment of its life (contract section 7).
+//! Stopping a worker at every moment of its life, and what must not stop it.
 
 mod support;
 
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::process::Command;
 use support::broker::{Packet, Step, Verdict};
 use support::scene::{
@@ -519,4 +520,43 @@ fn a_limit_on_the_size_of_files_does_not_end_the_worker() {
     );
     assert_eq!(verdict(&scene.result("a")), ("success", "", 0));
     worker.exits_with(0);
+}
+
+/// Nobody reads the worker's own log: the pipe is full, or its reader has gone, before the worker starts.
+#[test]
+fn a_log_that_nobody_reads_holds_nothing_up() {
+    let scene = Scene::new();
+    let (mut reader, mut writer) = std::io::pipe().unwrap();
+    writer.write_all(&[b'-'; 65536]).unwrap(); // all that it holds
+    let run = |id: &'static str, stderr: std::io::PipeWriter| {
+        let mut command = scene.command::<&str>([]);
+        command.stderr(stderr);
+        let states = scene.states().len();
+        let mut worker = command.spawn().unwrap();
+        drop(command); // it holds the pipe
+        scene.await_idle_after(states);
+        let dir = scene.submit(
+            id,
+            json!({ "steps": [format!("touch up; {}", until_exists("gate"))] }),
+        );
+        await_file(&dir.join("up"));
+        move |scene: &Scene| {
+            fs::write(dir.join("gate"), "").unwrap();
+            assert_eq!(verdict(&scene.result(id)), ("success", "", 0));
+            wait_until("the worker to end", || worker.try_wait().unwrap().is_some());
+        }
+    };
+    let mut go_on = run("full", writer.try_clone().unwrap());
+    reader.read_exact(&mut [0; 65536]).unwrap();
+    drop(writer);
+    go_on(&scene);
+    let mut log = String::new();
+    reader.read_to_string(&mut log).unwrap();
+    let first = log.lines().next().unwrap();
+    assert!(first.contains("nobody took are lost: 4"), "{log}");
+    assert!(log.contains("job full: success"), "{log}");
+
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    run("closed", writer)(&scene);
 }
