@@ -159,6 +159,14 @@ impl Controller {
         self.state().messages[mark..].to_vec()
     }
 
+    /// How many messages on topics that start with `prefix` have been heard after `mark`.
+    pub fn count_since(&self, mark: usize, prefix: &str) -> usize {
+        self.state().messages[mark..]
+            .iter()
+            .filter(|message| message.topic.starts_with(prefix))
+            .count()
+    }
+
     pub fn heard_since(&self, mark: usize, topic: &str) -> Vec<Message> {
         self.state().messages[mark..]
             .iter()

@@ -6,9 +6,11 @@
 pub mod broker;
 pub mod ca;
 pub mod controller;
+pub mod cut_drive;
 pub mod json;
 pub mod mosquitto;
 pub mod mutation;
+pub mod process_tree;
 pub mod properties;
 pub mod proxy;
 pub mod scene;
