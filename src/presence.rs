@@ -7,18 +7,21 @@ use serde::Serialize;
 pub struct Presence {
     worker: String,
     since: Timestamp,
-    /// The job that was shown on this connection, or that there is none.
-    shown: Option<Option<String>>,
+    /// What was shown on this connection: the job, if there is one, and what that waits for.
+    shown: Option<(Option<String>, Option<String>)>,
     /// The same over all connections.
     current: Option<String>,
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Document<'a> {
     worker: &'a str,
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     job: Option<&'a JobId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waiting_for: Option<&'a str>,
     since: Timestamp,
     version: &'static str,
 }
@@ -38,29 +41,39 @@ impl Presence {
         self.shown = None;
     }
 
-    /// What to publish for a worker that has this job, or none; nothing where that has been said.
-    pub fn show(&mut self, job: Option<&JobId>) -> Option<Vec<u8>> {
+    /// What to publish for a worker that has this job, or none, and still waits for something; nothing where that has
+    /// been said.
+    pub fn show(&mut self, job: Option<&JobId>, waiting_for: Option<&str>) -> Option<Vec<u8>> {
         let name = job.map(|id| id.as_str().to_owned());
-        if self.shown.as_ref() == Some(&name) {
+        let shown = Some((name.clone(), waiting_for.map(str::to_owned)));
+        if self.shown == shown {
             return None;
         }
         if self.current != name {
             self.since = Timestamp::now();
         }
-        (self.current, self.shown) = (name.clone(), Some(name));
-        Some(self.document(if job.is_some() { "busy" } else { "idle" }, job, self.since))
+        (self.current, self.shown) = (name, shown);
+        let state = if job.is_some() { "busy" } else { "idle" };
+        Some(self.document(state, job, waiting_for, self.since))
     }
 
     /// What is true when we are gone.
     pub fn offline(&self) -> Vec<u8> {
-        self.document("offline", None, Timestamp::now())
+        self.document("offline", None, None, Timestamp::now())
     }
 
-    fn document(&self, state: &'static str, job: Option<&JobId>, since: Timestamp) -> Vec<u8> {
+    fn document(
+        &self,
+        state: &'static str,
+        job: Option<&JobId>,
+        waiting_for: Option<&str>,
+        since: Timestamp,
+    ) -> Vec<u8> {
         let document = Document {
             worker: &self.worker,
             state,
             job,
+            waiting_for,
             since,
             version: env!("CARGO_PKG_VERSION"),
         };
@@ -79,7 +92,7 @@ mod tests {
         };
         let mut presence = Presence::new("w");
         let job = JobId::from_text("a").unwrap();
-        let idle = said(presence.show(None)).unwrap();
+        let idle = said(presence.show(None, None)).unwrap();
         assert_eq!(
             (
                 idle["state"].as_str(),
@@ -88,15 +101,15 @@ mod tests {
             ),
             (Some("idle"), Some("w"), None)
         );
-        assert!(presence.show(None).is_none());
-        let busy = said(presence.show(Some(&job))).unwrap();
+        assert!(presence.show(None, None).is_none());
+        let busy = said(presence.show(Some(&job), None)).unwrap();
         assert_eq!(
             (busy["state"].as_str(), busy["job"].as_str()),
             (Some("busy"), Some("a"))
         );
-        assert!(presence.show(Some(&job)).is_none());
+        assert!(presence.show(Some(&job), None).is_none());
         presence.forget();
-        let again = said(presence.show(Some(&job))).unwrap();
+        let again = said(presence.show(Some(&job), None)).unwrap();
         assert_eq!(
             again["since"], busy["since"],
             "it has been busy since then, connected or not"

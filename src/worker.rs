@@ -314,7 +314,10 @@ impl Worker {
             }
             Activity::Claiming(claim) => match claim.poll(&self.config.job, &self.config.worker_id)
             {
-                Claimed::Waiting => ControlFlow::Continue(()),
+                Claimed::Waiting => {
+                    self.show_presence();
+                    ControlFlow::Continue(())
+                }
                 Claimed::Running(execution) => {
                     log::info!("job {}: running", execution.id().as_str());
                     self.activity = Activity::Running(execution);
@@ -524,12 +527,12 @@ impl Worker {
     }
 
     fn show_presence(&mut self) {
-        let job = match &self.activity {
-            Activity::None => None,
-            Activity::Claiming(claim) => Some(claim.id()),
-            Activity::Running(execution) => Some(execution.id()),
+        let (job, waiting_for) = match &self.activity {
+            Activity::None => (None, None),
+            Activity::Claiming(claim) => (Some(claim.id()), claim.waiting_for()),
+            Activity::Running(execution) => (Some(execution.id()), None),
         };
-        if let Some(document) = self.presence.show(job) {
+        if let Some(document) = self.presence.show(job, waiting_for) {
             self.announce(&self.config.topics.presence, document, true);
         }
     }

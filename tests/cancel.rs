@@ -263,7 +263,7 @@ fn a_job_that_waits_for_a_reader_of_its_log_is_cancelled_for_good() {
     let log = File::create(dir.join("job.log")).unwrap();
     log.lock_shared().unwrap();
     scene.request(json!({ "id": "a", "workDir": dir }));
-    worker.await_stderr("waiting");
+    worker.await_stderr("that only reads it");
     scene.broker.publish("jobs/cancel/a", "");
     let result = scene.result("a");
     assert_eq!(verdict(&result), ("failed", "cancelled", 130));

@@ -5,6 +5,7 @@ mod support;
 use serde_json::{Value, json};
 use std::fs;
 use std::process::Command;
+use std::time::{Duration, Instant};
 use support::broker::{Broker, Entry, Message, Packet, Verdict};
 use support::controller::Controller;
 use support::mosquitto::Mosquitto;
@@ -42,6 +43,79 @@ fn worker_at(broker: &Broker, dir: &TempDir, configure: impl FnOnce(&mut Command
         .current_dir(dir.path());
     configure(&mut command);
     Worker::start(command, dir.path())
+}
+
+/// Waits until the last presence since `mark` says that the worker is busy and waits for `what`.
+fn await_waiting_for(site: &Site, mark: usize, what: &str) {
+    wait::until(&format!("a worker that waits for {what}"), || {
+        let last = site.controller.heard_since(mark, TOPIC).pop();
+        last.is_some_and(|last| {
+            let last = last.json();
+            last["state"] == "busy" && last["job"] == "a" && last["waitingFor"] == what
+        })
+    });
+}
+
+#[test]
+fn a_lock_that_a_reader_holds_is_told_and_waited_for() {
+    for run_dry in [false, true] {
+        let site = Site::start();
+        let mut worker = site.idle_worker(|_| {});
+        let dir = site.prepare("a", json!({ "steps": ["echo done"] }));
+        let log = dir.join("job.log");
+        let reader = fs::File::create(&log).unwrap();
+        reader.lock_shared().unwrap();
+        let mark = site.controller.mark();
+        site.request(json!({ "id": "a", "workDir": dir }));
+        await_waiting_for(&site, mark, &format!("the lock on {}", log.display()));
+        let warning = format!("warn: job a: the lock on {} is held by", log.display());
+        assert_eq!(worker.stderr().matches(&warning).count(), 1);
+        assert!(worker.stderr().contains("process that only reads"));
+        if run_dry {
+            site.controller.publish("jobs/cancel/a", "");
+            assert_eq!(site.result("a").json()["reason"], "cancelled");
+        } else {
+            drop(reader);
+            assert_eq!(site.result("a").json()["status"], "success");
+            let told = site.controller.heard_since(mark, TOPIC);
+            let runs = |told: &Value| told["state"] == "busy" && told.get("waitingFor").is_none();
+            assert!(told.iter().any(|message| runs(&message.json())));
+        }
+        worker.exits_with(0);
+    }
+}
+
+#[test]
+fn a_lock_that_another_run_holds_is_told() {
+    let site = Site::start();
+    let worker = site.idle_worker(|_| {});
+    let dir = site.prepare("a", json!({ "steps": ["echo done"] }));
+    let log = dir.join("job.log");
+    let other = fs::File::create(&log).unwrap();
+    other.lock().unwrap();
+    let mark = site.controller.mark();
+    site.request(json!({ "id": "a", "workDir": dir }));
+    await_waiting_for(&site, mark, &format!("the lock on {}", log.display()));
+    let warning = format!("{} is in use by another worker", log.display());
+    assert_eq!(worker.stderr().matches(&warning).count(), 1);
+}
+
+#[test]
+fn a_directory_that_does_not_come_is_told_after_a_second() {
+    let site = Site::start();
+    let mut worker = site.idle_worker(|command| _ = command.env("JOB_DIR_WAIT", "1000"));
+    let dir = site.drive.path().join("a");
+    let (mark, asked) = (site.controller.mark(), Instant::now());
+    site.request(json!({ "id": "a", "workDir": dir }));
+    await_waiting_for(&site, mark, &format!("workDir {}", dir.display()));
+    assert!(asked.elapsed() >= Duration::from_secs(1));
+    fs::create_dir(&dir).unwrap();
+    let definition = dir.join("job.json");
+    await_waiting_for(&site, mark, &definition.display().to_string());
+    fs::write(dir.join("new"), r#"{"steps": []}"#).unwrap();
+    fs::rename(dir.join("new"), definition).unwrap();
+    assert_eq!(site.result("a").json()["status"], "success");
+    worker.exits_with(0);
 }
 
 #[test]

@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LAST_PAUSE: Duration = Duration::from_millis(500);
 
+/// How long a directory or a `job.json` may be missing before that is told: most come sooner.
+const UNREMARKABLE_WAIT: Duration = Duration::from_secs(1);
+
 /// The file that withdraws a job, whatever it is.
 const WITHDRAWN: &str = "job.cancel";
 
@@ -29,7 +32,14 @@ pub struct Claim {
     started: Instant,
     next_look: Instant,
     pause: Duration,
-    told: bool,
+    waiting: Option<Waiting>,
+}
+
+/// What a claim waits for.
+#[derive(PartialEq)]
+struct Waiting {
+    what: String,
+    why: String,
 }
 
 /// What became of a claim.
@@ -53,7 +63,7 @@ impl Claim {
             started,
             next_look: started,
             pause: FIRST_PAUSE,
-            told: false,
+            waiting: None,
         }
     }
 
@@ -102,10 +112,29 @@ impl Claim {
     pub fn poll(&mut self, config: &JobConfig, worker: &str) -> Claimed {
         match self.try_claim(config, worker) {
             Ok(claimed) => claimed,
-            Err(OpenError::Missing { .. }) if self.started.elapsed() < config.dir_wait => {
+            Err(OpenError::Missing { what, why }) if self.started.elapsed() < config.dir_wait => {
+                if self.started.elapsed() >= UNREMARKABLE_WAIT {
+                    self.wait_for(what, why);
+                }
                 self.look_again(config)
             }
             Err(error) => self.refuse(worker, Reason::Rejected, error.to_string()),
+        }
+    }
+
+    /// What the job waits for before it can run, if that is worth a word.
+    pub fn waiting_for(&self) -> Option<&str> {
+        self.waiting.as_ref().map(|waiting| &*waiting.what)
+    }
+
+    /// Says once what is waited for.
+    fn wait_for(&mut self, what: String, why: String) {
+        let waiting = Some(Waiting { what, why });
+        if self.waiting != waiting {
+            self.waiting = waiting;
+            if let Some(Waiting { what, why }) = &self.waiting {
+                log::warn!("job {}: {what} {why}; waiting", self.id().as_str());
+            }
         }
     }
 
@@ -179,14 +208,14 @@ impl Claim {
             Lock::Ours => {}
             Lock::Replaced => return Ok(self.look_again(config)),
             Lock::Unsupported(error) => warn_once(&log, &error),
-            Lock::Busy => {
-                if !std::mem::replace(&mut self.told, true) {
-                    let path = dir.path().display();
-                    log::info!(
-                        "job {}: {path} is in use by another worker, or by what one has left; waiting",
-                        self.id().as_str()
-                    );
-                }
+            held @ (Lock::Busy | Lock::HeldByReader) => {
+                let why = match held {
+                    Lock::HeldByReader => {
+                        "is held by a process that only reads it, such as `flock -s`"
+                    }
+                    _ => "is in use by another worker, or by what one has left",
+                };
+                self.wait_for(format!("the lock on {}", log.path()), why.to_owned());
                 return Ok(self.look_again(config));
             }
         }

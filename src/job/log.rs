@@ -36,6 +36,8 @@ pub enum Lock {
     Ours,
     /// Another worker runs here, or orphans of one.
     Busy,
+    /// Somebody else keeps it, who does not write: a worker's lock is exclusive.
+    HeldByReader,
     /// The name leads to another file by now: open it anew.
     Replaced,
     /// The file system has no locks, and says so.
@@ -65,7 +67,10 @@ impl JobLog {
     /// Tries to get the lock, without waiting.
     pub fn try_lock(&self, dir: &WorkDir) -> Lock {
         match self.file.try_lock() {
-            Err(TryLockError::WouldBlock) => Lock::Busy,
+            Err(TryLockError::WouldBlock) => match self.file.try_lock_shared() {
+                Ok(()) => Lock::HeldByReader,
+                Err(_) => Lock::Busy,
+            },
             // whoever had the lock may have written the log anew, and locked that
             _ if !dir.leads_to(NAME, &self.file) => Lock::Replaced,
             Ok(()) => Lock::Ours,
