@@ -6,11 +6,11 @@
 use crate::Exit;
 use crate::config::{Config, OnStop};
 use crate::contract::{
-    Document, JobId, Rejection, Request, RequestOrigin, rejection_notice, subscribed_for,
+    Document, JobId, Rejection, Request, RequestOrigin, rejection_notice, shorten, subscribed_for,
 };
 use crate::inbox::{self, Event, Inbox};
 use crate::job::{Claim, Claimed, End, Execution, Outcome};
-use crate::mqtt::{self, Connection, Delivery, Link, Unpublished};
+use crate::mqtt::{self, Connection, Delivery, Link, Subscribers, Unpublished};
 use crate::presence::Presence;
 use crate::process;
 use crate::queue::own::Machine;
@@ -19,6 +19,11 @@ use std::mem::ManuallyDrop;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
+
+/// After how many connections that were lost while the same result was being published the broker is taken for one that
+/// does not tell its limit, and what that limit is then, in bytes of payload: less than any broker has.
+const UNTOLD_AFTER: u32 = 3;
+const UNTOLD_LIMIT: usize = 1024;
 
 /// What is being done about the request that is held.
 enum Activity {
@@ -32,6 +37,8 @@ struct Worker {
     inbox: Inbox<mqtt::Event>,
     link: Link,
     connection: Option<Arc<dyn Connection>>,
+    /// How many connections have been lost with a result that the broker has not acknowledged; `None` where there is none.
+    losses: Option<u32>,
     queue: Machine,
     activity: Activity,
     presence: Presence,
@@ -71,6 +78,7 @@ pub fn run(config: Config) -> Exit {
         inbox,
         link,
         connection: None,
+        losses: None,
         queue: Machine::default(),
         activity: Activity::None,
         presence,
@@ -153,25 +161,33 @@ impl Worker {
                 ControlFlow::Continue(())
             }
             mqtt::Event::Message(delivery) => self.receive(delivery),
-            mqtt::Event::Published(Ok(subscribers)) => self.tell(Input::Published(subscribers)),
-            mqtt::Event::Published(Err(Unpublished::ForNow(reason))) => {
-                log::warn!("the broker does not take the result ({reason}); publishing it again");
-                self.tell(Input::NotPublished)
-            }
-            mqtt::Event::Published(Err(Unpublished::NotAuthorized)) => {
-                let root = self.config.topics.rejected.trim_end_matches("rejected");
-                self.refused(&format!(
-                    "the broker refuses our answer: we may not write to {root}results/+ or {root}rejected"
-                ))
-            }
+            mqtt::Event::Published(outcome) => self.published(outcome),
             mqtt::Event::Closed => self.tell(Input::Closed),
             mqtt::Event::Lost => {
                 self.connection = None;
+                self.losses = self.losses.map(|losses| losses + 1);
                 self.tell(Input::Lost)
             }
             mqtt::Event::TakenOver => self.taken_over(),
             mqtt::Event::DroppedEarly(times) => self.dropped_early(times),
             mqtt::Event::Refused(reason) => self.refused(&reason),
+        }
+    }
+
+    fn published(&mut self, outcome: Result<Subscribers, Unpublished>) -> ControlFlow<Exit> {
+        self.losses = None;
+        match outcome {
+            Ok(subscribers) => self.tell(Input::Published(subscribers)),
+            Err(Unpublished::ForNow(reason)) => {
+                log::warn!("the broker does not take the result ({reason}); publishing it again");
+                self.tell(Input::NotPublished)
+            }
+            Err(Unpublished::NotAuthorized) => {
+                let root = self.config.topics.rejected.trim_end_matches("rejected");
+                self.refused(&format!(
+                    "the broker refuses our answer: we may not write to {root}results/+ or {root}rejected"
+                ))
+            }
         }
     }
 
@@ -505,9 +521,7 @@ impl Worker {
             match action {
                 Action::Take(delivery) => self.take(&delivery)?,
                 Action::RejectNow(delivery) => self.reject_now(&delivery),
-                Action::Publish(result) => {
-                    self.with_connection(|c| c.publish(&result.topic, result.payload))
-                }
+                Action::Publish(result) => self.publish(&result.topic, result.payload),
                 Action::Warn(sentence) => log::warn!("{sentence}"),
                 Action::Acknowledge(packet_id) => {
                     self.with_connection(|c| c.acknowledge(packet_id))
@@ -537,8 +551,33 @@ impl Worker {
         }
     }
 
+    /// Publishes a result or a notice, in its short form where the broker does not take it whole.
+    fn publish(&mut self, topic: &str, payload: Vec<u8>) {
+        let Some(connection) = &self.connection else {
+            return;
+        };
+        let losses = *self.losses.get_or_insert(0);
+        let mut limit = connection.payload_limit(topic);
+        if losses >= UNTOLD_AFTER {
+            limit = limit.min(UNTOLD_LIMIT);
+        }
+        if payload.len() > limit {
+            log::warn!(
+                "{topic}: {} bytes are more than the broker takes; the short form is published",
+                payload.len()
+            );
+        }
+        connection.publish(topic, shorten(payload, limit));
+    }
+
     fn announce(&self, topic: &str, payload: Vec<u8>, retain: bool) {
-        self.with_connection(|connection| connection.announce(topic, payload, retain));
+        self.with_connection(|connection| {
+            let payload = match retain {
+                true => payload,
+                false => shorten(payload, connection.payload_limit(topic)),
+            };
+            connection.announce(topic, payload, retain);
+        });
     }
 
     /// Without a connection nothing can be said; what must be said is said again on the next one.

@@ -6,10 +6,10 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use serde_json::json;
-use support::broker::{Packet, Step, Verdict};
+use serde_json::{Value, json};
+use support::broker::{Entry, Message, Packet, Step, Verdict};
 use support::proxy::Proxy;
-use support::scene::{SOON, Scene, WORKER, until_exists};
+use support::scene::{SOON, Scene, WORKER, read_json, until_exists};
 use support::site::Site;
 use support::wait;
 
@@ -226,4 +226,70 @@ fn a_configured_version_is_kept_although_it_is_not_answered() {
     let greetings = &[(5, Verdict::Drop), (5, Verdict::Pass)];
     scene.broker.set_script(greeted_as(greetings));
     scene.idle_worker(speaking("5"));
+}
+
+fn json_of(message: &Message) -> Value {
+    serde_json::from_slice(&message.payload).unwrap()
+}
+
+/// A job whose result has some 2 KB, and a rejection that is as large.
+fn large_words_are_published_short(version: &str, scene: &Scene) {
+    let mut worker = scene.worker(speaking(version));
+    scene.broker.wait_for_connected(WORKER, true, SOON);
+    wait::until("the subscription", || {
+        scene.states().contains(&"idle".into())
+    });
+    scene.broker.publish("jobs/pending", "x".repeat(2000));
+    let notices = scene.broker.wait_for_message("jobs/rejected", 1, SOON);
+    assert_eq!(json_of(&notices[0])["truncated"], true);
+    let mut steps = vec!["exit 3"];
+    steps.resize(100, "true");
+    let dir = scene.submit("a", json!({ "steps": steps }));
+    let result = scene.result("a");
+    assert_eq!(result["truncated"], true, "{result}");
+    assert_eq!(
+        (&result["exitCode"], &result["steps"]),
+        (&json!(3), &json!(null))
+    );
+    worker.exits_with(0);
+    let stored = read_json(&dir.join("job.status.json"));
+    assert_eq!(stored["steps"].as_array().unwrap().len(), 100);
+    assert_eq!(stored.get("truncated"), None);
+    scene.broker.wait_for_queued(WORKER, 0, SOON);
+}
+
+#[test]
+fn what_the_broker_says_that_it_does_not_take_is_published_short() {
+    let scene = Scene::new();
+    scene
+        .broker
+        .configure(|knobs| knobs.max_packet_size = Some(600));
+    large_words_are_published_short("5", &scene);
+    // neither the announcements nor the result have ended the connection
+    let connects = |entry: &&Entry| {
+        matches!(
+            entry,
+            Entry::Packet {
+                packet: Packet::Connect { .. },
+                ..
+            }
+        )
+    };
+    assert_eq!(scene.broker.log().iter().filter(connects).count(), 1);
+}
+
+fn a_broker_that_does_not_say_what_it_takes_gets_it_short(version: &str) {
+    let scene = Scene::new();
+    scene.broker.set_script(|step| match step.packet {
+        Packet::Publish {
+            payload, qos: 1, ..
+        } if step.from_client && payload.len() > 1024 => Verdict::CutBefore,
+        _ => Verdict::Pass,
+    });
+    large_words_are_published_short(version, &scene);
+}
+
+mod untold {
+    use super::*;
+    on_both_protocols!(a_broker_that_does_not_say_what_it_takes_gets_it_short);
 }

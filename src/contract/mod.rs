@@ -7,6 +7,7 @@ mod json;
 mod origin;
 mod plan;
 mod request;
+mod shorten;
 mod status;
 mod topics;
 
@@ -16,6 +17,7 @@ pub use id::{JobId, check_name};
 pub use origin::{RequestOrigin, identity};
 pub use plan::Plan;
 pub use request::{MAX_REQUEST_BYTES, Rejection, Request, rejection_notice};
+pub use shorten::shorten;
 pub use status::{Document, JobState, Reason, StepState, StepStatus, Timestamp, millis};
 pub use topics::{Topics, subscribed_for};
 

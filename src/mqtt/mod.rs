@@ -94,12 +94,14 @@ pub trait Connection: Send + Sync {
     fn subscribe(&self, settings: &Settings);
     /// Publishes at QoS 1; [`Event::Published`] tells when the broker has it.
     fn publish(&self, topic: &str, payload: Vec<u8>);
-    /// Publishes at QoS 0 unless many such messages are still waiting to be sent.
+    /// Publishes at QoS 0 unless many such messages are still waiting to be sent, or the broker does not take it.
     fn announce(&self, topic: &str, payload: Vec<u8>, retain: bool);
     /// Acknowledges a message of this connection.
     fn acknowledge(&self, packet_id: u16);
     /// Gives up a subscription.
     fn unsubscribe(&self, filter: &str);
+    /// The largest payload that the broker takes on a topic, in bytes, as far as it has said.
+    fn payload_limit(&self, topic: &str) -> usize;
     /// Whether [`Event::Published`] tells if anybody is subscribed.
     fn tells_subscribers(&self) -> bool;
     /// Ends the connection in order; [`Event::Closed`] tells when that is sent.

@@ -84,6 +84,10 @@ impl Connection for V3 {
         let _ = self.0.unsubscribe(filter);
     }
 
+    fn payload_limit(&self, _: &str) -> usize {
+        MAX_PACKET_BYTES as usize
+    }
+
     fn tells_subscribers(&self) -> bool {
         false
     }

@@ -18,20 +18,26 @@ use rumqttc::{TlsError, v5::mqttbytes::Error as CodecError};
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// The session outlives our absence for as long as the broker allows.
 const SESSION_NEVER_EXPIRES: u32 = u32::MAX;
+
+/// What a PUBLISH holds besides topic and payload, in bytes: its type, its length, the lengths of topic and properties, and the
+/// packet identifier (MQTT 5, section 3.3).
+const PUBLISH_HEADER_BYTES: usize = 1 + 4 + 2 + 1 + 2;
 
 /// Starts to connect to `host`, an address of the broker or its name.
 pub fn open(settings: &Settings, host: &str) -> (Arc<dyn Connection>, Box<dyn Wire>) {
     let (client, connection) = Client::new(options(settings, host), REQUEST_CAPACITY);
     let announcements = Announcements::default();
     let identifies = Arc::new(AtomicBool::new(true));
+    let largest_packet = Arc::new(AtomicU32::new(MAX_PACKET_BYTES));
     let wire = V5Wire {
         connection,
         identifies: identifies.clone(),
+        largest_packet: largest_packet.clone(),
         announcements: announcements.clone(),
         heard: None,
         last_words: VecDeque::new(),
@@ -41,6 +47,7 @@ pub fn open(settings: &Settings, host: &str) -> (Arc<dyn Connection>, Box<dyn Wi
         client,
         announcements,
         identifies,
+        largest_packet,
     };
     (Arc::new(connection), Box::new(wire))
 }
@@ -86,6 +93,8 @@ struct V5 {
     announcements: Announcements,
     /// The broker takes Subscription Identifiers, as far as it has said.
     identifies: Arc<AtomicBool>,
+    /// Maximum Packet Size of the broker, in bytes.
+    largest_packet: Arc<AtomicU32>,
 }
 
 // The errors that are dropped here all say one thing: the connection is gone. The worker hears that as an event.
@@ -115,7 +124,7 @@ impl Connection for V5 {
     }
 
     fn announce(&self, topic: &str, payload: Vec<u8>, retain: bool) {
-        if self.announcements.has_room() {
+        if payload.len() <= self.payload_limit(topic) && self.announcements.has_room() {
             let _ = self
                 .client
                 .try_publish(topic, QoS::AtMostOnce, retain, payload);
@@ -135,6 +144,11 @@ impl Connection for V5 {
         let _ = self.client.unsubscribe(filter);
     }
 
+    fn payload_limit(&self, topic: &str) -> usize {
+        let packet = self.largest_packet.load(Relaxed) as usize;
+        packet.saturating_sub(PUBLISH_HEADER_BYTES + topic.len())
+    }
+
     fn tells_subscribers(&self) -> bool {
         true
     }
@@ -147,6 +161,7 @@ impl Connection for V5 {
 struct V5Wire {
     connection: rumqttc::v5::Connection,
     identifies: Arc<AtomicBool>,
+    largest_packet: Arc<AtomicU32>,
     announcements: Announcements,
     /// When the broker was last heard; `None` until CONNACK has come.
     heard: Option<Instant>,
@@ -230,6 +245,9 @@ impl V5Wire {
         let Some(properties) = &ack.properties else {
             return;
         };
+        if let Some(bytes) = properties.max_packet_size {
+            self.largest_packet.store(bytes, Relaxed);
+        }
         if properties.subscription_identifiers_available == Some(0) {
             self.identifies.store(false, Relaxed);
         }
