@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use support::mosquitto::Mosquitto;
-use support::site::{Site, names, read, while_exists};
+use support::site::{Site, read, while_exists};
 use support::wait;
 use support::worker::Worker;
 
@@ -469,31 +469,6 @@ fn a_broker_that_appears_late_is_waited_for(version: &str) {
     assert_eq!(finished.result["status"], "success");
 }
 
-/// Keeps one worker alive in each configuration until `done`, as a restart policy would.
-fn keep_alive_until(
-    site: &Site,
-    configurations: &[&dyn Fn(&mut Command)],
-    mut done: impl FnMut() -> bool,
-) {
-    let mut workers: Vec<Worker> = configurations
-        .iter()
-        .map(|configure| site.spawn(configure))
-        .collect();
-    wait::until("the queue to be worked off", || {
-        for (worker, configure) in workers.iter_mut().zip(configurations) {
-            if let Some(status) = worker.ended() {
-                assert!(
-                    status.success(),
-                    "a worker ended with {status}:\n{}",
-                    worker.stderr()
-                );
-                *worker = site.spawn(configure);
-            }
-        }
-        done()
-    });
-}
-
 #[test]
 fn a_step_that_fails_is_a_final_result_and_not_tried_again() {
     let site = Site::start();
@@ -540,58 +515,4 @@ fn two_workers_never_run_in_one_work_dir_at_once() {
     });
     let runs = lines(&dir, "runs");
     assert_eq!(runs, ["start 1", "end 1", "start 1", "end 1"]);
-}
-
-/// A campaign: the worker is killed at moments spread over the life of a job; no job may be lost or left half done.
-#[test]
-fn jobs_survive_workers_that_are_killed_at_any_moment() {
-    const COUNT: usize = 15;
-    let site = Site::start();
-    site.open_queue(|_| {});
-    let steps = json!(["echo start >> runs", "sleep 0.02", "echo end >> runs"]);
-    let expected: Vec<String> = (0..COUNT)
-        .map(|number| format!("job-{number:02}"))
-        .collect();
-    for id in &expected {
-        site.submit(id, json!({ "steps": steps }));
-    }
-    let patient = |command: &mut Command| {
-        command.env("JOB_MAX_ATTEMPTS", "100");
-    };
-    // A fixed sequence of life times, so that a failure can be seen again.
-    let mut life = 7_u64;
-    for _ in 0..40 {
-        life = (life * 37 + 11) % 101;
-        let mut worker = site.spawn(patient);
-        let end = std::time::Instant::now() + Duration::from_millis(life);
-        while std::time::Instant::now() < end && worker.ended().is_none() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        if worker.ended().is_none() {
-            worker.kill9();
-        }
-    }
-    let answered = || {
-        ids(&site.controller.heard("jobs/results/"))
-            .into_iter()
-            .collect::<HashSet<_>>()
-            .len()
-    };
-    keep_alive_until(&site, &[&patient], || answered() == COUNT);
-    for message in site.controller.heard("jobs/results/") {
-        assert_eq!(message.json()["status"], "success", "{}", message.text());
-    }
-    for id in &expected {
-        let runs = lines(&site.drive.path().join(id), "runs");
-        // More than once where the worker died between the end of the last step and the final status on the drive.
-        assert!(
-            runs.iter().any(|line| line == "end"),
-            "{id} was completed: {runs:?}"
-        );
-        assert_eq!(
-            names(&site.drive.path().join(id)),
-            ["job.json", "job.log", "job.status.json", "runs"],
-            "a killed worker leaves nothing behind for good"
-        );
-    }
 }

@@ -35,7 +35,7 @@ impl Message {
     }
 }
 
-/// An MQTT client with a persistent session that hears every topic.
+/// An MQTT client with a persistent session that hears every topic, unless it is told to hear less.
 pub struct Controller {
     client: Client,
     shared: Arc<Shared>,
@@ -50,6 +50,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     subscribed: bool,
+    /// How many messages had been heard each time that the broker did not know our session.
+    fresh_sessions: Vec<usize>,
     published: usize,
     acknowledged: usize,
     messages: Vec<Message>,
@@ -63,6 +65,20 @@ impl Controller {
     }
 
     pub fn connect_as(
+        broker: &Mosquitto,
+        client_id: &str,
+        credentials: Option<(&str, &str)>,
+    ) -> Self {
+        Self::subscribed_to("#", broker, client_id, credentials)
+    }
+
+    /// One that hears only what `filter` matches.
+    pub fn hearing(filter: &str, broker: &Mosquitto, client_id: &str) -> Self {
+        Self::subscribed_to(filter, broker, client_id, None)
+    }
+
+    fn subscribed_to(
+        filter: &str,
         broker: &Mosquitto,
         client_id: &str,
         credentials: Option<(&str, &str)>,
@@ -83,7 +99,8 @@ impl Controller {
             client: client.clone(),
             shared: shared.clone(),
         };
-        std::thread::spawn(move || listen(connection, &client, &shared));
+        let filter = filter.to_owned();
+        std::thread::spawn(move || listen(connection, &client, &filter, &shared));
         controller.await_subscription();
         controller
     }
@@ -100,6 +117,12 @@ impl Controller {
         });
     }
 
+    /// A mark for [`Controller::heard_since`] for each time that the broker did not know our session; the first is that
+    /// of the first connection.
+    pub fn fresh_sessions(&self) -> Vec<usize> {
+        self.state().fresh_sessions.clone()
+    }
+
     /// Publishes at QoS 1 and waits until the broker has it.
     pub fn publish(&self, topic: &str, payload: impl Into<Vec<u8>>) {
         self.publish_with(topic, false, payload.into());
@@ -109,18 +132,40 @@ impl Controller {
         self.publish_with(topic, true, payload.into());
     }
 
-    fn publish_with(&self, topic: &str, retain: bool, payload: Vec<u8>) {
-        let number = {
-            let mut state = self.state();
-            state.published += 1;
-            state.published
-        };
+    /// Publishes at QoS 0: the broker does not say that it has it.
+    pub fn publish_at_qos_0(&self, topic: &str, payload: impl Into<Vec<u8>>) {
         self.client
-            .publish(topic, QoS::AtLeastOnce, retain, payload)
+            .publish(topic, QoS::AtMostOnce, false, payload.into())
             .expect("the controller is connected");
-        wait::until("the broker to acknowledge the controller's message", || {
-            self.state().acknowledged >= number
-        });
+    }
+
+    /// Disconnects for good.
+    pub fn leave(self) {
+        self.client.disconnect().expect("it has not left yet");
+        self.await_loss();
+    }
+
+    fn publish_with(&self, topic: &str, retain: bool, payload: Vec<u8>) {
+        loop {
+            let (number, sessions) = {
+                let mut state = self.state();
+                state.published += 1;
+                (state.published, state.fresh_sessions.len())
+            };
+            self.client
+                .publish(topic, QoS::AtLeastOnce, retain, payload.clone())
+                .expect("the controller is connected");
+            let is_acknowledged = || self.state().acknowledged >= number;
+            let is_lost = || self.state().fresh_sessions.len() > sessions;
+            wait::until("the broker to acknowledge the controller's message", || {
+                is_acknowledged() || is_lost()
+            });
+            if is_acknowledged() {
+                return;
+            }
+            // rumqttc throws away what it has sent on a session that is lost
+            self.state().published -= 1;
+        }
     }
 
     /// The first message on `topic` that this function has not handed out yet.
@@ -191,7 +236,7 @@ impl Drop for Controller {
     }
 }
 
-fn listen(mut connection: Connection, client: &Client, shared: &Shared) {
+fn listen(mut connection: Connection, client: &Client, filter: &str, shared: &Shared) {
     for event in connection.iter() {
         let mut state = shared
             .state
@@ -202,8 +247,10 @@ fn listen(mut connection: Connection, client: &Client, shared: &Shared) {
                 state.subscribed = true
             }
             Ok(Event::Incoming(Packet::ConnAck(_))) => {
+                let mark = state.messages.len();
+                state.fresh_sessions.push(mark);
                 client
-                    .try_subscribe("#", QoS::AtLeastOnce)
+                    .try_subscribe(filter, QoS::AtLeastOnce)
                     .expect("there is room for one more request");
             }
             Ok(Event::Incoming(Packet::SubAck(_))) => state.subscribed = true,
@@ -214,7 +261,10 @@ fn listen(mut connection: Connection, client: &Client, shared: &Shared) {
                 qos: publish.qos,
                 retain: publish.retain,
             }),
-            Ok(Event::Outgoing(Outgoing::Disconnect)) => return,
+            Ok(Event::Outgoing(Outgoing::Disconnect)) => {
+                state.subscribed = false;
+                return;
+            }
             Ok(_) => {}
             Err(_) => {
                 state.subscribed = false;

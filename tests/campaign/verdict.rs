@@ -1,0 +1,498 @@
+//! What the notes of a campaign say of each promise: nothing lost, nothing stale, nothing run twice without cause.
+
+use super::wire::{Event, Packet};
+use super::{Broker, End, LAST, Life, MAX_ATTEMPTS, Request, Requests};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Display, Formatter};
+use std::time::{Duration, Instant};
+
+/// How long after a crash of the broker a worker may not have subscribed yet.
+const ABSENCE: Duration = Duration::from_secs(5);
+
+/// The request that a result says it belongs to.
+pub fn token_of(result: &Value, requests: &Requests) -> Option<String> {
+    let key = result["key"].as_str();
+    let key = key.and_then(|key| key.strip_prefix("key of ")?.split(',').next());
+    let step = result["steps"][0]["name"].as_str();
+    let token = step.or(key)?;
+    assert!(
+        key.is_none_or(|key| key == token),
+        "the key of one request and the step of another: {result}"
+    );
+    requests.contains_key(token).then(|| token.to_owned())
+}
+
+/// The request of the process that published a result which names none: nothing was run for it.
+pub fn token_held(result: &Value, events: &[Event]) -> Option<String> {
+    let event = events.iter().find(
+        |event| matches!(&event.packet, Packet::Result { document, .. } if document == result),
+    )?;
+    let mut given = events.iter().filter(|other| other.life == event.life);
+    given.find_map(|event| match &event.packet {
+        Packet::Request { token, .. } => Some(token.clone()),
+        _ => None,
+    })
+}
+
+/// Whether a worker says that the broker has forgotten the request, and that it is to be published again.
+pub fn is_forgotten(result: &Value) -> bool {
+    result["reason"] == "interrupted"
+        && result["error"]
+            .as_str()
+            .is_some_and(|error| error.contains("publish it again"))
+}
+
+/// All that was noted.
+pub struct Evidence<'a> {
+    pub requests: &'a Requests,
+    pub lives: &'a BTreeMap<usize, Life>,
+    pub events: &'a [Event],
+    pub marks: &'a str,
+    /// When the broker was killed.
+    pub crashes: &'a [Instant],
+    /// When a link was cut.
+    pub cuts: &'a [Instant],
+    pub memory: Broker,
+}
+
+/// Why a request was run once more.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Cause {
+    /// A kill or a stop had ended the run before.
+    Interrupted,
+    /// The controller had published the request again.
+    PublishedAgain,
+    /// The acknowledgement got lost, and the redelivery could not be known to be one (MQTT 3.1.1).
+    Doubtful,
+    /// The acknowledgement got lost, and another request had run in the directory, where the result would be.
+    Overwritten,
+    /// The broker had lost the acknowledgement in a crash.
+    GoneBack,
+}
+
+/// The campaign in numbers.
+#[derive(Default)]
+pub struct Verdict {
+    succeeded: usize,
+    given_up: usize,
+    /// Requests that were given up for what happened to another one, which could not be told from it (MQTT 3.1.1).
+    given_up_for_others: usize,
+    told_to_publish_again: usize,
+    runs: usize,
+    again: BTreeMap<Cause, usize>,
+    repeated_results: usize,
+    stale: usize,
+    pub violations: Vec<String>,
+}
+
+impl Display for Verdict {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let again = |cause| self.again.get(&cause).copied().unwrap_or(0);
+        write!(
+            f,
+            "{} succeeded, {} given up after {MAX_ATTEMPTS} attempts, {} after those of another request, {} told to \
+             publish again; {} runs, of these after a kill or stop in mid-run {}, published again by the controller {}, \
+             doubtful redelivery {}, redelivery after another run in the directory {}, after the broker had gone back {}; \
+             {} results twice; {} stale; {} violations",
+            self.succeeded,
+            self.given_up,
+            self.given_up_for_others,
+            self.told_to_publish_again,
+            self.runs,
+            again(Cause::Interrupted),
+            again(Cause::PublishedAgain),
+            again(Cause::Doubtful),
+            again(Cause::Overwritten),
+            again(Cause::GoneBack),
+            self.repeated_results,
+            self.stale,
+            self.violations.len()
+        )
+    }
+}
+
+/// A start of a step.
+#[derive(Clone, Copy, Debug)]
+struct Start<'a> {
+    /// Its place among all marks.
+    place: usize,
+    token: &'a str,
+    life: usize,
+    attempt: u64,
+}
+
+fn any_between(times: &[Instant], from: Instant, to: Instant) -> bool {
+    times.iter().any(|time| from <= *time && *time <= to)
+}
+
+/// What went over the wire for one process of a worker.
+#[derive(Debug, Default)]
+struct Wire {
+    /// The first request on each connection: the one that the process may hold.
+    held: Vec<String>,
+    results: usize,
+    /// Some connection spoke MQTT 3.1.1.
+    old_protocol: bool,
+    /// The result says which request it belongs to. It does not either where the request was queued for a subscription
+    /// that was made over 3.1.1, as by a worker that took a connection which was cut in its greeting for such a broker.
+    identified: bool,
+    /// When it acknowledged.
+    acknowledged: Option<Instant>,
+}
+
+impl Evidence<'_> {
+    pub fn verdict(&self) -> Verdict {
+        let mut verdict = Verdict::default();
+        let wires: BTreeMap<usize, Wire> = self
+            .lives
+            .keys()
+            .map(|life| (*life, self.read_wire(*life, &mut verdict)))
+            .collect();
+        let starts = self.read_marks(&mut verdict);
+        verdict.runs = starts.len();
+        for (token, request) in self.requests {
+            let case = Case {
+                notes: self,
+                wires: &wires,
+                starts: &starts,
+                token,
+                request,
+            };
+            if let Err(problem) = case.judge(&mut verdict) {
+                self.violation(&mut verdict, token, &problem);
+            }
+        }
+        verdict
+    }
+
+    fn violation(&self, verdict: &mut Verdict, token: &str, problem: &str) {
+        // the first ones in full
+        let story = match verdict.violations.len() {
+            0..3 => self.story(token),
+            _ => String::new(),
+        };
+        let violation = format!("{token}: {problem}{story}");
+        verdict.violations.push(violation);
+    }
+
+    /// Checks that a process publishes the result of the request that it holds, and acknowledges that one and then.
+    fn read_wire(&self, life: usize, verdict: &mut Verdict) -> Wire {
+        let mut wire = Wire::default();
+        let mut given: BTreeMap<(usize, u16), &str> = BTreeMap::new();
+        let mut published: Option<String> = None;
+        let mut arrived = false;
+        for event in self.events.iter().filter(|event| event.life == life) {
+            match &event.packet {
+                Packet::Request {
+                    packet_id, token, ..
+                } => {
+                    if given.keys().all(|(other, _)| *other != event.connection) {
+                        wire.held.push(token.clone());
+                    }
+                    given.insert((event.connection, *packet_id), token);
+                }
+                Packet::Result { document, .. } => {
+                    wire.results += 1;
+                    wire.identified = document["origin"].is_string();
+                    // where nothing was run the result may name nothing
+                    let token = token_of(document, self.requests)
+                        .or_else(|| wire.held.first().cloned())
+                        .unwrap_or_default();
+                    if !wire.held.contains(&token) {
+                        verdict.stale += 1;
+                        let problem = format!(
+                            "stale: process {life} was given {:?} and published the result of {token}",
+                            wire.held
+                        );
+                        self.violation(verdict, &wire.held.join(" "), &problem);
+                    }
+                    published = Some(token);
+                }
+                Packet::ResultAck { .. } => arrived = true,
+                Packet::RequestAck { packet_id } => {
+                    let acknowledged = given.get(&(event.connection, *packet_id)).copied();
+                    let token = acknowledged.unwrap_or_default();
+                    wire.acknowledged = Some(event.at);
+                    if !arrived || published.as_deref() != Some(token) {
+                        let problem = format!(
+                            "acknowledged by process {life}, which had published {published:?}"
+                        );
+                        self.violation(verdict, token, &problem);
+                    }
+                }
+                Packet::Connect { level } => wire.old_protocol |= *level == 4,
+                Packet::End => {}
+            }
+        }
+        if self.lives[&life].end == End::Done && wire.results == 0 {
+            let problem = format!("process {life} ended with 0 and no result");
+            self.violation(verdict, &wire.held.join(" "), &problem);
+        }
+        wire
+    }
+
+    fn read_marks(&self, verdict: &mut Verdict) -> Vec<Start<'_>> {
+        let mut starts = Vec::new();
+        for (place, line) in self.marks.lines().enumerate() {
+            let mut words = line.split(' ');
+            let (kind, token) = (words.next(), words.next().unwrap_or_default());
+            let mut number = || words.next().and_then(|word| word.parse::<u64>().ok());
+            match (kind, number(), number()) {
+                (Some("start"), Some(life), Some(attempt)) => starts.push(Start {
+                    place,
+                    token,
+                    life: life as usize,
+                    attempt,
+                }),
+                (Some("end"), Some(_), None) => {}
+                (Some("overlap"), ..) => {
+                    self.violation(verdict, token, &format!("two runs at once: {line}"));
+                }
+                _ => self.violation(verdict, token, &format!("a mark: {line}")),
+            }
+        }
+        starts
+    }
+
+    /// All that is known of requests: marks, packets, and logs of the processes that had to do with them.
+    fn story(&self, tokens: &str) -> String {
+        let about = |token: &str| tokens.split(' ').any(|one| one == token);
+        let lives: BTreeSet<usize> = self
+            .events
+            .iter()
+            .filter(|event| matches!(&event.packet, Packet::Request { token, .. } if about(token)))
+            .map(|event| event.life)
+            .collect();
+        let Some(begin) = self.lives.values().map(|life| life.started).min() else {
+            return String::new();
+        };
+        let ms = |at: Instant| at.saturating_duration_since(begin).as_millis();
+        let mut story = String::new();
+        for token in tokens.split(' ') {
+            if let Some(request) = self.requests.get(token) {
+                let published: Vec<u128> =
+                    request.published.iter().map(|(_, at)| ms(*at)).collect();
+                story += &format!(
+                    "\n  {token} is of {} on queue {}, {:?}, published at {published:?} ms",
+                    request.id, request.queue, request.key
+                );
+                let marks = self.marks.lines().filter(|mark| {
+                    let other = mark.split(' ').nth(1).and_then(|t| self.requests.get(t));
+                    other.is_some_and(|other| other.id == request.id)
+                });
+                let marks: Vec<&str> = marks.collect();
+                story += &format!("\n  marks of {}: {}", request.id, marks.join("; "));
+            }
+        }
+        let crashes: Vec<u128> = self.crashes.iter().map(|at| ms(*at)).collect();
+        story += &format!("\n  broker killed at {crashes:?} ms");
+        for life in lives {
+            let how = &self.lives[&life];
+            story += &format!("\n  process {life}, {:?}:", how.end);
+            for event in self.events.iter().filter(|event| event.life == life) {
+                let text = format!("{:?}", event.packet);
+                let text: String = text.chars().take(300).collect();
+                let (at, connection) = (ms(event.at), event.connection);
+                story += &format!("\n    {at} ms, connection {connection}: {text}");
+            }
+            for line in how.stderr.lines() {
+                story += &format!("\n    | {line}");
+            }
+        }
+        story
+    }
+}
+
+/// One request, and all that was noted.
+struct Case<'a> {
+    notes: &'a Evidence<'a>,
+    wires: &'a BTreeMap<usize, Wire>,
+    starts: &'a [Start<'a>],
+    token: &'a str,
+    request: &'a Request,
+}
+
+impl Case<'_> {
+    fn judge(&self, verdict: &mut Verdict) -> Result<(), String> {
+        let results = &self.request.results;
+        let Some(last) = results.last() else {
+            return Err("no result".into());
+        };
+        if self.request.id.starts_with(LAST) {
+            return Ok(());
+        }
+        let own: Vec<&Start> = self
+            .starts
+            .iter()
+            .filter(|start| start.token == self.token)
+            .collect();
+        let mut copies = self.copies();
+        let mut anew = 0;
+        for pair in own.windows(2) {
+            let cause = self.explain(pair[0], pair[1], &mut copies)?;
+            anew += usize::from(cause != Cause::Interrupted);
+            *verdict.again.entry(cause).or_default() += 1;
+        }
+
+        verdict.told_to_publish_again += self.request.told_to_publish_again;
+        let (mut runs, mut given_up) = (BTreeSet::new(), BTreeSet::new());
+        for result in results {
+            self.check_result(result, &own, verdict)?;
+            let identity = |field: &str| result[field].as_str().unwrap_or_default().to_owned();
+            match result["startedAt"].is_null() {
+                true => given_up.insert(identity("finishedAt")),
+                false => runs.insert(identity("startedAt")),
+            };
+        }
+        verdict.repeated_results += results.len() - runs.len() - given_up.len();
+        // a request that is run anew has another result; so has, over 3.1.1, one that was given up
+        let anew = anew + self.request.published.len() - 1;
+        let given_up = given_up.len();
+        if runs.len() > 1 + anew
+            || given_up > 1 + anew
+            || runs.len() + given_up > 1 + anew && !self.unknown()
+        {
+            return Err(format!("results of several runs: {results:#?}"));
+        }
+        match last["status"].as_str() {
+            Some("success") => verdict.succeeded += 1,
+            _ => verdict.given_up += 1,
+        }
+        self.check_publications()
+    }
+
+    /// How many copies of the request the broker may have had beside the first.
+    fn copies(&self) -> usize {
+        // what was published on either side of a crash may be there twice
+        let published = &self.request.published;
+        let doubtful = published
+            .iter()
+            .filter(|(from, to)| any_between(self.notes.crashes, *from, *to))
+            .count();
+        published.len() - 1 + doubtful
+    }
+
+    fn explain(&self, earlier: &Start, later: &Start, copies: &mut usize) -> Result<Cause, String> {
+        let life = &self.notes.lives[&earlier.life];
+        let results = self.wires[&earlier.life].results;
+        let story = format!(
+            "run by process {} ({:?}, {results} results) and again by process {}",
+            earlier.life, life.end, later.life
+        );
+        if earlier.life == later.life {
+            return Err(format!("{story}: twice in one process"));
+        }
+        if results == 0 && life.end != End::Done {
+            return Ok(Cause::Interrupted);
+        }
+        let overwritten = self
+            .starts
+            .iter()
+            .filter(|start| earlier.place < start.place && start.place < later.place)
+            .any(|start| self.notes.requests[start.token].id == self.request.id);
+        let another_key = self.request.told_to_publish_again > 0;
+        if self.request.key.is_some() && !overwritten && !another_key {
+            return Err(format!("{story}: its key had a result"));
+        }
+        if *copies > 0 {
+            *copies -= 1;
+            return Ok(Cause::PublishedAgain);
+        }
+        let (from, to) = (life.started, self.notes.lives[&later.life].started);
+        let crashed = any_between(self.notes.crashes, from, to);
+        let redelivered = self
+            .wires
+            .range(earlier.life + 1..)
+            .find(|(_, wire)| wire.held.iter().any(|held| held == self.token))
+            .map_or(to, |(life, _)| self.notes.lives[life].started);
+        let (earlier, later) = (&self.wires[&earlier.life], &self.wires[&later.life]);
+        // the acknowledgement of a process that ends may be on its way when the next one connects
+        let on_its_way = earlier.acknowledged.is_none_or(|at| at >= redelivered);
+        let lost = life.end != End::Done
+            || crashed
+            || on_its_way
+            || any_between(self.notes.cuts, from, to);
+        let unknown = later.old_protocol || !earlier.identified;
+        match lost {
+            true if unknown => Ok(Cause::Doubtful),
+            true if overwritten => Ok(Cause::Overwritten),
+            true if crashed => Ok(Cause::GoneBack),
+            _ => Err(format!("{story}: without cause")),
+        }
+    }
+
+    fn check_result(
+        &self,
+        result: &Value,
+        own: &[&Start],
+        verdict: &mut Verdict,
+    ) -> Result<(), String> {
+        if result["id"] != self.request.id.as_str() {
+            return Err(format!("a result of another id: {result}"));
+        }
+        if self.request.key.is_some() && result["key"].is_null() {
+            return Err(format!("a result without the key: {result}"));
+        }
+        let attempt = result["attempt"].as_u64().unwrap_or_default();
+        match (result["status"].as_str(), result["reason"].as_str()) {
+            (Some("success"), _) => {
+                let ended = |start: &&Start| {
+                    let end = format!("end {} {}", self.token, start.life);
+                    start.attempt == attempt && self.notes.marks.lines().any(|line| line == end)
+                };
+                match own.iter().any(ended) {
+                    true => Ok(()),
+                    false => Err(format!("success of a run that has no end: {result}")),
+                }
+            }
+            (Some("failed"), Some("interrupted")) if is_forgotten(result) => Ok(()),
+            (Some("failed"), Some("interrupted")) if attempt == MAX_ATTEMPTS => {
+                let kills = self.kills();
+                match kills < MAX_ATTEMPTS {
+                    true if !self.unknown() => {
+                        return Err(format!("given up after {kills} kills: {result}"));
+                    }
+                    true => verdict.given_up_for_others += 1,
+                    false => {}
+                }
+                Ok(())
+            }
+            _ => Err(format!("ended as {result}")),
+        }
+    }
+
+    /// Whether some worker could not tell requests apart.
+    fn unknown(&self) -> bool {
+        self.request.key.is_none() && self.wires.values().any(|wire| wire.old_protocol)
+    }
+
+    /// How many processes that held the request were killed.
+    fn kills(&self) -> u64 {
+        let killed = self.notes.lives.iter().filter(|(life, how)| {
+            let held = &self.wires[*life].held;
+            how.end == End::Killed && held.iter().any(|held| held == self.token)
+        });
+        killed.count() as u64
+    }
+
+    /// Had no broker crashed, nothing would have been published again.
+    fn check_publications(&self) -> Result<(), String> {
+        let (published, told) = (&self.request.published, self.request.told_to_publish_again);
+        // a broker that forgets keeps nothing until the worker has subscribed anew
+        let before = match self.notes.memory {
+            Broker::Remembers => Duration::ZERO,
+            Broker::Forgets => ABSENCE,
+        };
+        for (from, _) in &published[..published.len() - 1 - told] {
+            let lost = |crash: &Instant| *crash + before >= *from;
+            if !self.notes.crashes.iter().any(lost) {
+                return Err("lost though the broker did not crash".into());
+            }
+        }
+        match self.notes.memory == Broker::Remembers && told > 0 {
+            true => Err("a broker that remembers is said to have forgotten the request".into()),
+            false => Ok(()),
+        }
+    }
+}
