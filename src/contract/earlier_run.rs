@@ -163,7 +163,8 @@ impl EarlierRun {
             };
         }
         match origin {
-            RequestOrigin::ByHand => SameRequest::No,
+            RequestOrigin::ByHand if self.origin.is_some() => SameRequest::No,
+            RequestOrigin::ByHand => SameRequest::Unknown,
             RequestOrigin::Queue {
                 redelivered,
                 identity,
@@ -326,6 +327,11 @@ mod tests {
         ] {
             assert_eq!(died(3).decide(None, &other, 3), FIRST, "{other:?}");
         }
+        let by_hand = earlier(r#"{"id":"a","status":"running","attempt":1}"#);
+        assert_eq!(
+            by_hand.decide(None, &RequestOrigin::ByHand, 3),
+            run(2, Follows::Crash)
+        );
         let unreadable = earlier("garbage");
         assert_eq!(
             unreadable.decide(None, &from(false, Some("w 5 7 ab")), 3),
