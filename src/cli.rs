@@ -22,7 +22,7 @@ Configuration is by environment variables, all optional:
   MQTT_PROTOCOL_VERSION (auto), MQTT_TOPIC_ROOT (jobs), MQTT_KEEP_ALIVE (30),
   WORKER_ID (node-worker-01), JOB_ROOT, JOB_PAYLOAD_STEPS (allow), JOB_SHELL (/bin/sh),
   JOB_TIMEOUT, JOB_STOP_GRACE (8), JOB_DIR_WAIT (5), JOB_MAX_ATTEMPTS (3), JOB_LOG_LIMIT,
-  JOB_ON_STOP (requeue), RUST_LOG (info)
+  JOB_ON_STOP (requeue), JOB_SYNC (on), RUST_LOG (info)
 ";
 
 /// With the target triple: the first question about a binary that somebody copied to a board.

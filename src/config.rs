@@ -72,6 +72,7 @@ pub struct JobConfig {
     /// Largest `job.log`, in bytes.
     pub log_limit: Option<u64>,
     pub on_stop: OnStop,
+    pub durability: Durability,
 }
 
 /// `JOB_PAYLOAD_STEPS`.
@@ -79,6 +80,15 @@ pub struct JobConfig {
 pub enum PayloadSteps {
     Allow,
     Deny,
+}
+
+/// `JOB_SYNC`: when something counts as written.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Durability {
+    /// Once it is on the disk.
+    Disk,
+    /// Once the system has it, which may take its time.
+    Cache,
 }
 
 /// `JOB_ON_STOP`: what a signal means for a running job.
@@ -380,6 +390,16 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
                     _ => None,
                 },
             ),
+            durability: self.or(
+                "JOB_SYNC",
+                Durability::Disk,
+                "on or off",
+                |value| match value {
+                    "on" => Some(Durability::Disk),
+                    "off" => Some(Durability::Cache),
+                    _ => None,
+                },
+            ),
         }
     }
 
@@ -599,6 +619,7 @@ mod tests {
             ("JOB_MAX_ATTEMPTS", "0"),
             ("JOB_LOG_LIMIT", "1MB"),
             ("JOB_ON_STOP", "wait"),
+            ("JOB_SYNC", "yes"),
             ("JOB_PAYLOAD_STEPS", "no"),
         ] {
             let errors = config(&[(name, value)]).expect_err(value);

@@ -39,6 +39,8 @@ pub enum Event<T> {
     Stop(i32),
     /// SIGCHLD: some child has ended.
     ChildEnded,
+    /// A [`Bell`] has rung.
+    Rung,
     /// A thread has sent this.
     Sent(T),
 }
@@ -51,8 +53,31 @@ pub struct Inbox<T> {
     /// Whether a stop has come out of here.
     stop_told: Cell<bool>,
     child_ended: Arc<AtomicBool>,
+    own_bell: Bell,
     /// Whose turn it is, when a child has ended and something was sent.
     child_first: Cell<bool>,
+}
+
+/// Wakes the inbox without a word: whoever is woken knows where to look.
+pub struct Bell {
+    rung: Arc<AtomicBool>,
+    bell: UnixStream,
+}
+
+impl Bell {
+    pub fn ring(&self) {
+        self.rung.store(true, Ordering::SeqCst);
+        let _ = (&self.bell).write(&[0]); // full of rings: it wakes all the same
+    }
+
+    /// One more for the same inbox.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let (rung, bell) = (self.rung.clone(), self.bell.try_clone()?);
+        Ok(Self { rung, bell })
+    }
 }
 
 /// The sending end.
@@ -101,6 +126,10 @@ fn try_open<T>() -> io::Result<(Outbox<T>, Inbox<T>)> {
         stops,
         stop_told: Cell::new(false),
         child_ended,
+        own_bell: Bell {
+            rung: Arc::new(AtomicBool::new(false)),
+            bell: ring.try_clone()?,
+        },
         child_first: Cell::new(false),
     };
     Ok((
@@ -129,6 +158,11 @@ impl<T> Outbox<T> {
 }
 
 impl<T> Inbox<T> {
+    /// What wakes this inbox with [`Event::Rung`].
+    pub fn bell(&self) -> &Bell {
+        &self.own_bell
+    }
+
     /// Sleeps until something comes, and no longer than to `deadline`; `None` when that has passed. A passed deadline goes
     /// first, or whoever keeps us busy could put it off for ever.
     pub fn next(&self, deadline: Option<Instant>) -> Option<Event<T>> {
@@ -157,6 +191,9 @@ impl<T> Inbox<T> {
             {
                 return Some(Event::Stop(*signal));
             }
+        }
+        if self.own_bell.rung.swap(false, Ordering::SeqCst) {
+            return Some(Event::Rung);
         }
         // by turns, so that neither a stream of messages nor one of processes hides the other
         let sent = || self.sent.try_recv().ok().map(Event::Sent);

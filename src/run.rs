@@ -79,7 +79,7 @@ fn execute(
     let log = Path::new(&request.work_dir).join("job.log");
     let mut claim = Claim::new(request, RequestOrigin::ByHand);
     let mut execution = loop {
-        match claim.poll(&job, &config.worker_id) {
+        match claim.poll(&job, &config.worker_id, inbox.bell()) {
             Claimed::Running(execution) => break execution,
             Claimed::Refused(document) => return Ok(*document),
             // cannot be: a hand-made run belongs to no request
@@ -103,20 +103,25 @@ fn execute(
             break;
         }
     }
-    Ok(document)
+    document
 }
 
-fn follow(execution: &mut Execution, inbox: &Inbox<Infallible>) -> Document {
+/// The result, or that nobody wants to wait for the drive to have it.
+fn follow(execution: &mut Execution, inbox: &Inbox<Infallible>) -> Result<Document, String> {
     let mut cancelled = false;
     loop {
-        if let Some(Outcome::Final(document)) = execution.take_outcome() {
-            return *document;
+        match execution.take_outcome() {
+            Some(Outcome::Final(document)) => return Ok(*document),
+            Some(Outcome::Stopped) => {
+                return Err("stopped before the drive had the result".to_owned());
+            }
+            None => {}
         }
         match inbox.next(execution.deadline()) {
             Some(Event::ChildEnded) => execution.child_ended(),
+            Some(Event::Rung) => execution.drive_done(),
             Some(Event::Stop(_)) if std::mem::replace(&mut cancelled, true) => {
-                execution.end(End::Stopped, Instant::now());
-                execution.kill();
+                execution.stop_at_once();
             }
             Some(Event::Stop(_)) => execution.end(End::Cancelled, Instant::now()),
             None => execution.expired(Instant::now()),

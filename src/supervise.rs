@@ -107,7 +107,7 @@ fn watch(worker: Pid, inbox: &Inbox<Infallible>) -> Watched {
                     break ended;
                 }
             }
-            None => {}
+            None | Some(Event::Rung) => {}
         }
     };
     process::sweep(|_, _| {});
@@ -132,6 +132,7 @@ fn stop_asked_within(pause: Duration, inbox: &Inbox<Infallible>) -> bool {
             Some(Event::ChildEnded) => {
                 process::reap_some(|_, _| {}); // an orphan that PID 1 was given
             }
+            Some(Event::Rung) => {} // nobody here has a bell
             None => return false,
         }
     }

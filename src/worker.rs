@@ -113,6 +113,11 @@ impl Worker {
                     process::reap_some(|_, _| {});
                 }
             },
+            Some(Event::Rung) => {
+                if let Activity::Running(execution) = &mut self.activity {
+                    execution.drive_done();
+                }
+            }
             None => self.expired()?,
         }
         self.work_on()
@@ -292,8 +297,7 @@ impl Worker {
         if std::mem::replace(&mut self.stopping, true) {
             log::warn!("{name} once more: stopping at once");
             if let Activity::Running(execution) = &mut self.activity {
-                execution.end(End::Stopped, Instant::now());
-                execution.kill();
+                execution.stop_at_once();
             }
             return ControlFlow::Break(Exit::Done);
         }
@@ -328,33 +332,34 @@ impl Worker {
             Activity::Claiming(claim) if claim.next_look() > Instant::now() => {
                 ControlFlow::Continue(())
             }
-            Activity::Claiming(claim) => match claim.poll(&self.config.job, &self.config.worker_id)
-            {
-                Claimed::Waiting => {
-                    self.show_presence();
-                    ControlFlow::Continue(())
+            Activity::Claiming(claim) => {
+                match claim.poll(&self.config.job, &self.config.worker_id, self.inbox.bell()) {
+                    Claimed::Waiting => {
+                        self.show_presence();
+                        ControlFlow::Continue(())
+                    }
+                    Claimed::Running(execution) => {
+                        log::info!("job {}: running", execution.id().as_str());
+                        self.activity = Activity::Running(execution);
+                        self.show_presence();
+                        self.work_on()
+                    }
+                    Claimed::Stored(document) => {
+                        log::info!(
+                            "job {}: over already, its result is sent again",
+                            claim.id().as_str()
+                        );
+                        let topic = self.config.topics.result(claim.id());
+                        self.publish_result(ResultMessage {
+                            topic,
+                            payload: document,
+                            after: AfterResult::Leave,
+                            insist: true,
+                        })
+                    }
+                    Claimed::Refused(document) => self.report(*document),
                 }
-                Claimed::Running(execution) => {
-                    log::info!("job {}: running", execution.id().as_str());
-                    self.activity = Activity::Running(execution);
-                    self.show_presence();
-                    self.work_on()
-                }
-                Claimed::Stored(document) => {
-                    log::info!(
-                        "job {}: over already, its result is sent again",
-                        claim.id().as_str()
-                    );
-                    let topic = self.config.topics.result(claim.id());
-                    self.publish_result(ResultMessage {
-                        topic,
-                        payload: document,
-                        after: AfterResult::Leave,
-                        insist: true,
-                    })
-                }
-                Claimed::Refused(document) => self.report(*document),
-            },
+            }
             Activity::Running(execution) => {
                 if let Some(document) = execution.take_change() {
                     let topic = self.config.topics.status(execution.id());

@@ -97,6 +97,26 @@ fn a_drive_that_fills_up_in_mid_job_does_not_change_the_result() {
 }
 
 #[test]
+fn a_drive_that_fills_up_in_mid_job_is_no_success() {
+    let site = Site::start();
+    let Some(_drive) = Mount::new(&site.directory("filling"), "size=256k") else {
+        return;
+    };
+    let steps = json!(["cat /dev/zero > filler 2>/dev/null || true"]);
+    let finished = site.run("filling", json!({ "steps": steps }));
+    assert_eq!(
+        (
+            &finished.result["status"],
+            &finished.result["reason"],
+            &finished.result["exitCode"]
+        ),
+        (&json!("failed"), &json!("internal"), &json!(1))
+    );
+    let error = finished.result["error"].as_str().unwrap_or_default();
+    assert!(error.contains("No space left"), "{error}");
+}
+
+#[test]
 fn in_a_read_only_directory_nothing_is_run_and_the_result_says_why() {
     let site = Site::start();
     let Some(_drive) = Mount::new(&site.directory("frozen"), "size=64k") else {

@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use job_worker::config::Durability;
 use job_worker::job::{OpenError, WorkDir};
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use serde_json::{Value, json};
@@ -153,7 +154,8 @@ fn race(drive: &Drive, swap: impl Fn() + Sync) {
                     opened += 1;
                     let content = dir.read("marker", 100).expect("a file").expect("a file");
                     assert_eq!(String::from_utf8_lossy(&content), "inside");
-                    dir.replace("written", b"").expect("a directory of our own");
+                    dir.replace("written", b"", Durability::Cache)
+                        .expect("a directory of our own");
                     dir.open_file("log", OFlags::RDWR | OFlags::CREATE)
                         .expect("a directory of our own");
                 }
@@ -298,7 +300,8 @@ fn no_file_of_the_worker_is_reached_through_a_symlink() {
         // a link is replaced, not followed, also where a killed worker seems to have left it
         symlink(&target, drive.path("root/job").join(format!(".{name}.tmp")))
             .expect("the drive can be written");
-        dir.replace(name, b"ours").expect("a directory of our own");
+        dir.replace(name, b"ours", Durability::Cache)
+            .expect("a directory of our own");
         assert_eq!(read(&drive.path("root/job").join(name)), "ours");
     }
     assert_eq!(read(&secret), "secret");

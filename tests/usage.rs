@@ -40,7 +40,7 @@ fn help_and_version_go_to_stdout() {
 }
 
 /// Contract section 8.
-const VARIABLES: [&str; 18] = [
+const VARIABLES: [&str; 19] = [
     "MQTT_URL",
     "MQTT_USERNAME",
     "MQTT_PASSWORD",
@@ -58,6 +58,7 @@ const VARIABLES: [&str; 18] = [
     "JOB_MAX_ATTEMPTS",
     "JOB_LOG_LIMIT",
     "JOB_ON_STOP",
+    "JOB_SYNC",
     "RUST_LOG",
 ];
 

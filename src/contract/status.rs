@@ -68,6 +68,9 @@ pub struct Document {
     pub reason: Option<Reason>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// What a person should know of a job all the same, in one sentence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
     pub worker: String,
@@ -100,6 +103,7 @@ impl Document {
             exit_code: Some(1),
             reason: Some(reason),
             error: Some(error),
+            warning: None,
             attempt: None,
             worker: worker.to_owned(),
             started_at: None,

@@ -4,12 +4,13 @@
 use super::directory::is_passing;
 use super::execution::{Execution, Job};
 use super::log::{JobLog, Lock, while_nothing_runs};
-use super::{OpenError, WorkDir, journal};
-use crate::config::{JobConfig, PayloadSteps};
+use super::{OpenError, WorkDir, drive, journal};
+use crate::config::{Durability, JobConfig, PayloadSteps};
 use crate::contract::{
     Attempt, Decision, Definition, Document, JobId, MAX_DEFINITION_BYTES, Plan, Reason, Request,
     RequestOrigin,
 };
+use crate::inbox::Bell;
 use serde::de::IgnoredAny;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -80,24 +81,35 @@ impl Claim {
     /// there and no other run has that.
     pub fn cancelled(&self, config: &JobConfig, worker: &str) -> Document {
         let error = "cancelled by the controller before its first step".to_owned();
-        self.end_unrun(self.open_dir(config).ok().as_ref(), worker, error)
+        self.end_unrun(
+            self.open_dir(config).ok().as_ref(),
+            config.durability,
+            worker,
+            error,
+        )
     }
 
-    fn end_unrun(&self, dir: Option<&WorkDir>, worker: &str, error: String) -> Document {
+    fn end_unrun(
+        &self,
+        dir: Option<&WorkDir>,
+        durability: Durability,
+        worker: &str,
+        error: String,
+    ) -> Document {
         let document = Document {
             exit_code: Some(130),
             ..self.document(worker, Reason::Cancelled, error)
         };
         let Some(dir) = dir else { return document };
         let path = dir.path().display();
-        match while_nothing_runs(dir, || journal::write(dir, &document.to_json()))
-            .map(Option::transpose)
-        {
+        let written =
+            || drive::store(dir, &document.to_json(), durability).map_err(std::io::Error::other);
+        match while_nothing_runs(dir, written).map(Option::transpose) {
             Ok(Ok(Some(()))) => {}
             // that journal is of the run that goes on
             Ok(Ok(None)) => log::info!("another run has {path}; its journal is left alone"),
             Ok(Err(error)) | Err(error) => {
-                log::warn!("{path}/job.status.json cannot be written: {error}");
+                log::warn!("job.status.json in {path}: {error}");
             }
         }
         document
@@ -109,8 +121,8 @@ impl Claim {
     }
 
     /// Tries to claim the job, without waiting.
-    pub fn poll(&mut self, config: &JobConfig, worker: &str) -> Claimed {
-        match self.try_claim(config, worker) {
+    pub fn poll(&mut self, config: &JobConfig, worker: &str, bell: &Bell) -> Claimed {
+        match self.try_claim(config, worker, bell) {
             Ok(claimed) => claimed,
             Err(OpenError::Missing { what, why }) if self.started.elapsed() < config.dir_wait => {
                 if self.started.elapsed() >= UNREMARKABLE_WAIT {
@@ -171,7 +183,12 @@ impl Claim {
         })
     }
 
-    fn try_claim(&mut self, config: &JobConfig, worker: &str) -> Result<Claimed, OpenError> {
+    fn try_claim(
+        &mut self,
+        config: &JobConfig,
+        worker: &str,
+        bell: &Bell,
+    ) -> Result<Claimed, OpenError> {
         let own = &self.request.definition;
         if config.payload_steps == PayloadSteps::Deny
             && (own.steps.is_some() || !own.env.is_empty())
@@ -190,7 +207,7 @@ impl Claim {
                 "withdrawn by {}; remove that file to have the job run",
                 file.display()
             );
-            let document = self.end_unrun(Some(&dir), worker, error);
+            let document = self.end_unrun(Some(&dir), config.durability, worker, error);
             return Ok(Claimed::Refused(Box::new(document)));
         }
         let (plan, unknown) = self.plan(&dir, config)?;
@@ -222,9 +239,9 @@ impl Claim {
         // only now, with the lock, is the journal's word final
         let claimed = match self.decide(&dir, plan.max_attempts) {
             (Decision::Stored, document) => Claimed::Stored(document),
-            (Decision::GiveUp(attempt, error), _) => {
-                Claimed::Refused(Box::new(self.give_up(&dir, log, attempt, error, worker)))
-            }
+            (Decision::GiveUp(attempt, error), _) => Claimed::Refused(Box::new(
+                self.give_up(&dir, log, attempt, error, config, worker),
+            )),
             (Decision::Run(attempt), _) => {
                 for sentence in unknown.iter().chain(&plan.denied) {
                     log::warn!("job {}: {sentence}", self.id().as_str());
@@ -238,7 +255,7 @@ impl Claim {
                     log,
                     attempt,
                 };
-                match Execution::start(job, config, worker) {
+                match Execution::start(job, config, worker, bell) {
                     Ok(execution) => Claimed::Running(Box::new(execution)),
                     Err(error) => internal(error),
                 }
@@ -323,6 +340,7 @@ impl Claim {
         mut log: JobLog,
         attempt: Attempt,
         error: String,
+        config: &JobConfig,
         worker: &str,
     ) -> Document {
         log.line(format_args!("given up: {error}"));
@@ -332,11 +350,8 @@ impl Claim {
             stops: attempt.stops,
             ..self.document(worker, Reason::Interrupted, error)
         };
-        if let Err(error) = journal::write(dir, &document.to_json()) {
-            log::warn!(
-                "{}/job.status.json cannot be written: {error}",
-                dir.path().display()
-            );
+        if let Err(error) = drive::store(dir, &document.to_json(), config.durability) {
+            log::warn!("{error}");
         }
         document
     }

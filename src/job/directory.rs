@@ -1,7 +1,10 @@
 //! The workDir, opened once: every file of the job is reached through this handle, so that nobody can swap the directory
 //! between the check and the use. `JOB_ROOT` is the fence that it must lie inside.
 
-use rustix::fs::{AtFlags, Mode, OFlags, Stat, fstat, openat, renameat, stat, statat, unlinkat};
+use crate::config::Durability;
+use rustix::fs::{
+    AtFlags, Mode, OFlags, Stat, fstat, fstatfs, openat, renameat, stat, statat, unlinkat,
+};
 use rustix::io::Errno;
 use std::fmt::{self, Display, Formatter};
 use std::fs::File;
@@ -130,6 +133,44 @@ impl WorkDir {
         are_the_same(fstat(file), statat(&self.handle, name, follow))
     }
 
+    /// The same open directory once more.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            handle: self.handle.try_clone()?,
+            path: self.path.clone(),
+            fenced: self.fenced,
+        })
+    }
+
+    /// Puts the names in the directory on the disk.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn sync(&self) -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        // the handle that we have only names the directory
+        let directory = File::from(openat(&self.handle, ".", flags, Mode::empty())?);
+        match directory.sync_all() {
+            // some network drives have nothing like it
+            Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => Ok(()),
+            synced => synced,
+        }
+    }
+
+    /// Whether it lives in memory only, so that there is no disk to wait for.
+    pub fn is_in_memory(&self) -> bool {
+        const TMPFS_MAGIC: u64 = 0x0102_1994;
+        fstatfs(&self.handle).is_ok_and(|file_system| file_system.f_type as u64 == TMPFS_MAGIC)
+    }
+
+    /// Whether somebody has removed the directory itself.
+    pub fn is_removed(&self) -> bool {
+        fstat(&self.handle).is_ok_and(|meta| meta.st_nlink == 0)
+    }
+
     /// Whether the directory has something of this name.
     pub fn contains(&self, name: &str) -> bool {
         statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
@@ -191,7 +232,7 @@ impl WorkDir {
     ///
     /// # Errors
     /// What the system said; the old content is still there then.
-    pub fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {
+    pub fn replace(&self, name: &str, content: &[u8], durability: Durability) -> io::Result<()> {
         let temporary = format!(".{name}.tmp");
         let create = || {
             self.open_file(
@@ -207,8 +248,11 @@ impl WorkDir {
             }
             _ => Err(error),
         })?;
-        let written = io::Write::write_all(&mut file, content);
-        drop(file);
+        let written = io::Write::write_all(&mut file, content).and_then(|()| match durability {
+            // not every file system puts the content on the disk before the name that leads to it
+            Durability::Disk => file.sync_all(),
+            Durability::Cache => close(file),
+        });
         let replaced =
             written.and_then(|()| Ok(renameat(&self.handle, &temporary, &self.handle, name)?));
         if replaced.is_err() {
@@ -216,6 +260,14 @@ impl WorkDir {
         }
         replaced
     }
+}
+
+/// Closes a file. A network drive may tell only now that it is full.
+///
+/// # Errors
+/// What the system said.
+pub fn close(file: File) -> io::Result<()> {
+    Ok(nix::unistd::close(file)?)
 }
 
 fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {

@@ -1,6 +1,7 @@
 //! Running the steps of a claimed job: one after the other, until the first failure, each within its limits
 //! (contract sections 4 and 7).
 
+use super::drive::{self, Done, Drive, Order};
 use super::log::JobLog;
 use super::{End, WorkDir, environment, journal};
 use crate::config::JobConfig;
@@ -8,6 +9,7 @@ use crate::contract::{
     Attempt, Document, Follows, JobId, JobState, Plan, Reason, StepState, StepStatus, Timestamp,
     millis,
 };
+use crate::inbox::Bell;
 use crate::process::{self, Exit, Left};
 use rustix::process::{Pid, Signal};
 use std::ffi::{OsStr, OsString};
@@ -23,6 +25,9 @@ const LOG_LOOK: Duration = Duration::from_millis(100);
 /// Pause between two writes of a journal that changes all the time. What is told of a job is what the journal says, so
 /// this is the pause between two announcements, too.
 const JOURNAL_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long somebody waits for the drive who stops at once.
+const LAST_WAIT: Duration = Duration::from_millis(200);
 
 /// A claimed job, ready to run.
 pub struct Job {
@@ -65,12 +70,26 @@ pub struct Execution {
     log_start: u64,
     /// No further step is to run.
     stopping: bool,
+    drive: Drive,
+    stage: Stage,
+    /// A stop waits for the drive until then, where no step runs.
+    give_up_at: Option<Instant>,
+    /// The drive has a journal to write.
+    writing: bool,
     /// When the journal may be written again, where the document has changed since the last time.
     journal_due: Option<Instant>,
     journal_written: Instant,
     /// What the journal says since the last call of [`Self::take_change`].
     change: Option<Vec<u8>>,
     outcome: Option<Outcome>,
+}
+
+enum Stage {
+    /// The drive takes the first journal; no step has run. Why none is to run, where somebody has said so by now.
+    Beginning(Option<End>),
+    Steps,
+    /// The drive takes log and result.
+    Saving,
 }
 
 struct Running {
@@ -84,12 +103,17 @@ struct Running {
 }
 
 impl Execution {
-    /// Begins the log, writes the journal, and starts the first step, in this order.
+    /// Begins the log, and has the drive take the journal. The first step starts when the drive has it: what has no journal
+    /// could be run again and again. `bell` rings for [`Self::drive_done`].
     ///
     /// # Errors
-    /// A sentence, where log or journal cannot be written. Nothing has been run then: what has no journal could be run
-    /// again and again.
-    pub fn start(mut job: Job, config: &JobConfig, worker: &str) -> Result<Self, String> {
+    /// A sentence, where the log cannot be written. Nothing has been run then.
+    pub fn start(
+        mut job: Job,
+        config: &JobConfig,
+        worker: &str,
+        bell: &Bell,
+    ) -> Result<Self, String> {
         let path = job.log.path().to_owned();
         let log_start = if job.attempt == Attempt::FIRST {
             0
@@ -128,6 +152,7 @@ impl Execution {
             exit_code: None,
             reason: None,
             error: None,
+            warning: None,
             attempt: Some(job.attempt.number),
             worker: worker.to_owned(),
             started_at: Some(Timestamp::now()),
@@ -138,7 +163,12 @@ impl Execution {
             origin: job.origin.clone(),
             stops: job.attempt.stops,
         };
+        let drive = Drive::open(&job.dir, &job.log, config.durability, bell)?;
         let mut execution = Self {
+            drive,
+            stage: Stage::Beginning(None),
+            give_up_at: None,
+            writing: false,
             env: environment::of(&job, worker),
             job,
             config: config.clone(),
@@ -157,8 +187,67 @@ impl Execution {
             change: None,
             outcome: None,
         };
-        execution.run_next(true)?;
+        if let Some(first) = execution.document.steps.first_mut() {
+            first.status = StepState::Running;
+        }
+        let document = execution.document.to_json();
+        execution.drive.give(Order::Begin(document));
+        execution.drive_done();
         Ok(execution)
+    }
+
+    /// The drive may have done what it was given.
+    pub fn drive_done(&mut self) {
+        while let Some(done) = self.drive.take() {
+            match (done, &self.stage) {
+                (Done::Finished(document), _) => {
+                    self.outcome = Some(match document.status {
+                        JobState::Interrupted => Outcome::Stopped,
+                        _ => Outcome::Final(document),
+                    });
+                }
+                (Done::Written(written), &Stage::Beginning(ended)) => self.begin(written, ended),
+                (Done::Written(written), stage) => {
+                    let is_over = matches!(stage, Stage::Saving);
+                    self.writing = false;
+                    match written {
+                        Ok(document) if !is_over => self.change = Some(document),
+                        Ok(_) => {}
+                        Err(error) => log::warn!("{error}; going on, since the job runs already"),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts the first step, if the drive has the first journal and nobody has ended the job.
+    fn begin(&mut self, written: Result<Vec<u8>, String>, ended: Option<End>) {
+        match written {
+            Ok(document) => self.change = Some(document),
+            Err(error) => {
+                let id = self.job.id.clone();
+                let document =
+                    Document::not_run(id, &self.document.worker, Reason::Internal, error);
+                self.outcome = Some(Outcome::Final(Box::new(Document {
+                    key: self.job.key.clone(),
+                    origin: self.job.origin.clone(),
+                    ..document
+                })));
+                return;
+            }
+        }
+        self.stage = Stage::Steps;
+        self.journal_written = Instant::now();
+        if let Some(why) = ended {
+            if let Some(first) = self.document.steps.first_mut() {
+                first.status = StepState::Pending;
+            }
+            if why != End::Stopped {
+                self.overrun = true;
+                self.fail(why.reason(), why.exit_code(1), why.sentence());
+            }
+        }
+        self.run_next();
     }
 
     pub fn id(&self) -> &JobId {
@@ -182,7 +271,9 @@ impl Execution {
 
     /// When to call [`Self::expired`].
     pub fn deadline(&self) -> Option<Instant> {
-        let step = self.step.as_ref()?;
+        let Some(step) = &self.step else {
+            return self.give_up_at;
+        };
         let over = match step.ending {
             Some((_, kill_at)) => Some(kill_at),
             None => self.time_left(step).map(|(at, _)| at),
@@ -224,12 +315,15 @@ impl Execution {
 
     /// The deadline has passed.
     pub fn expired(&mut self, now: Instant) {
-        if self.journal_due.is_some_and(|at| at <= now)
-            && let Err(error) = self.write_journal(now)
-        {
-            log::warn!("{error}; going on, since the job runs already");
+        if self.journal_due.is_some_and(|at| at <= now) {
+            self.write_journal(now);
         }
-        let Some(step) = &self.step else { return };
+        let Some(step) = &self.step else {
+            if self.give_up_at.is_some_and(|at| at <= now) {
+                self.give_up();
+            }
+            return;
+        };
         let passed = (self.log_look <= now)
             .then(|| self.log_limit_passed())
             .flatten();
@@ -255,10 +349,37 @@ impl Execution {
         self.config.log_limit.map(End::LogLimit)
     }
 
+    /// Does not wait for the drive any longer. What it still does is as good as if we had died: the journal tells how far
+    /// it came.
+    fn give_up(&mut self) {
+        self.give_up_at = None;
+        log::warn!("the drive does not answer; leaving without it");
+        self.outcome.get_or_insert(Outcome::Stopped);
+    }
+
+    /// Stops without any grace, neither for the step nor for the drive.
+    pub fn stop_at_once(&mut self) {
+        self.end(End::Stopped, Instant::now());
+        self.kill();
+        if self.outcome.is_none() {
+            self.drive.wait(LAST_WAIT);
+            self.drive_done();
+        }
+        self.outcome.get_or_insert(Outcome::Stopped);
+    }
+
     /// Ends the step that runs: TERM to the whole job, and KILL after the grace.
     pub fn end(&mut self, why: End, now: Instant) {
         self.stopping |= why == End::Stopped;
-        let Some(step) = &mut self.step else { return };
+        let Some(step) = &mut self.step else {
+            if let Stage::Beginning(ended) = &mut self.stage {
+                ended.get_or_insert(why);
+            }
+            if why == End::Stopped {
+                self.give_up_at.get_or_insert(now + self.config.stop_grace);
+            }
+            return;
+        };
         if step.ending.is_some() {
             return;
         }
@@ -330,9 +451,7 @@ impl Execution {
             }
             None => {}
         }
-        if let Err(error) = self.run_next(false) {
-            log::warn!("{error}; going on, since the job runs already");
-        }
+        self.run_next();
     }
 
     /// The first failure is the job's; what comes later cannot change it.
@@ -345,10 +464,8 @@ impl Execution {
         self.failure.get_or_insert((reason, code, error));
     }
 
-    /// Starts the next step that is due, or ends the run. With `must_journal`, nothing is started unless the journal is
-    /// written.
-    fn run_next(&mut self, must_journal: bool) -> Result<(), String> {
-        let mut journalled = Ok(());
+    /// Starts the next step that is due, or ends the run.
+    fn run_next(&mut self) {
         while self.next < self.job.plan.steps.len() && !self.stopping {
             let index = self.next;
             self.next += 1;
@@ -358,19 +475,12 @@ impl Execution {
                 continue;
             }
             let limit = step.timeout.or(self.overrun.then_some(ALWAYS_LIMIT));
+            // the first journal has the first step already
+            let is_new = self.document.steps[index].status != StepState::Running;
             self.document.steps[index].status = StepState::Running;
             let ready = self.get_ready();
-            let now = Instant::now();
-            let mut due = self.journal_written + JOURNAL_PAUSE;
-            if !journal::is_there(&self.job.dir) {
-                due = now; // it counts the attempts
-            }
-            if must_journal {
-                self.write_journal(now)?;
-            } else if due <= now {
-                journalled = journalled.and(self.write_journal(now));
-            } else {
-                self.journal_due = Some(due);
+            if is_new {
+                self.note_change(Instant::now());
             }
             let place = self.place(index);
             self.job
@@ -386,7 +496,7 @@ impl Execution {
                         exit: None,
                         ending: None,
                     });
-                    return journalled;
+                    return;
                 }
                 Err(error) => {
                     self.job.log.line(format_args!("{place}: {error}"));
@@ -400,7 +510,6 @@ impl Execution {
             }
         }
         self.over();
-        journalled
     }
 
     /// Whatever the step before has done to the workDir: the next one finds directory, log and lock as they belong.
@@ -441,9 +550,6 @@ impl Execution {
         if stopped {
             self.document.status = JobState::Interrupted;
             self.document.stops = self.document.stops.saturating_add(1);
-            self.job.log.line(format_args!(
-                "stopped before the end; the job will be run again"
-            ));
         } else {
             match self.failure.take() {
                 None => self.make_final(JobState::Success, 0),
@@ -453,15 +559,7 @@ impl Execution {
                 }
             }
         }
-        if let Err(error) = self.write_journal(Instant::now()) {
-            log::warn!("{error}; the result is published all the same");
-        }
-        self.change = None;
-        self.outcome = Some(if stopped {
-            Outcome::Stopped
-        } else {
-            Outcome::Final(Box::new(self.document.clone()))
-        });
+        self.save();
     }
 
     fn make_final(&mut self, status: JobState, exit_code: i32) {
@@ -477,31 +575,81 @@ impl Execution {
 
     /// Makes the document of an interrupted job final, for a request that nobody will deliver again.
     pub fn fail_interrupted(&mut self, error: &str) -> Document {
-        self.job.log.line(format_args!("{error}"));
+        if self.give_up_at.is_some() {
+            self.job.log.line(format_args!("{error}"));
+        }
         let mut exit_codes = self.document.steps.iter().filter_map(|step| step.exit_code);
         self.make_final(JobState::Failed, exit_codes.next_back().unwrap_or(0).max(1));
         (self.document.reason, self.document.error) =
             (Some(Reason::Interrupted), Some(error.to_owned()));
-        if let Err(error) = self.write_journal(Instant::now()) {
-            log::warn!("{error}; the result is published all the same");
+        // without that moment, the drive is hanging: whoever finds the journal takes the job for one that died
+        if self.give_up_at.is_some() && !self.job.log.is_taken() {
+            let document = self.document.to_json();
+            if let Err(error) = drive::store(&self.job.dir, &document, self.config.durability) {
+                log::warn!("{error}; the result is published all the same");
+            }
         }
         self.document.clone()
     }
 
-    fn write_journal(&mut self, now: Instant) -> Result<(), String> {
+    /// Gives log and final document to the drive.
+    fn save(&mut self) {
+        self.stage = Stage::Saving;
+        (self.journal_due, self.change) = (None, None);
+        self.give_up_at = self
+            .stopping
+            .then(|| Instant::now() + self.config.stop_grace);
+        let document = self.document.clone();
+        match self.job.log.try_clone() {
+            Ok(log) => self.drive.give(Order::Finish(Box::new((log, document)))),
+            Err(error) => {
+                log::warn!(
+                    "{}: {error}; the job is to be run again",
+                    self.job.log.path()
+                );
+                self.outcome = Some(Outcome::Stopped);
+            }
+        }
+        self.drive_done();
+    }
+
+    /// The document has changed: at once, or with what changes in the next moments, the journal says so.
+    fn note_change(&mut self, now: Instant) {
+        let due = self.journal_written + JOURNAL_PAUSE;
+        if !self.writing && !journal::is_there(&self.job.dir) {
+            self.restore_journal(); // it counts the attempts
+        } else if due <= now {
+            self.write_journal(now);
+        } else {
+            self.journal_due = Some(due);
+        }
+    }
+
+    fn write_journal(&mut self, now: Instant) {
+        if self.writing {
+            self.journal_due = Some(now + JOURNAL_PAUSE);
+            return;
+        }
         (self.journal_due, self.journal_written) = (None, now);
         if self.job.log.is_taken() {
-            return Err("the journal is another worker's by now".to_owned());
+            return;
+        }
+        self.writing = true;
+        self.drive.give(Order::Update(self.document.to_json()));
+        self.drive_done();
+    }
+
+    /// A step has removed the journal: it is there again before the next one starts.
+    fn restore_journal(&mut self) {
+        if self.job.log.is_taken() {
+            return;
         }
         let document = self.document.to_json();
-        let written = journal::write(&self.job.dir, &document).map_err(|error| {
-            format!(
-                "{}/job.status.json cannot be written: {error}",
-                self.job.dir.path().display()
-            )
-        });
-        self.change = Some(document);
-        written
+        match journal::write(&self.job.dir, &document, self.config.durability) {
+            Ok(()) => self.change = Some(document),
+            Err(error) => log::warn!("job.status.json cannot be written anew: {error}"),
+        }
+        (self.journal_due, self.journal_written) = (None, Instant::now());
     }
 
     fn place(&self, index: usize) -> String {

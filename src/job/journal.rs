@@ -1,6 +1,7 @@
 //! `job.status.json`: what the next worker will know of this job, whenever we die (contract sections 5 and 6).
 
 use super::WorkDir;
+use crate::config::Durability;
 use crate::contract::{EarlierRun, JobId};
 use std::io;
 
@@ -28,8 +29,8 @@ pub fn read(dir: &WorkDir, id: &JobId) -> Option<(EarlierRun, Vec<u8>)> {
 ///
 /// # Errors
 /// What the system said.
-pub fn write(dir: &WorkDir, document: &[u8]) -> io::Result<()> {
-    dir.replace(NAME, document)
+pub fn write(dir: &WorkDir, document: &[u8], durability: Durability) -> io::Result<()> {
+    dir.replace(NAME, document, durability)
 }
 
 /// Whether there is one.

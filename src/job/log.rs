@@ -1,6 +1,8 @@
 //! `job.log`: the steps' stdout and stderr are this very file, and our own lines go between. Its lock is the job's.
 
 use super::WorkDir;
+use super::directory::close;
+use crate::config::Durability;
 use crate::contract::{JobId, single_line};
 use rustix::fs::{OFlags, fcntl_setfl};
 use std::fmt::Arguments;
@@ -16,7 +18,8 @@ const NAME: &str = "job.log";
 pub struct JobLog {
     file: File,
     path: String,
-    broken: bool,
+    /// The first line of ours that was not written, and why.
+    broken: Option<String>,
     removed: Vec<Removed>,
     /// A step has removed the log, and another worker has begun one of its own.
     taken: bool,
@@ -53,7 +56,7 @@ impl JobLog {
         Ok(Self {
             file: open(dir, OFlags::empty())?,
             path: dir.path().join(NAME).to_string_lossy().into_owned(),
-            broken: false,
+            broken: None,
             removed: Vec::new(),
             taken: false,
         })
@@ -159,9 +162,11 @@ impl JobLog {
         };
         let line = format!("{start}{}\n", single_line(&text.to_string()));
         if let Err(error) = self.file.write_all(line.as_bytes())
-            && !std::mem::replace(&mut self.broken, true)
+            && self.broken.is_none()
         {
-            log::warn!("{} cannot be written: {error}; going on", self.path);
+            let error = format!("{} cannot be written: {error}", self.path);
+            log::warn!("{error}; going on");
+            self.broken = Some(error);
         }
     }
 
@@ -176,6 +181,35 @@ impl JobLog {
     /// Its present size in bytes; 0 where the system does not say.
     pub fn size(&self) -> u64 {
         self.file.metadata().map_or(0, |meta| meta.len())
+    }
+
+    /// Makes sure that the drive has all of it.
+    ///
+    /// # Errors
+    /// A sentence, also where a line could not be written some time before; it is told once.
+    pub fn complete(&mut self, durability: Durability) -> Result<(), String> {
+        let complete = match durability {
+            Durability::Disk => self.file.sync_all(),
+            // a network drive writes at each close, and only then tells what it thinks of it
+            Durability::Cache => self.file.try_clone().and_then(close),
+        };
+        let complete =
+            complete.map_err(|error| format!("{} cannot be written: {error}", self.path));
+        self.broken.take().map_or(Ok(()), Err).and(complete)
+    }
+
+    /// The same log once more, for its end.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            file: self.file.try_clone()?,
+            path: self.path.clone(),
+            broken: self.broken.clone(),
+            removed: Vec::new(),
+            taken: self.taken,
+        })
     }
 
     /// The same open file once more, for a step.

@@ -3,6 +3,7 @@
 
 mod claim;
 mod directory;
+mod drive;
 mod end;
 mod environment;
 mod execution;

@@ -1,0 +1,284 @@
+//! `JOB_SYNC`: a result means that it is on the disk; a drive that fails or hangs is told of, and never makes the worker
+//! deaf. `strace` plays the drive: it shows what is asked of it, answers with errors, and takes its time.
+
+mod support;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use support::site::{Finished, Site};
+use support::wait;
+use support::worker::{Worker, binary, job_worker};
+
+fn strace_is_there() -> bool {
+    let there = Command::new("strace")
+        .args(["-f", "-o", "/dev/null", "true"])
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !there {
+        println!("skipped: no strace that may trace here");
+    }
+    there
+}
+
+/// A worker under `strace` with these arguments, waiting for a job; and its trace.
+fn traced(
+    site: &Site,
+    arguments: &[&str],
+    configure: impl FnOnce(&mut Command),
+) -> (Worker, PathBuf) {
+    let trace = site.drive.path().join("trace");
+    let mut command = Command::new("strace");
+    // -D: the worker stays our child; -I1: strace takes no signal away
+    command
+        .args(["-f", "-D", "-y", "-s", "256", "-o"])
+        .arg(&trace);
+    command.args(arguments).arg(binary());
+    for (name, value) in job_worker().get_envs() {
+        if value.is_none() {
+            command.env_remove(name);
+        }
+    }
+    command
+        .env("MQTT_URL", site.broker.url())
+        .current_dir(site.broker.dir())
+        .stdin(Stdio::null());
+    configure(&mut command);
+    let mark = site.controller.mark();
+    let mut worker = Worker::start(command, site.broker.dir());
+    site.await_state(&mut worker, mark, "idle");
+    (worker, trace)
+}
+
+fn run_traced(
+    arguments: &[&str],
+    sync: &str,
+    steps: serde_json::Value,
+) -> Option<(Finished, String, Site)> {
+    strace_is_there().then(|| {
+        let site = Site::start();
+        let (worker, trace) = traced(&site, arguments, |worker| {
+            worker.env("JOB_SYNC", sync);
+        });
+        let finished = site.run_on(worker, "a", json!({ "steps": steps }));
+        let trace = fs::read_to_string(&trace).expect("a trace");
+        (finished, trace, site)
+    })
+}
+
+/// The lines in which all of `words` are, by number.
+fn places(trace: &str, words: &[&str]) -> Vec<usize> {
+    let lines = trace.lines().enumerate();
+    lines
+        .filter(|(_, line)| words.iter().all(|word| line.contains(word)))
+        .map(|(number, _)| number)
+        .collect()
+}
+
+fn is_in_order(trace: &str, events: &[(&str, usize)]) {
+    for pair in events.windows(2) {
+        assert!(pair[0].1 < pair[1].1, "{pair:?} of {events:?} in\n{trace}");
+    }
+}
+
+const TRACED: &str =
+    "trace=syncfs,fsync,fdatasync,rename,renameat,renameat2,close,sendto,write,writev,execve";
+
+#[test]
+fn the_disk_has_it_before_the_result_is_published() {
+    let steps = json!(["echo hello > file; echo hello"]);
+    let Some((finished, trace, _site)) = run_traced(&["-e", TRACED], "on", steps) else {
+        return;
+    };
+    let renamed = places(&trace, &["renameat", "job.status.json"]);
+    let synced_dirs = places(&trace, &["fsync(", "/a>"]);
+    let synced_files = places(&trace, &["fsync(", "/a/.job.status.json.tmp>"]);
+    assert_eq!(
+        [renamed.len(), synced_dirs.len(), synced_files.len()],
+        [2, 2, 2],
+        "{trace}"
+    );
+    let only = |words: &[&str]| {
+        *places(&trace, words)
+            .last()
+            .unwrap_or_else(|| panic!("{words:?}: {trace}"))
+    };
+    is_in_order(
+        &trace,
+        &[
+            ("journal", synced_files[0]),
+            ("its name", renamed[0]),
+            ("directory", synced_dirs[0]),
+            ("step", only(&["execve(", "echo hello"])),
+            ("last line", only(&["write(", "job success"])),
+            ("files of the steps", only(&["syncfs("])),
+            ("log", only(&["fsync(", "/a/job.log>"])),
+            ("final journal", synced_files[1]),
+            ("its name", renamed[1]),
+            ("directory", synced_dirs[1]),
+            ("close of the log", only(&["close(", "/a/job.log>"])),
+            ("result", places(&trace, &["jobs/results/a"])[0]),
+        ],
+    );
+    let handle_of_directory = only(&["close(", "/a>"]);
+    assert!(
+        handle_of_directory < places(&trace, &["jobs/results/a"])[0],
+        "{trace}"
+    );
+    assert_eq!(finished.result["status"], "success");
+    assert!(finished.log.ends_with("s\n") && finished.log.contains("\n==> job success in "));
+}
+
+#[test]
+fn without_it_nobody_waits_for_the_disk() {
+    let Some((finished, trace, _site)) = run_traced(&["-e", TRACED], "off", json!(["true"])) else {
+        return;
+    };
+    assert_eq!(finished.result["status"], "success");
+    assert!(places(&trace, &["sync"]).is_empty(), "{trace}");
+}
+
+#[test]
+fn a_drive_that_loses_the_files_of_others_is_a_warning() {
+    let error = ["-e", "inject=syncfs:error=EIO"];
+    let Some((finished, _, _site)) = run_traced(&error, "on", json!(["true"])) else {
+        return;
+    };
+    assert_eq!(finished.result["status"], "success");
+    let warning = finished.result["warning"].as_str().unwrap_or_default();
+    assert!(
+        warning.contains("Input/output error"),
+        "{}",
+        finished.result
+    );
+    assert!(finished.log.contains(warning), "{}", finished.log);
+    assert!(finished.log.lines().last().unwrap().contains("job success"));
+    assert_eq!(finished.read("job.status.json"), finished.published.text());
+}
+
+/// The syncs of a job are: journal, directory; then log, journal, directory.
+fn fails_at(fsync: &str) -> Option<(Finished, Site)> {
+    let error = format!("inject=fsync:error=ENOSPC:when={fsync}");
+    let (finished, _, site) = run_traced(&["-e", &error], "on", json!(["touch ran"]))?;
+    assert_eq!(
+        (
+            &finished.result["status"],
+            &finished.result["reason"],
+            &finished.result["exitCode"]
+        ),
+        (&json!("failed"), &json!("internal"), &json!(1)),
+        "fsync {fsync}"
+    );
+    let error = finished.result["error"].as_str().unwrap();
+    assert!(error.contains("No space left"), "{error}");
+    Some((finished, site))
+}
+
+#[test]
+fn a_drive_that_takes_no_first_journal_runs_nothing() {
+    for fsync in ["1", "2"] {
+        let Some((finished, _site)) = fails_at(fsync) else {
+            return;
+        };
+        assert!(!finished.dir.join("ran").exists());
+    }
+}
+
+#[test]
+fn a_drive_that_takes_no_log_or_journal_at_the_end_makes_a_success_a_failure() {
+    // in order: by the log, the file of the journal, its directory; and by all of them for good
+    for fsync in ["3", "4", "5", "3+"] {
+        let Some((finished, _site)) = fails_at(fsync) else {
+            return;
+        };
+        assert!(finished.dir.join("ran").exists());
+        let last = finished.log.lines().last().unwrap();
+        assert!(
+            last.contains("job failed: ") && last.contains("No space left"),
+            "{last}"
+        );
+        let stored: serde_json::Value =
+            serde_json::from_str(&finished.read("job.status.json")).unwrap();
+        assert_ne!(stored["status"], "success", "{stored}");
+    }
+}
+
+#[test]
+fn a_log_that_cannot_be_closed_makes_a_success_a_failure_without_any_sync() {
+    if !strace_is_there() {
+        return;
+    }
+    let site = Site::start();
+    let dir = site.prepare("a", json!({ "steps": ["true"] }));
+    let path = format!("--trace-path={}", dir.join("job.log").display());
+    fs::write(dir.join("job.log"), "").unwrap();
+    let (worker, _) = traced(
+        &site,
+        &[&path, "-e", "inject=close:error=EDQUOT"],
+        |worker| {
+            worker.env("JOB_SYNC", "off");
+        },
+    );
+    let finished = site.run_request(worker, dir.clone(), json!({ "id": "a", "workDir": dir }));
+    let error = finished.result["error"].as_str().unwrap_or_default();
+    assert!(error.contains("quota"), "{}", finished.result);
+}
+
+/// Waits until the drive is being waited for, in the second call of `fsync` or the first of `syncfs`.
+fn slow(call: &str, act: impl FnOnce(&Worker)) {
+    if !strace_is_there() {
+        return;
+    }
+    let site = Site::start();
+    let delay = format!("inject={call}:delay_enter=20s");
+    let (mut worker, trace) = traced(
+        &site,
+        &["-e", "trace=syncfs,fsync", "-e", &delay],
+        |worker| {
+            worker.env("JOB_STOP_GRACE", "1").env("JOB_SYNC", "on");
+        },
+    );
+    let dir = site.submit("a", json!({ "steps": ["touch ran"] }));
+    wait::until("the drive to be asked", || {
+        fs::read_to_string(&trace).is_ok_and(|trace| trace.contains(&format!("{call}(")))
+    });
+    let asked = Instant::now();
+    act(&worker);
+    // strace holds up the end of the process, as the kernel does where a thread waits for a drive: its main thread is gone
+    let stat = format!("/proc/{}/stat", worker.pid());
+    wait::until("the worker to leave", || {
+        worker.ended().is_some()
+            || fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") Z "))
+    });
+    assert!(
+        asked.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        asked.elapsed()
+    );
+    assert!(site.controller.heard("jobs/results/").is_empty());
+    assert_eq!(dir.join("ran").exists(), call == "syncfs");
+}
+
+fn signal(worker: &Worker) {
+    kill_process(Pid::from_raw(worker.pid() as i32).unwrap(), Signal::TERM).unwrap();
+}
+
+#[test]
+fn a_stop_waits_for_the_drive_no_longer_than_the_grace() {
+    for call in ["syncfs", "fsync"] {
+        slow(call, signal);
+    }
+}
+
+#[test]
+fn a_second_stop_does_not_wait_for_the_drive() {
+    slow("syncfs", |worker| {
+        signal(worker);
+        wait::until("the first signal", || worker.stderr().contains("stopping"));
+        signal(worker);
+    });
+}
