@@ -4,15 +4,16 @@
 #   submit.sh 'npm ci' 'npm test'                each argument is a step
 #   INPUT=./project submit.sh 'make'             what is in the directory is copied to the job first
 #
-# Ctrl-C cancels the job and waits for its end; a second one leaves at once. The job's directory stays: it holds what the
-# job has made. Exits with 75 where there is no broker.
+# Ctrl-C cancels the job and waits for its end; a second one leaves at once. A job that is still in the queue is withdrawn: no
+# worker runs it, also when nobody waits any more. The job's directory stays: it holds what the job has made. Exits with 75
+# where there is no broker.
 #
 #   JOBS_DIR                                     the shared drive, as the workers see it, too (default: here)
 #   MQTT_HOST, MQTT_PORT, MQTT_TOPIC_ROOT        (default: localhost, 1883, jobs)
 #
 # User name, password and TLS come from the Mosquitto clients' own files, ~/.config/mosquitto_pub and mosquitto_sub.
 set -eu
-[ $# -gt 0 ] || { sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 64; }
+[ $# -gt 0 ] || { sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 64; }
 
 root=${MQTT_TOPIC_ROOT:-jobs}
 pub() { mosquitto_pub ${MQTT_HOST:+-h "$MQTT_HOST"} ${MQTT_PORT:+-p "$MQTT_PORT"} -q 1 "$@"; }
@@ -44,7 +45,20 @@ clean_up() {
 }
 trap clean_up EXIT
 cancels=0
-trap 'cancels=$((cancels + 1)); [ $cancels -lt 2 ] || exit 130' INT TERM
+# The file is for a job that is still in the queue, the message for one that runs; the file first, or a worker could take the
+# job between the two.
+cancel() {
+    cancels=$((cancels + 1))
+    if ! touch "$dir/job.cancel"; then
+        echo "submit: the job cannot be withdrawn; it will run if a worker takes it" >&2
+    elif [ $cancels -lt 2 ]; then
+        echo "submit: cancelled; waiting for the worker that has the job, or takes it, to say so (Ctrl-C again: leave)" >&2
+    else
+        echo "submit: left; the job will not be started any more, and one that runs is asked to stop" >&2
+    fi
+    [ $cancels -lt 2 ] || exit 130
+}
+trap cancel INT TERM
 
 pub -t "$root/pending" -m "{ \"id\": \"$id\", \"workDir\": \"$(json "$dir")\" }"
 echo "submit: job $id in $dir" >&2
@@ -66,7 +80,7 @@ until [ -s "$scratch" ]; do
     sleep 1 || true
 done
 wait "$listener" || true
-: < "$dir/job.log" 2>/dev/null || true # opening it makes a network drive look for what is new
+(: < "$dir/job.log") 2>/dev/null || true # opening it makes a network drive look for what is new
 follow
 
 result=$(cat "$scratch")

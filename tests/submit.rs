@@ -198,17 +198,26 @@ fn a_job_that_nobody_has_is_cancelled_when_a_worker_comes() {
 }
 
 #[test]
-fn a_second_ctrl_c_leaves_at_once() {
+fn a_job_that_is_still_in_the_queue_is_withdrawn_and_a_second_ctrl_c_leaves_at_once() {
     let site = Site::start();
-    let mut submit = Submit::on(&site, &["true"]);
+    site.open_queue(|_| {});
+    let mut submit = Submit::on(&site, &["touch ran"]);
     submit.has_published();
     submit.ctrl_c();
     wait::until("a cancel", || {
         !site.controller.heard("jobs/cancel/").is_empty()
     });
+    assert!(read(&submit.errors).contains("submit: cancelled; waiting"));
     submit.ctrl_c();
     submit.exits_with(130);
+    assert!(read(&submit.errors).contains("the job will not be started any more"));
     assert_forgotten(&site);
+    // nobody waits for it and nobody sends a cancel, and it is not run
+    let mut worker = site.spawn(|_| {});
+    worker.exits_with(0);
+    let dir = job_dir(&site);
+    assert_eq!(names(&dir), ["job.cancel", "job.json", "job.status.json"]);
+    assert!(read(&dir.join("job.status.json")).contains("\"reason\":\"cancelled\""));
 }
 
 #[test]
