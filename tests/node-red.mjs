@@ -222,7 +222,7 @@ async function test() {
 
     // what is no job
     for (const [body, headers, status] of [['{"steps": "x"}', json, 400], ['{"steps": [], "files": {"../x": ""}}', json, 400],
-        ['{"steps": [], "files": {"job.json": ""}}', json, 400], ['steps[]=x', { 'Content-Type': 'application/x-www-form-urlencoded' }, 415]]) {
+        ['{"steps": [], "files": {"job.json": ""}}', json, 400], ['{"steps": [], "files": {"job.cancel": ""}}', json, 400], ['steps[]=x', { 'Content-Type': 'application/x-www-form-urlencoded' }, 415]]) {
         assert.equal((await fetch(`${base}/jobs`, { method: 'POST', headers, body })).status, status, body);
     }
     assert.equal((await post('/jobs/nodered_none/cancel', {})).status, 404);
@@ -252,15 +252,23 @@ async function test() {
     assert(!fs.existsSync(directory(id)));
     ok('a result that came while Node-RED was away is dealt with');
 
-    id = await submit({ steps: ['exec sleep 600'] });
-    await until('the end of its patience', async () => (await job(id)).status === 'no answer');
-    assert(fs.existsSync(directory(id)));
-    ok('a job that nobody takes: no answer in time, and its directory stays');
+    id = await submit({ steps: ['touch ../ran'] });
+    await until('the end of its patience', async () => (await job(id)).status === 'withdrawn');
+    assert(fs.existsSync(path.join(directory(id), 'job.cancel')));
+    ok('a job that nobody takes: withdrawn after its time, and its directory stays');
     worker = startWorker();
     result = await over(id);
-    assert.equal(result.result.reason, 'cancelled');
-    assert(!fs.existsSync(directory(id)));
-    ok('a job that is past its time: cancelled as soon as a worker has it');
+    assert.deepEqual([result.result.reason, result.result.exitCode], ['cancelled', 130]);
+    assert(!fs.existsSync(directory(id)) && !fs.existsSync(path.join(drive, 'ran')));
+    ok('a job that was withdrawn: answered and not run when a worker comes');
+    assert.equal(await worker.over, 0);
+
+    worker = startWorker();
+    id = await submit({ steps: [{ run: "trap '' TERM; while [ -e job.json ]; do sleep 0.05; done" }] });
+    await running(id);
+    await until('the end of its patience', async () => (await job(id)).status === 'no answer');
+    assert.equal((await over(id)).result.reason, 'cancelled');
+    ok('a job that runs on after its time: no answer, until there is one');
     assert.equal(await worker.over, 0);
 }
 
