@@ -1,5 +1,5 @@
-//! README.md and docs/*.md: every command in a `sh` block is run, every message that they explain is in the code, every link
-//! leads somewhere. Commands that no test can run are in blocks marked `console`.
+//! README.md, CONTRIBUTING.md, SECURITY.md and docs/*.md: every command in a `sh` block is run, every message that they
+//! explain is in the code, every link leads somewhere. Commands that no test can run are in blocks marked `console`.
 //!
 //! The `sh` blocks of a page are one script, run by `sh -eu` in an empty directory, with a broker of its own on which
 //! the Mosquitto clients and the worker find each other as if it were on localhost:1883. `examples` is there, too.
@@ -29,7 +29,9 @@ fn pages() -> Vec<PathBuf> {
     let mut pages: Vec<_> = entries
         .filter(|path| path.extension().is_some_and(|e| e == "md"))
         .collect();
-    pages.push(repository().join("README.md"));
+    for page in ["README.md", "CONTRIBUTING.md", "SECURITY.md"] {
+        pages.push(repository().join(page));
+    }
     pages
 }
 
