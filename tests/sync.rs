@@ -282,3 +282,22 @@ fn a_second_stop_does_not_wait_for_the_drive() {
         signal(worker);
     });
 }
+
+/// After a power cut the journal counts an attempt of which the log has nothing.
+#[test]
+fn a_log_that_went_with_the_power_begins_anew() {
+    let site = Site::start();
+    for (id, attempts) in [("runs", 3), ("given-up", 1)] {
+        let dir = site.prepare(
+            id,
+            json!({ "steps": ["echo here"], "maxAttempts": attempts }),
+        );
+        let journal = json!({ "id": id, "status": "running", "attempt": 1 });
+        fs::write(dir.join("job.status.json"), journal.to_string()).expect("a journal");
+        fs::write(dir.join("job.log"), "").expect("a log");
+        let worker = site.idle_worker(|_| {});
+        let finished = site.run_request(worker, dir.clone(), json!({ "id": id, "workDir": dir }));
+        let head = format!("Job ID: {id}\nWorking Directory: ");
+        assert!(finished.log.starts_with(&head), "{}", finished.log);
+    }
+}

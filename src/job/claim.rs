@@ -343,6 +343,9 @@ impl Claim {
         config: &JobConfig,
         worker: &str,
     ) -> Document {
+        if let Err(error) = log.resume(&self.request.id, dir) {
+            log::warn!("{} cannot be written: {error}", log.path());
+        }
         log.line(format_args!("given up: {error}"));
         let document = Document {
             log_file: Some(log.path().to_owned()),
@@ -350,7 +353,10 @@ impl Claim {
             stops: attempt.stops,
             ..self.document(worker, Reason::Interrupted, error)
         };
-        if let Err(error) = drive::store(dir, &document.to_json(), config.durability) {
+        let durability = config.durability;
+        let log = log.complete(durability);
+        let journal = drive::store(dir, &document.to_json(), durability);
+        for error in [log, journal].into_iter().filter_map(Result::err) {
             log::warn!("{error}");
         }
         document

@@ -120,11 +120,13 @@ impl Execution {
         } else {
             job.log.size()
         };
+        let begun = match job.attempt.follows {
+            Follows::Nothing => job.log.begin(&job.id, &job.dir),
+            Follows::Crash | Follows::Stop => job.log.resume(&job.id, &job.dir),
+        };
+        begun.map_err(|error| format!("{path} cannot be written: {error}"))?;
         match job.attempt.follows {
-            Follows::Nothing => job
-                .log
-                .begin(&job.id, &job.dir)
-                .map_err(|error| format!("{path} cannot be written: {error}"))?,
+            Follows::Nothing => {}
             Follows::Crash => {
                 job.log.line(format_args!(
                     "attempt {}: whoever ran the one before died in mid-run",

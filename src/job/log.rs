@@ -153,6 +153,17 @@ impl JobLog {
             .write_all(format!("Job ID: {id}\nWorking Directory: {dir}\n{rule}\n").as_bytes())
     }
 
+    /// Goes on behind what earlier attempts have written. A power cut may have left nothing of it, then it begins anew.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn resume(&mut self, id: &JobId, dir: &WorkDir) -> io::Result<()> {
+        if self.size() > 0 {
+            return Ok(());
+        }
+        self.begin(id, dir)
+    }
+
     /// Writes one line of ours, on a line of its own whatever a step has written before.
     pub fn line(&mut self, text: Arguments) {
         let start = if self.ends_in_mid_line() {
