@@ -384,8 +384,8 @@ fn a_key_of_another_certificate_is_a_configuration_error() {
     let secure = Secure::new(&ca.broker(NAMES, Valid::Now), &[]);
     for (certificate, key, said) in [
         (Some(&ours), Some(&other), "do not fit together"),
-        (Some(&ours), None, "accepted are both or none"),
-        (None, Some(&ours), "accepted are both or none"),
+        (Some(&ours), None, "set both or none"),
+        (None, Some(&ours), "set both or none"),
     ] {
         let mut worker = secure.worker("localhost", &ca.file(), |command| {
             certificate.map(|identity| command.env("MQTT_CERT_FILE", &identity.certificate));

@@ -78,7 +78,7 @@ pub fn check_name(name: &str) -> Result<(), String> {
         return Ok(());
     };
     Err(format!(
-        "{fault}; accepted are 1 to 128 characters, none of / + #, no control characters"
+        "{fault}; expected 1 to 128 characters, none of / + #, no control characters"
     ))
 }
 

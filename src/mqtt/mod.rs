@@ -10,10 +10,10 @@ mod v3;
 mod v5;
 
 use crate::backoff::Backoff;
-use crate::config::{Broker, Protocol};
 use crate::contract::identity;
 use bytes::Bytes;
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -52,6 +52,48 @@ const ANNOUNCEMENTS: usize = REQUEST_CAPACITY / 2;
 
 /// Slots for unacknowledged messages of ours. There is one at a time; a packet identifier is not used again too soon.
 const IN_FLIGHT: u16 = 16;
+
+/// How to reach the broker.
+#[derive(Clone, Debug)]
+pub struct Broker {
+    /// Host name or address; an IPv6 address is in brackets.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// Who we are; `None` to connect without a name.
+    pub credentials: Option<Credentials>,
+    /// How to be sure of the broker; `None` for a plain connection.
+    #[cfg(feature = "tls")]
+    pub tls: Option<tls::Tls>,
+    /// The protocol version to speak; `None` for 5 with a fallback to 3.1.1 where the broker has no 5.
+    pub protocol: Option<Protocol>,
+    /// The longest silence before a ping is sent.
+    pub keep_alive: Duration,
+}
+
+/// User name and password for the broker.
+#[derive(Clone)]
+pub struct Credentials {
+    /// The user name, shown in messages.
+    pub username: String,
+    /// The password, never shown.
+    pub password: String,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} with a password", self.username)
+    }
+}
+
+/// A version of MQTT.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Protocol {
+    /// Version 5.
+    V5,
+    /// Version 3.1.1.
+    V3,
+}
 
 /// What a link is to be.
 #[derive(Clone, Debug)]
@@ -267,13 +309,8 @@ struct Driver<F> {
 
 impl<F: Fn(Event)> Driver<F> {
     fn new(settings: Settings, resumed: Receiver<()>, sink: F) -> Self {
-        let protocol = settings.broker.protocol;
-        let version = if protocol == Protocol::V3 {
-            Protocol::V3
-        } else {
-            Protocol::V5
-        };
-        let settled = protocol != Protocol::Auto;
+        let version = settings.broker.protocol.unwrap_or(Protocol::V5);
+        let settled = settings.broker.protocol.is_some();
         Self {
             settings,
             resumed,
@@ -380,7 +417,7 @@ impl<F: Fn(Event)> Driver<F> {
     fn drive_connection(&mut self, host: &str, connected: &mut Option<Instant>) -> Failure {
         let (connection, mut wire): (Arc<dyn Connection>, Box<dyn Wire>) = match self.version {
             Protocol::V3 => v3::open(&self.settings, host),
-            _ => v5::open(&self.settings, host),
+            Protocol::V5 => v5::open(&self.settings, host),
         };
         loop {
             let heard = match wire.next() {

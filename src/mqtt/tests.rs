@@ -13,7 +13,7 @@ fn settings(port: u16) -> Settings {
         credentials: None,
         #[cfg(feature = "tls")]
         tls: None,
-        protocol: Protocol::Auto,
+        protocol: None,
         keep_alive: Duration::from_secs(30),
     };
     Settings {

@@ -91,7 +91,7 @@ pub fn roots(pem: &[u8]) -> Result<RootCertStore, String> {
 pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     match CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>() {
         Ok(found) if !found.is_empty() => Ok(found),
-        _ => Err("accepted is a PEM file with certificates".to_owned()),
+        _ => Err("expected a PEM file with certificates".to_owned()),
     }
 }
 
@@ -101,7 +101,7 @@ pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> 
 /// A sentence, which holds nothing of the key.
 pub fn key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
     PrivateKeyDer::from_pem_slice(pem)
-        .map_err(|_| "accepted is a PEM file with a private key, not encrypted".to_owned())
+        .map_err(|_| "expected a PEM file with a private key, not encrypted".to_owned())
 }
 
 /// What an error of the connection means, if it comes from TLS.

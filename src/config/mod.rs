@@ -1,0 +1,598 @@
+//! The environment, turned into a validated [`Config`]. Every variable is named in this module and only here.
+
+#![warn(missing_docs)]
+
+mod url;
+
+use crate::contract::{Topics, check_name};
+#[cfg(feature = "tls")]
+use crate::mqtt::tls::{self, Tls};
+use crate::mqtt::{Broker, Credentials, Protocol};
+use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use url::Url;
+
+/// Everything that the environment may say, valid by construction.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How to reach the broker.
+    pub broker: Broker,
+    /// The topics under `MQTT_TOPIC_ROOT`.
+    pub topics: Topics,
+    /// MQTT client id, and the name in status documents.
+    pub worker_id: String,
+    /// How jobs are run.
+    pub job: JobConfig,
+}
+
+/// How jobs are run.
+#[derive(Clone, Debug)]
+pub struct JobConfig {
+    /// Base of relative directories, and the fence around all.
+    pub root: Option<PathBuf>,
+    /// Whether a request may bring its own steps.
+    pub payload_steps: PayloadSteps,
+    /// The program that runs each step.
+    pub shell: String,
+    /// How long a job may take that sets no timeout of its own; `None` for as long as it likes.
+    pub timeout: Option<Duration>,
+    /// Between TERM and KILL.
+    pub stop_grace: Duration,
+    /// How long to wait for a missing directory or `job.json`.
+    pub dir_wait: Duration,
+    /// How many attempts a job has that keeps being interrupted.
+    pub max_attempts: u32,
+    /// Largest `job.log`, in bytes.
+    pub log_limit: Option<u64>,
+    /// What a signal means for a running job.
+    pub on_stop: OnStop,
+    /// When something counts as written.
+    pub durability: Durability,
+}
+
+/// `JOB_PAYLOAD_STEPS`: whether a request may bring its own steps.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum PayloadSteps {
+    /// It may.
+    Allow,
+    /// Only `job.json` says what runs.
+    Deny,
+}
+
+/// `JOB_SYNC`: when something counts as written.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Durability {
+    /// Once it is on the disk.
+    Disk,
+    /// Once the system has it, which may take its time.
+    Cache,
+}
+
+/// `JOB_ON_STOP`: what a signal means for a running job.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum OnStop {
+    /// Interrupt the job and leave its request with the broker.
+    Requeue,
+    /// Finish the job first.
+    Finish,
+}
+
+/// A longer time counts as this long (136 years): the clock cannot tell a moment beyond its own end.
+const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// What a name must look like, in the words of an error.
+const NAME: &str = "1 to 128 characters, none of / + #, no control characters";
+
+/// What a number of seconds must look like, in the words of an error.
+const SECONDS: &str = "a number of seconds, 0 or more";
+
+/// Whether a variable of the worker's environment is its own configuration, which the steps do not get.
+pub fn is_own_variable(name: &str) -> bool {
+    name.starts_with("MQTT_") || name.starts_with("JOB_") || name == "RUST_LOG"
+}
+
+impl Config {
+    /// Reads the environment of this process.
+    ///
+    /// # Errors
+    /// One sentence for each unusable variable: its name, its value, what is expected. No password is in it.
+    pub fn from_env() -> Result<Self, Vec<String>> {
+        Self::read(|name| std::env::var_os(name))
+    }
+
+    /// Reads the variables that `lookup` knows.
+    ///
+    /// # Errors
+    /// As [`Config::from_env`].
+    pub fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Self, Vec<String>> {
+        let mut env = Reader {
+            lookup,
+            errors: Vec::new(),
+        };
+        let worker_id = env
+            .value("WORKER_ID", NAME, |id| {
+                check_name(id).ok().map(|()| id.to_owned())
+            })
+            .unwrap_or_else(|| "node-worker-01".to_owned());
+        let root = env
+            .value(
+                "MQTT_TOPIC_ROOT",
+                "topic levels without + # or a / at either end",
+                topic_root,
+            )
+            .unwrap_or_else(|| "jobs".to_owned());
+        env.gone(
+            "MQTT_SHARE_GROUP",
+            "`$share` makes jobs wait behind busy workers; give each worker a queue of its own (MQTT_TOPIC_ROOT), \
+             and a new WORKER_ID, since the session of the old one keeps its share",
+        );
+        let config = Self {
+            broker: env.broker(),
+            topics: Topics::new(&root, &worker_id),
+            worker_id,
+            job: env.job(),
+        };
+        if env.errors.is_empty() {
+            Ok(config)
+        } else {
+            Err(env.errors)
+        }
+    }
+}
+
+/// Reads variables and collects what is wrong with them, so that a user sees all of it at once.
+struct Reader<F> {
+    lookup: F,
+    errors: Vec<String>,
+}
+
+impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
+    fn broker(&mut self) -> Broker {
+        let url = self
+            .text("MQTT_URL")
+            .unwrap_or_else(|| "mqtt://localhost:1883".to_owned());
+        self.reject_tls_files_without_tls(&url);
+        let url = Url::parse(&url).unwrap_or_else(|error| {
+            let url = url::without_password(&url);
+            self.errors.push(format!("MQTT_URL={url:?}: {error}"));
+            Url::default()
+        });
+        Broker {
+            #[cfg(feature = "tls")]
+            tls: self.tls(&url),
+            credentials: self.credentials(url.username, url.password),
+            host: url.host,
+            port: url.port,
+            protocol: self
+                .value(
+                    "MQTT_PROTOCOL_VERSION",
+                    "auto, 5, or 4 (MQTT 3.1.1)",
+                    |version| match version {
+                        "auto" => Some(None),
+                        "5" => Some(Some(Protocol::V5)),
+                        "4" => Some(Some(Protocol::V3)),
+                        _ => None,
+                    },
+                )
+                .flatten(),
+            // the client library takes nothing below 5, the protocol nothing above 65535 (MQTT 5, section 3.1.2.10)
+            keep_alive: self
+                .value(
+                    "MQTT_KEEP_ALIVE",
+                    "a whole number of seconds, 5 to 65535",
+                    |text| text.parse().ok().filter(|s| (5..=65535).contains(s)),
+                )
+                .map_or(Duration::from_secs(30), Duration::from_secs),
+        }
+    }
+
+    fn job(&mut self) -> JobConfig {
+        JobConfig {
+            root: self.value("JOB_ROOT", "a directory that exists", |path| {
+                std::path::absolute(path).ok().filter(|path| path.is_dir())
+            }),
+            payload_steps: self.choice(
+                "JOB_PAYLOAD_STEPS",
+                ("allow", PayloadSteps::Allow),
+                ("deny", PayloadSteps::Deny),
+            ),
+            shell: self.shell(),
+            timeout: self.value(
+                "JOB_TIMEOUT",
+                "a number of seconds greater than 0, or unset for none",
+                |text| seconds(text).filter(|s| !s.is_zero()),
+            ),
+            stop_grace: self
+                .value("JOB_STOP_GRACE", SECONDS, seconds)
+                .unwrap_or(Duration::from_secs(8)),
+            dir_wait: self
+                .value("JOB_DIR_WAIT", SECONDS, seconds)
+                .unwrap_or(Duration::from_secs(5)),
+            max_attempts: self
+                .value("JOB_MAX_ATTEMPTS", "a whole number, 1 or more", |text| {
+                    text.parse().ok().filter(|n| *n > 0)
+                })
+                .unwrap_or(3),
+            log_limit: self.value(
+                "JOB_LOG_LIMIT",
+                "a whole number of bytes, 1 or more, or unset for none",
+                |text| text.parse().ok().filter(|n| *n > 0),
+            ),
+            on_stop: self.choice(
+                "JOB_ON_STOP",
+                ("requeue", OnStop::Requeue),
+                ("finish", OnStop::Finish),
+            ),
+            durability: self.choice(
+                "JOB_SYNC",
+                ("on", Durability::Disk),
+                ("off", Durability::Cache),
+            ),
+        }
+    }
+
+    /// The text of a variable. An empty one counts as unset: that is what compose makes of `${NAME:-}`.
+    fn text(&mut self, name: &str) -> Option<String> {
+        let value = (self.lookup)(name).filter(|value| !value.is_empty())?;
+        value
+            .into_string()
+            .map_err(|_| self.errors.push(format!("{name} is not valid UTF-8")))
+            .ok()
+    }
+
+    /// The value of a variable; `None` where it is unset or unusable.
+    fn value<T>(
+        &mut self,
+        name: &str,
+        expected: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Option<T> {
+        let text = self.text(name)?;
+        let value = parse(&text);
+        if value.is_none() {
+            self.errors
+                .push(format!("{name}={text:?}: expected {expected}"));
+        }
+        value
+    }
+
+    /// One of two values by their names. The first is the default.
+    fn choice<T: Copy>(&mut self, name: &str, default: (&str, T), other: (&str, T)) -> T {
+        let expected = format!("{} or {}", default.0, other.0);
+        let parse = |text: &str| {
+            let found = [default, other].into_iter().find(|(name, _)| *name == text);
+            found.map(|(_, value)| value)
+        };
+        self.value(name, &expected, parse).unwrap_or(default.1)
+    }
+
+    /// A variable of an earlier version, which must not be ignored in silence.
+    fn gone(&mut self, name: &str, instead: &str) {
+        if let Some(value) = self.text(name) {
+            self.errors.push(format!(
+                "{name}={value:?}: this variable is gone: {instead}"
+            ));
+        }
+    }
+
+    /// What `read` makes of the file that a variable names. No error shows the content.
+    fn file<T>(&mut self, name: &str, read: impl Fn(Vec<u8>) -> Result<T, String>) -> Option<T> {
+        let path = self.text(name)?;
+        let content = std::fs::read(&path).map_err(|e| format!("cannot be read: {e}"));
+        content
+            .and_then(read)
+            .map_err(|error| self.errors.push(format!("{name}={path:?}: {error}")))
+            .ok()
+    }
+
+    /// User name and password. The variables win over the URL.
+    fn credentials(
+        &mut self,
+        url_username: Option<String>,
+        url_password: Option<String>,
+    ) -> Option<Credentials> {
+        let username = self.text("MQTT_USERNAME").or(url_username);
+        let password = self.password().or(url_password);
+        if username.is_none() && password.is_some() {
+            self.errors
+                .push("MQTT_PASSWORD is set without a user name: set MQTT_USERNAME too".to_owned());
+        }
+        Some(Credentials {
+            username: username?,
+            password: password.unwrap_or_default(),
+        })
+    }
+
+    fn password(&mut self) -> Option<String> {
+        let given = self.text("MQTT_PASSWORD");
+        let text = |content: Vec<u8>| {
+            String::from_utf8(content).map_err(|_| "is not valid UTF-8".to_owned())
+        };
+        let Some(secret) = self.file("MQTT_PASSWORD_FILE", text) else {
+            return given;
+        };
+        if given.is_some() {
+            self.errors.push(
+                "MQTT_PASSWORD and MQTT_PASSWORD_FILE are both set: set only one of them"
+                    .to_owned(),
+            );
+        }
+        Some(secret.trim_end_matches(['\r', '\n']).to_owned())
+    }
+
+    #[cfg(feature = "tls")]
+    fn tls(&mut self, url: &Url) -> Option<Tls> {
+        if !url.secure {
+            return None;
+        }
+        if !tls::is_server_name(&url.host) {
+            self.errors.push(format!(
+                "MQTT_URL: no certificate can be for the host {:?}",
+                url.host
+            ));
+        }
+        let roots = match self.text("MQTT_CA_FILE") {
+            Some(_) => self.file("MQTT_CA_FILE", |pem| tls::roots(&pem)),
+            None => tls::system_roots()
+                .map_err(|e| {
+                    self.errors
+                        .push(format!("MQTT_CA_FILE is not set, and {e}"))
+                })
+                .ok(),
+        };
+        let certificate = self.file("MQTT_CERT_FILE", |pem| tls::certificates(&pem));
+        let key = self.file("MQTT_KEY_FILE", |pem| tls::key(&pem));
+        if self.text("MQTT_CERT_FILE").is_some() != self.text("MQTT_KEY_FILE").is_some() {
+            self.errors.push(
+                "only one of MQTT_CERT_FILE and MQTT_KEY_FILE is set: set both or none".to_owned(),
+            );
+        }
+        Tls::new(roots?, certificate.zip(key))
+            .map_err(|error| {
+                self.errors.push(format!(
+                    "MQTT_CERT_FILE and MQTT_KEY_FILE do not fit together: {error}"
+                ))
+            })
+            .ok()
+    }
+
+    /// Whoever sets one of these believes that the connection is secure.
+    fn reject_tls_files_without_tls(&mut self, url: &str) {
+        for name in ["MQTT_CA_FILE", "MQTT_CERT_FILE", "MQTT_KEY_FILE"] {
+            if url.starts_with("mqtt://") && self.text(name).is_some() {
+                self.errors.push(format!(
+                    "{name} is set, but MQTT_URL is mqtt://, which encrypts nothing: use mqtts://"
+                ));
+            }
+        }
+    }
+
+    /// The shell is looked for at start: without one every job of the queue would fail, one after the other.
+    fn shell(&mut self) -> String {
+        let shell = self
+            .text("JOB_SHELL")
+            .unwrap_or_else(|| "/bin/sh".to_owned());
+        let path = (self.lookup)("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
+        let found = match shell.contains('/') {
+            true => is_program(Path::new(&shell)),
+            false => std::env::split_paths(&path).any(|folder| is_program(&folder.join(&shell))),
+        };
+        if !found {
+            self.errors.push(format!(
+                "JOB_SHELL={shell:?}: expected the name or path of an executable program"
+            ));
+        }
+        shell
+    }
+}
+
+fn is_program(path: &Path) -> bool {
+    path.metadata()
+        .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+fn seconds(text: &str) -> Option<Duration> {
+    let seconds = text.parse().ok()?;
+    Some(Duration::try_from_secs_f64(seconds).ok()?.min(FOREVER))
+}
+
+fn topic_root(text: &str) -> Option<String> {
+    let levels_are_names = text.split('/').all(|level| check_name(level).is_ok());
+    // `$share` and `$SYS` are the broker's (MQTT 5, section 4.7.2); a topic has 65,535 bytes at most
+    (levels_are_names && !text.starts_with('$') && text.len() <= 1024).then(|| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(variables: &[(&str, &str)]) -> Result<Config, Vec<String>> {
+        Config::read(|name| {
+            variables
+                .iter()
+                .find(|(n, _)| *n == name)
+                .map(|(_, value)| value.into())
+        })
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_contract() {
+        let config = config(&[]).unwrap();
+        assert_eq!(
+            (config.broker.host.as_str(), config.broker.port),
+            ("localhost", 1883)
+        );
+        assert_eq!(config.broker.keep_alive.as_secs(), 30);
+        assert_eq!(config.broker.protocol, None);
+        assert_eq!(config.worker_id, "node-worker-01");
+        assert_eq!(config.topics.pending, "jobs/pending");
+        assert_eq!(config.topics.presence, "jobs/workers/node-worker-01");
+        assert_eq!(config.job.shell, "/bin/sh");
+        assert_eq!(
+            (
+                config.job.timeout,
+                config.job.stop_grace.as_secs(),
+                config.job.dir_wait.as_secs()
+            ),
+            (None, 8, 5)
+        );
+        assert_eq!(
+            (
+                config.job.max_attempts,
+                config.job.log_limit,
+                config.job.on_stop
+            ),
+            (3, None, OnStop::Requeue)
+        );
+    }
+
+    #[test]
+    fn an_unusable_value_is_named_with_what_is_expected() {
+        for (name, value) in [
+            ("MQTT_URL", "localhost"),
+            ("MQTT_URL", "http://localhost"),
+            ("MQTT_URL", "mqtt://"),
+            ("MQTT_URL", "mqtt://host:0"),
+            ("MQTT_URL", "mqtt://host:99999"),
+            ("MQTT_URL", "mqtt://::1:1883"),
+            ("MQTT_URL", "mqtt://[::g]"),
+            ("MQTT_URL", "mqtt://a b"),
+            ("MQTT_URL", "mqtt://host/path"),
+            #[cfg(not(feature = "tls"))]
+            ("MQTT_URL", "mqtts://host"),
+            ("MQTT_KEEP_ALIVE", "4"),
+            ("MQTT_KEEP_ALIVE", "x"),
+            ("MQTT_PROTOCOL_VERSION", "3"),
+            ("MQTT_TOPIC_ROOT", "a/#"),
+            ("MQTT_TOPIC_ROOT", "/a"),
+            ("MQTT_TOPIC_ROOT", "$share/x"),
+            ("MQTT_SHARE_GROUP", "a/b"),
+            ("MQTT_PASSWORD_FILE", "/does/not/exist"),
+            ("WORKER_ID", "a+b"),
+            ("JOB_ROOT", "/does/not/exist"),
+            ("JOB_SHELL", "/does/not/exist"),
+            ("JOB_SHELL", "no-such-shell"),
+            ("JOB_TIMEOUT", "0"),
+            ("JOB_TIMEOUT", "-1"),
+            ("JOB_TIMEOUT", "inf"),
+            ("JOB_STOP_GRACE", "soon"),
+            ("JOB_DIR_WAIT", "NaN"),
+            ("JOB_MAX_ATTEMPTS", "0"),
+            ("JOB_LOG_LIMIT", "1MB"),
+            ("JOB_ON_STOP", "wait"),
+            ("JOB_SYNC", "yes"),
+            ("JOB_PAYLOAD_STEPS", "no"),
+        ] {
+            let errors = config(&[(name, value)]).expect_err(value);
+            assert_eq!(errors.len(), 1, "{errors:?}");
+            assert!(
+                errors[0].starts_with(&format!("{name}={value:?}: ")),
+                "{name}={value}: {errors:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn all_errors_are_told_at_once_and_empty_means_unset() {
+        assert_eq!(
+            config(&[("JOB_ON_STOP", "x"), ("WORKER_ID", "#")])
+                .unwrap_err()
+                .len(),
+            2
+        );
+        assert!(config(&[("MQTT_URL", ""), ("JOB_TIMEOUT", ""), ("WORKER_ID", "")]).is_ok());
+    }
+
+    #[test]
+    fn nobody_is_left_to_believe_that_plain_mqtt_is_secure() {
+        for name in ["MQTT_CA_FILE", "MQTT_CERT_FILE", "MQTT_KEY_FILE"] {
+            let errors = config(&[("MQTT_URL", "mqtt://host"), (name, "/dev/null")]).unwrap_err();
+            assert!(
+                errors[0].contains(name) && errors[0].contains("mqtts://"),
+                "{errors:?}"
+            );
+        }
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[test]
+    fn without_tls_the_feature_is_named() {
+        assert!(config(&[("MQTT_URL", "mqtts://host")]).unwrap_err()[0].contains("feature `tls`"));
+    }
+
+    #[cfg(feature = "tls")]
+    #[test]
+    fn what_tls_cannot_use_is_named() {
+        for (name, file, said) in [
+            ("MQTT_CA_FILE", "/does/not/exist", "cannot be read"),
+            ("MQTT_CA_FILE", "/dev/null", "a PEM file with certificates"),
+            (
+                "MQTT_CERT_FILE",
+                "/dev/null",
+                "a PEM file with certificates",
+            ),
+            (
+                "MQTT_KEY_FILE",
+                "/dev/null",
+                "a PEM file with a private key",
+            ),
+        ] {
+            let errors = config(&[("MQTT_URL", "mqtts://h"), (name, file)]).unwrap_err();
+            let told =
+                |e: &String| e.starts_with(&format!("{name}={file:?}: ")) && e.contains(said);
+            assert!(errors.iter().any(told), "{errors:?}");
+        }
+        assert!(
+            config(&[("MQTT_URL", "mqtts://a..b")]).unwrap_err()[0]
+                .contains("no certificate can be for")
+        );
+    }
+
+    #[test]
+    fn variables_win_over_the_url() {
+        let broker = config(&[
+            ("MQTT_URL", "mqtt://u:p@h"),
+            ("MQTT_USERNAME", "v"),
+            ("MQTT_PASSWORD", "q"),
+        ])
+        .unwrap()
+        .broker;
+        let credentials = broker.credentials.unwrap();
+        assert_eq!(
+            (credentials.username.as_str(), credentials.password.as_str()),
+            ("v", "q")
+        );
+    }
+
+    #[test]
+    fn a_password_is_never_shown() {
+        for url in [
+            "mqtt://u:hunter2@h:x",
+            "http://u:hunter2@h",
+            "u:hunter2@h",
+            "mqtt://u:hunter2%@h",
+            "mqtt://u:hun@ter2@h:x",
+            "mqtt:/u:hunter2@h/mqtt://@h",
+        ] {
+            let shown = format!("{:?}", config(&[("MQTT_URL", url)]).unwrap_err());
+            assert!(
+                !shown.contains("hunter2") && !shown.contains("ter2"),
+                "{shown}"
+            );
+        }
+        let config = config(&[("MQTT_URL", "mqtt://u:hunter2@h")]).unwrap();
+        assert!(!format!("{config:?}").contains("hunter2"));
+        assert!(
+            super::tests::config(&[("MQTT_PASSWORD", "hunter2")])
+                .is_err_and(|e| !e[0].contains("hunter2"))
+        );
+    }
+
+    #[test]
+    fn a_variable_that_is_gone_says_what_replaces_it() {
+        let errors = config(&[("MQTT_SHARE_GROUP", "g")]).unwrap_err();
+        assert!(errors[0].contains("is gone: ") && errors[0].contains("MQTT_TOPIC_ROOT"));
+    }
+}

@@ -1,0 +1,141 @@
+//! `MQTT_URL`. A whole URL library would be larger than everything else of the configuration.
+
+/// What a URL says of the broker.
+#[derive(Debug, Default, PartialEq)]
+pub struct Url {
+    /// Whether it is `mqtts://`.
+    pub secure: bool,
+    /// Host name or address; an IPv6 address is in brackets.
+    pub host: String,
+    pub port: u16,
+    pub username: Option<String>,
+    pub password: Option<String>,
+}
+
+const EXPECTED: &str =
+    "expected mqtt://[user:password@]host[:port], or mqtts://, an IPv6 address in brackets";
+
+impl Url {
+    /// Parses `mqtt[s]://[user[:password]@]host[:port]`.
+    ///
+    /// # Errors
+    /// What is expected instead, with nothing of the URL in it.
+    pub fn parse(url: &str) -> Result<Self, String> {
+        let (secure, rest) = match url.split_once("://") {
+            Some(("mqtt", rest)) => (false, rest),
+            Some(("mqtts", rest)) if cfg!(feature = "tls") => (true, rest),
+            Some(("mqtts", _)) => {
+                return Err("mqtts:// needs a binary built with the feature `tls`".to_owned());
+            }
+            _ => return Err(EXPECTED.to_owned()),
+        };
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let (login, address) = match rest.rsplit_once('@') {
+            Some((login, address)) => (login, address),
+            None => ("", rest),
+        };
+        let (host, port) = match address.rfind(':') {
+            Some(colon) if !address[colon..].contains(']') => {
+                (&address[..colon], &address[colon + 1..])
+            }
+            _ => (address, if secure { "8883" } else { "1883" }),
+        };
+        let port = port.parse().ok().filter(|port| *port > 0);
+        let (true, Some(port)) = (is_host(host), port) else {
+            return Err(EXPECTED.to_owned());
+        };
+        let (username, password) = login.split_once(':').unwrap_or((login, ""));
+        Ok(Self {
+            secure,
+            host: host.to_owned(),
+            port,
+            username: percent_decode(username)?,
+            password: percent_decode(password)?,
+        })
+    }
+}
+
+fn is_host(host: &str) -> bool {
+    let in_brackets = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    if let Some(address) = in_brackets {
+        return address.parse::<std::net::Ipv6Addr>().is_ok();
+    }
+    let is_foreign = |c: char| "[]:/?#@%\\".contains(c) || c.is_whitespace() || c.is_control();
+    !host.is_empty() && !host.contains(is_foreign)
+}
+
+/// The text of a user name or password; `None` where it is empty.
+fn percent_decode(text: &str) -> Result<Option<String>, String> {
+    let decoded = decoded(text).ok_or("a % in user or password must be written %25".to_owned())?;
+    Ok(Some(decoded).filter(|text| !text.is_empty()))
+}
+
+fn decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        if first == b'%' {
+            let digits = tail
+                .get(..2)
+                .filter(|digits| digits.iter().all(u8::is_ascii_hexdigit))?;
+            bytes.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
+            rest = &tail[2..];
+        } else {
+            bytes.push(first);
+            rest = tail;
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// The URL as it may be shown. Whatever stands before the last `@` could hold a password, however broken the rest is.
+pub fn without_password(url: &str) -> String {
+    let Some((login, address)) = url.rsplit_once('@') else {
+        return url.to_owned();
+    };
+    let scheme = login.split_once("://").map_or("", |(scheme, _)| scheme);
+    let scheme = if scheme.bytes().all(|byte| byte.is_ascii_lowercase()) {
+        scheme
+    } else {
+        "***"
+    };
+    format!("{scheme}://***@{address}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_url_gives_host_port_user_and_password() {
+        let url = |text| Url::parse(text).unwrap();
+        let plain = url("mqtt://broker");
+        assert_eq!(
+            (plain.host.as_str(), plain.port, plain.username),
+            ("broker", 1883, None)
+        );
+        let full = url("mqtt://me:p%40ss%3A@[::1]:1234/");
+        assert_eq!((full.host.as_str(), full.port), ("[::1]", 1234));
+        assert_eq!(
+            (full.username.as_deref(), full.password.as_deref()),
+            (Some("me"), Some("p@ss:"))
+        );
+        assert_eq!(url("mqtt://[fe80::1]").port, 1883);
+        assert_eq!(url("mqtt://u:a@b@host").password.as_deref(), Some("a@b"));
+    }
+
+    #[cfg(feature = "tls")]
+    #[test]
+    fn a_secure_url_has_a_port_of_its_own() {
+        let url = |text| Url::parse(text).unwrap();
+        assert_eq!(
+            (
+                url("mqtts://h").port,
+                url("mqtts://h:1").port,
+                url("mqtts://[::1]").port
+            ),
+            (8883, 1, 8883)
+        );
+        assert!(url("mqtts://h").secure && !url("mqtt://h").secure);
+    }
+}
