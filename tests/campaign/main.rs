@@ -15,8 +15,12 @@
 //! many of them. A breaker kills the broker and cuts links. A step notes its starts and ends outside of its directory,
 //! and a proxy notes what goes over the wire. At the end each of these notes is explained, or the campaign fails.
 
+#[macro_use]
 #[path = "../support/mod.rs"]
 mod support;
+
+mod hostile;
+mod power;
 mod verdict;
 mod wire;
 

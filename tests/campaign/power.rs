@@ -1,0 +1,775 @@
+//! The drive has what a result speaks of, whenever the power goes: jobs on a drive whose power is cut, at random moments and
+//! exactly when something happens. After each cut the drive is mounted again, looked up, and served by new workers.
+//!
+//! It needs root, loop devices and a mkfs for each kind of file system; what is missing here is left out with a word.
+//!
+//! ```text
+//! cargo test --test campaign power -- --ignored --nocapture --test-threads 1                  # the short form
+//! POWER_CUTS=120 cargo test --test campaign power -- --ignored --nocapture --test-threads 1   # the long one
+//! ```
+//!
+//! `POWER_CUTS` is the number of cuts on each file system, `POWER_SEED` takes another seed than the usual one, and
+//! `POWER_FILE_SYSTEM` tries one kind alone. The moments also depend on the machine.
+//!
+//! The broker, the controller and a witness file for each request are not on the drive. Each attempt writes its number
+//! into the witness file before it does anything else, so the campaign knows what was run though the drive has forgotten it.
+
+use crate::support;
+
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+use support::controller::Controller;
+use support::cut_drive::{CutDrive, DiskCache, FILE_SYSTEMS, FileSystem};
+use support::mosquitto::Mosquitto;
+use support::process_tree::ProcessTree;
+use support::temp_dir::TempDir;
+use support::wait;
+use support::worker::{Worker, job_worker};
+
+const SEED: u64 = 20_260_217;
+const SHORT_FORM: u64 = 8;
+
+/// Requests that are published and have no result yet, at the beginning of each round.
+const WINDOW: usize = 6;
+
+/// Without any news for so long nothing more comes.
+const STUCK: Duration = Duration::from_secs(20);
+
+#[test]
+#[ignore = "needs root and loop devices"]
+fn every_result_is_on_the_drive() {
+    let cuts = number("POWER_CUTS", SHORT_FORM);
+    let reports = campaigns("on", cuts);
+    for report in &reports {
+        assert!(report.violations.is_empty(), "{report}");
+    }
+    // a campaign that never comes to these moments shows nothing
+    let met =
+        |count: fn(&Counts) -> u64| reports.iter().map(|it| count(&it.counts)).sum::<u64>() > 0;
+    let all = met(|it| it.results_checked) && met(|it| it.interrupted);
+    assert!(
+        reports.is_empty() || all,
+        "no cut met a result, or none met an attempt"
+    );
+    let long =
+        met(|it| it.stored_results_checked) && met(|it| it.given_up) && met(|it| it.results_twice);
+    assert!(
+        reports.is_empty() || cuts < 50 || long,
+        "no cut met a stored result that was not sent, and so on"
+    );
+}
+
+/// A campaign that cannot fail is worth nothing.
+#[test]
+#[ignore = "needs root and loop devices"]
+fn without_syncs_the_campaign_finds_what_is_lost() {
+    for report in campaigns("off", number("POWER_CUTS", SHORT_FORM).min(4)) {
+        println!("as it must be: {report}");
+        let found =
+            |wanted: &[Violation]| wanted.iter().any(|it| report.violations.contains_key(it));
+        use Violation::*;
+        assert!(
+            found(&[JournalLost, LogLost, FilesLost]) && found(&[AttemptNotCounted, RunAgain]),
+            "JOB_SYNC=off loses nothing, or the campaign does not see it: {report}"
+        );
+    }
+}
+
+/// One campaign on each kind of file system that is to be had here.
+fn campaigns(sync: &'static str, cuts: u64) -> Vec<Report> {
+    let only = std::env::var("POWER_FILE_SYSTEM").ok();
+    let mut reports = Vec::new();
+    for kind in FILE_SYSTEMS {
+        if only.as_ref().is_some_and(|name| name != kind.name) {
+            continue;
+        }
+        match CutDrive::start(kind, &format!("{}-{sync}", kind.name)) {
+            Ok(drive) => {
+                let report = Campaign::new(kind, drive, sync).run(cuts);
+                println!("\n{report}");
+                reports.push(report);
+            }
+            // on a line of its own, for whoever collects these
+            Err(why) => println!("\nleft out: power cuts on {}: {why}", kind.name),
+        }
+    }
+    reports
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| {
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name}={text}: not a number"))
+    })
+}
+
+/// xorshift64*: small, and the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % limit
+    }
+
+    fn one_in(&mut self, count: u64) -> bool {
+        self.below(count) == 0
+    }
+
+    fn millis(&mut self, limit: u64) -> Duration {
+        Duration::from_millis(self.below(limit))
+    }
+}
+
+/// What a cut waits for.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Moment {
+    /// A new result arrives at the controller.
+    Result,
+    /// An attempt begins.
+    Begin,
+    /// The final document appears in a workDir; the result is on its way.
+    FinalDocument,
+    /// A span of time passes.
+    Random,
+}
+
+const MOMENTS: [Moment; 4] = [
+    Moment::Result,
+    Moment::Begin,
+    Moment::FinalDocument,
+    Moment::Random,
+];
+
+/// What must not be.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Violation {
+    /// A result arrived, and the drive does not have that very document.
+    JournalLost,
+    /// A final document is there, and the log is not whole.
+    LogLost,
+    /// A final document is there, and what the steps wrote is not.
+    FilesLost,
+    /// An attempt ran under a number that an earlier one had, or that is too high.
+    AttemptNotCounted,
+    /// More attempts than `maxAttempts` ran.
+    TooManyAttempts,
+    /// It ran again though its final document was on the drive or with the controller.
+    RunAgain,
+    /// A result that is not the request's own, or a second one that differs from the first.
+    WrongResult,
+    NoResult,
+    DriveUnusable,
+}
+
+/// A publication of a job.
+struct Request {
+    id: String,
+    dir: PathBuf,
+    witness: PathBuf,
+    /// The exit code of its last step. Where two requests have one id, it tells whose result has come.
+    exit: i64,
+    max_attempts: u64,
+    /// What its steps write into a file and into the log.
+    text: String,
+    bytes: usize,
+    lines: usize,
+    cuts_before: u64,
+    begins_seen: usize,
+    result: Option<Value>,
+    /// The final document as it is known, from the drive or from the result, and how often the job had begun by then.
+    settled: Option<(Value, usize)>,
+    /// The log as it was when the power went.
+    log_before: Option<Vec<u8>>,
+    looked_up: bool,
+}
+
+impl Request {
+    /// The numbers of the attempts that have begun.
+    fn begins(&self) -> Vec<u64> {
+        let witness = fs::read_to_string(&self.witness).unwrap_or_default();
+        let numbers = witness.lines().map(|line| line.parse());
+        numbers.collect::<Result<_, _>>().expect("attempt numbers")
+    }
+
+    /// The document that is stored in the workDir.
+    fn stored(&self) -> Result<Value, String> {
+        let path = self.dir.join("job.status.json");
+        let content = fs::read(path).map_err(|error| error.to_string())?;
+        serde_json::from_slice(&content).map_err(|error| {
+            let length = content.len();
+            format!("{length} bytes that are no document: {error}")
+        })
+    }
+
+    /// Whether a document is the final one of this very request.
+    fn owns(&self, document: &Value) -> bool {
+        is_final(document) && (is_given_up(document) || document["exitCode"] == self.exit)
+    }
+
+    fn is_over(&self) -> bool {
+        self.stored().is_ok_and(|document| self.owns(&document))
+    }
+
+    fn settle(&mut self, document: &Value) {
+        if self.settled.is_none() {
+            self.settled = Some((document.clone(), self.begins().len()));
+        }
+    }
+}
+
+fn is_final(document: &Value) -> bool {
+    document["status"] == "success" || document["status"] == "failed"
+}
+
+fn is_given_up(document: &Value) -> bool {
+    document["reason"] == "interrupted"
+}
+
+#[derive(Default)]
+struct Counts {
+    cuts: BTreeMap<Moment, u64>,
+    requests: usize,
+    attempts: usize,
+    results_checked: u64,
+    /// Final documents that a cut left without a result.
+    stored_results_checked: u64,
+    looked_up_at_the_end: u64,
+    /// Attempts that a cut ended.
+    interrupted: u64,
+    given_up: u64,
+    results_twice: u64,
+}
+
+struct Report {
+    name: String,
+    seconds: f64,
+    counts: Counts,
+    violations: BTreeMap<Violation, Vec<String>>,
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let counts = &self.counts;
+        write!(
+            f,
+            "{}: {} cuts in {:.1} s ({:?}); {} requests, {} attempts, {} of them cut off, {} given up; looked up: {} results \
+                          that had come and {} that had not, all {} at the end; {} results came twice; {} violations",
+            self.name,
+            counts.cuts.values().sum::<u64>(),
+            self.seconds,
+            counts.cuts,
+            counts.requests,
+            counts.attempts,
+            counts.interrupted,
+            counts.given_up,
+            counts.results_checked,
+            counts.stored_results_checked,
+            counts.looked_up_at_the_end,
+            counts.results_twice,
+            self.violations.values().map(Vec::len).sum::<usize>()
+        )?;
+        for (kind, cases) in &self.violations {
+            write!(f, "\n  {kind:?}: {}", cases.len())?;
+            for case in cases.iter().take(4) {
+                write!(f, "\n    {case}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Campaign {
+    name: String,
+    sync: &'static str,
+    random: Random,
+    // dropped in this order: a worker that is left would hold the drive
+    controller: Controller,
+    broker: Mosquitto,
+    drive: CutDrive,
+    outside: TempDir,
+    requests: Vec<Request>,
+    mark: usize,
+    cuts: u64,
+    counts: Counts,
+    violations: BTreeMap<Violation, Vec<String>>,
+}
+
+impl Campaign {
+    fn new(kind: FileSystem, drive: CutDrive, sync: &'static str) -> Self {
+        let broker = Mosquitto::start();
+        Self {
+            name: format!("{} with JOB_SYNC={sync}", kind.name),
+            sync,
+            random: Random(number("POWER_SEED", SEED) | 1),
+            controller: Controller::connect(&broker),
+            broker,
+            drive,
+            outside: TempDir::new(),
+            requests: Vec::new(),
+            mark: 0,
+            cuts: 0,
+            counts: Counts::default(),
+            violations: BTreeMap::new(),
+        }
+    }
+
+    fn run(mut self, cuts: u64) -> Report {
+        let started = Instant::now();
+        self.open_queue();
+        while self.cuts < cuts && !self.violations.contains_key(&Violation::DriveUnusable) {
+            self.round();
+        }
+        if !self.violations.contains_key(&Violation::DriveUnusable) {
+            self.bring_to_an_end();
+            self.cut_at_the_end();
+        }
+        for request in &self.requests {
+            self.counts.attempts += request.begins().len();
+        }
+        self.counts.requests = self.requests.len();
+        Report {
+            name: self.name,
+            seconds: started.elapsed().as_secs_f64(),
+            counts: self.counts,
+            violations: self.violations,
+        }
+    }
+
+    /// Makes the broker keep requests, by a worker that comes, subscribes and is stopped.
+    fn open_queue(&mut self) {
+        let mut worker = self.supervise();
+        wait::until("the worker to be idle", || {
+            let presence = self.controller.heard("jobs/workers/");
+            presence
+                .iter()
+                .any(|message| message.json()["state"] == "idle")
+        });
+        worker.sigterm();
+        worker.exits_with(0);
+    }
+
+    fn supervise(&self) -> Worker {
+        let mut command = job_worker();
+        command
+            .arg("supervise")
+            .env("MQTT_URL", self.broker.url())
+            .env("MQTT_PROTOCOL_VERSION", "5")
+            .env("JOB_SYNC", self.sync)
+            .current_dir(self.outside.path());
+        Worker::start(command, self.outside.path())
+    }
+
+    /// From a sound drive over a cut to a sound drive.
+    fn round(&mut self) {
+        self.fill_the_queue();
+        let moment = MOMENTS[(self.cuts as usize) % MOMENTS.len()];
+        let cache = match self.random.below(3) {
+            0 => DiskCache::WrittenOut,
+            _ => DiskCache::Lost,
+        };
+        let mut worker = self.supervise();
+        self.await_moment(moment);
+        // whatever they do, nobody can report what happens to them after the cut: a host without power reports nothing
+        let tree = ProcessTree::freeze(worker.pid());
+        self.remember_logs();
+        if self.random.one_in(2) {
+            self.drive.sync_by_somebody_else();
+        }
+        self.drive.cut(cache);
+        tree.kill9();
+        worker.wait();
+        *self.counts.cuts.entry(moment).or_default() += 1;
+        self.hear_the_rest();
+        self.come_back();
+    }
+
+    /// Publishes jobs until the queue is as long as it should be. Their directories are on the disk before.
+    fn fill_the_queue(&mut self) {
+        let open = self
+            .requests
+            .iter()
+            .filter(|it| it.result.is_none())
+            .count();
+        let mut fresh = Vec::new();
+        while open + fresh.len() < WINDOW {
+            let number = self.requests.len() + fresh.len();
+            let id = format!("job-{number:04}");
+            let again = self.random.one_in(6);
+            let first = if again {
+                11
+            } else {
+                10 * self.random.below(2) as i64
+            };
+            let max_attempts = if again { 3 } else { 1 + self.random.below(3) };
+            fresh.push(self.prepare(&id, first, max_attempts));
+            if again {
+                // the same job once more, in the same directory
+                fresh.push(self.prepare(&id, 12, max_attempts));
+            }
+        }
+        self.drive.sync();
+        for (request, payload) in fresh {
+            self.controller.publish("jobs/pending", payload.to_string());
+            self.requests.push(request);
+        }
+    }
+
+    fn prepare(&mut self, id: &str, exit: i64, max_attempts: u64) -> (Request, Value) {
+        let dir = self.drive.path().join(id);
+        fs::create_dir_all(&dir).expect("the drive can be written");
+        let witness = self.outside.path().join(format!("{id}-{exit}"));
+        let text = format!("{id} that ends with {exit}");
+        let bytes = [0, 1_000, 200_000][self.random.below(3) as usize];
+        let lines = [1, 1, 1, 3_000][self.random.below(4) as usize];
+        let mut pause = || format!("sleep {}", self.random.millis(60).as_secs_f64());
+        let steps = json!([
+            format!("echo $JOB_ATTEMPT >> {}; {}", witness.display(), pause()),
+            format!(
+                "mkdir -p deep/er; head -c {bytes} /dev/zero > deep/er/zeros; echo '{text}' > part && mv part whole; \
+                 seq -f 'line %g of {text}' {lines}"
+            ),
+            format!("{}; exit {exit}", pause()),
+        ]);
+        let payload =
+            json!({ "id": id, "workDir": dir, "steps": steps, "maxAttempts": max_attempts });
+        let request = Request {
+            id: id.to_owned(),
+            dir,
+            witness,
+            exit,
+            max_attempts,
+            text,
+            bytes,
+            lines,
+            cuts_before: self.cuts,
+            begins_seen: 0,
+            result: None,
+            settled: None,
+            log_before: None,
+            looked_up: false,
+        };
+        (request, payload)
+    }
+
+    fn await_moment(&mut self, moment: Moment) {
+        // the queue keeps its order, so only the first of those that are open can begin or end soon
+        let watch = |it: &Self| match moment {
+            Moment::Result => it.controller.count_since(it.mark, "jobs/results/"),
+            Moment::Begin => it.open().take(4).map(|it| it.begins().len()).sum(),
+            Moment::FinalDocument => it.open().take(4).filter(|it| it.is_over()).count(),
+            Moment::Random => 0,
+        };
+        // the first one or a later one, at once or a little after it
+        let wanted = watch(self) + 1 + self.random.below(3) as usize;
+        let delay = match moment {
+            Moment::Random => self.random.millis(400),
+            // the result follows it within milliseconds
+            Moment::FinalDocument => Duration::ZERO,
+            _ if self.random.one_in(2) => Duration::ZERO,
+            _ => self.random.millis(20),
+        };
+        let end = Instant::now() + Duration::from_secs(5);
+        while moment != Moment::Random && watch(self) < wanted && Instant::now() < end {
+            thread::sleep(Duration::from_micros(200));
+        }
+        thread::sleep(delay);
+    }
+
+    fn open(&self) -> impl Iterator<Item = &Request> {
+        self.requests.iter().filter(|it| it.result.is_none())
+    }
+
+    /// What a controller reads of a job when its result is there, before the power goes.
+    fn remember_logs(&mut self) {
+        for message in self.controller.news(self.mark) {
+            let (topic, document) = (message.topic.as_str(), || message.json());
+            let Some(id) = topic.strip_prefix("jobs/results/") else {
+                continue;
+            };
+            if let Some(index) = self.owner(id, &document())
+                && !self.is_followed(index)
+            {
+                let log = self.requests[index].dir.join("job.log");
+                self.requests[index].log_before = fs::read(log).ok();
+            }
+        }
+    }
+
+    /// Takes all that the dead worker has sent: the broker answers a marker only after what it got before.
+    fn hear_the_rest(&mut self) {
+        for _ in 0..2 {
+            let mark = self.controller.mark();
+            self.controller.publish("marker", "");
+            wait::until("the marker", || {
+                self.controller.count_since(mark, "marker") > 0
+            });
+        }
+        self.collect();
+    }
+
+    fn collect(&mut self) {
+        let news = self.controller.news(self.mark);
+        self.mark += news.len();
+        for message in news {
+            if let Some(id) = message.topic.strip_prefix("jobs/results/") {
+                self.receive(id, message.json());
+            } else if message.topic == "jobs/rejected" {
+                self.violate(Violation::WrongResult, message.text());
+            }
+        }
+    }
+
+    /// The request that a result belongs to.
+    fn owner(&self, id: &str, result: &Value) -> Option<usize> {
+        let mut own = (0..self.requests.len()).filter(|index| self.requests[*index].id == id);
+        if is_given_up(result) {
+            let same = |it: &Request| it.result.as_ref().is_none_or(|first| first == result);
+            own.find(|index| same(&self.requests[*index]))
+        } else {
+            own.find(|index| self.requests[*index].exit == result["exitCode"])
+        }
+    }
+
+    fn receive(&mut self, id: &str, result: Value) {
+        let Some(index) = self.owner(id, &result) else {
+            return self.violate(
+                Violation::WrongResult,
+                format!("{id}: nobody's result: {result}"),
+            );
+        };
+        let cuts = self.cuts;
+        let request = &mut self.requests[index];
+        let expected = if is_given_up(&result) {
+            // a cut in mid-job is the only thing that ends an attempt here, and this one may be too new to be counted
+            result["attempt"] == request.max_attempts
+                && request.max_attempts <= cuts - request.cuts_before
+        } else {
+            let last = request.begins().last().copied();
+            let reason = if request.exit == 0 {
+                Value::Null
+            } else {
+                json!("step")
+            };
+            result["reason"] == reason && last.is_some_and(|attempt| result["attempt"] == attempt)
+        };
+        let mut wrong = (!expected).then(|| format!("not what was asked for: {result}"));
+        match (&request.result, &request.settled) {
+            (Some(first), _) if *first != result => {
+                wrong = Some(format!("first {first}, then {result}"));
+            }
+            (Some(_), _) => self.counts.results_twice += 1,
+            (None, Some((stored, _))) if *stored != result => {
+                wrong = Some(format!("stored was {stored}, sent was {result}"));
+            }
+            (None, _) => self.counts.given_up += u64::from(is_given_up(&result)),
+        }
+        request.settle(&result);
+        request.result.get_or_insert(result);
+        if let Some(wrong) = wrong {
+            self.accuse(index, Violation::WrongResult, wrong);
+        }
+    }
+
+    /// The power is back.
+    fn come_back(&mut self) {
+        let eager = self.random.one_in(2);
+        if let Err(error) = self.drive.restore(eager) {
+            return self.violate(Violation::DriveUnusable, error);
+        }
+        self.cuts += 1;
+        self.look_at_the_attempts();
+        self.look_it_up();
+    }
+
+    fn look_at_the_attempts(&mut self) {
+        for index in 0..self.requests.len() {
+            let request = &mut self.requests[index];
+            let begins = request.begins();
+            let seen = std::mem::replace(&mut request.begins_seen, begins.len());
+            let settled = request.settled.as_ref().map(|(_, begins)| *begins);
+            let most = request.max_attempts;
+            // each cut ends one attempt at most
+            let highest = 1 + self.cuts - request.cuts_before;
+            for place in seen..begins.len() {
+                let attempt = begins[place];
+                let before = place.checked_sub(1).map_or(0, |before| begins[before]);
+                let kind = if settled.is_some_and(|count| place >= count) {
+                    Violation::RunAgain
+                } else if attempt > most {
+                    Violation::TooManyAttempts
+                } else if attempt <= before || attempt > highest {
+                    Violation::AttemptNotCounted
+                } else {
+                    continue;
+                };
+                self.accuse(
+                    index,
+                    kind,
+                    format!("attempts that began: {begins:?} of {most}"),
+                );
+            }
+        }
+    }
+
+    /// Whether a later request uses the same directory.
+    fn is_followed(&self, index: usize) -> bool {
+        let dir = &self.requests[index].dir;
+        self.requests[index + 1..].iter().any(|it| it.dir == *dir)
+    }
+
+    /// Looks up on the drive what has come since the last look, or may have.
+    fn look_it_up(&mut self) {
+        for index in 0..self.requests.len() {
+            let request = &self.requests[index];
+            if request.looked_up {
+                continue;
+            }
+            let stored = request.stored();
+            match (&request.result, stored) {
+                (Some(_), stored) if self.is_followed(index) => {
+                    self.counts.results_checked += 1;
+                    self.requests[index].looked_up = true;
+                    // the request behind it may have begun by now, and then the directory is its
+                    if let Err(error) = stored {
+                        self.accuse(index, Violation::JournalLost, error);
+                    }
+                }
+                (Some(result), stored) => {
+                    if stored.as_ref() != Ok(result) {
+                        let stored = stored.map_or_else(|error| error, |it| it.to_string());
+                        let lost = format!("on the drive: {stored}; the result was: {result}");
+                        self.accuse(index, Violation::JournalLost, lost);
+                    }
+                    self.counts.results_checked += 1;
+                    self.requests[index].looked_up = true;
+                    self.look_up_contents(index);
+                }
+                (None, Ok(stored)) if request.owns(&stored) => {
+                    if request.settled.is_none() {
+                        self.requests[index].settle(&stored);
+                        self.counts.stored_results_checked += 1;
+                        self.look_up_contents(index);
+                    }
+                }
+                // it is not over, so it has to run again
+                (None, _) => {
+                    let begun = request.begins().len() as u64;
+                    let cut_off = begun > 0 && request.cuts_before < self.cuts;
+                    self.counts.interrupted += u64::from(cut_off);
+                }
+            }
+        }
+    }
+
+    /// The log and the files of a job whose final document is known.
+    fn look_up_contents(&mut self, index: usize) {
+        let request = &self.requests[index];
+        let Some((document, _)) = &request.settled else {
+            return;
+        };
+        let log = fs::read(request.dir.join("job.log")).unwrap_or_default();
+        let shown = String::from_utf8_lossy(&log);
+        let given_up = is_given_up(document);
+        let line = |number| format!("line {number} of {}", request.text);
+        let lines = if given_up { 0 } else { request.lines };
+        let whole = shown.starts_with(&format!("Job ID: {}\n", request.id))
+            && (1..=lines).all(|number| shown.contains(&line(number)))
+            && shown.ends_with('\n')
+            && shown
+                .lines()
+                .last()
+                .is_some_and(|last| last.starts_with("==> "));
+        let same = request
+            .log_before
+            .as_ref()
+            .is_none_or(|before| *before == log);
+        let mut lost = Vec::new();
+        if !whole || !same {
+            let expected = request.log_before.as_ref().map_or(0, Vec::len);
+            let tail: String = shown
+                .chars()
+                .rev()
+                .take(80)
+                .collect::<Vec<_>>()
+                .into_iter()
+                .rev()
+                .collect();
+            let said = format!("{} of {expected} bytes, at the end {tail:?}", log.len());
+            lost.push((Violation::LogLost, said));
+        }
+        if !given_up {
+            let whole = fs::read_to_string(request.dir.join("whole"));
+            let zeros = fs::read(request.dir.join("deep/er/zeros"));
+            let written = whole
+                .as_ref()
+                .is_ok_and(|text| text.trim_end() == request.text);
+            let filled = zeros
+                .as_ref()
+                .is_ok_and(|it| it.len() == request.bytes && it.iter().all(|b| *b == 0));
+            if !written || !filled {
+                let sizes = zeros.map(|it| it.len());
+                lost.push((
+                    Violation::FilesLost,
+                    format!("whole: {whole:?}; zeros: {sizes:?} of {}", request.bytes),
+                ));
+            }
+        }
+        for (kind, what) in lost {
+            self.accuse(index, kind, what);
+        }
+    }
+
+    /// Lets everything come to its end, without a cut.
+    fn bring_to_an_end(&mut self) {
+        let mut worker = self.supervise();
+        let (mut heard, mut news) = (self.mark, Instant::now());
+        while self.open().next().is_some() && news.elapsed() < STUCK {
+            thread::sleep(Duration::from_millis(5));
+            self.collect();
+            if std::mem::replace(&mut heard, self.mark) != self.mark {
+                news = Instant::now();
+            }
+        }
+        worker.sigterm();
+        worker.exits_with(0);
+        self.hear_the_rest();
+        for index in 0..self.requests.len() {
+            if self.requests[index].result.is_none() {
+                self.accuse(index, Violation::NoResult, "nothing came".to_owned());
+            }
+        }
+    }
+
+    /// One more cut while nothing runs, and a look at everything that has ever been on the drive.
+    fn cut_at_the_end(&mut self) {
+        let before = self.counts.results_checked;
+        for request in &mut self.requests {
+            request.looked_up = false;
+            request.log_before = fs::read(request.dir.join("job.log")).ok();
+        }
+        self.drive.cut(DiskCache::Lost);
+        self.come_back();
+        let after = std::mem::replace(&mut self.counts.results_checked, before);
+        self.counts.looked_up_at_the_end = after - before;
+    }
+
+    fn accuse(&mut self, index: usize, kind: Violation, what: String) {
+        let request = &self.requests[index];
+        let case = format!(
+            "{} ({}), cut {}: {what}",
+            request.id, request.exit, self.cuts
+        );
+        self.violate(kind, case);
+    }
+
+    fn violate(&mut self, kind: Violation, case: String) {
+        self.violations.entry(kind).or_default().push(case);
+    }
+}

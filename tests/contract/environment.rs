@@ -1,0 +1,271 @@
+//! What the steps find in their environment, and that the worker's secrets are not there (contract section 4).
+
+use crate::support;
+
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::fs;
+use support::scene::{Finished, Scene, await_file, read, until_exists, verdict};
+
+const SECRET: &str = "hunter2-do-not-tell";
+
+/// Environment as a step sees it, without what the shell adds.
+fn environment(finished: &Finished, file: &str) -> BTreeMap<String, String> {
+    let variables = read(&finished.dir.join(file));
+    let variables = variables
+        .split('\0')
+        .filter_map(|variable| variable.split_once('='));
+    let of_the_shell = ["PWD", "OLDPWD", "SHLVL", "_"];
+    variables
+        .filter(|(name, _)| !of_the_shell.contains(name))
+        .map(|(n, v)| (n.to_owned(), v.to_owned()))
+        .collect()
+}
+
+#[test]
+fn steps_get_the_worker_s_environment_without_its_configuration() {
+    let scene = Scene::new();
+    let definition = json!({
+        "steps": ["cat /proc/self/environ > first", "cat /proc/self/environ > second"],
+        "env": { "FROM_FILE": "file", "KEPT": "job's", "JOB_ID": "forged", "WORKER_ID": "forged", "MQTT_OWN": "job's" }
+    });
+    let finished = scene.run("a", definition, |worker| {
+        worker
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap());
+        worker
+            .env("TEST_SCENE", scene.drive())
+            .env("WORKER_ID", "w")
+            .env("MQTT_URL", scene.broker.url());
+        worker
+            .env("KEPT", "worker's")
+            .env("PASSED_ON", "yes")
+            .env("MQTTX", "no variable of ours");
+        worker
+            .env("MQTT_PASSWORD", SECRET)
+            .env("MQTT_USERNAME", "me")
+            .env("MQTT_ANYTHING", "x");
+        worker
+            .env("JOB_TIMEOUT", "1000")
+            .env("JOB_ANYTHING", "x")
+            .env("RUST_LOG", "info");
+    });
+    assert_eq!(finished.verdict(), ("success", "", 0));
+    let dir = finished.dir.display().to_string();
+    let mut wanted: BTreeMap<String, String> = [
+        ("PATH", std::env::var("PATH").unwrap()),
+        ("TEST_SCENE", scene.drive().display().to_string()),
+        ("KEPT", "job's".into()),
+        ("PASSED_ON", "yes".into()),
+        ("MQTTX", "no variable of ours".into()),
+        ("FROM_FILE", "file".into()),
+        ("MQTT_OWN", "job's".into()),
+        ("JOB_ID", "a".into()),
+        ("JOB_WORK_DIR", dir.clone()),
+        ("JOB_LOG", format!("{dir}/job.log")),
+        ("JOB_STEP", "1".into()),
+        ("JOB_STEPS", "2".into()),
+        ("JOB_ATTEMPT", "1".into()),
+        ("WORKER_ID", "w".into()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into();
+    assert_eq!(environment(&finished, "first"), wanted);
+    wanted.insert("JOB_STEP".into(), "2".into());
+    assert_eq!(environment(&finished, "second"), wanted);
+}
+
+#[test]
+fn the_request_s_variables_win_key_by_key() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|_| {});
+    let env = json!({ "A": "file", "B": "file", "NUMBER": 8080 });
+    let dir = scene.prepare(
+        "a",
+        json!({ "steps": ["echo $A $B $C $NUMBER"], "env": env }),
+    );
+    scene.request(json!({ "id": "a", "workDir": dir, "env": { "B": "request", "C": "request" } }));
+    assert_eq!(verdict(&scene.result("a")), ("success", "", 0));
+    worker.exits_with(0);
+    assert!(read(&dir.join("job.log")).contains("\nfile request request 8080\n"));
+}
+
+#[test]
+fn the_attempt_is_told() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|_| {});
+    let step = "echo $JOB_ATTEMPT >> attempts; touch up; ".to_owned() + &until_exists("gate");
+    let dir = scene.submit("a", json!({ "steps": [step] }));
+    await_file(&dir.join("up"));
+    worker.child.kill().unwrap();
+    worker.wait();
+    fs::write(dir.join("gate"), "").unwrap();
+    let mut worker = scene.worker(|_| {});
+    assert_eq!(scene.result("a")["attempt"], 2);
+    worker.exits_with(0);
+    assert_eq!(read(&dir.join("attempts")), "1\n2\n");
+}
+
+#[test]
+fn a_password_is_nowhere() {
+    let scene = Scene::new();
+    let password_file = scene.drive().join("password");
+    fs::write(&password_file, SECRET).unwrap();
+    let with_url = scene
+        .broker
+        .url()
+        .replace("mqtt://", &format!("mqtt://me:{SECRET}@"));
+    for (number, (name, value)) in [
+        ("MQTT_URL", with_url.as_str()),
+        ("MQTT_PASSWORD", SECRET),
+        ("MQTT_PASSWORD_FILE", password_file.to_str().unwrap()),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let id = format!("job{number}");
+        // command line and stdout are looked at from inside a step; a parent may read its environment, the job may not
+        let steps = json!(["env; cat /proc/$PPID/cmdline", "exit 3"]);
+        let mut worker = scene.idle_worker(|worker| {
+            worker
+                .env("MQTT_USERNAME", "me")
+                .env(name, value)
+                .env("RUST_LOG", "trace");
+        });
+        let dir = scene.submit(&id, json!({ "steps": steps }));
+        scene.result(&id);
+        worker.exits_with(0);
+        let texts = [
+            worker.stderr(),
+            worker.stdout(),
+            read(&dir.join("job.log")),
+            read(&dir.join("job.status.json")),
+        ];
+        assert!(texts[0].contains("debug: "), "the log tells all it has");
+        for text in texts {
+            assert!(!text.contains(SECRET), "{name}: {text}");
+        }
+    }
+    let published = scene.broker.received("#");
+    assert!(
+        published
+            .iter()
+            .all(|message| !String::from_utf8_lossy(&message.payload).contains(SECRET))
+    );
+}
+
+#[test]
+fn signals_are_as_a_program_expects_them() {
+    let scene = Scene::new();
+    // rust ignores SIGPIPE, and an ignored signal is inherited: `yes | head` would not end in silence
+    let finished = scene.run(
+        "a",
+        json!({ "steps": ["grep -E '^Sig(Ign|Blk)' /proc/self/status"] }),
+        |_| {},
+    );
+    let mask = |status: &str, name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        u64::from_str_radix(line.split_whitespace().nth(1).unwrap(), 16).unwrap()
+    };
+    // whoever runs the tests may have us ignore some, as `nohup` does
+    let ours = mask(
+        &std::fs::read_to_string("/proc/self/status").unwrap(),
+        "SigIgn",
+    ) & !(1 << 12);
+    let (ignored, blocked) = (
+        mask(&finished.log, "SigIgn") & !ours,
+        mask(&finished.log, "SigBlk"),
+    );
+    for signal in [1, 2, 13, 15, 17] {
+        assert_eq!(
+            ((ignored >> (signal - 1)) & 1, (blocked >> (signal - 1)) & 1),
+            (0, 0),
+            "signal {signal}"
+        );
+    }
+}
+
+/// The worker as it is started by a parent that has changed what a child inherits.
+fn with_inherited(python: &str) {
+    let scene = Scene::new();
+    let mut command = std::process::Command::new("python3");
+    let start = format!(
+        "import os, signal\n{python}\nos.execv({:?}, ['job-worker'])",
+        support::scene::binary()
+    );
+    if std::process::Command::new("python3")
+        .arg("--version")
+        .output()
+        .is_err()
+    {
+        eprintln!("skipped: no python3");
+        return;
+    }
+    command.args(["-c", &start]);
+    scene.equip(&mut command);
+    command.env("JOB_STOP_GRACE", "30");
+    let again = || {
+        let mut command = std::process::Command::new("python3");
+        command.args(["-c", &start]);
+        scene.equip(&mut command);
+        command
+    };
+    let mut worker = scene.start(command);
+    scene.await_idle_after(0);
+    let steps = json!(["(true &); sleep 0", { "run": "sleep 1000", "timeoutSeconds": 0.1 }, { "run": "exit 4", "always": true }]);
+    scene.submit("a", json!({ "steps": steps }));
+    let result = scene.result("a");
+    assert_eq!(verdict(&result), ("failed", "timeout", 124));
+    assert_eq!(
+        (
+            &result["steps"][1]["signal"],
+            &result["steps"][2]["exitCode"]
+        ),
+        (&json!("SIGTERM"), &json!(4))
+    );
+    worker.exits_with(0);
+
+    let states = scene.states().len();
+    let mut worker = scene.start(again());
+    scene.await_idle_after(states);
+    worker.signal(rustix::process::Signal::TERM);
+    worker.exits_with(0);
+}
+
+#[test]
+fn ignored_signals_of_a_parent_do_no_harm() {
+    with_inherited(
+        "for s in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT): signal.signal(s, signal.SIG_IGN)",
+    );
+}
+
+#[test]
+fn blocked_signals_of_a_parent_do_no_harm() {
+    with_inherited(
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT})",
+    );
+}
+
+#[test]
+fn a_step_has_no_terminal_and_a_session_of_its_own() {
+    let scene = Scene::new();
+    let dir = scene.prepare(
+        "a",
+        json!({ "steps": ["(: < /dev/tty) 2> tty || echo no terminal; ps -o sid= -p $$ | tr -d ' ' > sid; echo $$ > pid"] }),
+    );
+    // script(1) gives the worker a terminal
+    let run = format!(
+        "{} run {}",
+        support::scene::binary().display(),
+        dir.display()
+    );
+    let mut command = std::process::Command::new("script");
+    command.args(["-qec", &run, "/dev/null"]);
+    scene.equip(&mut command);
+    let mut script = scene.start(command);
+    script.exits_with(0);
+    assert!(read(&dir.join("job.log")).contains("\nno terminal\n"));
+    let tty = read(&dir.join("tty"));
+    assert!(tty.contains("No such device or address"), "{tty}");
+    assert_eq!(read(&dir.join("sid")), read(&dir.join("pid")));
+}

@@ -1,0 +1,430 @@
+//! contract.md section 4: how steps run, and what they find.
+
+use crate::support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use serde_json::json;
+use support::site::{Site, read, while_exists};
+use support::wait;
+
+const RULE: &str = "----------------------------------------";
+
+/// `line` is `start`, then seconds such as `1.2s`.
+fn is_timed(line: &str, start: &str) -> bool {
+    let seconds = line
+        .strip_prefix(start)
+        .and_then(|rest| rest.strip_suffix('s'));
+    seconds.is_some_and(|seconds| seconds.parse::<f64>().is_ok())
+}
+
+#[test]
+fn the_log_starts_with_a_header_and_frames_each_step() {
+    let site = Site::start();
+    let finished = site.run(
+        "framed",
+        json!({ "steps": ["echo one", "echo two; exit 3"] }),
+    );
+    let lines: Vec<&str> = finished.log.lines().collect();
+    assert_eq!(lines[0], "Job ID: framed");
+    assert_eq!(
+        lines[1],
+        format!("Working Directory: {}", finished.dir.display())
+    );
+    assert_eq!(lines[2], RULE);
+    assert_eq!(lines[3], "==> step 1/2: echo one");
+    assert_eq!(lines[4], "one");
+    assert!(
+        is_timed(lines[5], "==> step 1/2: exit 0 in "),
+        "{}",
+        lines[5]
+    );
+    assert_eq!(lines[6], "==> step 2/2: echo two; exit 3");
+    assert_eq!(lines[7], "two");
+    assert!(
+        is_timed(lines[8], "==> step 2/2: exit 3 in "),
+        "{}",
+        lines[8]
+    );
+}
+
+#[test]
+fn the_name_of_a_step_shows_in_the_log() {
+    let site = Site::start();
+    let finished = site.run(
+        "named",
+        json!({ "steps": [{ "run": "echo one", "name": "greeting" }] }),
+    );
+    let line = finished.log.lines().nth(3).expect("a line before the step");
+    assert!(
+        line.starts_with("==> step 1/1: ") && line.contains("greeting"),
+        "{line}"
+    );
+}
+
+#[test]
+fn both_streams_keep_their_order() {
+    let site = Site::start();
+    let step = "i=0; while [ $i -lt 500 ]; do echo out $i; echo err $i >&2; i=$((i+1)); done";
+    let finished = site.run("ordered", json!({ "steps": [step] }));
+    let expected: String = (0..500).map(|i| format!("out {i}\nerr {i}\n")).collect();
+    assert_eq!(finished.output(), expected);
+}
+
+#[test]
+fn stdout_and_stderr_are_one_open_append_handle_of_the_log() {
+    let site = Site::start();
+    // Two handles of the same file would differ in their position once something went through one of them.
+    let step = "echo moved; out=$(cat /proc/$$/fdinfo/1); err=$(cat /proc/$$/fdinfo/2); \
+                [ \"$out\" = \"$err\" ] && echo \"$out\" > fdinfo; \
+                targets=$(readlink /proc/$$/fd/1 /proc/$$/fd/2); echo \"$targets\" > targets";
+    let finished = site.run("handle", json!({ "steps": [step] }));
+    let log_file = finished.dir.join("job.log").display().to_string();
+    assert_eq!(
+        finished.read("targets"),
+        format!("{log_file}\n{log_file}\n")
+    );
+    let fdinfo = finished.read("fdinfo");
+    let flags = fdinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("flags:"))
+        .expect("flags in fdinfo");
+    let flags = u32::from_str_radix(flags.trim(), 8).expect("octal flags");
+    assert_ne!(flags & 0o2000, 0, "O_APPEND is set in {fdinfo}");
+}
+
+#[test]
+fn a_log_emptied_by_a_step_is_appended_to() {
+    let site = Site::start();
+    // A handle without O_APPEND would leave a hole of zeros where the file was cut.
+    let finished = site.run(
+        "emptied",
+        json!({ "steps": ["echo gone; : > job.log; echo kept"] }),
+    );
+    assert!(finished.log.starts_with("kept\n"), "{:?}", finished.log);
+}
+
+#[test]
+fn stdin_is_the_null_device() {
+    let site = Site::start();
+    let finished = site.run(
+        "stdin",
+        json!({ "steps": ["readlink /proc/$$/fd/0", "cat"] }),
+    );
+    assert_eq!(finished.output(), "/dev/null\n");
+    assert_eq!(finished.result["status"], "success");
+}
+
+#[test]
+fn the_current_directory_of_each_step_is_the_work_dir() {
+    let site = Site::start();
+    let finished = site.run("cwd", json!({ "steps": ["pwd; cd /", "pwd"] }));
+    assert_eq!(
+        finished.output(),
+        format!("{0}\n{0}\n", finished.dir.display())
+    );
+}
+
+#[test]
+fn steps_get_the_workers_environment_without_its_configuration() {
+    let site = Site::start();
+    let worker = site.idle_worker(|command| {
+        command.envs([
+            ("WORKER_ID", "env-worker"),
+            ("MQTT_USERNAME", "somebody"),
+            ("MQTT_PASSWORD", "secret"),
+            ("MQTT_KEEP_ALIVE", "20"),
+            ("MQTT_OF_SOMEONE_ELSE", "x"),
+            ("JOB_TIMEOUT", "3600"),
+            ("JOB_OF_SOMEONE_ELSE", "x"),
+            ("RUST_LOG", "debug"),
+            ("ORDINARY", "inherited"),
+            ("OVERRIDDEN", "by the worker"),
+        ]);
+    });
+    let definition = json!({
+        "steps": ["true", "env > environment"],
+        "env": { "OVERRIDDEN": "by the job", "MQTT_HOST": "the job's own", "JOB_ID": "forged" },
+    });
+    let finished = site.run_on(worker, "env", definition);
+    let text = finished.read("environment");
+    let environment: BTreeMap<&str, &str> = text
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .collect();
+
+    assert_eq!(environment["ORDINARY"], "inherited");
+    assert_eq!(environment["OVERRIDDEN"], "by the job");
+    assert!(environment.contains_key("PATH"));
+    assert!(!environment.contains_key("RUST_LOG"));
+    let with_prefix = |prefix: &str| -> BTreeMap<&str, &str> {
+        environment
+            .iter()
+            .filter(|(name, _)| name.starts_with(prefix))
+            .map(|(name, value)| (*name, *value))
+            .collect()
+    };
+    assert_eq!(
+        with_prefix("MQTT_"),
+        BTreeMap::from([("MQTT_HOST", "the job's own")])
+    );
+    assert_eq!(
+        with_prefix("WORKER_"),
+        BTreeMap::from([("WORKER_ID", "env-worker")])
+    );
+    let (dir, log) = (
+        finished.dir.display().to_string(),
+        finished.dir.join("job.log").display().to_string(),
+    );
+    assert_eq!(
+        with_prefix("JOB_"),
+        BTreeMap::from([
+            ("JOB_ATTEMPT", "1"),
+            ("JOB_ID", "env"),
+            ("JOB_LOG", &log),
+            ("JOB_STEP", "2"),
+            ("JOB_STEPS", "2"),
+            ("JOB_WORK_DIR", &dir),
+        ])
+    );
+}
+
+#[test]
+fn the_exit_code_is_that_of_the_step_or_128_plus_the_signal() {
+    let cases = [
+        ("exit 3", 3, None),
+        ("exit 255", 255, None),
+        ("false", 1, None),
+        ("no-such-command-anywhere", 127, None),
+        ("./not-executable", 126, None),
+        ("if then", 2, None),
+        ("kill -9 $$", 137, Some("SIGKILL")),
+        ("kill -TERM $$", 143, Some("SIGTERM")),
+        ("kill -SEGV $$", 139, Some("SIGSEGV")),
+    ];
+    let site = Site::start();
+    for (number, (step, code, signal)) in cases.into_iter().enumerate() {
+        let id = format!("exit-{number}");
+        fs::write(site.directory(&id).join("not-executable"), "true\n")
+            .expect("the drive can be written");
+        let finished = site.run(&id, json!({ "steps": [step] }));
+        let result = &finished.result;
+        assert_eq!(result["status"], "failed", "{step}: {result}");
+        assert_eq!(result["exitCode"], code, "{step}: {result}");
+        assert_eq!(result["reason"], "step", "{step}: {result}");
+        assert_eq!(result["steps"][0]["exitCode"], code, "{step}: {result}");
+        assert_eq!(
+            result["steps"][0]["signal"].as_str(),
+            signal,
+            "{step}: {result}"
+        );
+    }
+}
+
+#[test]
+fn the_first_step_that_fails_ends_the_job() {
+    let site = Site::start();
+    let finished = site.run(
+        "failing",
+        json!({ "steps": ["echo one", "exit 7", "touch ran", "exit 8"] }),
+    );
+    let result = &finished.result;
+    assert_eq!(result["status"], "failed");
+    assert_eq!(result["exitCode"], 7);
+    assert_eq!(result["reason"], "step");
+    assert!(
+        result["error"]
+            .as_str()
+            .is_some_and(|error| !error.is_empty()),
+        "{result}"
+    );
+    let statuses: Vec<&str> = result["steps"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|step| step["status"].as_str())
+        .collect();
+    assert_eq!(statuses, ["success", "failed", "skipped", "skipped"]);
+    assert!(!finished.dir.join("ran").exists());
+}
+
+#[test]
+fn always_steps_run_after_a_failure_and_do_not_hide_it() {
+    let site = Site::start();
+    let definition = json!({ "steps": [
+        "exit 7",
+        "touch ran",
+        { "run": "echo first; exit 9", "always": true },
+        { "run": "echo second", "always": true },
+    ]});
+    let finished = site.run("always", definition);
+    assert_eq!(finished.result["status"], "failed");
+    assert_eq!(finished.result["exitCode"], 7);
+    assert_eq!(finished.output(), "first\nsecond\n");
+    assert!(!finished.dir.join("ran").exists());
+    assert_eq!(finished.result["steps"][1]["status"], "skipped");
+    assert_eq!(finished.result["steps"][2]["exitCode"], 9);
+    assert_eq!(finished.result["steps"][3]["status"], "success");
+}
+
+#[test]
+fn a_step_beyond_its_own_time_ends_the_job_with_124_and_always_steps_run() {
+    let site = Site::start();
+    let definition = json!({ "steps": [
+        { "run": "sleep 300", "timeoutSeconds": 1 },
+        "touch ran",
+        { "run": "echo collected", "always": true },
+    ]});
+    let finished = site.run("slow", definition);
+    assert_eq!(finished.result["status"], "failed");
+    assert_eq!(finished.result["reason"], "timeout");
+    assert_eq!(finished.result["exitCode"], 124);
+    assert!(!finished.dir.join("ran").exists());
+    assert!(finished.log.contains("\ncollected\n"), "{}", finished.log);
+}
+
+#[test]
+fn a_cancelled_job_ends_with_130_and_always_steps_run() {
+    let site = Site::start();
+    let worker = site.idle_worker(|_| {});
+    let definition = json!({ "steps": [
+        "touch started; sleep 300",
+        "touch ran",
+        { "run": "echo collected", "always": true },
+    ]});
+    let dir = site.submit("cancelled", definition);
+    wait::until("the step to start", || dir.join("started").exists());
+    site.controller.publish("jobs/cancel/somebody-else", "");
+    site.controller.publish("jobs/cancel/cancelled", "");
+    let finished = site.finish(worker, dir, "cancelled");
+    assert_eq!(finished.result["status"], "failed");
+    assert_eq!(finished.result["reason"], "cancelled");
+    assert_eq!(finished.result["exitCode"], 130);
+    assert!(!finished.dir.join("ran").exists());
+    assert!(finished.log.contains("\ncollected\n"), "{}", finished.log);
+}
+
+#[test]
+fn a_job_whose_log_passes_the_limit_is_ended() {
+    let site = Site::start();
+    let worker = site.idle_worker(|command| {
+        command.env("JOB_LOG_LIMIT", "100000");
+    });
+    let finished = site.run_on(
+        worker,
+        "chatty",
+        json!({ "steps": ["while :; do echo chatter; done", "touch ran"] }),
+    );
+    assert_eq!(finished.result["status"], "failed");
+    assert_eq!(finished.result["reason"], "log_limit");
+    assert!(!finished.dir.join("ran").exists());
+    // What the step wrote before it was ended may follow.
+    assert!(
+        finished.log.lines().any(|line| line.contains("limit")),
+        "the log says why it ends"
+    );
+}
+
+#[test]
+fn the_configured_shell_gets_each_step_after_a_c() {
+    let site = Site::start();
+    let shell = site.drive.path().join("own-shell");
+    fs::write(&shell, "#!/bin/sh\necho \"$#|$1|$2\"\n").expect("the drive can be written");
+    fs::set_permissions(&shell, fs::Permissions::from_mode(0o755))
+        .expect("the drive can be written");
+    let worker = site.idle_worker(|command| {
+        command.env("JOB_SHELL", &shell);
+    });
+    let finished = site.run_on(
+        worker,
+        "shell",
+        json!({ "steps": ["one  line; exit 1", "two"] }),
+    );
+    assert_eq!(finished.output(), "2|-c|one  line; exit 1\n2|-c|two\n");
+    assert_eq!(finished.result["status"], "success");
+}
+
+#[test]
+fn a_first_attempt_truncates_an_old_log() {
+    let site = Site::start();
+    fs::write(
+        site.directory("again").join("job.log"),
+        "stale\n".repeat(100),
+    )
+    .expect("the drive can be written");
+    let finished = site.run("again", json!({ "steps": ["echo fresh"] }));
+    assert!(
+        finished.log.starts_with("Job ID: again\n"),
+        "{}",
+        finished.log
+    );
+    assert!(!finished.log.contains("stale"));
+}
+
+#[test]
+fn output_that_is_not_utf_8_passes_untouched() {
+    let site = Site::start();
+    let finished = site.run("bytes", json!({ "steps": [r"printf '\377\000\376\n'"] }));
+    let log = fs::read(finished.dir.join("job.log")).expect("a log");
+    assert!(log.windows(4).any(|window| window == b"\xff\0\xfe\n"));
+}
+
+fn is_gone(pid_file: &Path) -> bool {
+    let pid = read(pid_file);
+    !Path::new("/proc").join(pid.trim()).exists()
+}
+
+#[test]
+fn nothing_of_a_job_is_left_running_when_its_result_arrives() {
+    let site = Site::start();
+    let daemon = |name: &str| {
+        format!("echo $$ > {name}; while :; do echo {name} is alive; sleep 0.01; done")
+    };
+    let steps = [
+        format!("sh -c '{}' &", daemon("background")),
+        format!("setsid sh -c '{}' &", daemon("session")),
+        format!("nohup sh -c 'trap \"\" HUP TERM; {}' &", daemon("stubborn")),
+        format!("( setsid sh -c '( {} ) &' & )", daemon("orphan").replace("$$", "$(exec sh -c \"echo \\$PPID\")")),
+        "while ! [ -s background ] || ! [ -s session ] || ! [ -s stubborn ] || ! [ -s orphan ]; do sleep 0.01; done"
+            .into(),
+    ];
+    let mut worker = site.idle_worker(|_| {});
+    let dir = site.submit("daemons", json!({ "steps": steps }));
+    let result = site.result("daemons").json();
+    for name in ["background", "session", "stubborn", "orphan"] {
+        assert!(
+            is_gone(&dir.join(name)),
+            "{name} has been killed and reaped"
+        );
+    }
+    assert_eq!(result["status"], "success", "{result}");
+    let log = read(&dir.join("job.log"));
+    worker.exits_with(0);
+    assert_eq!(
+        log,
+        read(&dir.join("job.log")),
+        "the log is complete when the result arrives"
+    );
+}
+
+#[test]
+fn a_step_that_ignores_termination_is_killed_after_the_grace() {
+    let site = Site::start();
+    let worker = site.idle_worker(|command| {
+        command.env("JOB_STOP_GRACE", "1");
+    });
+    let step = format!("trap '' TERM; touch hold; {}", while_exists("hold"));
+    let finished = site.run_on(
+        worker,
+        "stubborn",
+        json!({ "steps": [{ "run": step, "timeoutSeconds": 1 }] }),
+    );
+    assert_eq!(finished.result["exitCode"], 124);
+    assert!(
+        finished.dir.join("hold").exists(),
+        "it did not end by itself"
+    );
+}

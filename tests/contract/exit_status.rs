@@ -1,0 +1,278 @@
+//! contract.md sections 7 and 8: how the worker ends where there is no job to report.
+
+use crate::support;
+
+use std::process::{Command, Output};
+
+use serde_json::json;
+use support::controller::Controller;
+use support::mosquitto::Mosquitto;
+use support::site::Site;
+use support::temp_dir::TempDir;
+use support::wait;
+use support::worker::{Worker, job_worker};
+
+/// Runs the worker to its end; nothing that it is asked here may make it wait.
+fn output(configure: impl FnOnce(&mut Command)) -> (Option<i32>, String) {
+    let dir = TempDir::new();
+    let mut command = job_worker();
+    // Nobody listens on port 1: a worker that took the configuration would retry until the deadline.
+    command
+        .current_dir(dir.path())
+        .env("MQTT_URL", "mqtt://127.0.0.1:1");
+    configure(&mut command);
+    let mut worker = Worker::start(command, dir.path());
+    let status = worker.wait();
+    (status.code(), worker.stderr())
+}
+
+#[test]
+fn sigterm_while_waiting_is_exit_0_and_a_clean_goodbye() {
+    let site = Site::start();
+    for (version, send) in [("5", "TERM"), ("4", "TERM"), ("5", "INT")] {
+        let mut worker = site.idle_worker(|command| {
+            command.env("MQTT_PROTOCOL_VERSION", version);
+        });
+        let mark = site.controller.mark();
+        let sent = Command::new("kill")
+            .args(["-s", send, &worker.pid().to_string()])
+            .status();
+        assert!(sent.expect("kill runs").success());
+        worker.exits_with(0);
+        wait::until("the worker to be offline", || {
+            let heard = site
+                .controller
+                .heard_since(mark, "jobs/workers/node-worker-01");
+            heard
+                .last()
+                .is_some_and(|message| message.json()["state"] == "offline")
+        });
+    }
+}
+
+#[test]
+fn sigterm_before_there_is_a_broker_is_exit_0() {
+    let broker = Mosquitto::prepare();
+    let mut worker = Worker::spawn(&broker, |_| {});
+    wait::until("the worker to say that there is no broker", || {
+        !worker.stderr().is_empty()
+    });
+    worker.sigterm();
+    worker.exits_with(0);
+}
+
+#[test]
+fn refused_credentials_are_exit_77_and_never_printed() {
+    const SECRET: &str = "do-not-print-me";
+    let mut broker = Mosquitto::prepare().only_user("worker", "the right one");
+    broker.restart();
+    for version in ["5", "4"] {
+        for log in ["info", "trace"] {
+            let mut worker = Worker::spawn(&broker, |command| {
+                command
+                    .env("MQTT_PROTOCOL_VERSION", version)
+                    .env("RUST_LOG", log);
+                command
+                    .env("MQTT_USERNAME", "worker")
+                    .env("MQTT_PASSWORD", SECRET);
+            });
+            worker.exits_with(77);
+            assert!(!worker.stderr().contains(SECRET), "{}", worker.stderr());
+            assert!(!worker.stderr().is_empty());
+        }
+        let mut worker = Worker::spawn(&broker, |command| {
+            command.env("MQTT_PROTOCOL_VERSION", version);
+            command.env(
+                "MQTT_URL",
+                format!("mqtt://worker:{SECRET}@127.0.0.1:{}", broker.port()),
+            );
+        });
+        worker.exits_with(77);
+        assert!(!worker.stderr().contains(SECRET), "{}", worker.stderr());
+    }
+    let mut worker = Worker::spawn(&broker, |command| {
+        command.env_remove("MQTT_PROTOCOL_VERSION");
+    });
+    worker.exits_with(77);
+}
+
+#[test]
+fn credentials_are_taken_from_each_of_their_places() {
+    const PASSWORD: &str = "p@ss:w/rd %é";
+    let mut broker = Mosquitto::prepare().only_user("w@rker", PASSWORD);
+    broker.restart();
+    let port = broker.port();
+    let secret_file = broker.dir().join("secret");
+    std::fs::write(&secret_file, format!("{PASSWORD}\n")).expect("the file can be written");
+    let controller = Controller::connect_as(&broker, "controller", Some(("w@rker", PASSWORD)));
+    type Configure<'a> = &'a dyn Fn(&mut Command);
+    let places: [(&str, Configure); 4] = [
+        ("the URL", &|command| {
+            command.env(
+                "MQTT_URL",
+                format!("mqtt://w%40rker:p%40ss%3Aw%2Frd%20%25%C3%A9@127.0.0.1:{port}"),
+            );
+        }),
+        ("the variables", &|command| {
+            command
+                .env("MQTT_USERNAME", "w@rker")
+                .env("MQTT_PASSWORD", PASSWORD);
+        }),
+        ("the variables before the URL", &|command| {
+            command.env(
+                "MQTT_URL",
+                format!("mqtt://nobody:nothing@127.0.0.1:{port}"),
+            );
+            command
+                .env("MQTT_USERNAME", "w@rker")
+                .env("MQTT_PASSWORD", PASSWORD);
+        }),
+        ("the file, as Docker and an editor leave it", &|command| {
+            command
+                .env("MQTT_USERNAME", "w@rker")
+                .env("MQTT_PASSWORD_FILE", &secret_file);
+        }),
+    ];
+    for (place, configure) in places {
+        let mark = controller.mark();
+        let mut worker = Worker::spawn(&broker, configure);
+        wait::until(&format!("a worker with its credentials in {place}"), || {
+            assert_eq!(
+                worker.ended(),
+                None,
+                "credentials in {place}:\n{}",
+                worker.stderr()
+            );
+            let heard = controller.heard_since(mark, "jobs/workers/node-worker-01");
+            heard
+                .iter()
+                .any(|message| message.json()["state"] == "idle")
+        });
+        worker.sigterm();
+        worker.exits_with(0);
+    }
+}
+
+#[test]
+fn an_unusable_value_is_exit_78_and_names_variable_and_value() {
+    let long = "x".repeat(129);
+    let cases = [
+        ("MQTT_URL", "http://broker:1883"),
+        ("MQTT_URL", "broker"),
+        ("MQTT_URL", "mqtt://"),
+        ("MQTT_URL", "mqtt://broker:port"),
+        ("MQTT_URL", "mqtt://broker:65536"),
+        ("MQTT_URL", "mqtt://[::1"),
+        ("MQTT_PROTOCOL_VERSION", "3"),
+        ("MQTT_PROTOCOL_VERSION", "five"),
+        ("MQTT_KEEP_ALIVE", "soon"),
+        ("MQTT_KEEP_ALIVE", "-1"),
+        ("MQTT_KEEP_ALIVE", "65536"),
+        ("MQTT_TOPIC_ROOT", "jobs/#"),
+        ("MQTT_TOPIC_ROOT", "+/jobs"),
+        ("WORKER_ID", "a/b"),
+        ("WORKER_ID", "a+b"),
+        ("WORKER_ID", "#"),
+        ("WORKER_ID", &long),
+        ("MQTT_PASSWORD_FILE", "/nowhere/secret"),
+        ("JOB_PAYLOAD_STEPS", "maybe"),
+        ("JOB_TIMEOUT", "1h"),
+        ("JOB_TIMEOUT", "-1"),
+        ("JOB_STOP_GRACE", "long"),
+        ("JOB_DIR_WAIT", "NaN"),
+        ("JOB_MAX_ATTEMPTS", "0"),
+        ("JOB_MAX_ATTEMPTS", "many"),
+        ("JOB_LOG_LIMIT", "1 GB"),
+        ("JOB_LOG_LIMIT", "-1"),
+        ("JOB_ON_STOP", "restart"),
+    ];
+    for (variable, value) in cases {
+        let (code, stderr) = output(|command| {
+            command.env(variable, value);
+        });
+        assert_eq!(code, Some(78), "{variable}={value}:\n{stderr}");
+        assert!(
+            stderr.contains(variable),
+            "{variable}={value} is named in:\n{stderr}"
+        );
+        assert!(
+            stderr.contains(value),
+            "the value of {variable}={value} is shown in:\n{stderr}"
+        );
+    }
+}
+
+#[test]
+fn an_unusable_url_is_named_without_its_password() {
+    for url in [
+        "mqtt://worker:do-not-print-me@broker:port",
+        "http://worker:do-not-print-me@broker",
+        "worker:do-not-print-me@broker",
+    ] {
+        let (code, stderr) = output(|command| {
+            command.env("MQTT_URL", url);
+        });
+        assert_eq!(code, Some(78), "{stderr}");
+        assert!(stderr.contains("MQTT_URL"), "{stderr}");
+        assert!(!stderr.contains("do-not-print-me"), "{stderr}");
+    }
+}
+
+#[test]
+fn bad_usage_is_exit_64_and_shows_the_usage() {
+    let lines: [&[&str]; 9] = [
+        &["frobnicate"],
+        &["--frobnicate"],
+        &["run"],
+        &["run", "--id", "x"],
+        &["run", "a", "b"],
+        &["run", "a", "--id"],
+        &["run", "a", "--frobnicate"],
+        &["check", "a", "b"],
+        &["supervise", "extra"],
+    ];
+    for arguments in lines {
+        let (code, stderr) = output(|command| {
+            command.args(arguments);
+        });
+        assert_eq!(code, Some(64), "{arguments:?}:\n{stderr}");
+        assert!(
+            stderr.contains("job-worker") && stderr.contains("supervise"),
+            "{arguments:?} shows the usage:\n{stderr}"
+        );
+    }
+}
+
+#[test]
+fn help_and_version_are_exit_0_on_stdout() {
+    let ask = |argument: &str| -> Output {
+        job_worker()
+            .arg(argument)
+            .output()
+            .expect("the worker can be started")
+    };
+    let help = ask("--help");
+    assert!(help.status.success());
+    let text = String::from_utf8_lossy(&help.stdout);
+    for word in ["supervise", "run", "check", "MQTT_URL"] {
+        assert!(text.contains(word), "{word} is in:\n{text}");
+    }
+    let version = ask("--version");
+    assert!(version.status.success());
+    assert!(String::from_utf8_lossy(&version.stdout).contains(env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn losing_the_broker_is_no_exit() {
+    let mut site = Site::start();
+    let mut worker = site.idle_worker(|_| {});
+    site.kill9_broker();
+    wait::throughout(
+        std::time::Duration::from_millis(500),
+        "it reconnects",
+        || worker.ended().is_none(),
+    );
+    site.restart_broker();
+    let finished = site.run_on(worker, "after", json!({ "steps": ["true"] }));
+    assert_eq!(finished.result["status"], "success");
+}

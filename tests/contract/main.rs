@@ -1,0 +1,19 @@
+//! What a controller sees: requests and job definitions, steps, status documents, and the ends of each command.
+
+#[macro_use]
+#[path = "../support/mod.rs"]
+mod support;
+
+mod check;
+mod environment;
+mod execution;
+mod exit_status;
+mod presence;
+mod progress;
+mod rejection;
+mod requests;
+mod run;
+mod schema;
+mod status;
+mod usage;
+mod workdir;

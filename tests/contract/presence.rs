@@ -1,0 +1,354 @@
+//! contract.md section 1, `jobs/workers/{workerId}`: what anyone can see of a worker, at any moment.
+
+use crate::support;
+
+use serde_json::{Value, json};
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+use support::broker::{Broker, Entry, Message, Packet, Verdict};
+use support::controller::Controller;
+use support::mosquitto::Mosquitto;
+use support::site::{Site, while_exists};
+use support::temp_dir::TempDir;
+use support::wait::{self, DEADLINE};
+use support::worker::{Worker, job_worker};
+
+const TOPIC: &str = "jobs/workers/node-worker-01";
+
+/// What somebody who subscribes now is told of the worker.
+fn retained(broker: &Mosquitto, observer: &str) -> Value {
+    let controller = Controller::connect_as(broker, observer, None);
+    let message = controller.next(TOPIC);
+    assert!(message.retain);
+    message.json()
+}
+
+fn states(site: &Site) -> Vec<Value> {
+    site.controller
+        .heard(TOPIC)
+        .iter()
+        .map(|message| message.json()["state"].clone())
+        .collect()
+}
+
+fn document(message: &Message) -> Value {
+    serde_json::from_slice(&message.payload).expect("presence is JSON")
+}
+
+fn worker_at(broker: &Broker, dir: &TempDir, configure: impl FnOnce(&mut Command)) -> Worker {
+    let mut command = job_worker();
+    command
+        .env("MQTT_URL", broker.url())
+        .current_dir(dir.path());
+    configure(&mut command);
+    Worker::start(command, dir.path())
+}
+
+/// Waits until the last presence since `mark` says that the worker is busy and waits for `what`.
+fn await_waiting_for(site: &Site, mark: usize, what: &str) {
+    wait::until(&format!("a worker that waits for {what}"), || {
+        let last = site.controller.heard_since(mark, TOPIC).pop();
+        last.is_some_and(|last| {
+            let last = last.json();
+            last["state"] == "busy" && last["job"] == "a" && last["waitingFor"] == what
+        })
+    });
+}
+
+#[test]
+fn a_lock_that_a_reader_holds_is_told_and_waited_for() {
+    for run_dry in [false, true] {
+        let site = Site::start();
+        let mut worker = site.idle_worker(|_| {});
+        let dir = site.prepare("a", json!({ "steps": ["echo done"] }));
+        let log = dir.join("job.log");
+        let reader = fs::File::create(&log).unwrap();
+        reader.lock_shared().unwrap();
+        let mark = site.controller.mark();
+        site.request(json!({ "id": "a", "workDir": dir }));
+        await_waiting_for(&site, mark, &format!("the lock on {}", log.display()));
+        let warning = format!("warn: job a: the lock on {} is held by", log.display());
+        assert_eq!(worker.stderr().matches(&warning).count(), 1);
+        assert!(worker.stderr().contains("process that only reads"));
+        if run_dry {
+            site.controller.publish("jobs/cancel/a", "");
+            assert_eq!(site.result("a").json()["reason"], "cancelled");
+        } else {
+            drop(reader);
+            assert_eq!(site.result("a").json()["status"], "success");
+            let told = site.controller.heard_since(mark, TOPIC);
+            let runs = |told: &Value| told["state"] == "busy" && told.get("waitingFor").is_none();
+            assert!(told.iter().any(|message| runs(&message.json())));
+        }
+        worker.exits_with(0);
+    }
+}
+
+#[test]
+fn a_lock_that_another_run_holds_is_told() {
+    let site = Site::start();
+    let worker = site.idle_worker(|_| {});
+    let dir = site.prepare("a", json!({ "steps": ["echo done"] }));
+    let log = dir.join("job.log");
+    let other = fs::File::create(&log).unwrap();
+    other.lock().unwrap();
+    let mark = site.controller.mark();
+    site.request(json!({ "id": "a", "workDir": dir }));
+    await_waiting_for(&site, mark, &format!("the lock on {}", log.display()));
+    let warning = format!("{} is in use by another worker", log.display());
+    assert_eq!(worker.stderr().matches(&warning).count(), 1);
+}
+
+#[test]
+fn a_directory_that_does_not_come_is_told_after_a_second() {
+    let site = Site::start();
+    let mut worker = site.idle_worker(|command| _ = command.env("JOB_DIR_WAIT", "1000"));
+    let dir = site.drive.path().join("a");
+    let (mark, asked) = (site.controller.mark(), Instant::now());
+    site.request(json!({ "id": "a", "workDir": dir }));
+    await_waiting_for(&site, mark, &format!("workDir {}", dir.display()));
+    assert!(asked.elapsed() >= Duration::from_secs(1));
+    fs::create_dir(&dir).unwrap();
+    let definition = dir.join("job.json");
+    await_waiting_for(&site, mark, &definition.display().to_string());
+    fs::write(dir.join("new"), r#"{"steps": []}"#).unwrap();
+    fs::rename(dir.join("new"), definition).unwrap();
+    assert_eq!(site.result("a").json()["status"], "success");
+    worker.exits_with(0);
+}
+
+#[test]
+fn idle_busy_offline_over_the_life_of_a_worker() {
+    let site = Site::start();
+    let mut worker = site.idle_worker(|_| {});
+    let idle = retained(&site.broker, "observer-1");
+    assert_eq!(
+        (&idle["worker"], &idle["state"], idle.get("job")),
+        (&json!("node-worker-01"), &json!("idle"), None)
+    );
+    assert_eq!(idle["version"], env!("CARGO_PKG_VERSION"));
+    assert!(humantime::parse_rfc3339(idle["since"].as_str().unwrap()).is_ok());
+    let dir = site.prepare("a", json!({ "steps": [while_exists("gate")] }));
+    fs::write(dir.join("gate"), "").unwrap();
+    site.request(json!({ "id": "a", "workDir": dir }));
+    site.await_state(&mut worker, 0, "busy");
+    let busy = retained(&site.broker, "observer-2");
+    assert_eq!(
+        (&busy["state"], &busy["job"]),
+        (&json!("busy"), &json!("a"))
+    );
+    fs::remove_file(dir.join("gate")).unwrap();
+    worker.exits_with(0);
+    wait::until("the worker to be offline", || {
+        states(&site).last() == Some(&json!("offline"))
+    });
+    let offline = retained(&site.broker, "observer-3");
+    assert_eq!(
+        (&offline["state"], offline.get("job")),
+        (&json!("offline"), None)
+    );
+    assert_eq!(states(&site), ["idle", "busy", "offline"], "each once");
+}
+
+#[test]
+fn the_job_keeps_the_json_type_of_its_id() {
+    let site = Site::start();
+    let mut worker = site.idle_worker(|_| {});
+    let dir = site.prepare("7", json!({ "steps": [] }));
+    site.request(json!({ "id": 7, "workDir": dir, "steps": ["true"] }));
+    worker.exits_with(0);
+    let told = |state: &str| {
+        site.controller
+            .heard(TOPIC)
+            .into_iter()
+            .map(|m| m.json())
+            .find(|d| d["state"] == state)
+    };
+    assert_eq!(wait::until_some("busy", || told("busy"))["job"], 7);
+}
+
+#[test]
+fn a_worker_that_is_asked_to_stop_is_offline() {
+    let site = Site::start();
+    let mut worker = site.idle_worker(|_| {});
+    worker.sigterm();
+    worker.exits_with(0);
+    wait::until("the worker to be offline", || {
+        states(&site) == ["idle", "offline"]
+    });
+}
+
+#[test]
+fn a_killed_worker_is_offline_by_its_last_will() {
+    let site = Site::start();
+    let mut worker = site.idle_worker(|_| {});
+    let dir = site.prepare("a", json!({ "steps": ["echo $$ > pid; exec sleep 600"] }));
+    site.request(json!({ "id": "a", "workDir": dir }));
+    site.await_state(&mut worker, 0, "busy");
+    worker.kill9();
+    wait::until("the last will", || {
+        states(&site).last() == Some(&json!("offline"))
+    });
+    assert_eq!(retained(&site.broker, "observer")["state"], "offline");
+    // the step has outlived its worker
+    let pid = wait::until_some("the step's pid", || {
+        fs::read_to_string(dir.join("pid"))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    });
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+#[test]
+fn a_rejected_request_leaves_the_worker_idle() {
+    let site = Site::start();
+    let worker = site.idle_worker(|_| {});
+    site.request(json!({ "id": "bad", "workDir": "/", "steps": 5 }));
+    site.result("bad");
+    assert_eq!(states(&site), ["idle"]);
+    worker.sigterm();
+}
+
+#[test]
+fn a_broker_that_has_forgotten_everything_is_told_again() {
+    let mut site = Site::on({
+        let mut broker = Mosquitto::prepare().without_persistence();
+        broker.restart();
+        broker
+    });
+    let worker = site.idle_worker(|_| {});
+    site.kill9_broker();
+    site.restart_broker();
+    wait::until("idle once more", || states(&site) == ["idle", "idle"]);
+    worker.sigterm();
+}
+
+#[test]
+fn on_each_new_connection_the_present_state_follows_the_last_will() {
+    for version in ["5", "4"] {
+        let (broker, dir) = (Broker::start(), TempDir::new());
+        let mut worker = worker_at(&broker, &dir, |command| {
+            command.env("MQTT_PROTOCOL_VERSION", version);
+        });
+        broker.wait_for_message(TOPIC, 1, DEADLINE);
+        broker.kick("node-worker-01");
+        let idle = broker.wait_for_message(TOPIC, 3, DEADLINE);
+        fs::write(dir.path().join("gate"), "").unwrap();
+        broker.publish(
+            "jobs/pending",
+            json!({ "id": "a", "workDir": ".", "steps": [while_exists("gate")] }).to_string(),
+        );
+        broker.wait_for_message(TOPIC, 4, DEADLINE);
+        broker.kick("node-worker-01");
+        broker.wait_for_message(TOPIC, 6, DEADLINE);
+        fs::remove_file(dir.path().join("gate")).unwrap();
+        worker.exits_with(0);
+        let all = broker.wait_for_message(TOPIC, 7, DEADLINE);
+        let states: Vec<_> = all
+            .iter()
+            .map(|message| document(message)["state"].clone())
+            .collect();
+        assert_eq!(
+            states,
+            [
+                "idle", "offline", "idle", "busy", "offline", "busy", "offline"
+            ]
+        );
+        assert!(
+            all.iter().all(|message| message.qos == 0 && message.retain),
+            "{all:?}"
+        );
+        let since = |message| document(message)["since"].clone();
+        assert_eq!(
+            since(&idle[0]),
+            since(&idle[2]),
+            "idle since then, connected or not"
+        );
+        assert_eq!(
+            since(&all[3]),
+            since(&all[5]),
+            "busy since then, connected or not"
+        );
+        assert_eq!(document(&all[5])["job"], "a");
+    }
+}
+
+#[test]
+fn after_a_take_over_the_last_word_is_the_truth() {
+    let (broker, dir) = (Broker::start(), TempDir::new());
+    let mut busy = worker_at(&broker, &dir, |_| {});
+    broker.wait_for_message(TOPIC, 1, DEADLINE);
+    fs::write(dir.path().join("gate"), "").unwrap();
+    let steps = json!([while_exists("gate")]);
+    broker.publish(
+        "jobs/pending",
+        json!({ "id": "a", "workDir": ".", "steps": steps }).to_string(),
+    );
+    broker.wait_for_message(TOPIC, 2, DEADLINE);
+    let mut other = worker_at(&broker, &dir, |_| {});
+    let told = broker.wait_for_message(TOPIC, 4, DEADLINE);
+    assert_eq!(
+        document(&told[2])["state"],
+        "offline",
+        "the last will of the first"
+    );
+    assert_ne!(
+        document(&told[3])["state"],
+        "offline",
+        "the second says that it is there"
+    );
+    fs::remove_file(dir.path().join("gate")).unwrap();
+    busy.exits_with(0);
+    other.exits_with(0);
+    broker.wait_for_connected("node-worker-01", false, DEADLINE);
+    assert_eq!(
+        document(&broker.retained(TOPIC).unwrap())["state"],
+        "offline"
+    );
+}
+
+#[test]
+fn a_supervised_worker_is_idle_again_after_a_job() {
+    let site = Site::start();
+    let mut supervisor = site.idle_worker(|command| {
+        command.arg("supervise");
+    });
+    let mark = site.controller.mark();
+    site.submit("a", json!({ "steps": ["true"] }));
+    site.result("a");
+    site.await_state(&mut supervisor, mark, "idle");
+    assert_eq!(states(&site), ["idle", "busy", "offline", "idle"]);
+    supervisor.sigterm();
+    supervisor.exits_with(0);
+}
+
+/// Presence is a courtesy: a broker that takes none of it still gets its jobs done.
+#[test]
+fn a_presence_that_does_not_arrive_hinders_nothing() {
+    let dir = TempDir::new();
+    let broker = Broker::scripted(|step| match step.packet {
+        Packet::Publish { topic, .. } if step.from_client && topic == TOPIC => Verdict::Drop,
+        _ => Verdict::Pass,
+    });
+    let mut worker = worker_at(&broker, &dir, |_| {});
+    let subscribed = |entry: &Entry| {
+        matches!(
+            entry,
+            Entry::Packet {
+                packet: Packet::SubAck { .. },
+                ..
+            }
+        )
+    };
+    broker.wait_until(DEADLINE, |log| log.iter().any(subscribed));
+    broker.publish(
+        "jobs/pending",
+        json!({ "id": "a", "workDir": ".", "steps": ["true"] }).to_string(),
+    );
+    broker.wait_for_message("jobs/results/a", 1, DEADLINE);
+    worker.exits_with(0);
+}

@@ -1,0 +1,231 @@
+//! contract.md section 1, `jobs/status/{id}`: the status document at each change, a courtesy that never delays a job.
+
+use crate::support;
+
+use rumqttc::QoS;
+use serde_json::{Value, json};
+use std::fs;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+use support::broker::{Broker, Packet, Verdict};
+use support::site::{Site, while_exists};
+use support::temp_dir::TempDir;
+use support::wait::{self, DEADLINE};
+use support::worker::{Worker, job_worker};
+
+fn step_states(document: &Value) -> Vec<&str> {
+    document["steps"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|step| step["status"].as_str().unwrap())
+        .collect()
+}
+
+fn on_disk(dir: &TempDir) -> Value {
+    let content = fs::read(dir.path().join("job.status.json")).unwrap_or_default();
+    serde_json::from_slice(&content).unwrap_or_default()
+}
+
+fn worker_at(broker: &Broker, dir: &TempDir) -> Worker {
+    let mut command = job_worker();
+    command
+        .env("MQTT_URL", broker.url())
+        .env("JOB_STOP_GRACE", "1")
+        .current_dir(dir.path());
+    Worker::start(command, dir.path())
+}
+
+#[test]
+fn a_document_at_the_start_and_at_each_change() {
+    let site = Site::start();
+    let steps = json!(["sleep 0.3", { "run": "sleep 0.3; exit 3", "name": "bad" }, "true", { "run": "sleep 0.3", "always": true }]);
+    site.run("a", json!({ "steps": steps }));
+    let messages = site.controller.heard("jobs/status/");
+    let documents: Vec<Value> = messages.iter().map(|message| message.json()).collect();
+    let states: Vec<_> = documents.iter().map(step_states).collect();
+    assert_eq!(
+        states,
+        [
+            ["running", "pending", "pending", "pending"],
+            ["success", "running", "pending", "pending"],
+            ["success", "failed", "skipped", "running"],
+        ]
+    );
+    for (message, document) in messages.iter().zip(&documents) {
+        assert_eq!(
+            (message.topic.as_str(), message.qos, message.retain),
+            ("jobs/status/a", QoS::AtMostOnce, false)
+        );
+        assert_eq!(
+            (&document["status"], &document["exitCode"]),
+            (&json!("running"), &Value::Null)
+        );
+    }
+    assert_eq!(documents[2]["steps"][1]["exitCode"], 3);
+}
+
+#[test]
+fn the_start_is_told_while_the_step_runs_and_what_is_told_is_on_disk() {
+    let site = Site::start();
+    let mut worker = site.idle_worker(|_| {});
+    let dir = site.prepare("a", json!({ "steps": [while_exists("gate"), "true"] }));
+    fs::write(dir.join("gate"), "").unwrap();
+    site.request(json!({ "id": "a", "workDir": dir }));
+    let told = site.controller.next("jobs/status/a");
+    assert_eq!(
+        told.text(),
+        fs::read_to_string(dir.join("job.status.json")).unwrap()
+    );
+    fs::remove_file(dir.join("gate")).unwrap();
+    worker.exits_with(0);
+}
+
+#[test]
+fn a_job_goes_on_while_the_broker_is_away() {
+    let (broker, dir) = (Broker::start(), TempDir::new());
+    let mut worker = worker_at(&broker, &dir);
+    broker.wait_for_message("jobs/workers/+", 1, DEADLINE);
+    fs::write(dir.path().join("gate"), "").unwrap();
+    let steps = json!([while_exists("gate"), "true", "true"]);
+    broker.publish(
+        "jobs/pending",
+        json!({ "id": "a", "workDir": ".", "steps": steps }).to_string(),
+    );
+    let told = broker.wait_for_message("jobs/status/a", 1, DEADLINE);
+    assert!(
+        told.iter()
+            .all(|message| message.qos == 0 && !message.retain),
+        "{told:?}"
+    );
+    broker.stop_listening();
+    fs::remove_file(dir.path().join("gate")).unwrap();
+    wait::until("the end of the job", || {
+        on_disk(&dir)["status"] == "success"
+    });
+    assert!(broker.received("jobs/results/a").is_empty());
+    broker.listen_again();
+    worker.exits_with(0);
+    assert_eq!(broker.received("jobs/results/a").len(), 1);
+}
+
+/// A job that says more than the buffers on the way to the broker hold.
+fn talkative_job() -> String {
+    let steps: Vec<_> = (0..160)
+        .map(|i| json!({ "run": ":", "name": format!("{i:0400}") }))
+        .collect();
+    json!({ "id": "a", "workDir": ".", "steps": steps }).to_string()
+}
+
+/// Longer than other tests wait: the job has many steps.
+fn await_end(dir: &TempDir) {
+    let end = Instant::now() + 4 * DEADLINE;
+    while on_disk(dir)["status"] != "success" {
+        assert!(
+            Instant::now() < end,
+            "the job does not end: {}",
+            on_disk(dir)
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A broker that stops reading at the first progress, until something is sent to it.
+fn stalling_broker() -> (Broker, mpsc::Sender<()>) {
+    let (resume, stalled) = mpsc::channel::<()>();
+    let mut stalled = Some(stalled);
+    let broker = Broker::scripted(move |step| {
+        if let Packet::Publish { topic, .. } = step.packet
+            && step.from_client
+            && topic.starts_with("jobs/status/")
+            && let Some(stalled) = stalled.take()
+        {
+            let _ = stalled.recv_timeout(6 * DEADLINE); // the test is over
+        }
+        Verdict::Pass
+    });
+    (broker, resume)
+}
+
+#[test]
+fn a_job_goes_on_while_the_broker_does_not_read() {
+    let dir = TempDir::new();
+    let (broker, resume) = stalling_broker();
+    let mut worker = worker_at(&broker, &dir);
+    broker.wait_for_message("jobs/workers/+", 1, DEADLINE);
+    broker.publish("jobs/pending", talkative_job());
+    // without a word to the broker: it does not answer now
+    await_end(&dir);
+    resume.send(()).unwrap();
+    worker.exits_with(0);
+    assert_eq!(broker.received("jobs/results/a").len(), 1);
+}
+
+#[test]
+fn a_worker_can_be_stopped_while_the_broker_does_not_read() {
+    let dir = TempDir::new();
+    let (broker, resume) = stalling_broker();
+    let mut worker = worker_at(&broker, &dir);
+    broker.wait_for_message("jobs/workers/+", 1, DEADLINE);
+    broker.publish("jobs/pending", talkative_job());
+    await_end(&dir);
+    worker.sigterm();
+    worker.exits_with(0);
+    resume.send(()).unwrap();
+}
+
+#[test]
+fn many_short_steps_are_told_of_together() {
+    let site = Site::start();
+    let steps: Vec<_> = (0..300).map(|_| ":").collect();
+    let worker = site.idle_worker(|_| {});
+    let started = Instant::now();
+    let finished = site.run_on(worker, "a", json!({ "steps": steps }));
+    let tenths = started.elapsed().as_millis() / 100;
+    let told = site.controller.heard("jobs/status/").len() as u128;
+    assert!(
+        (1..=tenths + 1).contains(&told),
+        "{told} in {tenths} tenths of a second"
+    );
+    assert!(
+        told < 250,
+        "even where the machine is slow, not each of them"
+    );
+    assert_eq!(
+        finished.read("job.status.json"),
+        finished.published.text(),
+        "the result is on the drive without delay"
+    );
+}
+
+#[test]
+fn a_change_that_has_to_wait_is_told_without_another_one() {
+    let site = Site::start();
+    let mut worker = site.idle_worker(|_| {});
+    let dir = site.prepare("a", json!({ "steps": ["true", while_exists("gate")] }));
+    fs::write(dir.join("gate"), "").unwrap();
+    site.request(json!({ "id": "a", "workDir": dir }));
+    wait::until("the second step to be told of", || {
+        let heard = site.controller.heard("jobs/status/a");
+        heard
+            .last()
+            .is_some_and(|message| step_states(&message.json()) == ["success", "running"])
+    });
+    let stored: Value =
+        serde_json::from_slice(&fs::read(dir.join("job.status.json")).unwrap()).unwrap();
+    assert_eq!(step_states(&stored), ["success", "running"]);
+    fs::remove_file(dir.join("gate")).unwrap();
+    worker.exits_with(0);
+}
+
+#[test]
+fn a_journal_that_a_step_removes_is_there_when_the_next_one_runs() {
+    let site = Site::start();
+    let gone = "[ -e job.status.json ] || touch gone; rm job.status.json";
+    let steps: Vec<_> = (0..20).map(|_| gone).collect();
+    let finished = site.run("a", json!({ "steps": steps }));
+    assert!(
+        !finished.dir.join("gone").exists(),
+        "whoever died now would count from 1 again"
+    );
+}

@@ -1,0 +1,634 @@
+//! contract.md sections 2 and 3: what a request and a job.json may say, and which of the two wins.
+
+use crate::support;
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use support::mosquitto::tool;
+use support::site::{Finished, Site, names, read};
+use support::wait;
+use support::worker::{self, Worker};
+
+const MIB: usize = 1 << 20;
+
+fn assert_success(finished: &Finished) {
+    assert_eq!(
+        finished.result["status"],
+        "success",
+        "{}",
+        finished.published.text()
+    );
+    assert_eq!(finished.result["exitCode"], 0);
+}
+
+fn waits_for_files(seconds: &str) -> impl FnOnce(&mut std::process::Command) {
+    let seconds = seconds.to_owned();
+    move |command| {
+        command.env("JOB_DIR_WAIT", seconds);
+    }
+}
+
+#[test]
+fn a_pointer_is_enough_where_job_json_has_the_steps() {
+    let site = Site::start();
+    let finished = site.run(
+        "pointer",
+        json!({ "steps": ["echo one", { "run": "echo two" }] }),
+    );
+    assert_success(&finished);
+    assert_eq!(finished.output(), "one\ntwo\n");
+}
+
+#[test]
+fn steps_in_the_request_need_no_job_json() {
+    let site = Site::start();
+    let dir = site.directory("bare");
+    let request = json!({ "id": "bare", "workDir": dir, "steps": ["echo one", { "run": "echo two", "name": "second" }] });
+    let finished = site.run_request(site.idle_worker(|_| {}), dir, request);
+    assert_success(&finished);
+    assert_eq!(finished.output(), "one\ntwo\n");
+}
+
+#[test]
+fn steps_of_the_request_override_those_of_job_json() {
+    let site = Site::start();
+    let dir = site.prepare(
+        "steps",
+        json!({ "steps": ["echo from the file"], "env": { "KEPT": "yes" } }),
+    );
+    let request =
+        json!({ "id": "steps", "workDir": dir, "steps": ["echo from the request, kept: $KEPT"] });
+    let finished = site.run_request(site.idle_worker(|_| {}), dir, request);
+    assert_success(&finished);
+    assert_eq!(finished.output(), "from the request, kept: yes\n");
+}
+
+#[test]
+fn env_is_merged_key_by_key_and_the_request_wins() {
+    let site = Site::start();
+    let definition = json!({
+        "steps": ["echo $ONLY_FILE $BOTH $ONLY_REQUEST"],
+        "env": { "ONLY_FILE": "file", "BOTH": "wrong" },
+    });
+    let dir = site.prepare("env", definition);
+    let request = json!({ "id": "env", "workDir": dir, "env": { "BOTH": "request wins", "ONLY_REQUEST": "request" } });
+    let finished = site.run_request(site.idle_worker(|_| {}), dir, request);
+    assert_eq!(finished.output(), "file request wins request\n");
+}
+
+#[test]
+fn timeout_of_the_request_wins() {
+    let site = Site::start();
+    let dir = site.prepare(
+        "timeout",
+        json!({ "steps": ["sleep 300"], "timeoutSeconds": 3600 }),
+    );
+    let request = json!({ "id": "timeout", "workDir": dir, "timeoutSeconds": 1 });
+    let finished = site.run_request(site.idle_worker(|_| {}), dir, request);
+    assert_eq!(finished.result["reason"], "timeout");
+    assert_eq!(finished.result["exitCode"], 124);
+}
+
+#[test]
+fn timeout_of_job_json_counts_where_the_request_has_none() {
+    let site = Site::start();
+    let finished = site.run(
+        "timeout",
+        json!({ "steps": ["sleep 300"], "timeoutSeconds": 1 }),
+    );
+    assert_eq!(finished.result["reason"], "timeout");
+}
+
+#[test]
+fn a_relative_work_dir_is_taken_from_job_root() {
+    let site = Site::start();
+    let dir = site.prepare("root/nested/job", json!({ "steps": ["pwd"] }));
+    let root = site.drive.path().join("root");
+    let worker = site.idle_worker(|command| {
+        command.env("JOB_ROOT", &root);
+    });
+    let finished = site.run_request(
+        worker,
+        dir.clone(),
+        json!({ "id": "relative", "workDir": "nested/job" }),
+    );
+    assert_success(&finished);
+    assert_eq!(finished.output(), format!("{}\n", dir.display()));
+}
+
+#[test]
+fn a_relative_work_dir_is_taken_from_the_current_directory_without_job_root() {
+    let site = Site::start();
+    let dir = site.prepare("nested/job", json!({ "steps": ["pwd"] }));
+    let worker = site.idle_worker(|command| {
+        command.current_dir(site.drive.path());
+    });
+    let finished = site.run_request(
+        worker,
+        dir.clone(),
+        json!({ "id": "relative", "workDir": "nested/job" }),
+    );
+    assert_success(&finished);
+    assert_eq!(finished.output(), format!("{}\n", dir.display()));
+    let log_file = finished.result["logFile"].as_str().expect("a log file");
+    assert!(log_file.starts_with('/'), "logFile is absolute: {log_file}");
+}
+
+#[test]
+fn an_absolute_work_dir_inside_job_root_is_fine() {
+    let site = Site::start();
+    let dir = site.prepare("root/job", json!({ "steps": ["echo inside"] }));
+    let worker = site.idle_worker(|command| {
+        command.env("JOB_ROOT", site.drive.path().join("root"));
+    });
+    let finished = site.run_request(
+        worker,
+        dir.clone(),
+        json!({ "id": "inside", "workDir": dir }),
+    );
+    assert_success(&finished);
+}
+
+#[test]
+fn a_number_as_id_keeps_its_json_type_and_its_digits() {
+    // The second one has no exact representation as a double or a 64-bit integer.
+    for digits in ["4711", "12345678901234567890123"] {
+        let site = Site::start();
+        let dir = site.prepare("job", json!({ "steps": ["echo $JOB_ID"] }));
+        let worker = site.idle_worker(|_| {});
+        site.controller.publish(
+            "jobs/pending",
+            format!(r#"{{"id": {digits}, "workDir": "{}"}}"#, dir.display()),
+        );
+        let finished = site.finish(worker, dir, digits);
+        let start = format!(r#"{{"id":{digits},"#);
+        assert!(support::json::compact(&finished.published.text()).starts_with(&start));
+        assert!(support::json::compact(&finished.read("job.status.json")).starts_with(&start));
+        assert_eq!(finished.output(), format!("{digits}\n"));
+    }
+}
+
+#[test]
+fn a_string_of_digits_as_id_stays_a_string() {
+    let site = Site::start();
+    let finished = site.run("007", json!({ "steps": ["true"] }));
+    assert_eq!(finished.result["id"], "007");
+}
+
+#[test]
+fn any_character_but_topic_and_control_characters_may_be_in_an_id() {
+    let site = Site::start();
+    let longest = "é".repeat(128);
+    for id in [
+        "with space",
+        "dots.and:colons",
+        "$dollar",
+        "quote\"d",
+        "日本語",
+        "..",
+        longest.as_str(),
+    ] {
+        let dir = site.prepare("job", json!({ "steps": ["true"] }));
+        let request = json!({ "id": id, "workDir": dir });
+        let finished = site.run_request(site.idle_worker(|_| {}), dir, request);
+        assert_success(&finished);
+        assert_eq!(finished.result["id"], id);
+    }
+}
+
+#[test]
+fn a_directory_that_comes_late_is_waited_for() {
+    let site = Site::start();
+    let worker = site.idle_worker(waits_for_files("30"));
+    let dir = site.drive.path().join("late");
+    site.request(json!({ "id": "late", "workDir": dir }));
+    nothing_is_answered(&site, "late");
+    site.prepare("late", json!({ "steps": ["echo here at last"] }));
+    let finished = site.finish(worker, dir, "late");
+    assert_success(&finished);
+    assert_eq!(finished.output(), "here at last\n");
+}
+
+#[test]
+fn a_job_json_that_comes_late_is_waited_for() {
+    let site = Site::start();
+    let worker = site.idle_worker(waits_for_files("30"));
+    let dir = site.directory("late");
+    site.request(json!({ "id": "late", "workDir": dir }));
+    nothing_is_answered(&site, "late");
+    assert_eq!(
+        names(&dir),
+        [""; 0],
+        "nothing is written before there is a job"
+    );
+    // As a careful controller does: never half a file under its final name.
+    fs::write(
+        dir.join("job.json.tmp"),
+        r#"{"steps": ["echo here at last"]}"#,
+    )
+    .expect("the drive can be written");
+    fs::rename(dir.join("job.json.tmp"), dir.join("job.json")).expect("the drive can be written");
+    let finished = site.finish(worker, dir, "late");
+    assert_success(&finished);
+}
+
+/// Takes away what root may do with any file, so that permissions count; others have nothing of it.
+fn without_privileges(command: &mut Command) {
+    let Some(program) = rustix::process::geteuid().is_root().then(worker::binary) else {
+        return;
+    };
+    let rights = "-dac_override,-dac_read_search";
+    let environment: Vec<_> = command
+        .get_envs()
+        .map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned)))
+        .collect();
+    let dir = command.get_current_dir().map(Path::to_owned);
+    *command = Command::new("setpriv");
+    command.args(["--bounding-set", rights, "--inh-caps", rights]);
+    command.arg(program);
+    for (name, value) in environment {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    dir.map(|dir| command.current_dir(dir));
+}
+
+#[test]
+fn what_is_not_whole_or_not_readable_yet_is_waited_for() {
+    type Make = fn(&Path);
+    let makes: [(&str, Make); 6] = [
+        ("empty", |path| fs::write(path, "").unwrap()),
+        ("cut", |path| fs::write(path, r#"{"steps": ["to"#).unwrap()),
+        ("cut in a character", |path| {
+            fs::write(path, b"{\"steps\": [\"touch \xc3").unwrap();
+        }),
+        ("not readable", |path| {
+            fs::write(path, "{}").unwrap();
+            fs::set_permissions(path, Permissions::from_mode(0o000)).unwrap();
+        }),
+        ("an error of the drive", |path| {
+            symlink("/proc/self/mem", path).unwrap();
+        }),
+        ("in a directory that is closed", |path| {
+            fs::set_permissions(path.parent().unwrap(), Permissions::from_mode(0o000)).unwrap();
+        }),
+    ];
+    for (what, make) in makes {
+        let site = Site::start();
+        let worker = site.idle_worker(|command| {
+            waits_for_files("100")(command);
+            without_privileges(command);
+        });
+        let dir = site.directory("slow");
+        make(&dir.join("job.json"));
+        site.request(json!({ "id": "slow", "workDir": dir }));
+        nothing_is_answered(&site, "slow");
+        fs::set_permissions(&dir, Permissions::from_mode(0o755)).unwrap();
+        fs::write(dir.join("new"), r#"{"steps": ["echo whole"]}"#).unwrap();
+        fs::rename(dir.join("new"), dir.join("job.json")).unwrap();
+        let finished = site.finish(worker, dir, "slow");
+        assert_success(&finished);
+        assert_eq!(finished.output(), "whole\n", "{what}");
+    }
+}
+
+#[test]
+fn what_never_gets_whole_is_rejected_with_what_is_wrong() {
+    let site = Site::start();
+    let mut worker = site.idle_worker(|command| {
+        waits_for_files("0.2")(command);
+        without_privileges(command);
+    });
+    for (text, error) in [
+        ("", "job.json is empty"),
+        ("{\"steps\": [", "job.json ends in the middle of its JSON"),
+        ("closed", "job.json cannot be read: Permission denied"),
+    ] {
+        let dir = site.directory("never");
+        fs::write(dir.join("job.json"), text).unwrap();
+        if text == "closed" {
+            fs::set_permissions(dir.join("job.json"), Permissions::from_mode(0o000)).unwrap();
+        }
+        let asked = Instant::now();
+        site.request(json!({ "id": "never", "workDir": dir, "steps": ["touch ran"] }));
+        let result = site.result("never").json();
+        assert_eq!(result["reason"], "rejected", "{result}");
+        let said = result["error"].as_str().unwrap();
+        assert!(said.contains(error), "{said}");
+        assert!(asked.elapsed() >= Duration::from_millis(200), "{said}");
+        assert_eq!(names(&dir), ["job.json"]);
+    }
+    assert!(worker.ended().is_none());
+}
+
+#[test]
+fn a_missing_directory_may_have_had_its_result_where_the_request_comes_again() {
+    const HINT: &str = "a result may have been published before";
+    let site = Site::start();
+    let gone = site.drive.path().join("gone");
+    let mut patient = site.idle_worker(waits_for_files("100"));
+    site.request(json!({ "id": "gone", "workDir": gone }));
+    wait::until("the request to be taken", || {
+        patient.stderr().contains("request taken")
+    });
+    patient.kill9();
+    let _worker = site.spawn(waits_for_files("0"));
+    let error = |message: &Value| message["error"].as_str().unwrap_or_default().to_owned();
+    let redelivered = error(&site.result("gone").json());
+    assert!(
+        redelivered.contains("does not exist") && redelivered.contains(HINT),
+        "{redelivered}"
+    );
+    site.request(json!({ "id": "fresh", "workDir": gone }));
+    let fresh = error(&site.result("fresh").json());
+    assert!(
+        fresh.contains("does not exist") && !fresh.contains(HINT),
+        "{fresh}"
+    );
+}
+
+#[test]
+fn job_json_is_not_waited_for_where_the_request_has_the_steps() {
+    let site = Site::start();
+    let dir = site.directory("bare");
+    let worker = site.idle_worker(waits_for_files("3600"));
+    let finished = site.run_request(
+        worker,
+        dir.clone(),
+        json!({ "id": "bare", "workDir": dir, "steps": ["true"] }),
+    );
+    assert_success(&finished);
+}
+
+fn nothing_is_answered(site: &Site, id: &str) {
+    let topic = format!("jobs/results/{id}");
+    wait::throughout(Duration::from_millis(300), "no answer yet", || {
+        site.controller.heard(&topic).is_empty()
+    });
+}
+
+#[test]
+fn zero_steps_is_a_job_that_succeeds() {
+    let site = Site::start();
+    let finished = site.run("nothing", json!({ "steps": [] }));
+    assert_success(&finished);
+    assert_eq!(finished.result["steps"], json!([]));
+    assert!(finished.log.starts_with("Job ID: nothing\n"));
+}
+
+#[test]
+fn zero_steps_in_the_request_override_those_of_job_json() {
+    let site = Site::start();
+    let dir = site.prepare("nothing", json!({ "steps": ["touch ran"] }));
+    let request = json!({ "id": "nothing", "workDir": dir, "steps": [] });
+    let finished = site.run_request(site.idle_worker(|_| {}), dir, request);
+    assert_success(&finished);
+    assert!(!finished.dir.join("ran").exists());
+}
+
+#[test]
+fn unknown_fields_are_ignored_and_named_once_in_the_workers_log() {
+    let site = Site::start();
+    let definition = json!({ "steps": [{ "run": "true", "flavour": 1 }, { "run": "true", "flavour": 2 }], "colour": "red" });
+    let dir = site.prepare("unknown", definition);
+    let request = json!({ "id": "unknown", "workDir": dir, "priority": { "colour": "not a field of its own" } });
+    let finished = site.run_request(site.idle_worker(|_| {}), dir, request);
+    assert_success(&finished);
+    let own_log = finished.worker.stderr();
+    for field in ["flavour", "colour", "priority"] {
+        assert_eq!(
+            own_log.matches(field).count(),
+            1,
+            "`{field}` is named once in:\n{own_log}"
+        );
+    }
+}
+
+#[test]
+fn job_json_is_read_once_before_the_first_step() {
+    let site = Site::start();
+    let finished = site.run(
+        "once",
+        json!({ "steps": ["echo '{\"steps\": []}' > job.json", "echo still here"] }),
+    );
+    assert_success(&finished);
+    assert_eq!(finished.output(), "still here\n");
+}
+
+#[test]
+fn topics_start_with_the_configured_root() {
+    let site = Site::start();
+    let worker = site.idle_worker(|command| {
+        command.env("MQTT_TOPIC_ROOT", "plant/7/jobs");
+    });
+    let mut worker: Worker = worker;
+    let dir = site.prepare("rooted", json!({ "steps": ["true"] }));
+    site.controller.publish(
+        "plant/7/jobs/pending",
+        json!({ "id": "rooted", "workDir": dir }).to_string(),
+    );
+    assert_eq!(
+        site.controller.next("plant/7/jobs/results/rooted").json()["status"],
+        "success"
+    );
+    worker.exits_with(0);
+    assert_eq!(site.controller.heard("jobs/").len(), 0);
+    assert!(
+        !site
+            .controller
+            .heard("plant/7/jobs/status/rooted")
+            .is_empty()
+    );
+}
+
+#[test]
+fn with_payload_steps_denied_only_job_json_says_what_runs() {
+    let site = Site::start();
+    let denied = |command: &mut std::process::Command| {
+        command.env("JOB_PAYLOAD_STEPS", "deny");
+    };
+    let mut worker = site.idle_worker(denied);
+    let dir = site.prepare("denied", json!({ "steps": ["echo from the file"] }));
+    site.request(json!({ "id": "denied", "workDir": dir, "steps": ["touch from-the-request"] }));
+    let refused = site.result("denied").json();
+    assert_eq!(
+        (&refused["status"], &refused["reason"]),
+        (&json!("failed"), &json!("rejected"))
+    );
+    assert!(!dir.join("from-the-request").exists());
+
+    site.request(json!({ "id": "allowed", "workDir": dir }));
+    assert_eq!(site.result("allowed").json()["status"], "success");
+    worker.exits_with(0);
+    assert!(read(&dir.join("job.log")).contains("\nfrom the file\n"));
+}
+
+/// A request whose payload has exactly `size` bytes; the padding is white space, which means nothing.
+fn request_of_size(size: usize, request: &Value) -> String {
+    let mut payload = request.to_string();
+    let padding = " ".repeat(size - payload.len());
+    payload.insert_str(1, &padding);
+    assert_eq!(payload.len(), size);
+    payload
+}
+
+fn a_request_of_60_kilobytes_runs(version: &str) {
+    let site = Site::start();
+    let dir = site.directory("large");
+    let worker = site.idle_worker(|command| {
+        command.env("MQTT_PROTOCOL_VERSION", version);
+    });
+    let comment = "x".repeat(30_000);
+    let steps = [
+        format!("echo one # {comment}"),
+        format!("echo two # {comment}"),
+    ];
+    let request = json!({ "id": "large", "workDir": dir, "steps": steps });
+    assert!(request.to_string().len() > 60_000);
+    site.request(request);
+    let finished = site.finish(worker, dir, "large");
+    assert_success(&finished);
+    let of_steps: Vec<&str> = finished
+        .log
+        .lines()
+        .filter(|line| ["one", "two"].contains(line))
+        .collect();
+    assert_eq!(of_steps, ["one", "two"]);
+}
+
+fn a_request_of_1_mebibyte_is_taken(version: &str) {
+    let site = Site::start();
+    let dir = site.directory("full");
+    let worker = site.idle_worker(|command| {
+        command.env("MQTT_PROTOCOL_VERSION", version);
+    });
+    let request = json!({ "id": "full", "workDir": dir, "steps": ["echo taken"] });
+    site.controller
+        .publish("jobs/pending", request_of_size(MIB, &request));
+    let finished = site.finish(worker, dir, "full");
+    assert_success(&finished);
+}
+
+/// Neither lost in silence, nor fatal to the connection, nor redelivered for ever.
+fn a_larger_request_is_rejected_and_the_worker_lives_on(version: &str) {
+    let site = Site::start();
+    let configure = |command: &mut std::process::Command| {
+        command.env("MQTT_PROTOCOL_VERSION", version);
+    };
+    let worker = site.idle_worker(configure);
+    let rejections = || {
+        let by_id = site.controller.heard("jobs/results/oversized").into_iter();
+        by_id
+            .chain(site.controller.heard("jobs/rejected"))
+            .collect::<Vec<_>>()
+    };
+    let dir = site.directory("oversized");
+    for (number, size) in [(1, MIB + 1), (2, 4 * MIB)] {
+        let request = json!({ "id": "oversized", "workDir": dir, "steps": ["touch ran"] });
+        site.controller
+            .publish("jobs/pending", request_of_size(size, &request));
+        wait::until("the oversized request to be answered", || {
+            rejections().len() == number
+        });
+    }
+    for answer in rejections() {
+        assert!(
+            answer.payload.len() < 8192,
+            "the answer does not carry the payload back"
+        );
+        let answer = answer.json();
+        assert!(
+            answer["reason"] == "rejected" || answer["payload"].is_string(),
+            "{answer}"
+        );
+        assert!(
+            answer["error"]
+                .as_str()
+                .is_some_and(|error| !error.is_empty()),
+            "{answer}"
+        );
+    }
+    assert_eq!(names(&dir), [""; 0]);
+
+    assert_success(&site.run_on(worker, "after", json!({ "steps": ["true"] })));
+    assert_success(&site.run_on(
+        site.idle_worker(configure),
+        "next",
+        json!({ "steps": ["true"] }),
+    ));
+    assert_eq!(rejections().len(), 2, "acknowledged: it does not come back");
+}
+
+on_both_protocols!(
+    a_request_of_60_kilobytes_runs,
+    a_request_of_1_mebibyte_is_taken,
+    a_larger_request_is_rejected_and_the_worker_lives_on,
+);
+
+fn definition_of_size(size: usize) -> String {
+    request_of_size(size, &json!({ "steps": ["echo read"] }))
+}
+
+#[test]
+fn job_json_may_have_1_mebibyte() {
+    let site = Site::start();
+    let dir = site.directory("full");
+    fs::write(dir.join("job.json"), definition_of_size(MIB)).expect("the drive can be written");
+    let request = json!({ "id": "full", "workDir": dir });
+    let finished = site.run_request(site.idle_worker(|_| {}), dir, request);
+    assert_success(&finished);
+}
+
+#[test]
+fn a_larger_job_json_is_rejected() {
+    let site = Site::start();
+    let dir = site.directory("oversized");
+    fs::write(dir.join("job.json"), definition_of_size(MIB + 1)).expect("the drive can be written");
+    let worker = site.idle_worker(|_| {});
+    site.request(json!({ "id": "oversized", "workDir": dir }));
+    let result = site.result("oversized").json();
+    assert_eq!(result["reason"], "rejected");
+    assert_eq!(names(&dir), ["job.json"]);
+    assert_success(&site.run_on(worker, "after", json!({ "steps": ["true"] })));
+}
+
+/// A request that is too large by far costs the worker its size once, and nothing of it is copied.
+fn a_too_large_request_is_held_once(version: &str) {
+    const SIZE: usize = 32 << 20;
+    let site = Site::start();
+    let worker = site.idle_worker(|command| {
+        command.env("MQTT_PROTOCOL_VERSION", version);
+    });
+    let file = site.drive.path().join("request");
+    let request = json!({ "id": "huge", "workDir": "/nowhere", "steps": ["x".repeat(SIZE)] });
+    fs::write(&file, request.to_string()).unwrap();
+    let published = std::process::Command::new(tool("mosquitto_pub"))
+        .args(["-p", &site.broker.port().to_string(), "-h", "127.0.0.1"])
+        .args(["-q", "1", "-t", "jobs/pending", "-f"])
+        .arg(&file)
+        .status();
+    assert!(published.unwrap().success());
+    let result = site.result("huge").json();
+    assert_eq!(result["reason"], "rejected", "{result}");
+    let status = fs::read_to_string(format!("/proc/{}/status", worker.pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let peak: usize = peak
+        .and_then(|text| text.trim().trim_end_matches(" kB").parse().ok())
+        .unwrap();
+    assert!(
+        peak * 1024 < SIZE + SIZE / 2,
+        "{peak} kB at most for {SIZE} bytes"
+    );
+}
+
+mod held_once {
+    use super::*;
+    on_both_protocols!(a_too_large_request_is_held_once);
+}

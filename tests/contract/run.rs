@@ -1,0 +1,309 @@
+//! `job-worker run DIR [--id ID]` (contract section 9).
+
+use crate::support;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use support::scene::{Process, Scene, await_file, read, read_json, until_exists, wait_until};
+
+fn command(scene: &Scene, arguments: &[&str]) -> Command {
+    let mut command = scene.command(["run"].iter().chain(arguments));
+    // nobody listens there: without a broker means without one
+    command.env("MQTT_URL", "mqtt://127.0.0.1:1");
+    command
+}
+
+fn run(scene: &Scene, arguments: &[&str]) -> Process {
+    scene.start(command(scene, arguments))
+}
+
+#[test]
+fn it_runs_the_job_writes_the_same_files_and_shows_the_log() {
+    let scene = Scene::new();
+    let dir = scene.prepare(
+        "a",
+        json!({ "steps": ["echo out; echo err >&2; echo $JOB_ID $WORKER_ID", "true"] }),
+    );
+    let mut process = run(&scene, &["a"]);
+    process.exits_with(0);
+    let log = read(&dir.join("job.log"));
+    assert!(log.contains("\nout\nerr\na w\n"), "{log}");
+    assert_eq!(process.stdout(), log);
+    let status = read_json(&dir.join("job.status.json"));
+    assert_eq!(
+        (&status["id"], &status["status"], &status["exitCode"]),
+        (&json!("a"), &json!("success"), &json!(0))
+    );
+    assert_eq!(status["logFile"], json!(dir.join("job.log")));
+}
+
+#[test]
+fn it_exits_with_the_job_s_exit_code() {
+    let scene = Scene::new();
+    for (id, step, code) in [
+        ("failed", json!("exit 3"), 3),
+        ("signalled", json!("kill -9 $$"), 137),
+        ("missing", json!("no-such-program-of-ours"), 127),
+        (
+            "timeout",
+            json!({ "run": "sleep 1000", "timeoutSeconds": 0.1 }),
+            124,
+        ),
+    ] {
+        scene.prepare(id, json!({ "steps": [step] }));
+        run(&scene, &[id]).exits_with(code);
+    }
+}
+
+#[test]
+fn it_runs_a_final_job_again_and_takes_an_id() {
+    let scene = Scene::new();
+    let dir = scene.prepare("a", json!({ "steps": ["echo $JOB_ID >> ids"] }));
+    run(&scene, &["a"]).exits_with(0);
+    run(&scene, &["--id", "other", dir.to_str().unwrap()]).exits_with(0);
+    run(&scene, &["./a/../a/", "--id", "7"]).exits_with(0);
+    assert_eq!(read(&dir.join("ids")), "a\nother\n7\n");
+    assert_eq!(read_json(&dir.join("job.status.json"))["attempt"], 1);
+}
+
+#[test]
+fn the_current_directory_is_a_directory_too() {
+    let scene = Scene::new();
+    let dir = scene.prepare("a", json!({ "steps": ["echo $JOB_ID > id"] }));
+    let mut command = command(&scene, &["."]);
+    command.current_dir(&dir);
+    scene.start(command).exits_with(0);
+    assert_eq!(read(&dir.join("id")), "a\n");
+}
+
+#[test]
+fn the_log_is_shown_while_it_grows() {
+    let scene = Scene::new();
+    let dir = scene.prepare(
+        "a",
+        json!({ "steps": ["echo early; ".to_owned() + &until_exists("gate"), "echo late"] }),
+    );
+    let mut process = run(&scene, &["a"]);
+    wait_until("the first line on the terminal", || {
+        process.stdout().contains("\nearly\n")
+    });
+    fs::write(dir.join("gate"), "").unwrap();
+    process.exits_with(0);
+    assert!(process.stdout().contains("\nlate\n"));
+}
+
+#[test]
+fn an_attempt_after_a_crash_shows_only_what_is_new() {
+    let scene = Scene::new();
+    let dir = scene
+        .prepare("a", json!({ "steps": ["echo once >> runs; wc -l < runs; ".to_owned() + &until_exists("gate")] }));
+    let mut process = run(&scene, &["a"]);
+    await_file(&dir.join("runs"));
+    process.child.kill().unwrap();
+    process.wait();
+    fs::write(dir.join("gate"), "").unwrap();
+    let mut process = run(&scene, &["a"]);
+    process.exits_with(0);
+    assert!(
+        read(&dir.join("job.log")).starts_with("Job ID: a\n"),
+        "it is appended to"
+    );
+    assert!(
+        process.stdout().starts_with("==> attempt 2"),
+        "{}",
+        process.stdout()
+    );
+}
+
+#[test]
+fn bad_directories_are_told_and_left_alone() {
+    let scene = Scene::new();
+    fs::create_dir(scene.drive().join("empty")).unwrap();
+    fs::write(scene.drive().join("file"), "").unwrap();
+    scene.prepare("no-steps", json!({ "env": {} }));
+    fs::write(scene.prepare("no-json", json!({})).join("job.json"), "{").unwrap();
+    for (dir, said) in [
+        ("missing", "missing"),
+        ("file", "not a directory"),
+        ("empty", "job.json"),
+        ("no-steps", "steps"),
+        ("no-json", "job.json"),
+    ] {
+        let mut process = run(&scene, &[dir]);
+        let status = process.wait();
+        assert!(matches!(status.code(), Some(1 | 64)), "{dir}: {status}");
+        assert!(
+            process.stderr().contains(said),
+            "{dir}: {}",
+            process.stderr()
+        );
+        assert_eq!(process.stdout(), "");
+        assert!(!scene.drive().join(dir).join("job.log").exists(), "{dir}");
+    }
+    scene.prepare("a", json!({ "steps": ["true"] }));
+    run(&scene, &["a", "--id", "no/id"]).exits_with(64);
+    run(&scene, &["/"]).exits_with(64);
+}
+
+/// Ctrl-C at a terminal reaches the whole group.
+fn in_own_group(scene: &Scene, grace: &str) -> Process {
+    let mut command = command(scene, &["a"]);
+    command.env("JOB_STOP_GRACE", grace).process_group(0);
+    scene.start(command)
+}
+
+#[test]
+fn ctrl_c_is_a_cancel() {
+    let scene = Scene::new();
+    let steps = json!(["trap 'sleep 0.3; touch cleaned; exit' TERM; touch up; while :; do sleep 0.02; done", "touch next",
+        { "run": "touch last", "always": true }]);
+    let dir = scene.prepare("a", json!({ "steps": steps }));
+    let mut process = in_own_group(&scene, "30");
+    await_file(&dir.join("up"));
+    process.signal_group(Signal::INT);
+    process.exits_with(130);
+    let status = read_json(&dir.join("job.status.json"));
+    assert_eq!(
+        (&status["status"], &status["reason"]),
+        (&json!("failed"), &json!("cancelled"))
+    );
+    let exists = |file: &str| dir.join(file).exists();
+    assert_eq!(
+        [exists("cleaned"), exists("next"), exists("last")],
+        [true, false, true]
+    );
+    let last = process
+        .stdout()
+        .lines()
+        .last()
+        .map(str::to_owned)
+        .unwrap_or_default();
+    assert!(
+        last.starts_with("==> job failed: cancelled"),
+        "to its last line: {}",
+        process.stdout()
+    );
+}
+
+#[test]
+fn a_second_ctrl_c_is_at_once() {
+    let scene = Scene::new();
+    let steps = json!(["trap 'touch told' TERM; touch up; while :; do sleep 0.02; done", { "run": "touch last", "always": true }]);
+    let dir = scene.prepare("a", json!({ "steps": steps }));
+    let mut process = in_own_group(&scene, "1000");
+    await_file(&dir.join("up"));
+    process.signal_group(Signal::INT);
+    await_file(&dir.join("told"));
+    process.signal_group(Signal::INT);
+    process.exits_with(130);
+    scene.nothing_survives();
+    assert!(
+        !dir.join("last").exists(),
+        "at once means without `always` steps"
+    );
+    assert_eq!(
+        read_json(&dir.join("job.status.json"))["reason"],
+        "cancelled"
+    );
+}
+
+#[test]
+fn a_second_ctrl_c_ends_an_always_step_at_once() {
+    let scene = Scene::new();
+    let steps = json!(["touch up; sleep 1000", { "run": "trap '' TERM; touch always; sleep 1000", "always": true },
+        { "run": "touch last", "always": true }]);
+    let dir = scene.prepare("a", json!({ "steps": steps }));
+    let mut process = in_own_group(&scene, "1000");
+    await_file(&dir.join("up"));
+    process.signal_group(Signal::INT);
+    await_file(&dir.join("always"));
+    process.signal_group(Signal::INT);
+    process.exits_with(130);
+    assert!(!dir.join("last").exists());
+    scene.nothing_survives();
+}
+
+#[test]
+fn ctrl_c_while_it_waits_for_another_worker_runs_nothing() {
+    let scene = Scene::new();
+    let dir = scene.prepare("a", json!({ "steps": ["touch ran"] }));
+    let log = File::create(dir.join("job.log")).unwrap();
+    log.lock().unwrap();
+    let mut process = in_own_group(&scene, "1");
+    process.await_stderr("is in use");
+    process.signal_group(Signal::INT);
+    process.exits_with(130);
+    assert_eq!(
+        [
+            dir.join("ran").exists(),
+            dir.join("job.status.json").exists()
+        ],
+        [false, false]
+    );
+}
+
+#[test]
+fn nothing_outlives_it() {
+    let scene = Scene::new();
+    scene.prepare(
+        "a",
+        json!({ "steps": ["(setsid sleep 1000 &); sleep 1000 &"] }),
+    );
+    run(&scene, &["a"]).exits_with(0);
+    scene.nothing_survives();
+}
+
+#[test]
+fn a_reader_that_goes_away_does_not_end_the_job() {
+    let scene = Scene::new();
+    let dir = scene.prepare(
+        "a",
+        json!({ "steps": [until_exists("gate") + "; head -c 1000000 /dev/zero; exit 5"] }),
+    );
+    let mut command = command(&scene, &["a"]);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut first = [0; 1];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap(); // and closes it
+    fs::write(dir.join("gate"), "").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(5));
+    assert_eq!(read_json(&dir.join("job.status.json"))["exitCode"], 5);
+}
+
+#[test]
+fn a_reader_that_does_not_read_holds_up_neither_a_timeout_nor_ctrl_c() {
+    let scene = Scene::new();
+    for (id, limit) in [("timeout", 0.5), ("cancel", 1000.0)] {
+        let step = json!({ "run": "head -c 1000000 /dev/zero; touch up; sleep 1000", "timeoutSeconds": limit });
+        let dir = scene.prepare(id, json!({ "steps": [step] }));
+        let mut command = command(&scene, &[id]);
+        let child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        await_file(&dir.join("up"));
+        if id == "cancel" {
+            kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+        }
+        wait_until("the end of the job", || {
+            read_json(&dir.join("job.status.json"))["status"] == "failed"
+        });
+        // what is left is for the drive and the reader; who does not want to wait for them interrupts again
+        let mut child = child;
+        support::scene::wait_for("the process to end", || {
+            let ended = child.try_wait().unwrap();
+            if ended.is_none() {
+                kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+            }
+            ended
+        });
+    }
+}

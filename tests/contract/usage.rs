@@ -1,0 +1,109 @@
+//! The command line (contract sections 7 and 9).
+
+use crate::support;
+
+use std::process::{Command, Output, Stdio};
+use support::scene::binary;
+
+fn output(arguments: &[&str]) -> Output {
+    Command::new(binary())
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .expect("the binary runs")
+}
+
+#[test]
+fn help_and_version_go_to_stdout() {
+    for arguments in [["--help"], ["-h"]] {
+        let output = output(&arguments);
+        assert_eq!((output.status.code(), &*output.stderr), (Some(0), &b""[..]));
+        let help = String::from_utf8(output.stdout).unwrap();
+        for word in ["supervise", "run DIR [--id ID]", "check [DIR]", "--version"] {
+            assert!(help.contains(word), "{word}: {help}");
+        }
+        for variable in VARIABLES {
+            assert!(help.contains(variable), "{variable}: {help}");
+        }
+    }
+    let output = output(&["--version"]);
+    let (said, version) = (
+        String::from_utf8(output.stdout).unwrap(),
+        env!("CARGO_PKG_VERSION"),
+    );
+    // with the target, such as x86_64-unknown-linux-musl
+    assert!(
+        said.starts_with(&format!("job-worker {version} (")) && said.contains("-linux-"),
+        "{said}"
+    );
+    assert_eq!((output.status.code(), said.lines().count()), (Some(0), 1));
+}
+
+/// Contract section 8.
+const VARIABLES: [&str; 19] = [
+    "MQTT_URL",
+    "MQTT_USERNAME",
+    "MQTT_PASSWORD",
+    "MQTT_PASSWORD_FILE",
+    "MQTT_PROTOCOL_VERSION",
+    "MQTT_TOPIC_ROOT",
+    "MQTT_KEEP_ALIVE",
+    "WORKER_ID",
+    "JOB_ROOT",
+    "JOB_PAYLOAD_STEPS",
+    "JOB_SHELL",
+    "JOB_TIMEOUT",
+    "JOB_STOP_GRACE",
+    "JOB_DIR_WAIT",
+    "JOB_MAX_ATTEMPTS",
+    "JOB_LOG_LIMIT",
+    "JOB_ON_STOP",
+    "JOB_SYNC",
+    "RUST_LOG",
+];
+
+#[test]
+fn what_is_no_command_is_exit_64_and_shows_the_usage() {
+    for arguments in [
+        &["start"][..],
+        &[""],
+        &["--fast"],
+        &["run"],
+        &["run", "a", "b"],
+        &["run", "a", "--id"],
+        &["run", "a", "--fast"],
+        &["supervise", "now"],
+        &["check", "a", "b"],
+        &["check", "--fast"],
+        &["--help", "me"],
+        &["--version", "2"],
+    ] {
+        let output = output(arguments);
+        assert_eq!(output.status.code(), Some(64), "{arguments:?}: {output:?}");
+        assert!(output.stdout.is_empty());
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains("Usage:"),
+            "{arguments:?}"
+        );
+    }
+}
+
+#[test]
+fn usage_comes_before_configuration() {
+    let status = Command::new(binary())
+        .arg("start")
+        .env("JOB_TIMEOUT", "soon")
+        .output()
+        .unwrap()
+        .status;
+    assert_eq!(status.code(), Some(64));
+    for arguments in [&[][..], &["supervise"], &["run", "."]] {
+        let status = Command::new(binary())
+            .args(arguments)
+            .env("JOB_TIMEOUT", "soon")
+            .output()
+            .unwrap()
+            .status;
+        assert_eq!(status.code(), Some(78), "{arguments:?}");
+    }
+}

@@ -1,0 +1,518 @@
+//! contract.md section 6 on a real Mosquitto: nothing lost, nothing run twice without cause.
+
+use crate::support;
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use support::mosquitto::Mosquitto;
+use support::site::{Site, read, while_exists};
+use support::wait;
+use support::worker::Worker;
+
+fn speaking(version: &str) -> impl Fn(&mut Command) {
+    let version = version.to_owned();
+    move |command| {
+        command.env("MQTT_PROTOCOL_VERSION", &version);
+    }
+}
+
+fn ids(results: &[support::controller::Message]) -> Vec<String> {
+    results
+        .iter()
+        .map(|message| message.topic.trim_start_matches("jobs/results/").to_owned())
+        .collect()
+}
+
+/// The lines that runs of a job have left in a file of its workDir.
+fn lines(dir: &Path, file: &str) -> Vec<String> {
+    fs::read_to_string(dir.join(file))
+        .unwrap_or_default()
+        .lines()
+        .map(str::to_owned)
+        .collect()
+}
+
+/// A job of one step that notes its start and end in `runs`, its shell in `shell`, and in between is held by `hold`.
+fn held_job(site: &Site, id: &str, request: Value) -> std::path::PathBuf {
+    let step = format!(
+        "echo $$ > shell; echo start $JOB_ATTEMPT >> runs; {}; echo end $JOB_ATTEMPT >> runs",
+        while_exists("hold")
+    );
+    let dir = site.prepare(id, json!({ "steps": [step, "echo the second step"] }));
+    fs::write(dir.join("hold"), "").expect("the drive can be written");
+    let mut pointer = json!({ "id": id, "workDir": dir });
+    for (field, value) in request.as_object().into_iter().flatten() {
+        pointer[field] = value.clone();
+    }
+    site.request(pointer);
+    dir
+}
+
+fn await_starts(dir: &Path, count: usize) {
+    wait::until(&format!("start {count} of the step"), || {
+        lines(dir, "runs")
+            .iter()
+            .filter(|line| line.starts_with("start"))
+            .count()
+            == count
+    });
+}
+
+fn release(dir: &Path) {
+    fs::remove_file(dir.join("hold")).expect("it is held");
+}
+
+/// Ends the step that a killed worker has left behind.
+fn kill9_shell(dir: &Path) {
+    let pid = read(&dir.join("shell"))
+        .trim()
+        .parse()
+        .expect("a process id");
+    kill_process(Pid::from_raw(pid).expect("a process id"), Signal::KILL)
+        .expect("the orphan is there");
+}
+
+fn next_job_succeeds(site: &Site, configure: impl Fn(&mut Command)) {
+    let next = site.run_on(
+        site.idle_worker(configure),
+        "next",
+        json!({ "steps": ["true"] }),
+    );
+    assert_eq!(next.result["status"], "success");
+}
+
+fn jobs_queued_while_the_worker_is_away_run_once_each_in_order(version: &str) {
+    const COUNT: usize = 50;
+    let site = Site::start();
+    site.open_queue(speaking(version));
+    let expected: Vec<String> = (0..COUNT)
+        .map(|number| format!("job-{number:02}"))
+        .collect();
+    let step = "echo $PPID >> runs";
+    let dirs: Vec<_> = expected
+        .iter()
+        .map(|id| site.submit(id, json!({ "steps": [step] })))
+        .collect();
+
+    let mut pids = HashSet::new();
+    for (number, dir) in dirs.iter().enumerate() {
+        let mut worker = site.spawn(speaking(version));
+        worker.exits_with(0);
+        assert_eq!(
+            lines(dir, "runs"),
+            [worker.pid().to_string()],
+            "job {number} ran in the {number}th process"
+        );
+        assert!(pids.insert(worker.pid()), "a process of its own");
+    }
+    wait::until("the last result", || {
+        site.controller.heard("jobs/results/").len() >= COUNT
+    });
+    let results = site.controller.heard("jobs/results/");
+    assert_eq!(ids(&results), expected);
+    assert!(
+        results
+            .iter()
+            .all(|message| message.json()["status"] == "success")
+    );
+
+    // Nothing is left in the queue: a further worker stays idle until there is a further job.
+    next_job_succeeds(&site, speaking(version));
+    assert_eq!(site.controller.heard("jobs/results/").len(), COUNT + 1);
+    for dir in &dirs {
+        assert_eq!(lines(dir, "runs").len(), 1);
+    }
+}
+
+/// One job per process also where the broker pushes all of the queue at the first one.
+fn a_worker_takes_one_job_and_leaves_the_others(version: &str) {
+    let site = Site::start();
+    let mut first = site.idle_worker(speaking(version));
+    let held = held_job(&site, "held", json!({}));
+    await_starts(&held, 1);
+    let waiting = site.submit("waiting", json!({ "steps": ["echo $PPID >> runs"] }));
+    wait::throughout(Duration::from_millis(200), "the second job waits", || {
+        lines(&waiting, "runs").is_empty()
+    });
+    release(&held);
+    first.exits_with(0);
+    assert!(lines(&waiting, "runs").is_empty());
+    let second = site.spawn(speaking(version));
+    let finished = site.finish(second, waiting, "waiting");
+    assert_eq!(
+        lines(&finished.dir, "runs"),
+        [finished.worker.pid().to_string()]
+    );
+    assert_eq!(lines(&held, "runs").len(), 2);
+}
+
+fn a_job_interrupted_by_a_crash_runs_again_as_the_next_attempt(version: &str) {
+    let site = Site::start();
+    let mut first = site.idle_worker(speaking(version));
+    let dir = held_job(&site, "crashed", json!({}));
+    await_starts(&dir, 1);
+    first.kill9();
+    kill9_shell(&dir);
+    release(&dir);
+    let second = site.spawn(speaking(version));
+    let finished = site.finish(second, dir, "crashed");
+    assert_eq!(finished.result["status"], "success");
+    assert_eq!(finished.result["attempt"], 2);
+    assert_eq!(
+        lines(&finished.dir, "runs"),
+        ["start 1", "start 2", "end 2"]
+    );
+    let (earlier, later) = finished
+        .log
+        .split_once("attempt")
+        .expect("a line says that this is another attempt");
+    assert!(
+        earlier.starts_with("Job ID: crashed\n") && earlier.contains("==> step 1/2"),
+        "the old log stays: {earlier}"
+    );
+    assert!(
+        later.contains("==> step 1/2") && later.contains("\nthe second step\n"),
+        "{later}"
+    );
+    next_job_succeeds(&site, speaking(version));
+    assert_eq!(site.controller.heard("jobs/results/crashed").len(), 1);
+}
+
+fn a_successor_waits_for_the_orphans_of_a_killed_worker(version: &str) {
+    let site = Site::start();
+    let mut first = site.idle_worker(speaking(version));
+    let dir = held_job(&site, "orphaned", json!({}));
+    await_starts(&dir, 1);
+    first.kill9();
+    let mut second = site.spawn(speaking(version));
+    wait::throughout(Duration::from_millis(500), "the successor waits", || {
+        lines(&dir, "runs") == ["start 1"]
+    });
+    assert_eq!(second.ended(), None);
+    release(&dir);
+    let finished = site.finish(second, dir, "orphaned");
+    assert_eq!(finished.result["status"], "success");
+    assert_eq!(finished.result["attempt"], 2);
+    assert_eq!(
+        lines(&finished.dir, "runs"),
+        ["start 1", "end 1", "start 2", "end 2"],
+        "never two at once"
+    );
+}
+
+on_both_protocols!(
+    jobs_queued_while_the_worker_is_away_run_once_each_in_order,
+    a_worker_takes_one_job_and_leaves_the_others,
+    a_job_interrupted_by_a_crash_runs_again_as_the_next_attempt,
+    a_successor_waits_for_the_orphans_of_a_killed_worker,
+    a_job_published_afresh_after_its_end_runs_again,
+    a_job_published_afresh_behind_another_job_runs_again,
+    a_result_that_the_broker_never_acknowledged_is_answered_from_the_file,
+    a_broker_that_crashes_in_mid_step_and_remembers_runs_nothing_twice,
+    a_broker_that_crashes_in_mid_step_and_forgets_runs_nothing_twice,
+    a_job_that_ends_while_the_broker_is_away_is_reported_when_it_is_back,
+    a_worker_outlives_a_broker_that_restarts_while_it_waits,
+    a_broker_that_appears_late_is_waited_for,
+    a_worker_that_is_asked_to_stop_gives_its_job_back,
+);
+
+#[test]
+fn while_it_waits_for_orphans_a_worker_can_be_stopped() {
+    let site = Site::start();
+    let mut first = site.idle_worker(|_| {});
+    let dir = held_job(&site, "orphaned", json!({}));
+    await_starts(&dir, 1);
+    first.kill9();
+    let mark = site.controller.mark();
+    let mut second = site.spawn(|_| {});
+    site.await_state(&mut second, mark, "busy");
+    second.sigterm();
+    second.exits_with(0);
+    assert_eq!(lines(&dir, "runs"), ["start 1"]);
+    release(&dir);
+    let finished = site.finish(site.spawn(|_| {}), dir, "orphaned");
+    assert_eq!(finished.result["status"], "success");
+}
+
+#[test]
+fn after_the_last_attempt_that_crashed_the_job_is_failed_as_interrupted() {
+    let site = Site::start();
+    site.open_queue(|_| {});
+    let dir = held_job(&site, "unlucky", json!({ "maxAttempts": 2 }));
+    for attempt in 1..=2 {
+        let mut worker = site.spawn(|_| {});
+        await_starts(&dir, attempt);
+        worker.kill9();
+        kill9_shell(&dir);
+    }
+    let third = site.spawn(|_| {});
+    let finished = site.finish(third, dir, "unlucky");
+    assert_eq!(finished.result["status"], "failed");
+    assert_eq!(finished.result["reason"], "interrupted");
+    assert!(
+        finished.result["exitCode"]
+            .as_i64()
+            .is_some_and(|code| code != 0),
+        "{}",
+        finished.result
+    );
+    assert_eq!(lines(&finished.dir, "runs"), ["start 1", "start 2"]);
+    next_job_succeeds(&site, |_| {});
+}
+
+#[test]
+fn the_attempts_of_a_job_end_after_three_crashes_by_default() {
+    let site = Site::start();
+    site.open_queue(|_| {});
+    let dir = held_job(&site, "unlucky", json!({}));
+    for attempt in 1..=3 {
+        let mut worker = site.spawn(|_| {});
+        await_starts(&dir, attempt);
+        worker.kill9();
+        kill9_shell(&dir);
+    }
+    let finished = site.finish(site.spawn(|_| {}), dir, "unlucky");
+    assert_eq!(finished.result["reason"], "interrupted");
+    assert_eq!(
+        lines(&finished.dir, "runs"),
+        ["start 1", "start 2", "start 3"]
+    );
+}
+
+fn a_worker_that_is_asked_to_stop_gives_its_job_back(version: &str) {
+    let site = Site::start();
+    let mut first = site.idle_worker(speaking(version));
+    let dir = held_job(&site, "requeued", json!({ "maxAttempts": 1 }));
+    await_starts(&dir, 1);
+    first.sigterm();
+    first.exits_with(0);
+    let left: Value =
+        serde_json::from_str(&read(&dir.join("job.status.json"))).expect("a status document");
+    assert_eq!(left["status"], "interrupted");
+    assert_eq!(site.controller.heard("jobs/results/").len(), 0);
+    release(&dir);
+    // Being stopped does not count: one attempt is all that this job has.
+    let finished = site.finish(site.spawn(speaking(version)), dir, "requeued");
+    assert_eq!(finished.result["status"], "success");
+    let runs = lines(&finished.dir, "runs");
+    assert_eq!(
+        runs.iter().filter(|line| line.starts_with("start")).count(),
+        2,
+        "{runs:?}"
+    );
+    assert_eq!(
+        runs.iter().filter(|line| line.starts_with("end")).count(),
+        1,
+        "{runs:?}"
+    );
+}
+
+fn a_job_published_afresh_after_its_end_runs_again(version: &str) {
+    let site = Site::start();
+    for run in 1..=3 {
+        let finished = site.run_on(
+            site.idle_worker(speaking(version)),
+            "again",
+            json!({ "steps": ["echo run >> runs"] }),
+        );
+        assert_eq!(finished.result["status"], "success");
+        assert_eq!(finished.result["attempt"], 1);
+        assert_eq!(lines(&finished.dir, "runs").len(), run);
+    }
+    assert_eq!(site.controller.heard("jobs/results/again").len(), 3);
+}
+
+/// In 3.1.1 the second request of the same job has been pushed and comes back with DUP set, though nobody ran it.
+fn a_job_published_afresh_behind_another_job_runs_again(version: &str) {
+    let site = Site::start();
+    site.open_queue(speaking(version));
+    let order = ["again", "other", "again", "again", "other"];
+    for id in order {
+        site.submit(id, json!({ "steps": ["echo run >> runs"] }));
+    }
+    for _ in order {
+        site.spawn(speaking(version)).exits_with(0);
+    }
+    wait::until("five results", || {
+        site.controller.heard("jobs/results/").len() >= order.len()
+    });
+    assert_eq!(ids(&site.controller.heard("jobs/results/")), order);
+    assert_eq!(lines(&site.drive.path().join("again"), "runs").len(), 3);
+    assert_eq!(lines(&site.drive.path().join("other"), "runs").len(), 2);
+}
+
+/// The worker dies after the job is final on disk and before the broker has acknowledged anything of it.
+fn a_result_that_the_broker_never_acknowledged_is_answered_from_the_file(version: &str) {
+    let mut site = Site::start();
+    let mut first = site.idle_worker(speaking(version));
+    // in 3.1.1 nothing but a key tells the redelivery from a fresh request
+    let key = (version == "4").then_some("k");
+    let dir = held_job(&site, "final", json!({ "key": key }));
+    await_starts(&dir, 1);
+    site.kill9_broker();
+    release(&dir);
+    let document = await_final_status(&dir);
+    first.kill9();
+    site.restart_broker();
+    let finished = site.finish(site.spawn(speaking(version)), dir, "final");
+    assert_eq!(
+        lines(&finished.dir, "runs"),
+        ["start 1", "end 1"],
+        "not run again"
+    );
+    assert_eq!(finished.published.text(), document, "the stored result");
+    assert_eq!(finished.result["attempt"], 1);
+    next_job_succeeds(&site, speaking(version));
+    assert_eq!(lines(&finished.dir, "runs").len(), 2);
+}
+
+fn await_final_status(dir: &Path) -> String {
+    wait::until_some("a final status on disk", || {
+        let text = read(&dir.join("job.status.json"));
+        let document: Value = serde_json::from_str(&text).expect("valid JSON at any moment");
+        (document["status"] == "success" || document["status"] == "failed").then_some(text)
+    })
+}
+
+fn a_broker_that_crashes_in_mid_step_and_remembers_runs_nothing_twice(version: &str) {
+    broker_crashes_in_mid_step(Site::start(), version);
+}
+
+fn a_broker_that_crashes_in_mid_step_and_forgets_runs_nothing_twice(version: &str) {
+    let mut broker = Mosquitto::prepare().without_persistence();
+    broker.restart();
+    broker_crashes_in_mid_step(Site::on(broker), version);
+}
+
+fn broker_crashes_in_mid_step(mut site: Site, version: &str) {
+    let worker = site.idle_worker(speaking(version));
+    let dir = held_job(&site, "survivor", json!({}));
+    await_starts(&dir, 1);
+    site.kill9_broker();
+    site.restart_broker();
+    release(&dir);
+    let finished = site.finish(worker, dir, "survivor");
+    assert_eq!(finished.result["status"], "success");
+    assert_eq!(finished.result["attempt"], 1);
+    next_job_succeeds(&site, speaking(version));
+    assert_eq!(lines(&finished.dir, "runs"), ["start 1", "end 1"]);
+    assert!(finished.log.contains("\nthe second step\n"));
+}
+
+fn a_job_that_ends_while_the_broker_is_away_is_reported_when_it_is_back(version: &str) {
+    for persistence in [true, false] {
+        let mut broker = match persistence {
+            true => Mosquitto::prepare(),
+            false => Mosquitto::prepare().without_persistence(),
+        };
+        broker.restart();
+        let mut site = Site::on(broker);
+        let worker = site.idle_worker(speaking(version));
+        let dir = held_job(&site, "patient", json!({}));
+        await_starts(&dir, 1);
+        site.kill9_broker();
+        release(&dir);
+        let document = await_final_status(&dir);
+        // A broker that has forgotten the controller would drop a result that comes before it has subscribed again.
+        worker.freeze();
+        site.restart_broker();
+        worker.thaw();
+        let finished = site.finish(worker, dir, "patient");
+        assert_eq!(finished.published.text(), document);
+        next_job_succeeds(&site, speaking(version));
+        assert_eq!(lines(&finished.dir, "runs"), ["start 1", "end 1"]);
+    }
+}
+
+fn a_worker_outlives_a_broker_that_restarts_while_it_waits(version: &str) {
+    for persistence in [true, false] {
+        let mut broker = match persistence {
+            true => Mosquitto::prepare(),
+            false => Mosquitto::prepare().without_persistence(),
+        };
+        broker.restart();
+        let mut site = Site::on(broker);
+        let mut worker = site.idle_worker(speaking(version));
+        site.kill9_broker();
+        let mark = site.controller.mark();
+        site.restart_broker();
+        site.await_state(&mut worker, mark, "idle");
+        let finished = site.run_on(worker, "after", json!({ "steps": ["true"] }));
+        assert_eq!(finished.result["status"], "success");
+    }
+}
+
+fn a_broker_that_appears_late_is_waited_for(version: &str) {
+    let mut broker = Mosquitto::prepare();
+    let mut worker = Worker::spawn(&broker, speaking(version));
+    wait::throughout(
+        Duration::from_millis(300),
+        "no broker is no reason to exit",
+        || worker.ended().is_none(),
+    );
+    broker.restart();
+    assert_eq!(format!("mqtt://127.0.0.1:{}", broker.port()), broker.url());
+    let site = Site::on(broker);
+    wait::until("the worker to be idle", || {
+        let presence = site.controller.heard("jobs/workers/node-worker-01");
+        presence
+            .last()
+            .is_some_and(|message| message.json()["state"] == "idle")
+    });
+    let finished = site.run_on(worker, "late", json!({ "steps": ["true"] }));
+    assert_eq!(finished.result["status"], "success");
+}
+
+#[test]
+fn a_step_that_fails_is_a_final_result_and_not_tried_again() {
+    let site = Site::start();
+    let finished = site.run(
+        "failing",
+        json!({ "steps": ["echo run >> runs; exit 1"], "maxAttempts": 5 }),
+    );
+    assert_eq!(finished.result["status"], "failed");
+    next_job_succeeds(&site, |_| {});
+    assert_eq!(lines(&finished.dir, "runs").len(), 1);
+    assert_eq!(site.controller.heard("jobs/results/failing").len(), 1);
+}
+
+#[test]
+fn two_workers_never_run_in_one_work_dir_at_once() {
+    let site = Site::start();
+    let named = |id: &'static str| {
+        move |command: &mut Command| {
+            command.env("WORKER_ID", id);
+        }
+    };
+    let mut workers = [
+        site.idle_worker(named("one")),
+        site.idle_worker(named("two")),
+    ];
+    let dir = held_job(&site, "shared", json!({}));
+    await_starts(&dir, 1);
+    // Each has a queue of its own, so the other one has the request as well.
+    wait::throughout(Duration::from_millis(500), "one at a time", || {
+        lines(&dir, "runs") == ["start 1"]
+    });
+    release(&dir);
+    wait::until("two results", || {
+        for worker in workers
+            .iter_mut()
+            .filter(|worker| worker.id == "one" || worker.id == "two")
+        {
+            if worker.ended().is_some_and(|status| status.success()) {
+                let id = if worker.id == "one" { "one" } else { "two" };
+                *worker = site.spawn(named(id));
+            }
+        }
+        site.controller.heard("jobs/results/shared").len() >= 2
+    });
+    let runs = lines(&dir, "runs");
+    assert_eq!(runs, ["start 1", "end 1", "start 1", "end 1"]);
+}

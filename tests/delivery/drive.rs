@@ -1,0 +1,176 @@
+//! A drive that is full or read-only, and a session that has kept a subscription of an older configuration: contract
+//! section 6, "nothing lost", where the surroundings do not play along.
+
+use crate::support;
+
+use serde_json::json;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use support::site::Site;
+
+/// A small file system of its own on a directory, until it is dropped.
+struct Mount(PathBuf);
+
+impl Mount {
+    /// Nothing, with a word, where we may not mount.
+    fn new(dir: &Path, options: &str) -> Option<Self> {
+        if mount(&["-t", "tmpfs", "-o", options, "none"], dir) {
+            return Some(Self(dir.to_owned()));
+        }
+        println!("skipped: no right to mount a file system");
+        None
+    }
+
+    /// Takes all the room that is left.
+    fn fill(&self) {
+        let room = fs::File::create(self.0.join("filler")).expect("a file");
+        while std::io::Write::write(&mut &room, &[0; 4096]).is_ok_and(|bytes| bytes > 0) {}
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+fn mount(arguments: &[&str], dir: &Path) -> bool {
+    Command::new("mount")
+        .args(arguments)
+        .arg(dir)
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+#[test]
+fn on_a_full_drive_nothing_is_run_and_the_result_says_why() {
+    let site = Site::start();
+    let ran = site.drive.path().join("ran");
+    let Some(drive) = Mount::new(&site.directory("full"), "size=64k") else {
+        return;
+    };
+    let dir = site.prepare(
+        "full",
+        json!({ "steps": [format!("touch {}", ran.display())] }),
+    );
+    drive.fill();
+    let worker = site.idle_worker(|_| {});
+    let finished = site.run_request(worker, dir.clone(), json!({ "id": "full", "workDir": dir }));
+    assert_eq!(
+        (&finished.result["status"], &finished.result["reason"]),
+        (&json!("failed"), &json!("internal"))
+    );
+    assert_eq!(finished.result["exitCode"], 1);
+    assert!(
+        finished.result["error"]
+            .as_str()
+            .is_some_and(|error| error.contains("No space left")),
+        "{}",
+        finished.result
+    );
+    assert!(
+        !ran.exists(),
+        "a job without a journal could be run again and again"
+    );
+}
+
+#[test]
+fn a_drive_that_fills_up_in_mid_job_does_not_change_the_result() {
+    let site = Site::start();
+    let Some(_drive) = Mount::new(&site.directory("filling"), "size=256k") else {
+        return;
+    };
+    let steps = json!(["cat /dev/zero > filler 2>/dev/null || true", "exit 3"]);
+    let finished = site.run("filling", json!({ "steps": steps }));
+    assert_eq!(
+        (&finished.result["status"], &finished.result["exitCode"]),
+        (&json!("failed"), &json!(3))
+    );
+    assert_eq!(finished.result["reason"], "step");
+    let said = finished.worker.stderr();
+    assert!(
+        said.contains("job.status.json cannot be written: No space left"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_drive_that_fills_up_in_mid_job_is_no_success() {
+    let site = Site::start();
+    let Some(_drive) = Mount::new(&site.directory("filling"), "size=256k") else {
+        return;
+    };
+    let steps = json!(["cat /dev/zero > filler 2>/dev/null || true"]);
+    let finished = site.run("filling", json!({ "steps": steps }));
+    assert_eq!(
+        (
+            &finished.result["status"],
+            &finished.result["reason"],
+            &finished.result["exitCode"]
+        ),
+        (&json!("failed"), &json!("internal"), &json!(1))
+    );
+    let error = finished.result["error"].as_str().unwrap_or_default();
+    assert!(error.contains("No space left"), "{error}");
+}
+
+#[test]
+fn in_a_read_only_directory_nothing_is_run_and_the_result_says_why() {
+    let site = Site::start();
+    let Some(_drive) = Mount::new(&site.directory("frozen"), "size=64k") else {
+        return;
+    };
+    let dir = site.prepare("frozen", json!({ "steps": ["true"] }));
+    assert!(mount(&["-o", "remount,ro"], &dir));
+    let worker = site.idle_worker(|_| {});
+    let finished = site.run_request(
+        worker,
+        dir.clone(),
+        json!({ "id": "frozen", "workDir": dir }),
+    );
+    assert_eq!(
+        (&finished.result["status"], &finished.result["reason"]),
+        (&json!("failed"), &json!("internal"))
+    );
+    assert_eq!(finished.result["logFile"], json!(null));
+    assert!(
+        finished.result["error"]
+            .as_str()
+            .is_some_and(|error| error.contains("Read-only")),
+        "{}",
+        finished.result
+    );
+}
+
+#[test]
+fn a_request_on_a_topic_of_an_older_configuration_is_answered() {
+    let site = Site::start();
+    site.open_queue(|worker| {
+        worker.env("MQTT_TOPIC_ROOT", "old");
+    });
+    let dir = site.prepare("late", json!({ "steps": ["touch ran"] }));
+    site.controller.publish(
+        "old/pending",
+        json!({ "id": "late", "workDir": dir }).to_string(),
+    );
+    let worker = site.spawn(|_| {});
+    let result = site.result("late").json();
+    assert_eq!(
+        (&result["status"], &result["reason"]),
+        (&json!("failed"), &json!("rejected"))
+    );
+    assert!(
+        result["error"]
+            .as_str()
+            .is_some_and(|error| error.contains("old/pending")),
+        "{result}"
+    );
+    assert!(!dir.join("ran").exists());
+    let finished = site.run_on(worker, "next", json!({ "steps": ["true"] }));
+    assert_eq!(
+        finished.result["status"], "success",
+        "and the worker waited on"
+    );
+}

@@ -1,0 +1,251 @@
+//! A broker that has forgotten the request of a job that runs: nobody will deliver it again, and whoever waits for its
+//! result may have to subscribe again. The result reaches the controller all the same.
+
+use crate::support;
+
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+use support::controller::Controller;
+use support::mosquitto::Mosquitto;
+use support::site::{Site, read, while_exists};
+use support::temp_dir::TempDir;
+use support::wait;
+use support::worker::Worker;
+
+const PRESENCE: &str = "jobs/workers/node-worker-01";
+
+fn speaking(version: &str) -> impl Fn(&mut Command) {
+    let version = version.to_owned();
+    move |command| {
+        command.env("MQTT_PROTOCOL_VERSION", &version);
+    }
+}
+
+fn forgetful_broker() -> Mosquitto {
+    let mut broker = Mosquitto::prepare().without_persistence();
+    broker.restart();
+    broker
+}
+
+/// A directory with a job that runs until it is [`release`]d.
+fn held_job(drive: &Path, id: &str) -> PathBuf {
+    let dir = drive.join(id);
+    fs::create_dir_all(&dir).expect("the drive can be written");
+    let step = format!("echo start >> runs; {}", while_exists("hold"));
+    fs::write(dir.join("job.json"), json!({ "steps": [step] }).to_string())
+        .expect("the drive can be written");
+    fs::write(dir.join("hold"), "").expect("the drive can be written");
+    dir
+}
+
+fn release(dir: &Path) {
+    fs::remove_file(dir.join("hold")).expect("it is held");
+}
+
+fn await_starts(dir: &Path, count: usize) {
+    wait::until(&format!("start {count} of the step"), || {
+        let runs = fs::read_to_string(dir.join("runs")).unwrap_or_default();
+        runs.lines().count() == count
+    });
+}
+
+fn await_final_status(dir: &Path) {
+    wait::until("a final status on the drive", || {
+        ["success", "failed"].contains(&status(dir)["status"].as_str().unwrap_or_default())
+    });
+}
+
+fn status(dir: &Path) -> Value {
+    serde_json::from_str(&read(&dir.join("job.status.json"))).expect("valid JSON at any moment")
+}
+
+/// Restarts the broker, which forgets all, while the worker runs its job, and waits until both are back.
+fn forget_everything(site: &mut Site, worker: &mut Worker) {
+    site.kill9_broker();
+    let mark = site.controller.mark();
+    site.restart_broker();
+    site.await_state(worker, mark, "busy");
+}
+
+fn ends_as_forgotten(site: &Site, mut worker: Worker, dir: &Path) {
+    let stopped = Instant::now();
+    worker.sigterm();
+    let result = site.result("held").json();
+    worker.exits_with(0);
+    // the default grace is 8 s, and this job ends at the first TERM
+    assert!(stopped.elapsed() < Duration::from_secs(8));
+    assert_eq!(
+        (&result["status"], &result["reason"]),
+        (&json!("failed"), &json!("interrupted"))
+    );
+    assert!(
+        result["exitCode"].as_i64().is_some_and(|code| code != 0),
+        "{result}"
+    );
+    let error = result["error"].as_str().unwrap_or_default();
+    assert!(
+        error.contains("the broker has forgotten the request"),
+        "{error}"
+    );
+    assert!(error.contains("publish it again"), "{error}");
+    assert_eq!(status(dir), result);
+
+    // published again, it is a run of its own
+    release(dir);
+    site.request(json!({ "id": "held", "workDir": dir }));
+    site.spawn(|_| {}).exits_with(0);
+    let again = site.result("held").json();
+    assert_eq!(
+        (&again["status"], &again["attempt"]),
+        (&json!("success"), &json!(1))
+    );
+}
+
+fn a_stop_ends_a_job_whose_request_is_forgotten(version: &str) {
+    let mut site = Site::on(forgetful_broker());
+    let mut worker = site.idle_worker(speaking(version));
+    let dir = held_job(site.drive.path(), "held");
+    site.request(json!({ "id": "held", "workDir": dir }));
+    await_starts(&dir, 1);
+    forget_everything(&mut site, &mut worker);
+    ends_as_forgotten(&site, worker, &dir);
+}
+
+fn a_stop_ends_a_job_whose_request_came_at_qos_0(version: &str) {
+    let site = Site::start();
+    let worker = site.idle_worker(speaking(version));
+    let dir = held_job(site.drive.path(), "held");
+    let request = json!({ "id": "held", "workDir": dir });
+    site.controller
+        .publish_at_qos_0("jobs/pending", request.to_string());
+    await_starts(&dir, 1);
+    ends_as_forgotten(&site, worker, &dir);
+}
+
+/// Whether it has forgotten the request shows only when it is back.
+fn a_stop_without_a_broker_leaves_the_job_interrupted(version: &str) {
+    for persistence in [true, false] {
+        let broker = match persistence {
+            true => Mosquitto::start(),
+            false => forgetful_broker(),
+        };
+        let mut site = Site::on(broker);
+        let mut worker = site.idle_worker(speaking(version));
+        let dir = held_job(site.drive.path(), "held");
+        site.request(json!({ "id": "held", "workDir": dir }));
+        await_starts(&dir, 1);
+        site.kill9_broker();
+        wait::until("the worker to notice", || {
+            worker.stderr().contains("the connection is lost")
+        });
+        worker.sigterm();
+        worker.exits_with(0);
+        assert_eq!(status(&dir)["status"], "interrupted");
+        site.restart_broker();
+        release(&dir);
+        if !persistence {
+            site.open_queue(speaking(version));
+            site.request(json!({ "id": "held", "workDir": dir }));
+        }
+        let finished = site.finish(site.spawn(speaking(version)), dir.clone(), "held");
+        assert_eq!(finished.result["status"], "success");
+        await_starts(&dir, 2);
+        assert_eq!(site.controller.heard("jobs/results/held").len(), 1);
+    }
+}
+
+/// A job whose broker restarts without its memory in mid-run, and that ends before its controller has subscribed again,
+/// which it does `absence` after the worker.
+fn result_reaches_a_controller_that_is_back_after(absence: Duration, version: &str) {
+    let (drive, mut broker) = (TempDir::new(), forgetful_broker());
+    let controller = Controller::connect(&broker);
+    let mut worker = Worker::spawn(&broker, speaking(version));
+    wait::until("the worker to be idle", || {
+        !controller.heard(PRESENCE).is_empty()
+    });
+    let dir = held_job(drive.path(), "held");
+    let request = json!({ "id": "held", "workDir": dir });
+    controller.publish("jobs/pending", request.to_string());
+    await_starts(&dir, 1);
+    controller.leave();
+    broker.kill9();
+    release(&dir);
+    await_final_status(&dir);
+    broker.restart();
+    wait::until("the worker to be back", || {
+        broker.log().contains("as node-worker-01")
+    });
+    thread::sleep(absence);
+    let controller = Controller::connect(&broker);
+    let result = controller.next("jobs/results/held").json();
+    assert_eq!(result, status(&dir));
+    assert_eq!(result["status"], "success");
+    worker.exits_with(0);
+}
+
+mod the_result_reaches_a_controller_that_is_back {
+    use super::result_reaches_a_controller_that_is_back_after as reaches;
+    use std::time::Duration;
+
+    #[test]
+    fn with_the_worker_in_mqtt_5() {
+        reaches(Duration::ZERO, "5");
+    }
+
+    #[test]
+    fn with_the_worker_in_mqtt_3_1_1() {
+        reaches(Duration::ZERO, "4");
+    }
+
+    #[test]
+    fn after_1_s_in_mqtt_5() {
+        reaches(Duration::from_secs(1), "5");
+    }
+
+    /// The worker waits 2 s here, since this version does not tell it that nobody is subscribed.
+    #[test]
+    fn after_1_s_in_mqtt_3_1_1() {
+        reaches(Duration::from_secs(1), "4");
+    }
+
+    #[test]
+    fn after_10_s_in_mqtt_5() {
+        reaches(Duration::from_secs(10), "5");
+    }
+
+    #[test]
+    #[ignore = "needs 40 s"]
+    fn after_40_s_in_mqtt_5() {
+        reaches(Duration::from_secs(40), "5");
+    }
+}
+
+/// There are controllers that only read the drive.
+fn a_result_that_nobody_subscribes_to_delays_nobody(version: &str) {
+    let (drive, broker) = (TempDir::new(), Mosquitto::start());
+    let controller = Controller::hearing("jobs/workers/#", &broker, "controller");
+    let mut worker = Worker::spawn(&broker, speaking(version));
+    wait::until("the worker to be idle", || {
+        !controller.heard(PRESENCE).is_empty()
+    });
+    let dir = held_job(drive.path(), "held");
+    let request = json!({ "id": "held", "workDir": dir });
+    controller.publish("jobs/pending", request.to_string());
+    await_starts(&dir, 1);
+    let released = Instant::now();
+    release(&dir);
+    worker.exits_with(0);
+    assert!(released.elapsed() < Duration::from_secs(10));
+    assert_eq!(status(&dir)["status"], "success");
+}
+
+on_both_protocols!(
+    a_stop_ends_a_job_whose_request_is_forgotten,
+    a_stop_ends_a_job_whose_request_came_at_qos_0,
+    a_stop_without_a_broker_leaves_the_job_interrupted,
+    a_result_that_nobody_subscribes_to_delays_nobody,
+);

@@ -1,0 +1,295 @@
+//! The connection to the broker when it dies without a word, is taken away, or is not answered.
+
+use crate::support;
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::broker::{Entry, Message, Packet, Step, Verdict};
+use support::proxy::Proxy;
+use support::scene::{SOON, Scene, WORKER, read_json, until_exists};
+use support::site::Site;
+use support::wait;
+
+/// The smallest that is taken, in seconds.
+const KEEP_ALIVE: &str = "5";
+
+/// 1.5 times that, and what a loaded machine takes to connect again; twice the keep-alive would be too late.
+const NOTICED: Duration = Duration::from_secs(9);
+
+fn through(proxy: &Proxy, version: &str) -> impl Fn(&mut Command) {
+    let (url, version) = (proxy.url(), version.to_owned());
+    move |command| {
+        command
+            .env("MQTT_URL", &url)
+            .env("MQTT_KEEP_ALIVE", KEEP_ALIVE)
+            .env("MQTT_PROTOCOL_VERSION", &version);
+    }
+}
+
+fn a_connection_that_dies_is_noticed_within_one_and_a_half_keep_alives(version: &str) {
+    let site = Site::start();
+    let proxy = Proxy::before(site.broker.port());
+    let mut worker = site.idle_worker(through(&proxy, version));
+    // its answered pings keep it: the first, and the second a moment ago
+    wait::throughout(Duration::from_millis(10_200), "one connection", || {
+        proxy.connections() == 1
+    });
+    let died = proxy.kill_connections();
+    proxy.await_connection(1);
+    assert!(died.elapsed() < NOTICED, "{:?}", died.elapsed());
+    site.submit("a", json!({ "steps": ["true"] }));
+    assert_eq!(site.result("a").json()["status"], "success");
+    worker.exits_with(0);
+}
+
+fn a_connection_that_dies_in_a_large_result_is_noticed_as_soon(version: &str) {
+    let site = Site::start();
+    let proxy = Proxy::before_with_limit(site.broker.port(), 1 << 20);
+    let mut worker = site.idle_worker(through(&proxy, version));
+    // skipped steps: some 7 MB of result, more than the socket buffers hold
+    let mut steps = vec!["false"];
+    steps.resize(330_000, "");
+    site.submit("large", json!({ "steps": steps }));
+    let died = proxy.await_first_death();
+    proxy.await_connection(1);
+    assert!(died.elapsed() < NOTICED, "{:?}", died.elapsed());
+    let result = site.result("large");
+    assert!(result.payload.len() > 6 << 20, "{}", result.payload.len());
+    worker.exits_with(0);
+}
+
+fn one_of_two_idle_workers_under_one_id_leaves(version: &str) {
+    let site = Site::start();
+    let configure = |command: &mut Command| {
+        command.env("MQTT_PROTOCOL_VERSION", version);
+    };
+    let mut workers = [site.idle_worker(configure), site.spawn(configure)];
+    let mut gone = wait::until_some("one of them to leave", || {
+        let at = workers
+            .iter_mut()
+            .position(|worker| worker.ended().is_some());
+        at.map(|at| workers.swap(0, at))
+            .map(|()| workers[0].stderr())
+    });
+    workers[0].exits_with(75);
+    gone = gone.to_lowercase();
+    for named in ["worker_id", "node-worker-01", "jobs/workers/node-worker-01"] {
+        assert!(gone.contains(named), "{named}: {gone}");
+    }
+    // the other one is as good as ever
+    site.submit("a", json!({ "steps": ["true"] }));
+    assert_eq!(site.result("a").json()["status"], "success");
+    workers[1].exits_with(0);
+}
+
+on_both_protocols!(
+    a_connection_that_dies_is_noticed_within_one_and_a_half_keep_alives,
+    a_connection_that_dies_in_a_large_result_is_noticed_as_soon,
+    one_of_two_idle_workers_under_one_id_leaves,
+);
+
+/// The short form of "session taken over" (MQTT 5, section 3.14.2.1), which Mosquitto 2.1 sends.
+const SHORT_TAKEOVER: [u8; 3] = [0xe0, 0x01, 0x8e];
+
+#[test]
+fn a_takeover_said_in_the_short_form_is_one_too() {
+    let scene = Scene::new();
+    scene.broker.set_script(|step| match step.packet {
+        Packet::Disconnect { .. } if !step.from_client => {
+            Verdict::Replace(Packet::Raw(SHORT_TAKEOVER.to_vec()))
+        }
+        _ => Verdict::Pass,
+    });
+    let mut workers = [scene.idle_worker(|_| {}), scene.worker(|_| {})];
+    let gone = wait::until_some("one of them to leave", || {
+        workers
+            .iter_mut()
+            .position(|worker| worker.ended().is_some())
+    });
+    workers[gone].exits_with(75);
+    assert!(workers[gone].stderr().contains("WORKER_ID"));
+    assert!(workers[1 - gone].ended().is_none());
+}
+
+/// Does not let a client publish its presence this many times: cuts the link, as some brokers do.
+fn without_presence(times: usize) -> impl FnMut(&Step) -> Verdict {
+    let mut left = times;
+    move |step| match step.packet {
+        Packet::Publish { topic, .. }
+            if step.from_client && topic.starts_with("jobs/workers/") && left > 0 =>
+        {
+            left -= 1;
+            Verdict::CutBefore
+        }
+        _ => Verdict::Pass,
+    }
+}
+
+fn a_broker_that_drops_an_idle_worker_three_times_is_left(version: &str) {
+    let scene = Scene::new();
+    scene.broker.set_script(without_presence(3));
+    let mut worker = scene.worker(speaking(version));
+    worker.exits_with(75);
+    let said = worker.stderr();
+    assert!(said.contains("dropped 3 connections"), "{said}");
+    assert!(
+        said.contains("WORKER_ID") && said.contains("jobs/workers/w"),
+        "{said}"
+    );
+}
+
+fn two_drops_are_none_too_many(version: &str) {
+    let scene = Scene::new();
+    scene.broker.set_script(without_presence(2));
+    let mut worker = scene.idle_worker(speaking(version));
+    scene.submit("a", json!({ "steps": ["true"] }));
+    assert_eq!(scene.result("a")["status"], "success");
+    worker.exits_with(0);
+}
+
+fn a_worker_with_a_job_is_dropped_as_often_as_it_takes(version: &str) {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(speaking(version));
+    let dir = scene.submit("a", json!({ "steps": [until_exists("open")] }));
+    for _ in 0..5 {
+        scene.broker.wait_for_connected(WORKER, true, SOON);
+        scene.broker.kick(WORKER);
+    }
+    worker.await_stderr("connections in a row");
+    assert!(worker.ended().is_none());
+    fs::write(dir.join("open"), "").unwrap();
+    assert_eq!(scene.result("a")["status"], "success");
+    worker.exits_with(0);
+    scene.broker.wait_for_queued(WORKER, 0, SOON);
+}
+
+fn speaking(version: &str) -> impl Fn(&mut Command) {
+    let version = version.to_owned();
+    move |command| {
+        command.env("MQTT_PROTOCOL_VERSION", &version);
+    }
+}
+
+mod dropped {
+    use super::*;
+    on_both_protocols!(
+        a_broker_that_drops_an_idle_worker_three_times_is_left,
+        two_drops_are_none_too_many,
+        a_worker_with_a_job_is_dropped_as_often_as_it_takes,
+    );
+}
+
+/// Treats the greetings in their order: the versions that they must have, and what becomes of them.
+fn greeted_as(expected: &'static [(u8, Verdict)]) -> impl FnMut(&Step) -> Verdict {
+    let mut greetings = expected.iter();
+    move |step| match (step.packet, greetings.as_slice()) {
+        (Packet::Connect { version, .. }, [_, ..]) => {
+            let (expected, verdict) = greetings.next().unwrap();
+            assert_eq!(version, expected);
+            verdict.clone()
+        }
+        _ => Verdict::Pass,
+    }
+}
+
+#[test]
+fn where_version_5_is_never_answered_the_older_one_is_spoken() {
+    let scene = Scene::new();
+    let greetings = &[(5, Verdict::Drop), (4, Verdict::Pass)];
+    scene.broker.set_script(greeted_as(greetings));
+    let mut worker = scene.idle_worker(|_| {});
+    assert!(worker.stderr().contains("speaking 3.1.1"));
+    scene.submit("a", json!({ "steps": ["true"] }));
+    assert_eq!(scene.result("a")["status"], "success");
+    worker.exits_with(0);
+}
+
+#[test]
+fn where_the_older_version_does_not_help_version_5_is_tried_again() {
+    let scene = Scene::new();
+    let greetings = &[
+        (5, Verdict::Drop),
+        (4, Verdict::CutBefore),
+        (5, Verdict::Pass),
+    ];
+    scene.broker.set_script(greeted_as(greetings));
+    let worker = scene.idle_worker(|_| {});
+    assert!(!worker.stderr().contains("speaking 3.1.1"));
+}
+
+#[test]
+fn a_configured_version_is_kept_although_it_is_not_answered() {
+    let scene = Scene::new();
+    let greetings = &[(5, Verdict::Drop), (5, Verdict::Pass)];
+    scene.broker.set_script(greeted_as(greetings));
+    scene.idle_worker(speaking("5"));
+}
+
+fn json_of(message: &Message) -> Value {
+    serde_json::from_slice(&message.payload).unwrap()
+}
+
+/// A job whose result has some 2 KB, and a rejection that is as large.
+fn large_words_are_published_short(version: &str, scene: &Scene) {
+    let mut worker = scene.worker(speaking(version));
+    scene.broker.wait_for_connected(WORKER, true, SOON);
+    wait::until("the subscription", || {
+        scene.states().contains(&"idle".into())
+    });
+    scene.broker.publish("jobs/pending", "x".repeat(2000));
+    let notices = scene.broker.wait_for_message("jobs/rejected", 1, SOON);
+    assert_eq!(json_of(&notices[0])["truncated"], true);
+    let mut steps = vec!["exit 3"];
+    steps.resize(100, "true");
+    let dir = scene.submit("a", json!({ "steps": steps }));
+    let result = scene.result("a");
+    assert_eq!(result["truncated"], true, "{result}");
+    assert_eq!(
+        (&result["exitCode"], &result["steps"]),
+        (&json!(3), &json!(null))
+    );
+    worker.exits_with(0);
+    let stored = read_json(&dir.join("job.status.json"));
+    assert_eq!(stored["steps"].as_array().unwrap().len(), 100);
+    assert_eq!(stored.get("truncated"), None);
+    scene.broker.wait_for_queued(WORKER, 0, SOON);
+}
+
+#[test]
+fn what_the_broker_says_that_it_does_not_take_is_published_short() {
+    let scene = Scene::new();
+    scene
+        .broker
+        .configure(|knobs| knobs.max_packet_size = Some(600));
+    large_words_are_published_short("5", &scene);
+    // neither the announcements nor the result have ended the connection
+    let connects = |entry: &&Entry| {
+        matches!(
+            entry,
+            Entry::Packet {
+                packet: Packet::Connect { .. },
+                ..
+            }
+        )
+    };
+    assert_eq!(scene.broker.log().iter().filter(connects).count(), 1);
+}
+
+fn a_broker_that_does_not_say_what_it_takes_gets_it_short(version: &str) {
+    let scene = Scene::new();
+    scene.broker.set_script(|step| match step.packet {
+        Packet::Publish {
+            payload, qos: 1, ..
+        } if step.from_client && payload.len() > 1024 => Verdict::CutBefore,
+        _ => Verdict::Pass,
+    });
+    large_words_are_published_short(version, &scene);
+}
+
+mod untold {
+    use super::*;
+    on_both_protocols!(a_broker_that_does_not_say_what_it_takes_gets_it_short);
+}

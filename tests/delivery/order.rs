@@ -1,0 +1,639 @@
+//! Contract sections 6 to 8 seen from the broker: the order of the last packets, acknowledgements that do not come, requests
+//! that come twice, another client under our id, refusals, and brokers without MQTT 5.
+
+use crate::support;
+
+use serde_json::{Value, json};
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+use support::broker::{Broker, Entry, Packet, RefuseV5, Verdict};
+use support::temp_dir::TempDir;
+use support::wait::{self, DEADLINE};
+use support::worker::{Worker, job_worker};
+
+const ME: &str = "node-worker-01";
+const STATE: &str = "jobs/workers/node-worker-01";
+
+/// A scripted broker, and a directory for workers and jobs.
+struct Stage {
+    // the first to be dropped: what runs in the directory is gone by then
+    broker: Broker,
+    drive: TempDir,
+}
+
+impl Stage {
+    fn new() -> Self {
+        Self {
+            broker: Broker::start(),
+            drive: TempDir::new(),
+        }
+    }
+
+    fn start(&self, configure: impl FnOnce(&mut Command)) -> Worker {
+        let mut command = job_worker();
+        command
+            .env("MQTT_URL", self.broker.url())
+            .env("RUST_LOG", "debug")
+            .current_dir(self.drive.path());
+        configure(&mut command);
+        Worker::start(command, self.drive.path())
+    }
+
+    fn speaking(&self, version: &str) -> Worker {
+        let worker = self.start(|command| _ = command.env("MQTT_PROTOCOL_VERSION", version));
+        self.broker.wait_for_message(STATE, 1, DEADLINE);
+        worker
+    }
+
+    /// Publishes a request; the step appends the attempt to `runs` and lasts while `gate` exists.
+    fn submit(&self, id: &str) {
+        self.broker.publish("jobs/pending", self.request(id));
+    }
+
+    fn request(&self, id: &str) -> String {
+        let step = "echo $JOB_ATTEMPT >> runs; while [ -e gate ]; do sleep 0.02; done";
+        fs::create_dir_all(self.dir(id)).unwrap();
+        json!({ "id": id, "workDir": self.dir(id), "steps": [step] }).to_string()
+    }
+
+    /// The same, with the gate closed, and waits until the step runs.
+    fn submit_held(&self, id: &str) {
+        fs::create_dir_all(self.dir(id)).unwrap();
+        fs::write(self.dir(id).join("gate"), "").unwrap();
+        self.submit(id);
+        wait::until("the step to run", || self.runs(id) == "1\n");
+    }
+
+    fn release(&self, id: &str) {
+        fs::remove_file(self.dir(id).join("gate")).unwrap();
+    }
+
+    fn dir(&self, id: &str) -> std::path::PathBuf {
+        self.drive.path().join(id)
+    }
+
+    fn runs(&self, id: &str) -> String {
+        read(&self.dir(id).join("runs"))
+    }
+
+    /// The packets from the first PUBLISH of `topic` on, in short: what goes to the worker starts with `<`.
+    fn told_from(&self, topic: &str) -> Vec<String> {
+        let told: Vec<String> = self.broker.log().iter().filter_map(short).collect();
+        let start = told
+            .iter()
+            .position(|line| line.ends_with(topic))
+            .expect("this topic");
+        told[start..].to_vec()
+    }
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+fn short(entry: &Entry) -> Option<String> {
+    let Entry::Packet {
+        packet,
+        from_client,
+        ..
+    } = entry
+    else {
+        return None;
+    };
+    let what = match packet {
+        Packet::Publish { topic, .. } => format!("PUBLISH {topic}"),
+        Packet::PubAck { .. } => "PUBACK".to_owned(),
+        Packet::Disconnect { .. } => "DISCONNECT".to_owned(),
+        _ => return None,
+    };
+    Some(format!("{}{what}", if *from_client { '>' } else { '<' }))
+}
+
+fn sent(entry: &Entry) -> Option<&Packet> {
+    match entry {
+        Entry::Packet {
+            from_client: true,
+            packet,
+            ..
+        } => Some(packet),
+        _ => None,
+    }
+}
+
+fn acknowledgements(broker: &Broker) -> usize {
+    broker
+        .log()
+        .iter()
+        .filter(|entry| matches!(sent(entry), Some(Packet::PubAck { .. })))
+        .count()
+}
+
+/// The protocol versions of all CONNECTs.
+fn greetings(broker: &Broker) -> Vec<u8> {
+    let version = |entry: &Entry| match sent(entry) {
+        Some(Packet::Connect { version, .. }) => Some(*version),
+        _ => None,
+    };
+    broker.log().iter().filter_map(version).collect()
+}
+
+fn the_order_at_the_end(version: &str) {
+    let stage = Stage::new();
+    let mut worker = stage.speaking(version);
+    stage.submit("a");
+    worker.exits_with(0);
+    stage.broker.wait_for_connected(ME, false, DEADLINE);
+    assert_eq!(
+        stage.told_from("jobs/results/a"),
+        [
+            ">PUBLISH jobs/results/a",
+            "<PUBACK",
+            ">PUBACK",
+            &format!(">PUBLISH {STATE}"),
+            ">DISCONNECT"
+        ]
+    );
+    assert_eq!(stage.broker.queued(ME), 0);
+    assert!(
+        stage
+            .broker
+            .retained(STATE)
+            .unwrap()
+            .text()
+            .contains(r#""state":"offline""#)
+    );
+}
+
+fn a_request_is_not_acknowledged_while_the_broker_does_not_acknowledge_the_result(version: &str) {
+    let stage = Stage::new();
+    stage.broker.set_script(|step| match step.packet {
+        Packet::PubAck { .. } if !step.from_client => Verdict::Drop,
+        _ => Verdict::Pass,
+    });
+    let mut worker = stage.speaking(version);
+    stage.submit("a");
+    stage.broker.wait_for_message("jobs/results/a", 1, DEADLINE);
+    let quiet = Duration::from_secs(3);
+    wait::throughout(quiet, "the request waits", || {
+        acknowledgements(&stage.broker) == 0 && worker.ended().is_none()
+    });
+    // also on the next connection, where the broker redelivers the request and hears the result once more
+    stage.broker.kick(ME);
+    stage.broker.wait_for_message("jobs/results/a", 2, DEADLINE);
+    assert_eq!(
+        (acknowledgements(&stage.broker), stage.broker.queued(ME)),
+        (0, 1)
+    );
+    stage.broker.set_script(|_| Verdict::Pass);
+    stage.broker.kick(ME);
+    worker.exits_with(0);
+    stage.broker.wait_for_queued(ME, 0, DEADLINE);
+    assert_eq!(stage.runs("a"), "1\n");
+}
+
+/// In 3.1.1 nothing but a key tells the redelivery from a fresh request, so without one the job runs again.
+#[test]
+fn a_worker_killed_before_the_acknowledgement_has_its_result_sent_by_the_next() {
+    for (version, key, runs) in [
+        ("5", json!(null), "1\n"),
+        ("5", json!("k"), "1\n"),
+        ("4", json!(null), "1\n1\n"),
+        ("4", json!("k"), "1\n"),
+    ] {
+        killed_before_the_acknowledgement(version, key, runs);
+    }
+}
+
+fn killed_before_the_acknowledgement(version: &str, key: Value, runs: &str) {
+    let stage = Stage::new();
+    stage.broker.set_script(|step| match step.packet {
+        Packet::PubAck { .. } if !step.from_client => Verdict::Drop,
+        _ => Verdict::Pass,
+    });
+    let mut worker = stage.speaking(version);
+    let mut request: Value = serde_json::from_str(&stage.request("a")).unwrap();
+    request["key"] = key;
+    stage.broker.publish("jobs/pending", request.to_string());
+    let first = stage
+        .broker
+        .wait_for_message("jobs/results/a", 1, DEADLINE)
+        .remove(0);
+    worker.kill9();
+    stage.broker.set_script(|_| Verdict::Pass);
+    let mut second = stage.start(|command| _ = command.env("MQTT_PROTOCOL_VERSION", version));
+    let results = stage.broker.wait_for_message("jobs/results/a", 2, DEADLINE);
+    stage.broker.wait_for_queued(ME, 0, DEADLINE);
+    assert_eq!(stage.runs("a"), runs);
+    assert_eq!(results[1].text() == first.text(), runs == "1\n");
+    second.exits_with(0);
+}
+
+fn a_redelivery_on_the_live_connection_is_not_another_request(version: &str) {
+    let stage = Stage::new();
+    let mut worker = stage.speaking(version);
+    // as NATS does: the same packet once more, without a new connection
+    let request = stage.request("a");
+    let twin = request.clone();
+    fs::write(stage.dir("a").join("gate"), "").unwrap();
+    let mut again = false;
+    stage.broker.set_script(move |step| match step.packet {
+        Packet::Publish {
+            topic,
+            payload,
+            qos: 1,
+            ..
+        } if topic == "jobs/pending" && payload[..] == *twin.as_bytes() => {
+            again = true;
+            Verdict::Pass
+        }
+        // a message for the worker that the worker does not wait for becomes the redelivery
+        Packet::Publish { topic, .. } if topic == "jobs/cancel/other" && again => {
+            Verdict::Replace(Packet::Publish {
+                topic: "jobs/pending".into(),
+                payload: twin.clone().into_bytes(),
+                qos: 1,
+                dup: true,
+                retain: false,
+                pkid: 1,
+                subscription: None,
+            })
+        }
+        _ => Verdict::Pass,
+    });
+    stage.broker.publish("jobs/pending", request);
+    wait::until("the step to run", || stage.runs("a") == "1\n");
+    for _ in 0..3 {
+        stage.broker.publish("jobs/cancel/other", "");
+    }
+    let is_twin = |entry: &Entry| {
+        matches!(
+            entry,
+            Entry::Packet {
+                packet: Packet::Publish { dup: true, .. },
+                ..
+            }
+        )
+    };
+    stage.broker.wait_until(DEADLINE, |log| {
+        log.iter().filter(|entry| is_twin(entry)).count() == 3
+    });
+    stage.release("a");
+    worker.exits_with(0);
+    stage.broker.wait_for_connected(ME, false, DEADLINE);
+    assert_eq!(
+        (
+            stage.runs("a").as_str(),
+            stage.broker.received("jobs/results/a").len()
+        ),
+        ("1\n", 1)
+    );
+    assert_eq!(
+        (acknowledgements(&stage.broker), stage.broker.queued(ME)),
+        (1, 0)
+    );
+}
+
+fn requests_behind_the_first_stay_with_the_broker(version: &str) {
+    let stage = Stage::new();
+    let mut worker = stage.speaking(version);
+    stage.submit_held("job-0");
+    let ids: Vec<String> = (1..20).map(|n| format!("job-{n}")).collect();
+    ids.iter().for_each(|id| stage.submit(id));
+    let delivered = if version == "4" { 20 } else { 1 };
+    let is_request = |entry: &Entry| matches!(entry, Entry::Packet { packet: Packet::Publish { topic, .. }, .. } if topic == "jobs/pending");
+    stage.broker.wait_until(DEADLINE, |log| {
+        log.iter().filter(|entry| is_request(entry)).count() == delivered
+    });
+    stage.release("job-0");
+    worker.exits_with(0);
+    stage.broker.wait_for_queued(ME, 19, DEADLINE);
+    assert_eq!(stage.broker.received("jobs/results/+").len(), 1);
+    // in 3.1.1 they come with DUP now, though nobody has run them
+    for (n, id) in ids.iter().enumerate() {
+        let mut next = stage.start(|command| _ = command.env("MQTT_PROTOCOL_VERSION", version));
+        next.exits_with(0);
+        stage.broker.wait_for_connected(ME, false, DEADLINE);
+        let results = stage.broker.received("jobs/results/+");
+        assert_eq!(
+            (results.len(), &results[n + 1].topic),
+            (n + 2, &format!("jobs/results/{id}"))
+        );
+        assert_eq!(stage.runs(id), "1\n");
+    }
+    assert_eq!(stage.broker.queued(ME), 0);
+}
+
+on_both_protocols!(
+    the_order_at_the_end,
+    a_request_is_not_acknowledged_while_the_broker_does_not_acknowledge_the_result,
+    a_redelivery_on_the_live_connection_is_not_another_request,
+    requests_behind_the_first_stay_with_the_broker,
+);
+
+#[test]
+fn an_idle_worker_whose_id_is_taken_over_leaves() {
+    let stage = Stage::new();
+    let mut first = stage.speaking("5");
+    let second = stage.speaking("5");
+    first.exits_with(75);
+    let said = first.stderr();
+    assert!(said.contains(ME) && said.contains("WORKER_ID"), "{said}");
+    drop(second);
+}
+
+#[test]
+fn a_busy_worker_whose_id_is_taken_over_finishes_and_then_reports() {
+    let stage = Stage::new();
+    let mut first = stage.speaking("5");
+    stage.submit_held("a");
+    // it finds the first at work by the lock, and must neither run the job nor answer for it
+    let mut second = stage.start(|_| {});
+    wait::until("the first to notice", || {
+        first
+            .stderr()
+            .contains("another client has connected with our id")
+    });
+    assert!(first.ended().is_none());
+    stage.release("a");
+    let results = stage.broker.wait_for_message("jobs/results/a", 1, DEADLINE);
+    assert!(
+        results[0].text().contains(r#""status":"success""#),
+        "{}",
+        results[0].text()
+    );
+    first.exits_with(0);
+    stage.broker.wait_for_queued(ME, 0, DEADLINE);
+    assert_eq!(stage.runs("a"), "1\n");
+    wait::until("the second to leave or to be idle", || {
+        second.ended().is_some()
+            || stage
+                .broker
+                .received(STATE)
+                .last()
+                .is_some_and(|m| m.text().contains("idle"))
+    });
+}
+
+/// Starts a worker against a broker that refuses something, and returns what it says of it.
+fn refused(version: &str, configure: impl FnOnce(&Stage)) -> String {
+    let stage = Stage::new();
+    configure(&stage);
+    let mut worker = stage.start(|command| {
+        command
+            .env("MQTT_PROTOCOL_VERSION", version)
+            .env("MQTT_USERNAME", "alice")
+            .env("MQTT_PASSWORD", "open sesame");
+    });
+    worker.exits_with(77);
+    let said = worker.stderr();
+    assert!(!said.contains("open sesame"), "{said}");
+    said
+}
+
+#[test]
+fn a_refused_greeting_is_exit_77_and_says_what_was_refused() {
+    // MQTT 5, table 3-1; MQTT 3.1.1, table 3.1
+    for (version, code, what) in [
+        ("5", 0x86, "user name or password"),
+        ("5", 0x87, "user name or password"),
+        ("5", 0x8A, "user name or password"),
+        ("5", 0x85, "client id"),
+        ("4", 4, "user name or password"),
+        ("4", 5, "user name or password"),
+        ("4", 2, "client id"),
+    ] {
+        let said = refused(version, |stage| {
+            stage
+                .broker
+                .configure(|knobs| knobs.connack_code = Some(code))
+        });
+        assert!(
+            said.contains(what),
+            "version {version}, code {code}: {said}"
+        );
+    }
+}
+
+#[test]
+fn a_broker_in_trouble_is_waited_for() {
+    for (version, code) in [("5", 0x88), ("5", 0x89), ("5", 0x97), ("4", 3)] {
+        let stage = Stage::new();
+        stage
+            .broker
+            .configure(|knobs| knobs.connack_code = Some(code));
+        let mut worker = stage.start(|command| _ = command.env("MQTT_PROTOCOL_VERSION", version));
+        wait::until("another try", || greetings(&stage.broker).len() >= 2);
+        assert!(worker.ended().is_none());
+        stage.broker.configure(|knobs| knobs.connack_code = None);
+        stage.broker.wait_for_message(STATE, 1, DEADLINE);
+        stage.submit("a");
+        worker.exits_with(0);
+    }
+}
+
+#[test]
+fn a_refused_subscription_is_exit_77_and_names_the_filter() {
+    for (version, filter, code) in [
+        ("5", "jobs/pending", 0x87),
+        ("5", "jobs/cancel/+", 0x87),
+        ("4", "jobs/pending", 0x80),
+        ("4", "jobs/cancel/+", 0x80),
+    ] {
+        let said = refused(version, |stage| {
+            stage
+                .broker
+                .configure(|knobs| knobs.suback_failures = vec![(filter.into(), code)]);
+        });
+        assert!(said.contains(filter), "{said}");
+    }
+}
+
+#[test]
+fn a_worker_that_is_refused_in_mid_job_finishes_it_first_and_a_later_one_answers() {
+    for (version, code) in [("5", 0x87), ("4", 5)] {
+        let stage = Stage::new();
+        let mut worker = stage.speaking(version);
+        stage.submit_held("a");
+        stage
+            .broker
+            .configure(|knobs| knobs.connack_code = Some(code));
+        stage.broker.kick(ME);
+        wait::until("the refusal", || {
+            worker.stderr().contains("the broker refuses our")
+        });
+        assert!(worker.ended().is_none());
+        stage.release("a");
+        worker.exits_with(77);
+        let status = read(&stage.dir("a").join("job.status.json"));
+        assert!(status.contains(r#""status":"success""#), "{status}");
+        stage.broker.configure(|knobs| knobs.connack_code = None);
+        let mut later = stage.speaking(version);
+        later.exits_with(0);
+        assert_eq!(stage.broker.received("jobs/results/a").len(), 1);
+        // in 3.1.1 nothing tells the redelivery from a fresh request
+        let runs = if version == "5" { "1\n" } else { "1\n1\n" };
+        assert_eq!(stage.runs("a"), runs);
+    }
+}
+
+#[test]
+fn a_result_that_the_broker_does_not_authorise_is_exit_77_and_keeps_the_request() {
+    let stage = Stage::new();
+    stage
+        .broker
+        .configure(|knobs| knobs.puback_failures = vec![("jobs/results/+".into(), 0x87)]);
+    let mut worker = stage.speaking("5");
+    stage.submit("a");
+    worker.exits_with(77);
+    assert!(
+        worker.stderr().contains("jobs/results/"),
+        "{}",
+        worker.stderr()
+    );
+    assert_eq!(
+        (acknowledgements(&stage.broker), stage.broker.queued(ME)),
+        (0, 1)
+    );
+    // once that is put right, the result comes from the file
+    stage
+        .broker
+        .configure(|knobs| knobs.puback_failures.clear());
+    stage.start(|_| {}).exits_with(0);
+    assert_eq!(
+        (
+            stage.broker.received("jobs/results/a").len(),
+            stage.runs("a").as_str()
+        ),
+        (1, "1\n")
+    );
+    stage.broker.wait_for_queued(ME, 0, DEADLINE);
+}
+
+#[test]
+fn a_result_that_the_broker_does_not_take_for_now_is_published_again() {
+    let stage = Stage::new();
+    stage
+        .broker
+        .configure(|knobs| knobs.puback_failures = vec![("jobs/results/+".into(), 0x97)]);
+    let mut worker = stage.speaking("5");
+    stage.submit("a");
+    let tries = |log: &[Entry]| {
+        let is_result =
+            |p: &Packet| matches!(p, Packet::Publish { topic, .. } if topic == "jobs/results/a");
+        log.iter()
+            .filter_map(sent)
+            .filter(|packet| is_result(packet))
+            .count()
+    };
+    stage.broker.wait_until(DEADLINE, |log| tries(log) >= 2);
+    assert_eq!(acknowledgements(&stage.broker), 0);
+    stage
+        .broker
+        .configure(|knobs| knobs.puback_failures.clear());
+    worker.exits_with(0);
+    stage.broker.wait_for_queued(ME, 0, DEADLINE);
+    assert_eq!(stage.runs("a"), "1\n");
+}
+
+#[test]
+fn a_broker_without_mqtt_5_is_spoken_to_in_3_1_1_with_a_notice() {
+    for how in [RefuseV5::Close, RefuseV5::Answer] {
+        let stage = Stage::new();
+        stage.broker.configure(|knobs| knobs.refuse_v5 = Some(how));
+        let mut worker = stage.speaking("auto");
+        stage.submit("a");
+        worker.exits_with(0);
+        stage.broker.wait_for_queued(ME, 0, DEADLINE);
+        assert_eq!(greetings(&stage.broker), [5, 4]);
+        assert!(worker.stderr().contains("3.1.1"), "{}", worker.stderr());
+    }
+}
+
+#[test]
+fn the_version_that_a_broker_has_taken_is_kept() {
+    let stage = Stage::new();
+    let _worker = stage.speaking("auto");
+    stage
+        .broker
+        .configure(|knobs| knobs.refuse_v5 = Some(RefuseV5::Close));
+    stage.broker.kick(ME);
+    wait::until("two more tries", || greetings(&stage.broker).len() >= 3);
+    assert!(
+        greetings(&stage.broker).iter().all(|version| *version == 5),
+        "{:?}",
+        greetings(&stage.broker)
+    );
+}
+
+#[test]
+fn a_version_that_is_asked_for_is_the_only_one() {
+    for how in [RefuseV5::Close, RefuseV5::Answer] {
+        let stage = Stage::new();
+        stage.broker.configure(|knobs| knobs.refuse_v5 = Some(how));
+        let mut worker = stage.start(|command| _ = command.env("MQTT_PROTOCOL_VERSION", "5"));
+        wait::until("another try", || greetings(&stage.broker).len() >= 3);
+        assert!(worker.ended().is_none(), "losing the broker is no exit");
+        assert!(greetings(&stage.broker).iter().all(|version| *version == 5));
+    }
+    let stage = Stage::new();
+    let mut worker = stage.speaking("4");
+    stage.submit("a");
+    worker.exits_with(0);
+    assert_eq!(greetings(&stage.broker), [4]);
+}
+
+#[test]
+fn a_server_keep_alive_of_0_is_no_reason_to_ping_without_a_pause() {
+    let stage = Stage::new();
+    stage
+        .broker
+        .configure(|knobs| knobs.server_keep_alive = Some(0));
+    let mut worker = stage.start(|command| _ = command.env("MQTT_KEEP_ALIVE", "5"));
+    stage.broker.wait_for_message(STATE, 1, DEADLINE);
+    let is_ping = |entry: &Entry| matches!(sent(entry), Some(Packet::PingReq));
+    // rumqttc has set its clock by then, so that one goes out
+    let pings = || {
+        stage
+            .broker
+            .log()
+            .iter()
+            .filter(|entry| is_ping(entry))
+            .count()
+    };
+    wait::throughout(Duration::from_secs(2), "one PINGREQ at most", || {
+        pings() <= 1
+    });
+    stage.submit("a");
+    worker.exits_with(0);
+}
+
+#[test]
+fn a_server_keep_alive_is_heeded() {
+    let stage = Stage::new();
+    // half as much again, and the broker ends the connection
+    stage
+        .broker
+        .configure(|knobs| knobs.server_keep_alive = Some(2));
+    let _worker = stage.speaking("5");
+    let is_ping = |entry: &Entry| matches!(sent(entry), Some(Packet::PingReq));
+    stage.broker.wait_until(DEADLINE, |log| {
+        log.iter().filter(|entry| is_ping(entry)).count() >= 2
+    });
+    assert_eq!(greetings(&stage.broker).len(), 1);
+}
+
+#[test]
+fn a_broker_that_accepts_and_says_nothing_is_tried_again_and_can_be_waited_for_no_longer() {
+    let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let stage = Stage::new();
+    let url = format!("mqtt://{}", silent.local_addr().unwrap());
+    let mut worker = stage.start(|command| _ = command.env("MQTT_URL", url));
+    // held open, and never answered
+    let _connections = [silent.accept().unwrap(), silent.accept().unwrap()];
+    assert!(worker.ended().is_none());
+    worker.sigterm();
+    worker.exits_with(0);
+}

@@ -1,0 +1,10 @@
+//! The documents and the examples do what they say.
+
+#[macro_use]
+#[path = "../support/mod.rs"]
+mod support;
+
+mod docs;
+mod node_red;
+mod smoke;
+mod submit;

@@ -1,0 +1,52 @@
+//! The script that a user would write, run against the built binary.
+
+use crate::support;
+
+use std::path::Path;
+use std::process::Command;
+
+use support::mosquitto::{Mosquitto, tool};
+use support::worker::binary;
+
+fn smoke() -> Command {
+    tool("mosquitto_sub");
+    let mut command = Command::new("sh");
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/smoke.sh"));
+    for name in ["MQTT_HOST", "MQTT_PORT", "SMOKE_DRIVE"] {
+        command.env_remove(name);
+    }
+    command.env("JOB_WORKER", binary());
+    command
+}
+
+fn assert_well(mut command: Command) {
+    let output = command.output().expect("sh can be started");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}\n{text}{errors}", output.status);
+    assert!(text.ends_with("all is well\n"), "{text}{errors}");
+}
+
+#[test]
+fn smoke_test_with_a_broker_of_its_own() {
+    assert_well(smoke());
+}
+
+#[test]
+fn smoke_test_with_a_broker_that_is_there() {
+    let broker = Mosquitto::start();
+    let mut command = smoke();
+    command
+        .env("MQTT_HOST", "127.0.0.1")
+        .env("MQTT_PORT", broker.port().to_string());
+    assert_well(command);
+}
+
+#[test]
+fn smoke_test_fails_where_the_worker_does_nothing() {
+    let mut command = smoke();
+    command.env("JOB_WORKER", "true");
+    let output = command.output().expect("sh can be started");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("FAILED the worker has ended"));
+}

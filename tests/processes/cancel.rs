@@ -1,0 +1,387 @@
+//! Cancelling a job by `jobs/cancel/{id}` (contract sections 1, 4, 7).
+
+use crate::support;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
+use support::broker::{Entry, Packet, Verdict};
+use support::scene::{
+    Process, SOON, Scene, await_file, read_json, until_exists, verdict, wait_until,
+};
+use support::site::names;
+
+fn running_job_is_cancelled(version: &str) {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|worker| {
+        worker.env("MQTT_PROTOCOL_VERSION", version);
+    });
+    let steps = json!([
+        "trap 'echo told to stop; exit 0' TERM; touch up; while :; do sleep 0.02; done",
+        "touch next",
+        { "run": "touch last", "always": true },
+        { "run": "exit 7", "always": true }
+    ]);
+    let dir = scene.submit("a", json!({ "steps": steps }));
+    await_file(&dir.join("up"));
+    scene.broker.publish("jobs/cancel/a", "");
+    let result = scene.result("a");
+    assert_eq!(verdict(&result), ("failed", "cancelled", 130));
+    assert_eq!(result["steps"][0]["exitCode"], 130);
+    assert_eq!(result["steps"][1]["status"], "skipped");
+    worker.exits_with(0);
+    assert!(
+        fs::read_to_string(dir.join("job.log"))
+            .unwrap()
+            .contains("\ntold to stop\n")
+    );
+    assert_eq!(
+        [dir.join("next").exists(), dir.join("last").exists()],
+        [false, true]
+    );
+    assert_eq!(
+        read_json(&dir.join("job.status.json"))["reason"],
+        "cancelled"
+    );
+    assert_eq!(scene.broker.queued("w"), 0, "the request is acknowledged");
+}
+
+#[test]
+fn a_running_job_is_cancelled_by_mqtt_5() {
+    running_job_is_cancelled("5");
+}
+
+#[test]
+fn a_running_job_is_cancelled_by_mqtt_3_1_1() {
+    running_job_is_cancelled("4");
+}
+
+#[test]
+fn whoever_ignores_term_is_killed_after_the_grace() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|worker| {
+        worker.env("JOB_STOP_GRACE", "0.2");
+    });
+    let daemon = r#"(setsid sh -c "trap '' TERM; touch up; sleep 1000" &)"#;
+    let dir = scene.submit(
+        "a",
+        json!({ "steps": [format!("trap '' TERM; {daemon}; while :; do sleep 0.02; done")] }),
+    );
+    await_file(&dir.join("up"));
+    scene.broker.publish("jobs/cancel/a", r#"{"whatever": 1}"#);
+    assert_eq!(verdict(&scene.result("a")), ("failed", "cancelled", 130));
+    scene.nothing_survives();
+    worker.exits_with(0);
+}
+
+#[test]
+fn the_cancel_of_another_job_is_ignored() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|worker| _ = worker.env("RUST_LOG", "debug"));
+    let dir = scene.submit(
+        "a",
+        json!({ "steps": ["touch up; ".to_owned() + &until_exists("gate")] }),
+    );
+    await_file(&dir.join("up"));
+    scene.broker.publish("jobs/cancel/b", "a");
+    worker.await_stderr("the cancel of job b is ignored");
+    fs::write(dir.join("gate"), "").unwrap();
+    assert_eq!(verdict(&scene.result("a")), ("success", "", 0));
+    worker.exits_with(0);
+}
+
+#[test]
+fn a_cancel_of_nothing_neither_ends_the_worker_nor_a_later_job() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|worker| _ = worker.env("RUST_LOG", "debug"));
+    scene.broker.publish("jobs/cancel/a", "");
+    worker.await_stderr("the cancel of job a is ignored");
+    scene.submit("a", json!({ "steps": ["true"] }));
+    assert_eq!(verdict(&scene.result("a")), ("success", "", 0));
+    worker.exits_with(0);
+}
+
+#[test]
+fn a_retained_cancel_is_ignored() {
+    for version in ["5", "4"] {
+        let scene = Scene::new();
+        scene
+            .broker
+            .publish_retained("jobs/cancel/a", "an empty one would clear the topic");
+        // a session that exists, so that the request is there before the subscription brings the retained cancel
+        scene.idle_worker(|worker| {
+            worker.env("MQTT_PROTOCOL_VERSION", version);
+        });
+        let dir = scene.submit(
+            "a",
+            json!({ "steps": ["touch up; ".to_owned() + &until_exists("gate")] }),
+        );
+        let mut worker = scene.worker(|worker| {
+            worker
+                .env("MQTT_PROTOCOL_VERSION", version)
+                .env("RUST_LOG", "debug");
+        });
+        await_file(&dir.join("up"));
+        let cancels = |log: &[Entry]| {
+            let sent = |entry: &&Entry| {
+                matches!(entry, Entry::Packet { from_client: false, packet: Packet::Publish { topic, .. }, .. }
+                    if topic == "jobs/cancel/a")
+            };
+            log.iter().filter(sent).count()
+        };
+        if version == "4" {
+            // to the worker before, and to this one
+            scene.broker.wait_until(SOON, |log| cancels(log) == 2);
+        }
+        // a cancel that counts comes behind it: the worker has seen both when it has seen this one
+        scene.broker.publish("jobs/cancel/b", "");
+        worker.await_stderr("the cancel of job b is ignored");
+        fs::write(dir.join("gate"), "").unwrap();
+        assert_eq!(
+            verdict(&scene.result("a")),
+            ("success", "", 0),
+            "MQTT {version}"
+        );
+        worker.exits_with(0);
+    }
+}
+
+#[test]
+fn a_job_that_waits_for_its_directory_is_cancelled() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|worker| {
+        worker.env("JOB_DIR_WAIT", "1000");
+    });
+    let dir = scene.drive().join("later");
+    scene.request(json!({ "id": "a", "workDir": dir }));
+    worker.await_stderr("request taken");
+    scene.broker.publish("jobs/cancel/a", "");
+    let result = scene.result("a");
+    assert_eq!(verdict(&result), ("failed", "cancelled", 130));
+    assert_eq!(result["logFile"], json!(null));
+    worker.exits_with(0);
+    assert!(!dir.exists());
+}
+
+#[test]
+fn a_job_that_waits_for_its_lock_is_cancelled_and_touches_nothing() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|_| {});
+    let dir = scene.prepare("a", json!({ "steps": ["touch ran"] }));
+    fs::write(dir.join("job.log"), "of somebody else\n").unwrap();
+    let log = File::open(dir.join("job.log")).unwrap();
+    log.lock().unwrap();
+    scene.request(json!({ "id": "a", "workDir": dir }));
+    worker.await_stderr("is in use by another worker");
+    scene.broker.publish("jobs/cancel/a", "");
+    assert_eq!(verdict(&scene.result("a")), ("failed", "cancelled", 130));
+    worker.exits_with(0);
+    assert_eq!(
+        fs::read_to_string(dir.join("job.log")).unwrap(),
+        "of somebody else\n"
+    );
+    assert_eq!(
+        [
+            dir.join("ran").exists(),
+            dir.join("job.status.json").exists()
+        ],
+        [false, false]
+    );
+}
+
+/// Kills a worker whose result the broker has, before it can acknowledge its request, and starts another one.
+fn redeliver(scene: &Scene, mut worker: Process) -> Process {
+    worker.child.kill().unwrap();
+    worker.wait();
+    scene.broker.set_script(|_| Verdict::Pass);
+    scene.worker(|_| {})
+}
+
+fn withhold_acknowledgements(scene: &Scene) {
+    scene.broker.set_script(|step| match step.packet {
+        Packet::PubAck { .. } if !step.from_client => Verdict::Drop,
+        _ => Verdict::Pass,
+    });
+}
+
+#[test]
+fn a_job_cancelled_before_its_first_step_is_not_run_when_its_request_comes_again() {
+    let scene = Scene::new();
+    let worker = scene.idle_worker(|worker| _ = worker.env("JOB_DIR_WAIT", "1000"));
+    let dir = scene.drive().join("a");
+    fs::create_dir(&dir).unwrap();
+    withhold_acknowledgements(&scene);
+    scene.request(json!({ "id": "a", "workDir": dir }));
+    worker.await_stderr("request taken");
+    scene.broker.publish("jobs/cancel/a", "");
+    let first = scene.result("a");
+    assert_eq!(verdict(&first), ("failed", "cancelled", 130));
+    assert_eq!(read_json(&dir.join("job.status.json")), first);
+    assert_eq!(names(&dir), ["job.status.json"]);
+    scene.prepare("a", json!({ "steps": ["touch ran"] }));
+    let mut worker = redeliver(&scene, worker);
+    assert_eq!(scene.results("a", 2)[1], first);
+    worker.exits_with(0);
+    assert!(!dir.join("ran").exists());
+    // published afresh, it is a run of its own
+    let mut worker = scene.idle_worker(|_| {});
+    scene.request(json!({ "id": "a", "workDir": dir }));
+    assert_eq!(verdict(&scene.results("a", 3)[2]), ("success", "", 0));
+    worker.exits_with(0);
+}
+
+#[test]
+fn an_interrupted_job_that_is_cancelled_before_its_next_attempt_is_over() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|_| {});
+    let dir = scene.submit("a", json!({ "steps": ["touch up; exec sleep 1000"] }));
+    await_file(&dir.join("up"));
+    worker.signal(Signal::TERM);
+    worker.exits_with(0);
+    let log = fs::read(dir.join("job.log")).unwrap();
+    fs::remove_file(dir.join("job.json")).unwrap();
+    let worker = scene.worker(|worker| _ = worker.env("JOB_DIR_WAIT", "1000"));
+    worker.await_stderr("request taken");
+    withhold_acknowledgements(&scene);
+    scene.broker.publish("jobs/cancel/a", "");
+    let first = scene.result("a");
+    assert_eq!(verdict(&first), ("failed", "cancelled", 130));
+    assert_eq!(read_json(&dir.join("job.status.json")), first);
+    let mut worker = redeliver(&scene, worker);
+    assert_eq!(scene.results("a", 2)[1], first);
+    worker.exits_with(0);
+    assert_eq!(fs::read(dir.join("job.log")).unwrap(), log);
+}
+
+#[test]
+fn a_job_that_waits_for_a_reader_of_its_log_is_cancelled_for_good() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|_| {});
+    let dir = scene.prepare("a", json!({ "steps": ["touch ran"] }));
+    let log = File::create(dir.join("job.log")).unwrap();
+    log.lock_shared().unwrap();
+    scene.request(json!({ "id": "a", "workDir": dir }));
+    worker.await_stderr("that only reads it");
+    scene.broker.publish("jobs/cancel/a", "");
+    let result = scene.result("a");
+    assert_eq!(verdict(&result), ("failed", "cancelled", 130));
+    worker.exits_with(0);
+    assert_eq!(read_json(&dir.join("job.status.json")), result);
+    assert!(!dir.join("ran").exists());
+}
+
+/// What `job.cancel` may be.
+const KINDS: [&str; 4] = [
+    "echo '{}' > job.cancel",
+    "mkdir job.cancel",
+    "ln -s nowhere job.cancel",
+    "mkfifo job.cancel",
+];
+
+fn make(dir: &Path, command: &str) {
+    let shell = Command::new("sh")
+        .args(["-c", command])
+        .current_dir(dir)
+        .status();
+    assert!(shell.unwrap().success(), "{command}");
+}
+
+#[track_caller]
+fn is_withdrawn(result: &Value, dir: &Path) {
+    assert_eq!(verdict(result), ("failed", "cancelled", 130), "{result}");
+    let error = result["error"].as_str().unwrap();
+    let file = dir.join("job.cancel");
+    assert!(error.contains(&file.display().to_string()), "{error}");
+    assert!(error.contains("remove"), "{error}");
+}
+
+#[test]
+fn a_job_with_a_file_job_cancel_is_not_run_until_that_is_removed() {
+    for kind in KINDS {
+        let scene = Scene::new();
+        let mut worker = scene.idle_worker(|_| {});
+        let dir = scene.prepare("a", json!({ "steps": ["touch ran"] }));
+        make(&dir, kind);
+        scene.request(json!({ "id": "a", "workDir": dir }));
+        let result = scene.result("a");
+        is_withdrawn(&result, &dir);
+        worker.exits_with(0);
+        assert_eq!(names(&dir), ["job.cancel", "job.json", "job.status.json"]);
+        assert_eq!(read_json(&dir.join("job.status.json")), result);
+        make(&dir, "rm -r job.cancel");
+        let mut worker = scene.idle_worker(|_| {});
+        scene.request(json!({ "id": "a", "workDir": dir }));
+        assert_eq!(verdict(&scene.results("a", 2)[1]), ("success", "", 0));
+        worker.exits_with(0);
+    }
+}
+
+#[test]
+fn a_job_is_withdrawn_before_its_definition_is_there() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|worker| _ = worker.env("JOB_DIR_WAIT", "1000"));
+    let dir = scene.drive().join("a");
+    fs::create_dir(&dir).unwrap();
+    scene.request(json!({ "id": "a", "workDir": dir }));
+    worker.await_stderr("request taken");
+    fs::write(dir.join("job.cancel"), "").unwrap();
+    is_withdrawn(&scene.result("a"), &dir);
+    worker.exits_with(0);
+}
+
+#[test]
+fn an_interrupted_job_is_withdrawn() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|_| {});
+    let dir = scene.submit("a", json!({ "steps": ["echo up > up; exec sleep 1000"] }));
+    await_file(&dir.join("up"));
+    fs::write(dir.join("job.cancel"), "").unwrap();
+    worker.signal(Signal::TERM);
+    worker.exits_with(0);
+    fs::remove_file(dir.join("up")).unwrap();
+    let mut worker = scene.worker(|_| {});
+    let result = scene.result("a");
+    is_withdrawn(&result, &dir);
+    worker.exits_with(0);
+    assert_eq!(read_json(&dir.join("job.status.json")), result);
+    assert!(!dir.join("up").exists());
+}
+
+#[test]
+fn a_job_that_waits_for_its_lock_is_withdrawn_and_touches_nothing() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|_| {});
+    let dir = scene.prepare("a", json!({ "steps": ["touch ran"] }));
+    fs::write(dir.join("job.log"), "of somebody else\n").unwrap();
+    fs::write(dir.join("job.status.json"), "of somebody else\n").unwrap();
+    let log = File::open(dir.join("job.log")).unwrap();
+    log.lock().unwrap();
+    scene.request(json!({ "id": "a", "workDir": dir }));
+    worker.await_stderr("is in use by another worker");
+    fs::write(dir.join("job.cancel"), "").unwrap();
+    is_withdrawn(&scene.result("a"), &dir);
+    worker.exits_with(0);
+    for file in ["job.log", "job.status.json"] {
+        assert_eq!(
+            fs::read_to_string(dir.join(file)).unwrap(),
+            "of somebody else\n"
+        );
+    }
+    assert!(!dir.join("ran").exists());
+}
+
+#[test]
+fn cancelling_an_always_step_keeps_the_first_failure() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|_| {});
+    let steps = json!(["exit 3", { "run": "touch up; sleep 1000", "always": true }, { "run": "touch last", "always": true }]);
+    let dir = scene.submit("a", json!({ "steps": steps }));
+    await_file(&dir.join("up"));
+    scene.broker.publish("jobs/cancel/a", "");
+    assert_eq!(verdict(&scene.result("a")), ("failed", "step", 3));
+    worker.exits_with(0);
+    assert!(dir.join("last").exists());
+    wait_until("the session to be empty", || scene.broker.queued("w") == 0);
+}

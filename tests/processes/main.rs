@@ -1,0 +1,12 @@
+//! Nothing of a job outlives it: steps, their descendants, the worker, its supervisor, and what may stop each of them.
+
+#[macro_use]
+#[path = "../support/mod.rs"]
+mod support;
+
+mod cancel;
+mod log_limit;
+mod orphans;
+mod stop;
+mod supervise;
+mod timeout;

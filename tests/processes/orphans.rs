@@ -1,0 +1,331 @@
+//! Nothing of a job outlives it, and every exit status is the right one (contract section 4).
+
+use crate::support;
+
+use rustix::process::{Pid, Signal, test_kill_process};
+use serde_json::json;
+use std::fs;
+use std::process::Command;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+use support::broker::{Packet, Step, Verdict};
+use support::scene::{
+    Process, Scene, await_file, read, survivors, until_exists, verdict, wait_until, zombies_of,
+};
+
+const PLAIN: &str = "sleep 1000 &";
+const SETSID: &str = "setsid sleep 1000 &";
+const DOUBLE_FORK: &str = "(setsid sh -c 'sleep 1000 & sleep 1000' &)";
+const NOHUP: &str = "nohup sleep 1000 > /dev/null 2>&1 &";
+const IMMUNE: &str = "(setsid sh -c 'trap \"\" TERM HUP INT; while :; do sleep 0.02; done' &)";
+const BOMB: &str = "bomb() { n=$1; if [ $n -gt 0 ]; then bomb $((n - 1)) & bomb $((n - 1)) & fi; sleep 1000; }; bomb 7 &";
+
+/// Every `n`th process of the bomb is 2^8 - 1 shells, each with a sleep.
+const KINDS: [&str; 6] = [PLAIN, SETSID, DOUBLE_FORK, NOHUP, IMMUNE, BOMB];
+
+/// Runs a job of these steps, and counts what is alive when its result arrives at the broker.
+#[track_caller]
+fn alive_at_the_result(steps: serde_json::Value, wanted: (&str, &str, i64)) {
+    let scene = Scene::new();
+    let mark = scene.mark();
+    let (sender, counts) = mpsc::channel();
+    scene.broker.set_script(move |step: &Step| {
+        if let Packet::Publish { topic, .. } = step.packet
+            && topic.starts_with("jobs/results/")
+        {
+            sender.send(survivors(&mark).len()).unwrap();
+        }
+        Verdict::Pass
+    });
+    let finished = scene.run("a", json!({ "steps": steps }), |_| {});
+    assert_eq!(finished.verdict(), wanted, "{}", finished.log);
+    assert_eq!(
+        counts.try_recv(),
+        Ok(0),
+        "processes were alive when the result came"
+    );
+    let last = finished.log.lines().last().unwrap();
+    assert!(last.starts_with("==> killed "), "{last}");
+}
+
+#[test]
+fn nothing_is_alive_when_a_success_arrives() {
+    for kind in KINDS {
+        alive_at_the_result(json!([kind, "true"]), ("success", "", 0));
+    }
+}
+
+#[test]
+fn nothing_is_alive_when_a_failure_arrives() {
+    for kind in KINDS {
+        alive_at_the_result(json!([format!("{kind}\nexit 3")]), ("failed", "step", 3));
+    }
+}
+
+#[test]
+fn nothing_is_alive_when_a_timeout_arrives() {
+    for kind in KINDS {
+        let step = json!({ "run": format!("{kind}\nwait"), "timeoutSeconds": 0.3 });
+        let step = if kind == IMMUNE {
+            json!({ "run": format!("{kind}\nsleep 1000"), "timeoutSeconds": 0.3 })
+        } else {
+            step
+        };
+        // the last line of the log tells of the timeout's own kill, or of nothing: only what is alive counts here
+        let scene = Scene::new();
+        let finished = scene.run("a", json!({ "steps": [step] }), |worker| {
+            worker.env("JOB_STOP_GRACE", "0.3");
+        });
+        scene.nothing_survives();
+        assert!(
+            ["timeout", ""].contains(&finished.verdict().1),
+            "{}",
+            finished.log
+        );
+    }
+}
+
+#[test]
+fn who_forks_and_exits_all_the_time_is_caught() {
+    // in a group of its own, and in a session of its own each time: no signal to a group reaches the next one
+    // (it goes by itself when the directory of a test that has failed is removed)
+    let scripts = ["if (fork) { exit }", "if (fork) { exit } setsid"];
+    for script in scripts {
+        let step = format!(
+            "perl -MPOSIX=setsid -e 'open(F, \">>hops\"); while (-e \"hops\") {{ {script}; syswrite(F, \"x\") }}' &"
+        );
+        alive_at_the_result(
+            json!([step, "until [ -s hops ]; do sleep 0.02; done"]),
+            ("success", "", 0),
+        );
+    }
+}
+
+#[test]
+fn a_step_may_leave_something_running_for_the_next() {
+    let scene = Scene::new();
+    let finished = scene.run(
+        "a",
+        json!({ "steps": ["(setsid sleep 1000 & echo $! > pid); sleep 1000 & echo $! >> pid",
+        "for pid in $(cat pid); do kill -0 $pid || exit 1; done"] }),
+        |_| {},
+    );
+    assert_eq!(finished.verdict(), ("success", "", 0), "{}", finished.log);
+    scene.nothing_survives();
+}
+
+#[test]
+fn a_job_that_leaves_nothing_has_nothing_said_about_it() {
+    let scene = Scene::new();
+    let finished = scene.run("a", json!({ "steps": ["sleep 0 & wait"] }), |_| {});
+    assert!(!finished.log.contains("killed"), "{}", finished.log);
+}
+
+#[test]
+fn zombies_are_reaped_while_a_long_step_runs() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|_| {});
+    let step = format!(
+        "for i in 1 2 3 4 5 6 7 8; do (true &); (setsid true &); done; touch up; {}",
+        until_exists("gate")
+    );
+    let dir = scene.submit("a", json!({ "steps": [step] }));
+    await_file(&dir.join("up"));
+    wait_until("no zombie to be left", || zombies_of(worker.pid()) == 0);
+    fs::write(dir.join("gate"), "").unwrap();
+    assert_eq!(verdict(&scene.result("a")), ("success", "", 0));
+    worker.exits_with(0);
+}
+
+#[test]
+fn no_exit_status_is_stolen() {
+    let scene = Scene::new();
+    let steps: Vec<_> = (0..120)
+        .map(|code| json!({ "run": format!("(true &); (false &); setsid sh -c 'exit 9' & exit {code}"), "always": true }))
+        .collect();
+    let finished = scene.run("a", json!({ "steps": steps }), |_| {});
+    let codes: Vec<_> = finished.result["steps"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|step| step["exitCode"].as_i64())
+        .collect();
+    assert_eq!(codes, (0..120).map(Some).collect::<Vec<_>>());
+    assert_eq!(finished.verdict(), ("failed", "step", 1));
+}
+
+#[test]
+fn a_step_that_kills_its_own_group_has_failed() {
+    let scene = Scene::new();
+    let finished = scene.run(
+        "a",
+        json!({ "steps": ["sleep 1000 & kill -9 0; sleep 1000", "touch next"] }),
+        |_| {},
+    );
+    assert_eq!(finished.verdict(), ("failed", "step", 137));
+    assert_eq!(finished.result["steps"][0]["signal"], "SIGKILL");
+    scene.nothing_survives();
+}
+
+#[test]
+fn a_step_that_cannot_be_started_says_why() {
+    let scene = Scene::new();
+    // more than the kernel takes as one argument
+    let steps = json!(["touch first", "#".repeat(300_000), "touch next", { "run": "touch last", "always": true }]);
+    let finished = scene.run("long", json!({ "steps": steps }), |_| {});
+    assert_eq!(finished.result["status"], "failed");
+    let error = finished.result["error"].as_str().unwrap();
+    assert!(error.contains("step 2/4"), "{error}");
+    let exists = |file: &str| finished.dir.join(file).exists();
+    assert_eq!(
+        [exists("first"), exists("next"), exists("last")],
+        [true, false, true]
+    );
+
+    let env = json!({ "LONG": "x".repeat(300_000) });
+    let finished = scene.run("env", json!({ "steps": ["true"], "env": env }), |_| {});
+    assert_eq!(finished.result["status"], "failed");
+}
+
+#[test]
+fn a_shell_that_vanishes_fails_the_step() {
+    let scene = Scene::new();
+    let shell = scene.drive().join("shell");
+    fs::copy("/bin/sh", &shell).unwrap();
+    let finished = scene.run(
+        "a",
+        json!({ "steps": [format!("rm {}", shell.display()), "true"] }),
+        |worker| {
+            worker.env("JOB_SHELL", &shell);
+        },
+    );
+    assert_eq!(finished.result["status"], "failed");
+    assert!(
+        finished.result["error"]
+            .as_str()
+            .unwrap()
+            .contains("could not be started"),
+        "{}",
+        finished.result
+    );
+}
+
+/// The binary, started by a shell that had a child already and became it: as a log writer or a companion is started.
+fn with_companion(scene: &Scene, arguments: &str) -> (Process, Pid) {
+    let mut command = Command::new("sh");
+    let binary = support::scene::binary();
+    command.args([
+        "-c",
+        &format!(
+            "sleep 1000 & echo $! > companion; exec {} {arguments}",
+            binary.display()
+        ),
+    ]);
+    scene.equip(&mut command);
+    command.env("JOB_STOP_GRACE", "1000");
+    let states = scene.states().len();
+    let process = scene.start(command);
+    scene.await_idle_after(states);
+    let pid = read(&scene.drive().join("companion"))
+        .trim()
+        .parse()
+        .unwrap();
+    (process, Pid::from_raw(pid).unwrap())
+}
+
+#[test]
+fn who_was_there_before_is_no_part_of_a_job() {
+    let scene = Scene::new();
+    let (mut worker, companion) = with_companion(&scene, "");
+    // its end would be waited for, for the whole grace, if it counted
+    let steps = json!(["(setsid sleep 1000 &)", { "run": "sleep 1000", "timeoutSeconds": 0.1 }]);
+    scene.submit("a", json!({ "steps": steps }));
+    assert_eq!(verdict(&scene.result("a")), ("failed", "timeout", 124));
+    worker.exits_with(0);
+    scene.nothing_survives();
+    test_kill_process(companion).expect("the companion is alive");
+
+    let (mut supervisor, companion) = with_companion(&scene, "supervise");
+    for id in ["b", "c"] {
+        scene.submit(id, json!({ "steps": ["(setsid sleep 1000 &)"] }));
+        assert_eq!(verdict(&scene.result(id)), ("success", "", 0));
+    }
+    supervisor.signal(Signal::TERM);
+    supervisor.exits_with(0);
+    scene.nothing_survives();
+    test_kill_process(companion).expect("the companion is alive");
+}
+
+/// A step that starts `chains` of processes, each of which ignores TERM, forks and exits all the time. They end by
+/// themselves when the directory of the test is gone, or after a minute.
+fn starving(chains: u32) -> String {
+    let chain =
+        "$SIG{TERM} = q(IGNORE); while (-e q(chains) && time < $^T + 60) { if (fork) { exit } }";
+    format!(
+        "trap '' TERM; touch chains; for i in $(seq {chains}); do perl -e '{chain}' & done; touch up; while :; do sleep 0.1; done"
+    )
+}
+
+/// Half a second is promised, where nothing else uses the machine. Starved, it took as long as the chains went on.
+const NOT_STARVED: Duration = Duration::from_secs(8);
+
+#[test]
+fn who_forks_and_exits_all_the_time_delays_no_timeout() {
+    for chains in [50, 150] {
+        let scene = Scene::new();
+        let step = json!({ "run": starving(chains), "timeoutSeconds": 0.5 });
+        let finished = scene.run("a", json!({ "steps": [step] }), |worker| {
+            worker.env("JOB_STOP_GRACE", "0.5");
+        });
+        scene.nothing_survives();
+        assert_eq!(finished.verdict(), ("failed", "timeout", 124));
+        let took = Duration::from_millis(finished.result["durationMs"].as_u64().unwrap());
+        assert!(took < NOT_STARVED, "{chains}: {took:?}");
+    }
+}
+
+#[test]
+fn who_forks_and_exits_all_the_time_delays_no_cancel_and_no_stop() {
+    let scene = Scene::new();
+    for (id, grace) in [("cancel", "0.5"), ("stop", "0.5"), ("second", "1000")] {
+        let mut worker = scene.idle_worker(|worker| {
+            worker.env("JOB_STOP_GRACE", grace);
+        });
+        let dir = scene.submit(id, json!({ "steps": [starving(50)] }));
+        await_file(&dir.join("up"));
+        let asked = Instant::now();
+        match id {
+            "cancel" => scene.broker.publish(&format!("jobs/cancel/{id}"), ""),
+            "stop" => worker.signal(Signal::TERM),
+            _ => {
+                worker.signal(Signal::TERM);
+                worker.await_stderr("SIGTERM: stopping");
+                worker.signal(Signal::TERM);
+            }
+        }
+        worker.exits_with(0);
+        let took = asked.elapsed();
+        assert!(took < NOT_STARVED, "{id}: {took:?}");
+        scene.nothing_survives();
+        fs::remove_dir_all(dir).unwrap(); // the request that was given back is rejected by the next worker
+    }
+}
+
+#[test]
+fn who_forks_and_exits_all_the_time_delays_no_sweep_of_a_supervisor() {
+    let scene = Scene::new();
+    let mut supervisor = scene.start(scene.command(["supervise"]));
+    scene.await_idle_after(0);
+    let step = format!("echo $PPID > worker; {}", starving(50));
+    let dir = scene.submit("a", json!({ "steps": [step], "maxAttempts": 1 }));
+    await_file(&dir.join("up"));
+    let worker = read(&dir.join("worker")).trim().parse().unwrap();
+    let asked = Instant::now();
+    rustix::process::kill_process(Pid::from_raw(worker).unwrap(), Signal::KILL).unwrap();
+    supervisor.await_stderr("status 137");
+    let took = asked.elapsed();
+    assert!(took < NOT_STARVED, "{took:?}");
+    scene.nothing_survives();
+    supervisor.signal(Signal::TERM);
+    supervisor.wait(); // with 137, unless the next worker is there already
+}

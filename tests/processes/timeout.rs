@@ -1,0 +1,307 @@
+//! Timeouts of steps and jobs (contract sections 3, 4, 7): TERM to the whole job, the grace, KILL; 124 and `timeout`.
+
+use crate::support;
+
+use serde_json::json;
+use support::scene::{Finished, Scene};
+
+/// Says what it was told, and goes.
+const HEEDS_TERM: &str = "trap 'echo told to stop; exit 0' TERM; while :; do sleep 0.02; done";
+
+/// Has to be killed, with all that it has started.
+const IGNORES_TERM: &str = "trap '' TERM; while :; do sleep 0.02; done";
+
+fn is_timeout(finished: &Finished) {
+    assert_eq!(
+        finished.verdict(),
+        ("failed", "timeout", 124),
+        "{}",
+        finished.log
+    );
+    assert!(
+        finished.result["error"]
+            .as_str()
+            .is_some_and(|error| error.contains("timed out"))
+    );
+}
+
+#[test]
+fn a_step_that_exceeds_its_own_limit_is_told_to_stop() {
+    let scene = Scene::new();
+    let steps = json!(["true", { "run": HEEDS_TERM, "timeoutSeconds": 0.2 }, "touch next"]);
+    let finished = scene.run("a", json!({ "steps": steps }), |_| {});
+    is_timeout(&finished);
+    assert!(
+        finished.log.contains("\ntold to stop\n"),
+        "{}",
+        finished.log
+    );
+    let status = |step: usize| finished.result["steps"][step]["status"].as_str().unwrap();
+    assert_eq!(
+        [status(0), status(1), status(2)],
+        ["success", "failed", "skipped"]
+    );
+    assert_eq!(
+        finished.result["steps"][1]["exitCode"], 124,
+        "also where it says 0 on TERM"
+    );
+    assert!(!finished.dir.join("next").exists());
+}
+
+#[test]
+fn each_source_of_a_job_limit_counts_and_the_nearest_wins() {
+    let never = || json!(["sleep 1000"]);
+    let scene = Scene::new();
+    is_timeout(&scene.run(
+        "file",
+        json!({ "steps": never(), "timeoutSeconds": 0.2 }),
+        |_| {},
+    ));
+    is_timeout(&scene.run("env", json!({ "steps": never() }), |worker| {
+        worker.env("JOB_TIMEOUT", "0.2");
+    }));
+    is_timeout(&scene.run(
+        "file-over-env",
+        json!({ "steps": never(), "timeoutSeconds": 0.2 }),
+        |worker| {
+            worker.env("JOB_TIMEOUT", "1000");
+        },
+    ));
+
+    let mut worker = scene.idle_worker(|_| {});
+    let dir = scene.prepare(
+        "request",
+        json!({ "steps": never(), "timeoutSeconds": 1000 }),
+    );
+    scene.request(json!({ "id": "request", "workDir": dir, "timeoutSeconds": 0.2 }));
+    assert_eq!(scene.result("request")["reason"], "timeout");
+    worker.exits_with(0);
+}
+
+#[test]
+fn a_job_limit_is_for_all_steps_together() {
+    let scene = Scene::new();
+    let steps: Vec<_> = (0..50)
+        .map(|_| json!({ "run": "sleep 0.2", "timeoutSeconds": 60 }))
+        .collect();
+    let finished = scene.run(
+        "a",
+        json!({ "steps": steps, "timeoutSeconds": 0.7 }),
+        |_| {},
+    );
+    is_timeout(&finished);
+    assert_eq!(finished.result["steps"][49]["status"], "skipped");
+}
+
+#[test]
+fn whoever_ignores_term_is_killed_after_the_grace() {
+    let scene = Scene::new();
+    let step =
+        json!({ "run": format!("({IGNORES_TERM}) & {IGNORES_TERM}"), "timeoutSeconds": 0.1 });
+    let finished = scene.run("a", json!({ "steps": [step] }), |worker| {
+        worker.env("JOB_STOP_GRACE", "0.2");
+    });
+    is_timeout(&finished);
+    assert_eq!(finished.result["steps"][0]["signal"], "SIGKILL");
+    scene.nothing_survives();
+}
+
+#[test]
+fn the_grace_is_for_every_process_of_the_job() {
+    let scene = Scene::new();
+    // the shell of the step goes at once; what it has started, in its group and out of it, needs some time
+    let cleans = |name: &str| {
+        format!(
+            "trap 'sleep 0.3; touch {name}; exit' TERM; touch {name}-up; while :; do sleep 0.02; done"
+        )
+    };
+    let step = format!(
+        r#"sh -c "{}" & setsid sh -c "{}" & until [ -e in-up ] && [ -e out-up ]; do sleep 0.02; done; touch up; wait"#,
+        cleans("in"),
+        cleans("out")
+    );
+    let finished = scene.run(
+        "a",
+        json!({ "steps": [{ "run": step, "timeoutSeconds": 2 }] }),
+        |worker| {
+            worker.env("JOB_STOP_GRACE", "30");
+        },
+    );
+    is_timeout(&finished);
+    for file in ["up", "in", "out"] {
+        assert!(finished.dir.join(file).exists(), "{file}: {}", finished.log);
+    }
+    assert_eq!(finished.result["steps"][0]["signal"], "SIGTERM");
+}
+
+#[test]
+fn a_step_that_has_stopped_itself_can_be_told_to_stop() {
+    let scene = Scene::new();
+    let step = json!({ "run": format!("trap 'echo told to stop; exit 1' TERM; kill -STOP $$; sleep 1000"), "timeoutSeconds": 0.2 });
+    let finished = scene.run("a", json!({ "steps": [step] }), |worker| {
+        worker.env("JOB_STOP_GRACE", "30");
+    });
+    is_timeout(&finished);
+    assert!(finished.log.contains("told to stop"), "{}", finished.log);
+}
+
+#[test]
+fn always_steps_run_after_a_timeout_and_cannot_turn_it_into_a_success() {
+    let scene = Scene::new();
+    let steps = json!([
+        { "run": "sleep 1000", "timeoutSeconds": 0.1 },
+        "touch next",
+        { "run": "touch first", "always": true },
+        { "run": "sleep 1000", "always": true, "timeoutSeconds": 0.1 },
+        { "run": "exit 7", "always": true },
+        { "run": "touch last", "always": true }
+    ]);
+    let finished = scene.run(
+        "a",
+        json!({ "steps": steps, "timeoutSeconds": 1000 }),
+        |_| {},
+    );
+    is_timeout(&finished);
+    let exists = |file: &str| finished.dir.join(file).exists();
+    assert_eq!(
+        [exists("next"), exists("first"), exists("last")],
+        [false, true, true]
+    );
+    let codes: Vec<_> = finished.result["steps"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|step| &step["exitCode"])
+        .collect();
+    assert_eq!(json!(codes), json!([124, null, 0, 124, 7, 0]));
+}
+
+#[test]
+fn an_always_step_has_ten_seconds_after_a_timeout_of_the_job() {
+    let scene = Scene::new();
+    let steps = json!(["sleep 1000", { "run": "sleep 1000", "always": true }, { "run": "touch last", "always": true }]);
+    let finished = scene.run(
+        "a",
+        json!({ "steps": steps, "timeoutSeconds": 0.1 }),
+        |_| {},
+    );
+    is_timeout(&finished);
+    assert_eq!(finished.result["steps"][1]["exitCode"], 124);
+    assert!(
+        finished.log.contains("timed out after 10s"),
+        "{}",
+        finished.log
+    );
+    assert!(finished.dir.join("last").exists());
+}
+
+#[test]
+fn a_first_failure_keeps_its_reason_when_an_always_step_times_out() {
+    let scene = Scene::new();
+    let steps = json!(["exit 3", { "run": "sleep 1000", "always": true, "timeoutSeconds": 0.1 }]);
+    let finished = scene.run("a", json!({ "steps": steps }), |_| {});
+    assert_eq!(finished.verdict(), ("failed", "step", 3));
+}
+
+#[test]
+fn the_worst_step_ends_and_leaves_nothing() {
+    let scene = Scene::new();
+    // five daemons that ignore TERM, and a pipe that nobody empties
+    let daemon =
+        r#"(setsid sh -c "trap '' TERM HUP; while :; do sleep 0.02; done" &) ; "#.repeat(5);
+    let step = format!(
+        "trap '' TERM; {daemon} yes | sh -c \"trap '' TERM; while :; do sleep 0.02; done\""
+    );
+    let finished = scene.run(
+        "a",
+        json!({ "steps": [{ "run": step, "timeoutSeconds": 0.5 }] }),
+        |worker| {
+            worker.env("JOB_STOP_GRACE", "0.3");
+        },
+    );
+    is_timeout(&finished);
+    scene.nothing_survives();
+    assert!(finished.log.contains("killed "), "{}", finished.log);
+}
+
+#[test]
+fn no_grace_is_a_grace() {
+    let scene = Scene::new();
+    let finished = scene.run(
+        "a",
+        json!({ "steps": [{ "run": IGNORES_TERM, "timeoutSeconds": 0.1 }] }),
+        |worker| {
+            worker.env("JOB_STOP_GRACE", "0");
+        },
+    );
+    is_timeout(&finished);
+}
+
+#[test]
+fn limits_beyond_all_clocks_are_no_limits() {
+    let scene = Scene::new();
+    let definition =
+        json!({ "steps": [{ "run": "true", "timeoutSeconds": 1e19 }], "timeoutSeconds": 1e19 });
+    let finished = scene.run("a", definition, |worker| {
+        worker
+            .env("JOB_TIMEOUT", "1e19")
+            .env("JOB_STOP_GRACE", "1e19")
+            .env("JOB_DIR_WAIT", "1e19");
+    });
+    assert_eq!(finished.verdict(), ("success", "", 0));
+
+    let mut worker = scene.idle_worker(|worker| {
+        worker.env("JOB_STOP_GRACE", "1e19");
+    });
+    scene.submit(
+        "b",
+        json!({ "steps": [{ "run": HEEDS_TERM, "timeoutSeconds": 0.1 }] }),
+    );
+    assert_eq!(scene.result("b")["reason"], "timeout");
+    worker.exits_with(0);
+}
+
+#[test]
+fn what_the_worker_is_configured_for_is_a_bound() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|worker| {
+        worker
+            .env("JOB_TIMEOUT", "0.5")
+            .env("JOB_MAX_ATTEMPTS", "2");
+    });
+    let steps =
+        json!(["sleep 1000", { "run": "sleep 1000", "always": true, "timeoutSeconds": 1000 }]);
+    scene.submit(
+        "a",
+        json!({ "steps": steps, "timeoutSeconds": 1000, "maxAttempts": 9 }),
+    );
+    let result = scene.result("a");
+    worker.exits_with(0);
+    assert_eq!(result["error"], "timed out after 0.5s");
+    assert_eq!(
+        result["steps"][1]["exitCode"], 124,
+        "nor is a step that always runs a way around it"
+    );
+    let said = worker.stderr();
+    for told in [
+        "asks for timeoutSeconds 1000, more than JOB_TIMEOUT allows: 0.5",
+        "asks for maxAttempts 9, more than JOB_MAX_ATTEMPTS allows: 2",
+    ] {
+        assert_eq!(said.matches(told).count(), 1, "{told}: {said}");
+    }
+}
+
+#[test]
+fn who_asks_for_less_than_the_bound_gets_less() {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|worker| {
+        worker.env("JOB_TIMEOUT", "1000");
+    });
+    scene.submit(
+        "a",
+        json!({ "steps": ["sleep 1000"], "timeoutSeconds": 0.2, "maxAttempts": 1 }),
+    );
+    assert_eq!(scene.result("a")["error"], "timed out after 0.2s");
+    worker.exits_with(0);
+    assert!(!worker.stderr().contains("allows"), "{}", worker.stderr());
+}

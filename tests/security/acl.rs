@@ -1,0 +1,319 @@
+//! The rights of `examples/mosquitto/acl`, and what a worker says that lacks one (contract sections 1 and 7).
+
+use crate::support;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::json;
+use support::broker::{Broker, Packet, Verdict};
+use support::controller::Controller;
+use support::mosquitto::{Mosquitto, tool};
+use support::site::Site;
+use support::temp_dir::TempDir;
+use support::worker::{Worker, job_worker};
+
+const TOPICS: [&str; 6] = [
+    "jobs/pending",
+    "jobs/cancel/a",
+    "jobs/results/a",
+    "jobs/status/a",
+    "jobs/workers/w",
+    "jobs/rejected",
+];
+
+/// Everybody's password.
+const PASSWORD: &str = "correct horse";
+
+/// The ACL of the examples, as it is installed.
+fn example() -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/mosquitto/acl");
+    fs::read_to_string(file).expect("the ACL is in examples/mosquitto")
+}
+
+/// A broker that lets nobody in without a password, with this ACL and a user `observer` who may do everything.
+fn guarded(acl: &str) -> Mosquitto {
+    let broker = Mosquitto::prepare();
+    let (passwords, rights) = (broker.dir().join("passwords"), broker.dir().join("acl"));
+    for user in ["controller", "worker", "stranger", "observer"] {
+        let create: &[_] = if passwords.exists() {
+            &["-b"]
+        } else {
+            &["-c", "-b"]
+        };
+        let mut command = Command::new(tool("mosquitto_passwd"));
+        let made = command
+            .args(create)
+            .arg(&passwords)
+            .args([user, PASSWORD])
+            .status();
+        assert!(made.expect("mosquitto_passwd runs").success());
+    }
+    let for_the_test = "\nuser observer\ntopic readwrite #\n\npattern read marker/%u\n";
+    fs::write(&rights, acl.to_owned() + for_the_test).expect("the directory of the broker");
+    let mut broker = broker
+        // with 0, Mosquitto before 2.0.22 closes the connection over each message that it denies
+        .config("max_queued_messages 1000000")
+        .config("allow_anonymous false")
+        .config(&format!("password_file {}", passwords.display()))
+        .config(&format!("acl_file {}", rights.display()));
+    broker.restart();
+    broker
+}
+
+fn connect(broker: &Mosquitto, user: &str) -> Controller {
+    Controller::connect_as(broker, user, Some((user, PASSWORD)))
+}
+
+fn site(acl: &str) -> Site {
+    let broker = guarded(acl);
+    Site {
+        controller: connect(&broker, "controller"),
+        broker,
+        drive: TempDir::new(),
+    }
+}
+
+fn as_worker(version: &str) -> impl Fn(&mut Command) {
+    move |command| {
+        command
+            .env("MQTT_USERNAME", "worker")
+            .env("MQTT_PASSWORD", PASSWORD);
+        command
+            .env("MQTT_PROTOCOL_VERSION", version)
+            .env("JOB_DIR_WAIT", "0");
+    }
+}
+
+fn controller_and_worker_can_do_all_that_they_need(version: &str) {
+    let site = site(&example());
+    let job = site.run_on(
+        site.idle_worker(as_worker(version)),
+        "a",
+        json!({ "steps": ["true"] }),
+    );
+    assert_eq!(job.result["status"], "success");
+    assert!(!site.controller.heard("jobs/status/a").is_empty());
+    assert!(
+        !site
+            .controller
+            .heard("jobs/workers/node-worker-01")
+            .is_empty()
+    );
+
+    let mut worker = site.idle_worker(as_worker(version));
+    site.controller.publish("jobs/pending", "no JSON");
+    site.controller.next("jobs/rejected");
+    let dir = site.submit("b", json!({ "steps": ["echo begun > begun; sleep 60"] }));
+    support::wait::until("the step", || dir.join("begun").exists());
+    site.controller.publish("jobs/cancel/b", "");
+    let result = site.result("b").json();
+    assert_eq!(result["reason"], "cancelled", "{result}");
+    worker.exits_with(0);
+}
+
+on_both_protocols!(controller_and_worker_can_do_all_that_they_need);
+
+/// Which of the topics `user` may write to.
+fn writable(broker: &Mosquitto, observer: &Controller, user: &str) -> Vec<&'static str> {
+    let mark = observer.mark();
+    let client = connect(broker, user);
+    for topic in TOPICS {
+        client.publish(topic, user);
+    }
+    // messages come in order, so when this one has come all before it have
+    observer.publish(&format!("marker/writes-of-{user}"), "");
+    observer.next(&format!("marker/writes-of-{user}"));
+    TOPICS
+        .into_iter()
+        .filter(|topic| !observer.heard_since(mark, topic).is_empty())
+        .collect()
+}
+
+/// Which of the topics `user` may read.
+fn readable(broker: &Mosquitto, observer: &Controller, user: &str) -> Vec<&'static str> {
+    let client = connect(broker, user);
+    for topic in TOPICS {
+        observer.publish(topic, "for whom it may concern");
+    }
+    observer.publish(&format!("marker/{user}"), "");
+    client.next(&format!("marker/{user}"));
+    TOPICS
+        .into_iter()
+        .filter(|topic| !client.heard(topic).is_empty())
+        .collect()
+}
+
+#[test]
+fn nobody_can_do_more_than_that() {
+    let broker = guarded(&example());
+    let observer = connect(&broker, "observer");
+    let [pending, cancel, results, status, workers, rejected] = TOPICS;
+    for (user, writes, reads) in [
+        (
+            "controller",
+            vec![pending, cancel],
+            vec![results, status, workers, rejected],
+        ),
+        (
+            "worker",
+            vec![results, status, workers, rejected],
+            vec![pending, cancel],
+        ),
+        ("stranger", vec![], vec![]),
+    ] {
+        assert_eq!(writable(&broker, &observer, user), writes, "{user} writes");
+        assert_eq!(readable(&broker, &observer, user), reads, "{user} reads");
+    }
+}
+
+#[test]
+fn nobody_is_let_in_without_a_password() {
+    let broker = guarded(&example());
+    for (user, password) in [
+        (None, None),
+        (Some("worker"), Some("wrong")),
+        (Some("nobody"), Some(PASSWORD)),
+    ] {
+        let mut worker = Worker::spawn(&broker, |command| {
+            user.map(|user| command.env("MQTT_USERNAME", user));
+            password.map(|password| command.env("MQTT_PASSWORD", password));
+        });
+        worker.exits_with(77);
+        assert!(
+            worker.stderr().contains("user name or password"),
+            "{}",
+            worker.stderr()
+        );
+    }
+}
+
+/// The ACL without the worker's right to these topics.
+fn without(topic: &str) -> String {
+    let (start, workers) = example()
+        .split_once("user worker\n")
+        .map(|(a, b)| (a.to_owned(), b.to_owned()))
+        .expect("it");
+    let kept = workers
+        .lines()
+        .filter(|line| !line.ends_with(topic))
+        .map(|line| format!("{line}\n"));
+    let kept: String = kept.collect();
+    assert_ne!(kept.len(), workers.len(), "{topic}");
+    format!("{start}user worker\n{kept}")
+}
+
+// Mosquitto tells of a denied publish to version 5 clients only; with 3.1.1 it takes the message and drops it.
+#[test]
+fn a_worker_that_may_not_write_results_says_so() {
+    let site = site(&without("jobs/results/+"));
+    let mut worker = site.idle_worker(as_worker("5"));
+    let dir = site.submit("a", json!({ "steps": ["echo it ran"] }));
+    worker.exits_with(77);
+    assert!(
+        worker.stderr().contains("jobs/results/"),
+        "{}",
+        worker.stderr()
+    );
+    let status = fs::read_to_string(dir.join("job.status.json")).expect("the journal");
+    assert!(
+        status.contains("success"),
+        "the result is not lost, and answers the request when the right is there"
+    );
+}
+
+#[test]
+fn a_worker_that_may_not_write_rejections_says_so() {
+    let site = site(&without("jobs/rejected"));
+    let mut worker = site.idle_worker(as_worker("5"));
+    site.controller.publish("jobs/pending", "no JSON");
+    worker.exits_with(77);
+    assert!(
+        worker.stderr().contains("jobs/rejected"),
+        "{}",
+        worker.stderr()
+    );
+}
+
+#[test]
+fn a_result_that_could_not_be_written_is_published_once_it_can_be() {
+    let mut site = site(&without("jobs/results/+"));
+    let mut worker = site.idle_worker(as_worker("5"));
+    let dir = site.submit("a", json!({ "steps": ["echo ran >> ran"] }));
+    worker.exits_with(77);
+    site.kill9_broker();
+    let rights = site.broker.dir().join("acl");
+    let repaired = fs::read_to_string(&rights).expect("it is ours")
+        + "\nuser worker\ntopic write jobs/results/+\n";
+    fs::write(&rights, repaired).expect("it is ours");
+    site.restart_broker();
+    let mut worker = site.spawn(as_worker("5"));
+    assert_eq!(site.result("a").json()["status"], "success");
+    worker.exits_with(0);
+    assert_eq!(support::site::read(&dir.join("ran")), "ran\n", "once");
+}
+
+// The ACL file of Mosquitto 2 grants every subscription and then delivers nothing; its dynamic security plugin, and other
+// brokers, refuse. Hence the scripted broker.
+fn a_refused_subscription_is_named(version: &str) {
+    for filter in ["jobs/pending", "jobs/cancel/+"] {
+        let broker = Broker::start();
+        let code = if version == "5" { 0x87 } else { 0x80 };
+        broker.configure(|knobs| knobs.suback_failures = vec![(filter.to_owned(), code)]);
+        let dir = TempDir::new();
+        let mut command = job_worker();
+        command
+            .env("MQTT_URL", broker.url())
+            .env("MQTT_PROTOCOL_VERSION", version);
+        let mut worker = Worker::start(command, dir.path());
+        worker.exits_with(77);
+        let said = worker.stderr();
+        assert!(
+            said.contains("refuses the subscription") && said.contains(filter),
+            "{said}"
+        );
+    }
+}
+
+mod refused {
+    #[test]
+    fn by_mqtt_5() {
+        super::a_refused_subscription_is_named("5");
+    }
+
+    #[test]
+    fn by_mqtt_3_1_1() {
+        super::a_refused_subscription_is_named("4");
+    }
+}
+
+#[test]
+fn a_worker_that_may_not_show_its_presence_still_works() {
+    let site = site(&without("jobs/workers/+"));
+    let mut worker = site.spawn(as_worker("5"));
+    support::wait::until("the subscription", || {
+        worker.stderr().contains("waiting for a job")
+    });
+    site.submit("a", json!({ "steps": ["true"] }));
+    assert_eq!(site.result("a").json()["status"], "success");
+    worker.exits_with(0);
+}
+
+// as Mosquitto before 2.0.22 does where `max_queued_messages` is 0
+#[test]
+fn a_broker_that_drops_us_for_our_presence_is_understood() {
+    let broker = Broker::scripted(|step| match step.packet {
+        Packet::Publish { topic, .. } if topic == "jobs/workers/node-worker-01" => {
+            Verdict::CutBefore
+        }
+        _ => Verdict::Pass,
+    });
+    let dir = TempDir::new();
+    let mut command = job_worker();
+    command.env("MQTT_URL", broker.url());
+    let mut worker = Worker::start(command, dir.path());
+    worker.exits_with(75);
+    let hint = "we may not write to jobs/workers/node-worker-01";
+    assert!(worker.stderr().contains(hint), "{}", worker.stderr());
+}

@@ -1,0 +1,408 @@
+//! `mqtts://` against a real Mosquitto, with a certificate authority made here (contract section 8).
+#![cfg(feature = "tls")]
+
+use crate::support;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::json;
+use support::ca::{Authority, Identity, Valid};
+use support::controller::Controller;
+use support::mosquitto::{Mosquitto, free_port, tool};
+use support::site::Site;
+use support::temp_dir::TempDir;
+use support::wait;
+use support::worker::Worker;
+
+const NAMES: &str = "DNS:localhost,IP:127.0.0.1,IP:::1";
+
+/// A site whose broker also listens with TLS, where it shows this certificate.
+struct Secure {
+    site: Site,
+    port: u16,
+}
+
+const LOCALHOST: &str = "127.0.0.1";
+
+impl Secure {
+    fn new(broker: &Identity, options: &[String]) -> Self {
+        Self::at(LOCALHOST, broker, options)
+    }
+
+    fn at(address: &str, broker: &Identity, options: &[String]) -> Self {
+        let port = free_port();
+        let listener = [
+            format!("listener {port} {address}"),
+            format!("certfile {}", broker.certificate.display()),
+            format!("keyfile {}", broker.key.display()),
+        ];
+        let lines = listener.iter().chain(options);
+        let mut broker = lines.fold(Mosquitto::prepare(), |broker, line| broker.config(line));
+        broker.restart();
+        Self {
+            site: Site::on(broker),
+            port,
+        }
+    }
+
+    fn worker(&self, host: &str, ca: &Path, configure: impl FnOnce(&mut Command)) -> Worker {
+        self.site.spawn(|command| {
+            command
+                .env("MQTT_URL", format!("mqtts://{host}:{}", self.port))
+                .env("MQTT_CA_FILE", ca);
+            configure(command);
+        })
+    }
+
+    fn runs_a_job(&self, host: &str, ca: &Path, configure: impl FnOnce(&mut Command)) {
+        let mark = self.site.controller.mark();
+        let mut worker = self.worker(host, ca, configure);
+        self.site.await_state(&mut worker, mark, "idle");
+        let result = self
+            .site
+            .run_on(worker, "secure", json!({ "steps": ["true"] }))
+            .result;
+        assert_eq!(result["status"], "success", "{result}");
+    }
+}
+
+/// The worker gives up at once and says why.
+fn refuses(mut worker: Worker, reasons: &[&str]) {
+    worker.exits_with(77);
+    let said = worker.stderr();
+    for reason in reasons {
+        assert!(said.contains(reason), "{reason:?} is not in:\n{said}");
+    }
+}
+
+fn asks_for_certificates_of(ca: &Authority) -> Vec<String> {
+    vec![
+        format!("cafile {}", ca.file().display()),
+        "require_certificate true".to_owned(),
+    ]
+}
+
+fn speaks(version: &str) -> impl Fn(&mut Command) {
+    move |command| {
+        command.env("MQTT_PROTOCOL_VERSION", version);
+    }
+}
+
+fn a_trusted_broker_is_served(version: &str) {
+    let ca = Authority::new("ours");
+    let broker = ca.broker(NAMES, Valid::Now);
+    let secure = Secure::new(&broker, &[]);
+    for host in ["localhost", "127.0.0.1"] {
+        secure.runs_a_job(host, &ca.file(), speaks(version));
+    }
+    if std::net::TcpListener::bind("[::1]:0").is_ok() {
+        Secure::at("::1", &broker, &[]).runs_a_job("[::1]", &ca.file(), speaks(version));
+    }
+}
+
+fn an_unknown_authority_is_refused(version: &str) {
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let secure = Secure::new(&theirs.broker(NAMES, Valid::Now), &[]);
+    // MQTT_CA_FILE stands instead of the system's roots, not beside them
+    let worker = secure.worker("localhost", &ours.file(), |command| {
+        speaks(version)(command);
+        command.env("SSL_CERT_FILE", theirs.file());
+    });
+    refuses(
+        worker,
+        &[
+            "we do not trust the broker",
+            "UnknownIssuer",
+            "MQTT_CA_FILE",
+        ],
+    );
+}
+
+fn an_expired_certificate_is_refused(version: &str) {
+    let ca = Authority::new("ours");
+    let secure = Secure::new(&ca.broker(NAMES, Valid::UntilYesterday), &[]);
+    refuses(
+        secure.worker("localhost", &ca.file(), speaks(version)),
+        &["we do not trust the broker", "expired"],
+    );
+}
+
+fn a_certificate_for_another_host_is_refused(version: &str) {
+    let ca = Authority::new("ours");
+    let secure = Secure::new(&ca.broker("DNS:broker.example", Valid::Now), &[]);
+    for host in ["localhost", "127.0.0.1"] {
+        let worker = secure.worker(host, &ca.file(), speaks(version));
+        refuses(
+            worker,
+            &[
+                "we do not trust the broker",
+                "not valid for name",
+                host,
+                "broker.example",
+            ],
+        );
+    }
+}
+
+fn a_broker_that_asks_for_our_certificate_gets_it(version: &str) {
+    let ca = Authority::new("ours");
+    let secure = Secure::new(
+        &ca.broker(NAMES, Valid::Now),
+        &asks_for_certificates_of(&ca),
+    );
+    let ours = ca.client("worker");
+    secure.runs_a_job("localhost", &ca.file(), |command| {
+        speaks(version)(command);
+        command
+            .env("MQTT_CERT_FILE", &ours.certificate)
+            .env("MQTT_KEY_FILE", &ours.key);
+    });
+}
+
+fn without_the_certificate_that_a_broker_wants_we_give_up(version: &str) {
+    let ca = Authority::new("ours");
+    for tls in ["tlsv1.2", "tlsv1.3"] {
+        let mut options = asks_for_certificates_of(&ca);
+        options.push(format!("tls_version {tls}"));
+        let secure = Secure::new(&ca.broker(NAMES, Valid::Now), &options);
+        refuses(
+            secure.worker("localhost", &ca.file(), speaks(version)),
+            &["MQTT_CERT_FILE", "alert"],
+        );
+        let theirs = Authority::new("theirs");
+        let stranger = theirs.client("stranger");
+        let worker = secure.worker("localhost", &ca.file(), |command| {
+            speaks(version)(command);
+            command
+                .env("MQTT_CERT_FILE", &stranger.certificate)
+                .env("MQTT_KEY_FILE", &stranger.key);
+        });
+        refuses(worker, &["MQTT_CERT_FILE", "alert"]);
+    }
+}
+
+/// The lines of a PEM file that say something.
+fn secrets(file: &Path) -> Vec<String> {
+    let text = fs::read_to_string(file).expect("a PEM file of the test's");
+    text.lines()
+        .filter(|line| !line.starts_with('-'))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn certificate_and_key_are_nowhere(version: &str) {
+    let ca = Authority::new("ours");
+    let secure = Secure::new(
+        &ca.broker(NAMES, Valid::Now),
+        &asks_for_certificates_of(&ca),
+    );
+    let ours = ca.client("worker");
+    let mark = secure.site.controller.mark();
+    let mut worker = secure.worker("localhost", &ca.file(), |command| {
+        speaks(version)(command);
+        command
+            .env("MQTT_CERT_FILE", &ours.certificate)
+            .env("MQTT_KEY_FILE", &ours.key)
+            .env("RUST_LOG", "trace");
+    });
+    secure.site.await_state(&mut worker, mark, "idle");
+    let job = secure.site.run_on(
+        worker,
+        "a",
+        json!({ "steps": ["env; cat /proc/$PPID/cmdline", "exit 3"] }),
+    );
+    let said = job.worker.stderr();
+    assert!(
+        said.contains("job-worker: debug: "),
+        "the log tells all it has: {said}"
+    );
+    for text in [
+        said,
+        job.log.clone(),
+        job.read("job.status.json"),
+        job.published.text(),
+    ] {
+        for secret in secrets(&ours.key)
+            .iter()
+            .chain(&secrets(&ours.certificate))
+            .chain(&secrets(&ca.file()))
+        {
+            assert!(!text.contains(secret), "{text}");
+        }
+        assert!(!text.contains("MQTT_KEY_FILE"), "{text}");
+    }
+    // nor where it cannot be used
+    let broken = secure.site.drive.path().join("broken");
+    fs::write(&broken, secrets(&ours.key).join("\n")).expect("the drive can be written");
+    for name in ["MQTT_CA_FILE", "MQTT_CERT_FILE", "MQTT_KEY_FILE"] {
+        let mut worker = secure.worker("localhost", &ca.file(), |command| {
+            command.env(name, &broken).env("RUST_LOG", "trace");
+        });
+        worker.exits_with(78);
+        assert!(worker.stderr().contains(name), "{}", worker.stderr());
+        assert!(
+            secrets(&ours.key)
+                .iter()
+                .all(|secret| !worker.stderr().contains(secret)),
+            "{}",
+            worker.stderr()
+        );
+    }
+}
+
+on_both_protocols!(
+    certificate_and_key_are_nowhere,
+    a_trusted_broker_is_served,
+    an_unknown_authority_is_refused,
+    an_expired_certificate_is_refused,
+    a_certificate_for_another_host_is_refused,
+    a_broker_that_asks_for_our_certificate_gets_it,
+    without_the_certificate_that_a_broker_wants_we_give_up,
+);
+
+#[test]
+fn the_secure_broker_of_the_examples_serves_controller_and_worker() {
+    let ca = Authority::new("ours");
+    let port = free_port();
+    let mut broker = Mosquitto::prepare().without_persistence();
+    let dir = broker.dir().to_owned();
+    for user in ["controller", "worker"] {
+        let create: &[_] = if user == "controller" {
+            &["-c", "-b"]
+        } else {
+            &["-b"]
+        };
+        let mut command = Command::new(tool("mosquitto_passwd"));
+        let made = command
+            .args(create)
+            .arg(dir.join("passwords"))
+            .args([user, "correct horse"])
+            .status();
+        assert!(made.expect("mosquitto_passwd runs").success());
+    }
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/mosquitto");
+    fs::copy(examples.join("acl"), dir.join("acl")).expect("the ACL of the examples");
+    let shown = ca.broker(NAMES, Valid::Now);
+    fs::copy(shown.certificate, dir.join("broker.pem")).expect("the directory of the broker");
+    fs::copy(shown.key, dir.join("broker.key")).expect("the directory of the broker");
+    let settings = fs::read_to_string(examples.join("secure.conf"))
+        .expect("the configuration of the examples");
+    for line in settings.lines().filter(|line| !line.starts_with('#')) {
+        let line = line.replace("listener 8883", &format!("listener {port} {LOCALHOST}"));
+        let line = line.replace("/mosquitto/data/", &format!("{}/", dir.display()));
+        broker = broker.config(&line.replace("/mosquitto/config", &dir.to_string_lossy()));
+    }
+    broker.restart();
+    let controller =
+        Controller::connect_as(&broker, "controller", Some(("controller", "correct horse")));
+    let secure = Secure {
+        site: Site {
+            controller,
+            broker,
+            drive: TempDir::new(),
+        },
+        port,
+    };
+    secure.runs_a_job("localhost", &ca.file(), |command| {
+        command
+            .env("MQTT_USERNAME", "worker")
+            .env("MQTT_PASSWORD", "correct horse");
+    });
+    refuses(
+        secure.worker("localhost", &ca.file(), |_| {}),
+        &["user name or password"],
+    );
+}
+
+#[test]
+fn without_a_ca_file_the_roots_of_the_system_count() {
+    let ca = Authority::new("ours");
+    let secure = Secure::new(&ca.broker(NAMES, Valid::Now), &[]);
+    let configure = |command: &mut Command| {
+        command.env_remove("MQTT_CA_FILE");
+    };
+    // where the system has roots, ours is not among them; where it has none, that is said
+    let mut worker = secure.worker("localhost", &ca.file(), configure);
+    let status = worker.wait().code();
+    let said = worker.stderr();
+    let known = said.contains("UnknownIssuer") && status == Some(77);
+    let none = said.contains("the system has no trusted certificates") && status == Some(78);
+    assert!(known || none, "{status:?}: {said}");
+
+    secure.runs_a_job("localhost", &ca.file(), |command| {
+        configure(command);
+        command.env("SSL_CERT_FILE", ca.file());
+    });
+}
+
+#[test]
+fn a_certificate_of_tomorrow_is_waited_for() {
+    let ca = Authority::new("ours");
+    let secure = Secure::new(&ca.broker(NAMES, Valid::FromTomorrow), &[]);
+    let mut worker = secure.worker("localhost", &ca.file(), |_| {});
+    wait::until("the reason", || {
+        worker.stderr().contains("is our clock right?")
+    });
+    assert!(worker.ended().is_none());
+    worker.sigterm();
+    worker.exits_with(0);
+}
+
+#[test]
+fn a_certificate_that_expires_while_we_are_there_is_waited_for() {
+    let ca = Authority::new("ours");
+    let good = ca.broker(NAMES, Valid::Now);
+    let dir = TempDir::new();
+    let shown = good.copied_to(dir.path());
+    let good = shown.copied_to(ca.file().parent().expect("a directory"));
+    let mut secure = Secure::new(&shown, &[]);
+    let mut worker = secure.worker("localhost", &ca.file(), |_| {});
+    secure.site.await_state(&mut worker, 0, "idle");
+
+    secure.site.kill9_broker();
+    ca.broker(NAMES, Valid::UntilYesterday).replace(&shown);
+    secure.site.restart_broker();
+    wait::until("the reason", || worker.stderr().contains("expired"));
+    assert!(worker.ended().is_none(), "losing the broker is not an exit");
+
+    secure.site.kill9_broker();
+    good.replace(&shown);
+    secure.site.restart_broker();
+    let result = secure
+        .site
+        .run_on(worker, "later", json!({ "steps": ["true"] }))
+        .result;
+    assert_eq!(result["status"], "success", "{result}");
+}
+
+#[test]
+fn a_key_of_another_certificate_is_a_configuration_error() {
+    let ca = Authority::new("ours");
+    let (ours, other) = (ca.client("ours"), ca.client("other"));
+    let secure = Secure::new(&ca.broker(NAMES, Valid::Now), &[]);
+    for (certificate, key, said) in [
+        (Some(&ours), Some(&other), "do not fit together"),
+        (Some(&ours), None, "set both or none"),
+        (None, Some(&ours), "set both or none"),
+    ] {
+        let mut worker = secure.worker("localhost", &ca.file(), |command| {
+            certificate.map(|identity| command.env("MQTT_CERT_FILE", &identity.certificate));
+            key.map(|identity| command.env("MQTT_KEY_FILE", &identity.key));
+        });
+        worker.exits_with(78);
+        assert!(worker.stderr().contains(said), "{}", worker.stderr());
+    }
+}
+
+#[test]
+fn a_port_without_tls_is_told_from_a_broker_that_is_away() {
+    let ca = Authority::new("ours");
+    let site = Site::start();
+    let worker = site.spawn(|command| {
+        let url = format!("mqtts://localhost:{}", site.broker.port());
+        command.env("MQTT_URL", url).env("MQTT_CA_FILE", ca.file());
+    });
+    wait::until("the reason", || worker.stderr().contains("TLS"));
+}
