@@ -13,3 +13,4 @@ mod link;
 mod one_job;
 mod order;
 mod own_result;
+mod sync;

@@ -552,8 +552,10 @@ fn a_log_that_nobody_reads_holds_nothing_up() {
     go_on(&scene);
     let mut log = String::new();
     reader.read_to_string(&mut log).unwrap();
+    // whether the line of the start of the job is among them depends on how fast the pipe is emptied
     let first = log.lines().next().unwrap();
-    assert!(first.contains("nobody took are lost: 4"), "{log}");
+    let lost = ["lost: 3", "lost: 4"];
+    assert!(lost.iter().any(|lost| first.ends_with(lost)), "{log}");
     assert!(log.contains("job full: success"), "{log}");
 
     let (reader, writer) = std::io::pipe().unwrap();

@@ -1,7 +1,7 @@
 //! `JOB_SYNC`: a result means that it is on the disk; a drive that fails or hangs is told of, and never makes the worker
 //! deaf. `strace` plays the drive: it shows what is asked of it, answers with errors, and takes its time.
 
-mod support;
+use crate::support;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
