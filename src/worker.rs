@@ -10,7 +10,7 @@ use crate::contract::{
 };
 use crate::inbox::{self, Event, Inbox};
 use crate::job::{Claim, Claimed, End, Execution, Outcome};
-use crate::mqtt::{self, Connection, Delivery, Link, Subscribers, Unpublished};
+use crate::mqtt::{self, Connection, Link, Message, Subscribers, Unpublished};
 use crate::presence::Presence;
 use crate::process;
 use crate::queue::own::Machine;
@@ -175,7 +175,7 @@ impl Worker {
             }
             mqtt::Event::TakenOver => self.taken_over(),
             mqtt::Event::DroppedEarly(times) => self.dropped_early(times),
-            mqtt::Event::Refused(reason) => self.refused(&reason),
+            mqtt::Event::Denied(reason) => self.refused(&reason),
         }
     }
 
@@ -196,7 +196,7 @@ impl Worker {
         }
     }
 
-    fn receive(&mut self, delivery: Delivery) -> ControlFlow<Exit> {
+    fn receive(&mut self, delivery: Message) -> ControlFlow<Exit> {
         let topics = &self.config.topics;
         if delivery.topic == topics.pending {
             return self.tell(Input::Request(delivery));
@@ -222,7 +222,7 @@ impl Worker {
     }
 
     /// The session still has the subscriptions of another `MQTT_TOPIC_ROOT`: give them up, and tell whoever publishes there.
-    fn give_up_subscriptions(&mut self, delivery: Delivery) -> ControlFlow<Exit> {
+    fn give_up_subscriptions(&mut self, delivery: Message) -> ControlFlow<Exit> {
         let subscribed = subscribed_for(&delivery.topic);
         for filter in &subscribed {
             self.with_connection(|connection| connection.unsubscribe(filter));
@@ -396,7 +396,7 @@ impl Worker {
     }
 
     /// Deals with a request that the delivery rules have taken.
-    fn take(&mut self, delivery: &Delivery) -> ControlFlow<Exit> {
+    fn take(&mut self, delivery: &Message) -> ControlFlow<Exit> {
         let topics = &self.config.topics;
         let shown = format!("{}, {} bytes", delivery.topic, delivery.payload.len());
         if delivery.retained {
@@ -445,7 +445,7 @@ impl Worker {
     /// Rejects a request that came at QoS 0 while another one is held. It is answered as it came, at QoS 0, and only if the
     /// connection has room for it: a flood of them must not fill our memory. For the id that is held, only `jobs/rejected`
     /// is told, where nobody takes it for the result.
-    fn reject_now(&mut self, delivery: &Delivery) {
+    fn reject_now(&mut self, delivery: &Message) {
         let error = "published at QoS 0 while the worker had a job; publish at QoS 1, and the broker keeps it until its turn";
         let (worker, topics) = (&self.config.worker_id, &self.config.topics);
         let held = self.queue.held_request().and_then(id_in);
@@ -468,7 +468,7 @@ impl Worker {
         self.announce(&topic, payload, false);
     }
 
-    fn reject(&mut self, rejection: Rejection, delivery: &Delivery) -> ControlFlow<Exit> {
+    fn reject(&mut self, rejection: Rejection, delivery: &Message) -> ControlFlow<Exit> {
         let worker = &self.config.worker_id;
         match rejection.id {
             Some(id) => self.report(Document::rejected(id, worker, rejection.error)),
@@ -594,7 +594,7 @@ impl Worker {
 }
 
 /// By what id a request can be answered, whatever else is wrong with it.
-fn id_in(delivery: &Delivery) -> Option<JobId> {
+fn id_in(delivery: &Message) -> Option<JobId> {
     Request::parse(&delivery.payload)
         .map_or_else(|rejection| rejection.id, |request| Some(request.id))
 }

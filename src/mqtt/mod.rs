@@ -110,7 +110,7 @@ pub struct Settings {
 
 /// A message from the broker.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Delivery {
+pub struct Message {
     pub topic: String,
     pub payload: Bytes,
     /// What to acknowledge; `None` at QoS 0.
@@ -122,7 +122,7 @@ pub struct Delivery {
     pub retained: bool,
 }
 
-impl Delivery {
+impl Message {
     /// What no other request has in common with this one: see [`identity`]. `None` where the broker does not tell enough.
     pub fn identity(&self, client_id: &str) -> Option<String> {
         let (subscription, packet_id) = (self.subscription?, self.packet_id?);
@@ -159,7 +159,7 @@ pub enum Event {
     },
     /// The subscriptions stand.
     Ready,
-    Message(Delivery),
+    Message(Message),
     /// The broker has our message, or says why it does not take it.
     Published(Result<Subscribers, Unpublished>),
     /// Our DISCONNECT is sent, and all that was asked for before it.
@@ -172,7 +172,7 @@ pub enum Event {
     /// being made.
     DroppedEarly(u32),
     /// The broker does not want us, and trying again would not help.
-    Refused(String),
+    Denied(String),
 }
 
 /// Whether a message of ours that the broker has taken goes to anybody.
@@ -248,7 +248,7 @@ enum Heard {
     },
     /// For each of our subscriptions in order, what the broker says against it.
     Subscribed(Vec<Option<String>>),
-    Message(Delivery),
+    Message(Message),
     Published(Result<Subscribers, Unpublished>),
     Closed,
     /// Nothing that concerns the worker.
@@ -267,7 +267,7 @@ fn without_port(address: SocketAddr) -> Option<String> {
 
 /// Why a connection ended.
 enum Failure {
-    Refused(String),
+    Denied(String),
     /// The two sides do not accept each other's certificates.
     #[cfg_attr(not(feature = "tls"), expect(dead_code))]
     Untrusted(String),
@@ -342,10 +342,10 @@ impl<F: Fn(Event)> Driver<F> {
             }
             let dropped = matches!(failure, Failure::Dropped(_));
             let reason = match failure {
-                Failure::Refused(reason) => return (self.sink)(Event::Refused(reason)),
+                Failure::Denied(reason) => return (self.sink)(Event::Denied(reason)),
                 // such a thing does not pass by itself, unless it came while we were here: certificates are renewed
                 Failure::Untrusted(reason) if !self.subscribed => {
-                    return (self.sink)(Event::Refused(reason));
+                    return (self.sink)(Event::Denied(reason));
                 }
                 Failure::TakenOver => {
                     (self.sink)(Event::TakenOver);
@@ -447,7 +447,7 @@ impl<F: Fn(Event)> Driver<F> {
                     let filters = [&self.settings.requests, &self.settings.cancels];
                     for (filter, fault) in filters.into_iter().zip(faults) {
                         if let Some(fault) = fault {
-                            return Failure::Refused(format!(
+                            return Failure::Denied(format!(
                                 "the broker refuses the subscription to {filter}: {fault}"
                             ));
                         }

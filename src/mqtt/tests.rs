@@ -56,7 +56,7 @@ fn each_address_of_a_name_is_tried() {
         stream.write_all(&[0x20, 3, 0, 0x87, 0]).unwrap(); // CONNACK, not authorised
     };
     let told = first_told(&[NOBODY, NOBODY, BROKER], refuse);
-    assert!(matches!(told, Some(Event::Refused(_))));
+    assert!(matches!(told, Some(Event::Denied(_))));
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn the_older_protocol_version_is_spoken_to_the_address_that_closed() {
         }
     };
     let told = first_told(&[NOBODY, BROKER, NOBODY], close_first);
-    assert!(matches!(told, Some(Event::Refused(_))));
+    assert!(matches!(told, Some(Event::Denied(_))));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! first stay unacknowledged, so that they come again. Nor does it give reasons for a disconnect.
 
 use super::{
-    Announcements, Connection, Delivery, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES,
+    Announcements, Connection, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES, Message,
     REQUEST_CAPACITY,
 };
 use super::{Settings, Subscribers, Wire, patience};
@@ -167,7 +167,7 @@ impl V3Wire {
             Event::Incoming(Packet::SubAck(ack)) => {
                 Heard::Subscribed(ack.return_codes.iter().map(fault).collect())
             }
-            Event::Incoming(Packet::Publish(message)) => Heard::Message(Delivery {
+            Event::Incoming(Packet::Publish(message)) => Heard::Message(Message {
                 topic: message.topic,
                 payload: message.payload,
                 packet_id: (message.qos != QoS::AtMostOnce).then_some(message.pkid),
@@ -214,11 +214,11 @@ fn failure(error: ConnectionError, greeted: bool) -> Failure {
     }
     match error {
         ConnectionError::ConnectionRefused(code) => match code {
-            Code::BadUserNamePassword | Code::NotAuthorized => Failure::Refused(format!(
+            Code::BadUserNamePassword | Code::NotAuthorized => Failure::Denied(format!(
                 "the broker refuses our user name or password ({code:?})"
             )),
             Code::BadClientId => {
-                Failure::Refused("the broker refuses our client id, WORKER_ID".into())
+                Failure::Denied("the broker refuses our client id, WORKER_ID".into())
             }
             code => Failure::Lost(format!("it refuses the connection for now ({code:?})")),
         },

@@ -1,7 +1,7 @@
 //! MQTT 5 over rumqttc.
 
 use super::{
-    Announcements, Connection, Delivery, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES,
+    Announcements, Connection, Failure, Heard, IN_FLIGHT, MAX_PACKET_BYTES, Message,
     REQUEST_CAPACITY,
 };
 use super::{Settings, Subscribers, Unpublished, Wire, patience};
@@ -221,7 +221,7 @@ impl V5Wire {
             Event::Incoming(Packet::SubAck(ack)) => {
                 Heard::Subscribed(ack.return_codes.iter().map(fault).collect())
             }
-            Event::Incoming(Packet::Publish(message)) => Heard::Message(Delivery {
+            Event::Incoming(Packet::Publish(message)) => Heard::Message(Message {
                 subscription: subscription(&message),
                 topic: String::from_utf8_lossy(&message.topic).into_owned(),
                 payload: message.payload,
@@ -327,11 +327,11 @@ fn failure(error: ConnectionError, greeted: bool) -> Failure {
             Code::BadUserNamePassword
             | Code::NotAuthorized
             | Code::Banned
-            | Code::BadAuthenticationMethod => Failure::Refused(format!(
+            | Code::BadAuthenticationMethod => Failure::Denied(format!(
                 "the broker refuses our user name or password ({code:?})"
             )),
             Code::ClientIdentifierNotValid => {
-                Failure::Refused("the broker refuses our client id, WORKER_ID".into())
+                Failure::Denied("the broker refuses our client id, WORKER_ID".into())
             }
             Code::UnsupportedProtocolVersion => Failure::NotGreeted("it has no MQTT 5".into()),
             code => Failure::Lost(format!("it refuses the connection for now ({code:?})")),
@@ -342,7 +342,7 @@ fn failure(error: ConnectionError, greeted: bool) -> Failure {
         }) => match reason_code {
             DisconnectReasonCode::SessionTakenOver => Failure::TakenOver,
             DisconnectReasonCode::NotAuthorized => {
-                Failure::Refused("the broker says that we are not authorised".into())
+                Failure::Denied("the broker says that we are not authorised".into())
             }
             code => Failure::Lost(format!(
                 "it disconnected us ({code:?}) {}",

@@ -2,7 +2,7 @@
 
 pub mod own;
 
-use crate::mqtt::{Delivery, Subscribers};
+use crate::mqtt::{Message, Subscribers};
 use std::time::Duration;
 
 /// What happens after a result has arrived.
@@ -34,7 +34,7 @@ pub enum Input {
         tells_subscribers: bool,
     },
     Lost,
-    Request(Delivery),
+    Request(Message),
     /// The broker has the result.
     Published(Subscribers),
     /// The broker does not take the result for now.
@@ -57,9 +57,9 @@ pub enum Input {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Action {
     /// Deal with this request, and give an [`Input::Result`] or [`Input::Requeue`].
-    Take(Delivery),
+    Take(Message),
     /// Reject this request: it came at QoS 0 while another one is held, and the broker does not keep it.
-    RejectNow(Delivery),
+    RejectNow(Message),
     Publish(ResultMessage),
     Acknowledge(u16),
     Disconnect,

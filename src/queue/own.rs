@@ -13,7 +13,7 @@
 //! request is acknowledged when the broker delivers it again there, or not at all if the broker has forgotten it.
 
 use super::{Action, AfterResult, Input, ResultMessage};
-use crate::mqtt::{Delivery, Subscribers};
+use crate::mqtt::{Message, Subscribers};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -53,14 +53,14 @@ enum Custody {
 /// A request that is not acknowledged yet.
 #[derive(Clone, Debug)]
 struct Held {
-    request: Delivery,
+    request: Message,
     custody: Custody,
     /// An acknowledgement was sent, and may have got lost.
     acknowledged: bool,
 }
 
 impl Held {
-    fn new(request: Delivery) -> Self {
+    fn new(request: Message) -> Self {
         let custody = request
             .packet_id
             .map_or(Custody::NeverKept, Custody::Delivered);
@@ -75,7 +75,7 @@ impl Held {
     ///
     /// A redelivery keeps its packet identifier. Some brokers number each connection anew all the same: there, the first
     /// message of a connection is the request that was not acknowledged, as long as we have not tried to.
-    fn is_redelivered_as(&self, message: &Delivery, first_of_connection: bool) -> bool {
+    fn is_redelivered_as(&self, message: &Message, first_of_connection: bool) -> bool {
         let same_text =
             self.request.payload == message.payload && self.request.topic == message.topic;
         let same_identity = self.request.packet_id == message.packet_id
@@ -116,7 +116,7 @@ pub struct Machine {
     /// This connection has delivered a request at QoS 1.
     delivered: bool,
     /// Requests that this connection delivered behind the one that is held.
-    behind: VecDeque<Delivery>,
+    behind: VecDeque<Message>,
     deadline: Option<Instant>,
     /// A result is not published before: its controller is as new to this broker as we are.
     publish_at: Option<Instant>,
@@ -145,7 +145,7 @@ impl Machine {
     }
 
     /// The request that is held.
-    pub fn held_request(&self) -> Option<&Delivery> {
+    pub fn held_request(&self) -> Option<&Message> {
         self.held().map(|held| &held.request)
     }
 
@@ -251,7 +251,7 @@ impl Machine {
         }
     }
 
-    fn request(&mut self, message: Delivery, now: Instant, actions: &mut Vec<Action>) {
+    fn request(&mut self, message: Message, now: Instant, actions: &mut Vec<Action>) {
         if message.packet_id.is_none() {
             return match self.state {
                 State::Waiting => self.take(message, actions),
@@ -272,7 +272,7 @@ impl Machine {
             return;
         }
         // once more on the live connection, as NATS does
-        let known = |other: &Delivery| other.packet_id == message.packet_id;
+        let known = |other: &Message| other.packet_id == message.packet_id;
         if !self.behind.iter().any(known) {
             self.behind.push_back(message);
         }
@@ -284,7 +284,7 @@ impl Machine {
         self.take_next(actions);
     }
 
-    fn take(&mut self, message: Delivery, actions: &mut Vec<Action>) {
+    fn take(&mut self, message: Message, actions: &mut Vec<Action>) {
         self.state = State::Working(Held::new(message.clone()));
         self.publish_at = None;
         actions.push(Action::Take(message));

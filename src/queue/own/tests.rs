@@ -6,8 +6,8 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn request(name: &'static str, packet_id: u16) -> Delivery {
-    Delivery {
+fn request(name: &'static str, packet_id: u16) -> Message {
+    Message {
         topic: "jobs/pending".into(),
         payload: name.into(),
         packet_id: Some(packet_id),
@@ -17,8 +17,8 @@ fn request(name: &'static str, packet_id: u16) -> Delivery {
     }
 }
 
-fn at_qos_0(name: &'static str) -> Delivery {
-    Delivery {
+fn at_qos_0(name: &'static str) -> Message {
+    Message {
         packet_id: None,
         ..request(name, 0)
     }
@@ -136,7 +136,7 @@ fn requests_behind_a_rejected_one_are_taken_in_their_order() {
 #[test]
 fn a_redelivery_on_the_live_connection_is_not_a_new_request() {
     let mut story = Story::with_a_request();
-    let again = Delivery {
+    let again = Message {
         redelivered: true,
         ..request("a", 1)
     };
@@ -182,7 +182,7 @@ fn after_a_lost_link_the_redelivered_request_is_acknowledged_and_not_the_old_one
         [],
         "nothing to acknowledge yet on this connection"
     );
-    let again = Delivery {
+    let again = Message {
         redelivered: true,
         ..request("a", 1)
     };
@@ -193,8 +193,8 @@ fn after_a_lost_link_the_redelivered_request_is_acknowledged_and_not_the_old_one
 }
 
 /// A request of the same text as the one that is held, on the next connection of its session.
-fn again(packet_id: u16, redelivered: bool) -> Delivery {
-    Delivery {
+fn again(packet_id: u16, redelivered: bool) -> Message {
+    Message {
         redelivered,
         ..request("a", packet_id)
     }
@@ -230,7 +230,7 @@ fn a_fresh_request_with_the_text_of_the_held_one_is_another_one() {
 
 #[test]
 fn the_same_text_in_another_session_or_under_another_number_is_not_acknowledged() {
-    let other_session = Delivery {
+    let other_session = Message {
         subscription: Some(6),
         ..again(1, true)
     };
@@ -296,7 +296,7 @@ fn a_link_lost_after_our_acknowledgement_is_made_sure_of() {
         "nobody knows whether the acknowledgement got through"
     );
     assert_eq!(story.hears(connected(true)), []);
-    let again = Delivery {
+    let again = Message {
         redelivered: true,
         ..request("a", 1)
     };

@@ -32,7 +32,7 @@ const fn setting(version_5: bool, keys: &'static [Option<&'static str>]) -> Sett
 #[derive(Clone, Debug)]
 struct Queued {
     number: usize,
-    message: Delivery,
+    message: Message,
 }
 
 /// A run of the job, by the request that it was for.
@@ -145,7 +145,7 @@ impl World {
             Move::Publish if self.published < self.setting.keys.len() => {
                 let number = self.published;
                 self.published += 1;
-                let message = Delivery {
+                let message = Message {
                     payload: self.payload(number).into(),
                     subscription: self.setting.version_5.then_some(self.subscription),
                     ..request("", self.next_packet_id)
@@ -203,7 +203,7 @@ impl World {
             // as NATS does: once more, on the live connection
             Move::Redeliver if self.connected && self.delivered > 0 => {
                 let queue = self.queue.as_ref().expect("a connected session");
-                Input::Request(Delivery {
+                Input::Request(Message {
                     redelivered: true,
                     ..queue[0].message.clone()
                 })
@@ -272,7 +272,7 @@ impl World {
     }
 
     /// Does what a worker does with a request: looks into the directory, and runs the job or sends the stored result.
-    fn take(&mut self, message: &Delivery) {
+    fn take(&mut self, message: &Message) {
         assert_eq!(self.begun, 0, "one job in a life");
         self.begun += 1;
         let queue = self.queue.as_ref().expect("a connected session");
