@@ -1,4 +1,4 @@
-//! `job-worker check [DIR]`: says what is wrong before anything runs (contract section 9).
+//! `job-worker check [DIR]`: says what is wrong before anything runs (docs/reference.md, "Commands").
 
 use crate::config::Config;
 use crate::contract::{Definition, MAX_DEFINITION_BYTES};

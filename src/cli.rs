@@ -1,4 +1,4 @@
-//! Arguments → verb → exit status (contract section 9).
+//! Arguments → verb → exit status (docs/reference.md, "Commands").
 
 use crate::config::Config;
 use crate::contract::single_line;

@@ -1,4 +1,4 @@
-//! The retained document on `jobs/workers/{workerId}` (contract section 1).
+//! The retained document on `jobs/workers/{workerId}` (docs/reference.md, "Topics").
 
 use crate::contract::{JobId, Timestamp};
 use serde::Serialize;

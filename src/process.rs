@@ -1,5 +1,5 @@
 //! Processes of a job: starting a step in a group of its own, reaping, signalling and sweeping all descendants
-//! (contract sections 4 and 7).
+//! (docs/reference.md, "Steps and their environment" and "Stopping").
 
 use nix::unistd::getpgid;
 use process_wrap::std::{CommandWrap, ProcessSession};

@@ -1,6 +1,6 @@
-//! `job-worker supervise`: a process that keeps one fresh worker alive (contract section 9). It restarts at once after a
-//! job, which no restart policy of Docker does, and it is the proper PID 1 that a worker cannot be for itself: it kills and
-//! reaps what a worker that was killed has left behind.
+//! `job-worker supervise`: a process that keeps one fresh worker alive (docs/reference.md, "Commands"). It restarts
+//! at once after a job, which no restart policy of Docker does, and it is the proper PID 1 that a worker cannot be
+//! for itself: it kills and reaps what a worker that was killed has left behind.
 
 use crate::Exit;
 use crate::inbox::{self, Event, Inbox};

@@ -1,4 +1,4 @@
-//! Names that become a topic level: job ids and worker ids (contract section 2).
+//! Names that become a topic level: job ids and worker ids (docs/reference.md, "Request").
 
 use super::json;
 use serde::{Serialize, Serializer};

@@ -1,4 +1,4 @@
-//! The wire and file formats (contract sections 1, 2, 3 and 5): parsing and validation, without any I/O.
+//! The wire and file formats: parsing and validation, without any I/O.
 
 mod definition;
 mod earlier_run;

@@ -1,4 +1,5 @@
-//! The pointer message on `jobs/pending` (contract section 2), and what answers an unusable one (section 6).
+//! The pointer message on `jobs/pending` (docs/reference.md, "Request"), and what an unusable one
+//! becomes (docs/reference.md, "Bad input").
 
 use super::definition::Definition;
 use super::id::JobId;
@@ -112,7 +113,7 @@ fn key(raw: &RawValue) -> Result<String, String> {
     }
 }
 
-/// The message on `jobs/rejected` for a request that cannot be answered by id (contract section 1).
+/// The message on `jobs/rejected` for a request that cannot be answered by id (docs/reference.md, "Bad input").
 pub fn rejection_notice(worker: &str, error: &str, payload: &[u8]) -> Vec<u8> {
     #[derive(Serialize)]
     struct Notice<'a> {

@@ -1,4 +1,5 @@
-//! The status document (contract section 5): `job.status.json`, `jobs/status/{id}` and `jobs/results/{id}` are one schema.
+//! One schema for `job.status.json`, `jobs/status/{id}` and `jobs/results/{id}`
+//! (docs/reference.md, "Status document").
 
 use super::JobId;
 use serde::{Deserialize, Serialize};

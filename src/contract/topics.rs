@@ -1,4 +1,4 @@
-//! The topics of contract section 1.
+//! The topics: docs/reference.md, "Topics".
 
 use super::JobId;
 

@@ -1,4 +1,5 @@
-//! `job.status.json`: what the next worker will know of this job, whenever we die (contract sections 5 and 6).
+//! `job.status.json`: what the next worker will know of this job, whenever we die (docs/reference.md,
+//! "Status document" and "Attempts and stops").
 
 use super::WorkDir;
 use crate::config::Durability;

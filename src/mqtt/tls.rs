@@ -1,4 +1,4 @@
-//! TLS for `mqtts://` (contract section 8): whom we trust, who we are, and what a failed handshake means.
+//! TLS for `mqtts://` (docs/reference.md, "TLS"): whom we trust, who we are, and what a failed handshake means.
 
 use super::{Failure, bare};
 use rumqttc::{TlsConfiguration, Transport};

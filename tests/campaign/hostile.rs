@@ -1,4 +1,5 @@
-//! Hostile input: whatever comes is answered, and the worker lives on (contract section 6). The mutations have a fixed seed;
+//! Hostile input: whatever comes is answered, and the worker lives on (docs/reference.md, "Bad input"). The mutations
+//! have a fixed seed;
 //! `HOSTILE_CASES` sets their number, 1,000 unless set. The fuzz targets in `fuzz/` go further.
 
 use crate::support;

@@ -1,4 +1,4 @@
-//! `job-worker check [DIR]` (contract section 9).
+//! `job-worker check [DIR]` (docs/reference.md, "Commands").
 
 use crate::support;
 

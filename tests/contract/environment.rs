@@ -1,4 +1,5 @@
-//! What the steps find in their environment, and that the worker's secrets are not there (contract section 4).
+//! What the steps find in their environment, and that the worker's secrets are not there (docs/reference.md,
+//! "Steps and their environment").
 
 use crate::support;
 

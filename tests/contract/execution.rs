@@ -1,4 +1,4 @@
-//! contract.md section 4: how steps run, and what they find.
+//! docs/reference.md, "Steps and their environment": how steps run, and what they find.
 
 use crate::support;
 

@@ -1,4 +1,4 @@
-//! contract.md sections 7 and 8: how the worker ends where there is no job to report.
+//! docs/reference.md, "Exit status" and "Configuration": how the worker ends where there is no job to report.
 
 use crate::support;
 

@@ -1,4 +1,4 @@
-//! contract.md section 1, `jobs/workers/{workerId}`: what anyone can see of a worker, at any moment.
+//! docs/reference.md, "Topics", `jobs/workers/{workerId}`: what anyone can see of a worker, at any moment.
 
 use crate::support;
 

@@ -1,4 +1,5 @@
-//! contract.md section 1, `jobs/status/{id}`: the status document at each change, a courtesy that never delays a job.
+//! docs/reference.md, "Topics", `jobs/status/{id}`: the status document at each change, a courtesy that never delays
+//! a job.
 
 use crate::support;
 

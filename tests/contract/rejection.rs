@@ -1,4 +1,4 @@
-//! contract.md section 6: bad input is answered and acknowledged, and the worker waits on.
+//! docs/reference.md, "Bad input": bad input is answered and acknowledged, and the worker waits on.
 
 use crate::support;
 

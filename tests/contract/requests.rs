@@ -1,4 +1,4 @@
-//! contract.md sections 2 and 3: what a request and a job.json may say, and which of the two wins.
+//! docs/reference.md, "Request" and "Job definition": what a request and a job.json may say, and which of the two wins.
 
 use crate::support;
 

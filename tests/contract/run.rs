@@ -1,4 +1,4 @@
-//! `job-worker run DIR [--id ID]` (contract section 9).
+//! `job-worker run DIR [--id ID]` (docs/reference.md, "Commands").
 
 use crate::support;
 

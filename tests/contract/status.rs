@@ -1,4 +1,5 @@
-//! contract.md sections 5 and 1: the status document on disk and on the wire, and the presence of a worker.
+//! docs/reference.md, "Status document" and "Topics": the status document on disk and on the wire, and the presence
+//! of a worker.
 
 use crate::support;
 

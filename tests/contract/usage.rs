@@ -1,4 +1,4 @@
-//! The command line (contract sections 7 and 9).
+//! The command line (docs/reference.md, "Commands" and "Exit status").
 
 use crate::support;
 
@@ -39,7 +39,7 @@ fn help_and_version_go_to_stdout() {
     assert_eq!((output.status.code(), said.lines().count()), (Some(0), 1));
 }
 
-/// Contract section 8.
+/// docs/reference.md, "Commands" and "Exit status".
 const VARIABLES: [&str; 19] = [
     "MQTT_URL",
     "MQTT_USERNAME",

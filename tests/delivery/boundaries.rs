@@ -1,4 +1,4 @@
-//! Contract section 6 at every packet boundary of a whole job: before and after each packet the link is cut, the session
+//! The promises of delivery at every packet boundary of a whole job: before and after each packet the link is cut, the session
 //! is lost, or the worker is killed. Wherever that happens, the end is the same.
 //!
 //! A run without a fault counts the packets, then there is one run for each boundary and each kind of fault.

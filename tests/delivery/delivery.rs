@@ -1,4 +1,4 @@
-//! contract.md section 6 on a real Mosquitto: nothing lost, nothing run twice without cause.
+//! docs/reference.md, "Delivery" on a real Mosquitto: nothing lost, nothing run twice without cause.
 
 use crate::support;
 

@@ -1,5 +1,5 @@
-//! A drive that is full or read-only, and a session that has kept a subscription of an older configuration: contract
-//! section 6, "nothing lost", where the surroundings do not play along.
+//! A drive that is full or read-only, and a session that has kept a subscription of an older configuration:
+//! nothing is lost where the surroundings do not play along (docs/reference.md, "Delivery" and "What is on the disk").
 
 use crate::support;
 

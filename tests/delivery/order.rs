@@ -1,4 +1,4 @@
-//! Contract sections 6 to 8 seen from the broker: the order of the last packets, acknowledgements that do not come, requests
+//! Delivery and stopping seen from the broker: the order of the last packets, acknowledgements that do not come, requests
 //! that come twice, another client under our id, refusals, and brokers without MQTT 5.
 
 use crate::support;

@@ -223,6 +223,65 @@ fn every_message_is_that_of_the_code() {
     }
 }
 
+/// The headings that comments name: `docs/reference.md, "Topics", "Request" and "Delivery"`, also over several lines.
+fn headings_named_in(code: &str) -> Vec<String> {
+    let lines = code.lines().map(|line| {
+        let line = line.trim_start();
+        let comment = ["//! ", "/// ", "// "]
+            .iter()
+            .find_map(|start| line.strip_prefix(start));
+        comment.unwrap_or(line)
+    });
+    let text = lines.collect::<Vec<_>>().join(" ");
+    let mut named = Vec::new();
+    // in two parts, or this line would name one
+    for mut rest in text.split(concat!("docs/reference.md", ", \"")).skip(1) {
+        while let Some((heading, behind)) = rest.split_once('"') {
+            named.push(heading.to_owned());
+            let next = [", \"", " and \""]
+                .iter()
+                .find_map(|link| behind.strip_prefix(link));
+            match next {
+                Some(next) => rest = next,
+                None => break,
+            }
+        }
+    }
+    named
+}
+
+#[test]
+fn every_heading_that_a_comment_names_is_in_the_reference() {
+    let reference = fs::read_to_string(repository().join("docs/reference.md")).unwrap();
+    let headings: Vec<_> = reference
+        .lines()
+        .filter_map(|line| line.strip_prefix("## "))
+        .collect();
+    let mut count = 0;
+    for dir in ["src", "tests", "benches", "fuzz/fuzz_targets"] {
+        let code = sources(&repository().join(dir));
+        for heading in headings_named_in(&code) {
+            assert!(headings.contains(&&*heading), "{dir}: no {heading:?}");
+            count += 1;
+        }
+    }
+    assert!(count > 20, "only {count} headings are named");
+}
+
+#[test]
+fn headings_are_found_in_comments_of_several_lines() {
+    let code = concat!(
+        "//! One (docs/reference.md",
+        ", \"Job\n//! definition\", \"Topics\" and \"Limits\"), \"not this\"\n",
+        "    /// docs/reference.md",
+        ", \"Request\".\n"
+    );
+    assert_eq!(
+        headings_named_in(code),
+        ["Job definition", "Topics", "Limits", "Request"]
+    );
+}
+
 #[test]
 fn every_link_to_a_file_of_ours_leads_there() {
     for path in pages() {

@@ -1,4 +1,4 @@
-//! Cancelling a job by `jobs/cancel/{id}` (contract sections 1, 4, 7).
+//! Cancelling a job by `jobs/cancel/{id}` (docs/reference.md, "Withdrawing and cancelling").
 
 use crate::support;
 

@@ -1,4 +1,4 @@
-//! `JOB_LOG_LIMIT` (contract section 8).
+//! `JOB_LOG_LIMIT` (docs/reference.md, "Limits").
 
 use crate::support;
 

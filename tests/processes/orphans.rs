@@ -1,4 +1,5 @@
-//! Nothing of a job outlives it, and every exit status is the right one (contract section 4).
+//! Nothing of a job outlives it, and every exit status is the right one (docs/reference.md,
+//! "Steps and their environment").
 
 use crate::support;
 

@@ -1,4 +1,4 @@
-//! `job-worker supervise` (contract section 9).
+//! `job-worker supervise` (docs/reference.md, "Commands").
 
 use crate::support;
 

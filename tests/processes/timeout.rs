@@ -1,4 +1,5 @@
-//! Timeouts of steps and jobs (contract sections 3, 4, 7): TERM to the whole job, the grace, KILL; 124 and `timeout`.
+//! Timeouts of steps and jobs (docs/reference.md, "Limits" and "Stopping"): TERM to the whole job, the grace, KILL;
+//! 124 and `timeout`.
 
 use crate::support;
 

@@ -1,4 +1,5 @@
-//! The rights of `examples/mosquitto/acl`, and what a worker says that lacks one (contract sections 1 and 7).
+//! The rights of `examples/mosquitto/acl`, and what a worker says that lacks one (docs/reference.md, "Topics" and
+//! "Exit status").
 
 use crate::support;
 

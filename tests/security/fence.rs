@@ -1,4 +1,4 @@
-//! `JOB_ROOT` as a fence, and `JOB_PAYLOAD_STEPS=deny` (contract sections 6 and 8).
+//! `JOB_ROOT` as a fence, and `JOB_PAYLOAD_STEPS=deny` (docs/reference.md, "JOB_ROOT" and "Configuration").
 
 use crate::support;
 

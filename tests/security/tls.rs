@@ -1,4 +1,4 @@
-//! `mqtts://` against a real Mosquitto, with a certificate authority made here (contract section 8).
+//! `mqtts://` against a real Mosquitto, with a certificate authority made here (docs/reference.md, "TLS").
 #![cfg(feature = "tls")]
 
 use crate::support;
