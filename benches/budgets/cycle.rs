@@ -41,9 +41,8 @@ impl Round {
     }
 }
 
-pub fn measure(broker: &Broker, scratch: &Scratch) -> (Vec<Figure>, Table) {
-    let disk = Scratch::on_disk();
-    let mut contenders = contenders(broker, scratch, &disk);
+pub fn measure(broker: &Broker, scratch: &Scratch, disk: &Scratch) -> (Vec<Figure>, Table) {
+    let mut contenders = contenders(broker, scratch, disk);
     for contender in &contenders {
         open_session(broker, contender.id);
     }

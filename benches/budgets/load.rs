@@ -17,34 +17,13 @@ const LOG_ROUNDS: usize = 7;
 /// About what the worker's own lines before the first output take, in bytes.
 const BEGIN: usize = 150;
 
-/// Jobs per second from the start of `supervise` to the last result.
 pub fn throughput(broker: &Broker, scratch: &Scratch) -> Vec<Figure> {
     let mut figures = Vec::new();
     for (jobs, rounds) in [(300, 5), (1_000, 3)] {
-        let mut sample = Sample::default();
-        for round in 0..rounds {
-            let id = format!("supervise-{jobs}-{round}");
-            open_session(broker, &id);
-            let (mut controller, mut results) =
-                (broker.client("controller"), broker.client("results"));
-            results.subscribe(&format!("{id}/results/+"));
-            for job in 0..jobs {
-                let dir = scratch.dir(&format!("{id}-{job}"));
-                let request = format!(
-                    r#"{{"id":"{job}","workDir":"{}","steps":["true"]}}"#,
-                    dir.display()
-                );
-                controller.publish(&format!("{id}/pending"), request.as_bytes());
-            }
-            let started = Instant::now();
-            let supervise = Running::start(command(program(), broker, &id).arg("supervise"));
-            for _ in 0..jobs {
-                let result = String::from_utf8_lossy(&results.message()).into_owned();
-                assert!(result.contains("\"success\""), "{result}");
-            }
-            sample.push(f64::from(jobs) / started.elapsed().as_secs_f64());
-            drop(supervise);
-        }
+        let id = |round| format!("supervise-{jobs}-{round}");
+        let sample: Sample = (0..rounds)
+            .map(|round| jobs_per_second(broker, scratch, &id(round), jobs, "on"))
+            .collect();
         figures.push(Figure::at_least(
             &format!("`supervise`, queue of {jobs} `true` jobs"),
             150.0,
@@ -53,6 +32,30 @@ pub fn throughput(broker: &Broker, scratch: &Scratch) -> Vec<Figure> {
         ));
     }
     figures
+}
+
+/// Jobs per second from the start of `supervise` to the last result, for a queue of its own called `id`.
+pub fn jobs_per_second(broker: &Broker, scratch: &Scratch, id: &str, jobs: u32, sync: &str) -> f64 {
+    open_session(broker, id);
+    let (mut controller, mut results) = (broker.client("controller"), broker.client("results"));
+    results.subscribe(&format!("{id}/results/+"));
+    for job in 0..jobs {
+        let dir = scratch.dir(&format!("{id}-{job}"));
+        let request = format!(
+            r#"{{"id":"{job}","workDir":"{}","steps":["true"]}}"#,
+            dir.display()
+        );
+        controller.publish(&format!("{id}/pending"), request.as_bytes());
+    }
+    let started = Instant::now();
+    let mut supervise = command(program(), broker, id);
+    supervise.arg("supervise").env("JOB_SYNC", sync);
+    let _supervise = Running::start(&mut supervise);
+    for _ in 0..jobs {
+        let result = String::from_utf8_lossy(&results.message()).into_owned();
+        assert!(result.contains("\"success\""), "{result}");
+    }
+    f64::from(jobs) / started.elapsed().as_secs_f64()
 }
 
 /// 1 GiB of output through a step, against the same command redirected by a shell.

@@ -1,5 +1,5 @@
 //! Measures every figure of the budgets side by side in one run, and prints BENCHMARKS.md: `cargo bench --bench budgets`. With
-//! `-- --write` it also writes that file.
+//! `-- --write` it also writes that file. `-- --only-sync` measures nothing but the cost of `JOB_SYNC`.
 //!
 //! What is compared is measured in the same round, one after the other, so that other work on the machine meets all alike;
 //! the ratios of these pairs are what to look at, not the milliseconds. Mosquitto and its clients are needed, npm is not, nor is a
@@ -15,6 +15,7 @@ mod scratch;
 mod statistics;
 #[path = "../../tests/support/mod.rs"]
 mod support;
+mod sync;
 mod worker;
 
 use mqtt::Broker;
@@ -32,13 +33,22 @@ fn main() {
     let stage = |name: &str| eprintln!("{:4.0} s  {name}", started.elapsed().as_secs_f64());
     let (load, scratch) = (machine::load(), Scratch::in_memory());
     let broker = Broker::start(&scratch);
+    let disk = Scratch::on_disk();
+    if asked("--only-sync") {
+        let (figures, syncs) = sync::measure(&broker, &scratch, &disk);
+        println!("{}\n{syncs}", Figure::table(figures));
+        return;
+    }
 
     stage("the whole cycle, against its limit, a shell loop and mqtt.js");
-    let (mut figures, cycles) = cycle::measure(&broker, &scratch);
+    let (mut figures, cycles) = cycle::measure(&broker, &scratch, &disk);
     stage("the cycle at growing queues");
     let queues = cycle::at_growing_queues(&broker, &scratch);
     stage("throughput of supervise");
     figures.extend(load::throughput(&broker, &scratch));
+    stage("what JOB_SYNC costs");
+    let (sync_figures, syncs) = sync::measure(&broker, &scratch, &disk);
+    figures.extend(sync_figures);
     stage("1 GiB of log");
     figures.extend(load::log(&broker, &scratch));
     stage("memory, wake-ups, size");
@@ -88,6 +98,13 @@ which everybody but this reference has to do, is not in it. The shell loop gives
 session, QoS 1), and still loses the job if it dies in it, since `mosquitto_sub` acknowledges before the step begins; neither
 it nor the one on mqtt.js has the locks, the sweeping, the status while the job runs, or the cancel of Job Worker. The broker
 is Mosquitto on loopback, without persistence.
+
+## What `JOB_SYNC` costs
+
+{syncs}
+The bare syncs are those of one job, on the same file system, with as much to write, by a loop in the benchmark: the journal and its
+directory before the first step, the whole file system and the log after the last one, the final journal and its directory. All three are
+measured in the same round; before each, the file system is synced, so that nothing of what went before is left to be written.
 
 ## Growth with the queue
 
