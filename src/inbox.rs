@@ -59,24 +59,16 @@ pub struct Inbox<T> {
 }
 
 /// Wakes the inbox without a word: whoever is woken knows where to look.
+#[derive(Clone)]
 pub struct Bell {
     rung: Arc<AtomicBool>,
-    bell: UnixStream,
+    bell: Arc<UnixStream>,
 }
 
 impl Bell {
     pub fn ring(&self) {
         self.rung.store(true, Ordering::SeqCst);
-        let _ = (&self.bell).write(&[0]); // full of rings: it wakes all the same
-    }
-
-    /// One more for the same inbox.
-    ///
-    /// # Errors
-    /// What the system said.
-    pub fn try_clone(&self) -> io::Result<Self> {
-        let (rung, bell) = (self.rung.clone(), self.bell.try_clone()?);
-        Ok(Self { rung, bell })
+        let _ = (&*self.bell).write(&[0]); // full of rings: it wakes all the same
     }
 }
 
@@ -128,7 +120,7 @@ fn try_open<T>() -> io::Result<(Outbox<T>, Inbox<T>)> {
         child_ended,
         own_bell: Bell {
             rung: Arc::new(AtomicBool::new(false)),
-            bell: ring.try_clone()?,
+            bell: Arc::new(ring.try_clone()?),
         },
         child_first: Cell::new(false),
     };

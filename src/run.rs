@@ -3,15 +3,16 @@
 use crate::config::Config;
 use crate::contract::{Document, JobId, Request, RequestOrigin};
 use crate::inbox::{self, Event, Inbox};
-use crate::job::{Claim, Claimed, End, Execution, Outcome};
+use crate::job::{Interruption, News, Outcome, Run};
 use crate::{Exit, process};
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Pause between two looks at the log, for the terminal.
@@ -77,60 +78,74 @@ fn execute(
         ..config.job.clone()
     };
     let log = Path::new(&request.work_dir).join("job.log");
-    let mut claim = Claim::new(request, RequestOrigin::ByHand);
-    let mut execution = loop {
-        match claim.poll(&job, &config.worker_id, inbox.bell()) {
-            Claimed::Running(execution) => break execution,
-            Claimed::Refused(document) => return Ok(*document),
-            // cannot be: a hand-made run belongs to no request
-            Claimed::Stored(_) => return Err("the job is over already".to_owned()),
-            Claimed::Waiting => {
-                if let Some(Event::Stop(_)) = inbox.next(Some(claim.next_look())) {
-                    return Ok(claim.cancelled(&job, &config.worker_id));
-                }
+    let bell = inbox.bell().clone();
+    let mut run = Run::new(
+        request,
+        RequestOrigin::ByHand,
+        &job,
+        &config.worker_id,
+        bell,
+    );
+    let mut terminal = None;
+    let mut interrupted = false;
+    let outcome = loop {
+        match run.news() {
+            Some(News::Started) => {
+                let from = run.log_start();
+                terminal = File::open(&log)
+                    .ok()
+                    .map(|file| Terminal::show(file, log.clone(), from));
             }
+            Some(News::Changed(_)) => {}
+            Some(News::Over(outcome)) => break outcome,
+            None => match inbox.next(run.next_wake()) {
+                Some(Event::ChildEnded) => run.child_ended(),
+                Some(Event::Rung) => run.drive_done(),
+                Some(Event::Stop(_)) if std::mem::replace(&mut interrupted, true) => {
+                    run.stop_at_once()
+                }
+                Some(Event::Stop(_)) => run.interrupt(Interruption::Cancelled, Instant::now()),
+                None => run.wake(Instant::now()),
+            },
         }
     };
-    let (running, over) = mpsc::channel();
-    let from = execution.log_start();
-    let shown =
-        File::open(&log).map(|file| std::thread::spawn(move || show(file, &log, from, &over)));
-    let document = follow(&mut execution, inbox);
-    drop(running);
-    // a reader may be slow; who does not want the rest of the log interrupts us once more
-    while shown.as_ref().is_ok_and(|thread| !thread.is_finished()) {
-        if let Some(Event::Stop(_)) = inbox.next(Some(Instant::now() + END_LOOK)) {
-            break;
-        }
+    if let Some(terminal) = terminal {
+        terminal.finish(inbox);
     }
-    document
-}
-
-/// The result, or that nobody wants to wait for the drive to have it.
-fn follow(execution: &mut Execution, inbox: &Inbox<Infallible>) -> Result<Document, String> {
-    let mut cancelled = false;
-    loop {
-        match execution.take_outcome() {
-            Some(Outcome::Final(document)) => return Ok(*document),
-            Some(Outcome::Stopped) => {
-                return Err("stopped before the drive had the result".to_owned());
-            }
-            None => {}
-        }
-        match inbox.next(execution.deadline()) {
-            Some(Event::ChildEnded) => execution.child_ended(),
-            Some(Event::Rung) => execution.drive_done(),
-            Some(Event::Stop(_)) if std::mem::replace(&mut cancelled, true) => {
-                execution.stop_at_once();
-            }
-            Some(Event::Stop(_)) => execution.end(End::Cancelled, Instant::now()),
-            None => execution.expired(Instant::now()),
-        }
+    match outcome {
+        Outcome::Final(document) => Ok(*document),
+        Outcome::Interrupted => Err("stopped before the drive had the result".to_owned()),
+        // cannot be: a hand-made run belongs to no request
+        Outcome::Stored(_) => Err("the job is over already".to_owned()),
     }
 }
 
-/// Shows what the log gets, until the job is over. On a thread of its own, since a reader that does not read must hold up
+/// The log on the terminal while the job runs. On a thread of its own, since a reader that does not read must hold up
 /// neither a timeout nor a signal.
+struct Terminal {
+    thread: JoinHandle<()>,
+    running: Sender<()>,
+}
+
+impl Terminal {
+    fn show(log: File, path: PathBuf, from: u64) -> Self {
+        let (running, over) = mpsc::channel();
+        let thread = std::thread::spawn(move || show(log, &path, from, &over));
+        Self { thread, running }
+    }
+
+    /// Waits until the rest is shown. A reader may be slow; whoever does not want the rest interrupts us once more.
+    fn finish(self, inbox: &Inbox<Infallible>) {
+        drop(self.running);
+        while !self.thread.is_finished() {
+            if let Some(Event::Stop(_)) = inbox.next(Some(Instant::now() + END_LOOK)) {
+                return;
+            }
+        }
+    }
+}
+
+/// Shows what the log gets, until the job is over.
 fn show(mut log: File, path: &Path, from: u64, over: &Receiver<()>) {
     let mut shown = from;
     let mut buffer = [0; 16 * 1024];

@@ -16,6 +16,9 @@ pub struct EarlierRun {
     attempt: u32,
     /// How many times it was interrupted by a stop of its worker.
     stops: u32,
+    /// Its result asks for another publication: see [`Document::forgotten`](super::Document::forgotten).
+    forgotten: bool,
+    worker: Option<String>,
     /// Its request: see [`Document::key`](super::Document::key) and [`Document::origin`](super::Document::origin).
     key: Option<String>,
     origin: Option<String>,
@@ -91,6 +94,8 @@ impl EarlierRun {
             progress: Progress::Died,
             attempt: 1,
             stops: 0,
+            forgotten: false,
+            worker: None,
             key: None,
             origin: None,
         }))
@@ -114,6 +119,8 @@ impl EarlierRun {
             },
             attempt: object.take("attempt", json::count)?.unwrap_or(1),
             stops: object.take("stops", json::count)?.unwrap_or(0),
+            forgotten: object.take("forgotten", json::boolean)?.unwrap_or(false),
+            worker: object.take("worker", json::string)?,
             key: object.take("key", json::string)?,
             origin: object.take("origin", json::string)?,
         }))
@@ -132,7 +139,7 @@ impl EarlierRun {
         };
         match self.progress {
             _ if same == SameRequest::No => Decision::Run(Attempt::FIRST),
-            Progress::Final if same == SameRequest::Yes => Decision::Stored,
+            Progress::Final if same == SameRequest::Yes && !self.forgotten => Decision::Stored,
             Progress::Final => Decision::Run(Attempt::FIRST),
             Progress::Died if self.attempt >= max_attempts => Decision::GiveUp(
                 attempt(self.attempt, Follows::Crash),
@@ -165,9 +172,15 @@ impl EarlierRun {
         match origin {
             RequestOrigin::ByHand if self.origin.is_some() => SameRequest::No,
             RequestOrigin::ByHand => SameRequest::Unknown,
+            RequestOrigin::Queue { worker, .. }
+                if self.worker.as_ref().is_some_and(|w| w != worker) =>
+            {
+                SameRequest::No
+            }
             RequestOrigin::Queue {
                 redelivered,
                 identity,
+                ..
             } => match (&self.origin, identity) {
                 (Some(ours), Some(theirs)) if ours != theirs => SameRequest::No,
                 (Some(_), Some(_)) if *redelivered => SameRequest::Yes,
@@ -183,6 +196,7 @@ mod tests {
 
     fn from(redelivered: bool, identity: Option<&str>) -> RequestOrigin {
         RequestOrigin::Queue {
+            worker: "w".to_owned(),
             redelivered,
             identity: identity.map(str::to_owned),
         }
@@ -283,6 +297,12 @@ mod tests {
         let redelivered = from(true, Some("w 5 7 ab"));
         assert_eq!(done.decide(None, &redelivered, 3), FIRST);
         assert_eq!(done.decide(Some("l"), &redelivered, 3), FIRST);
+        let forgotten = earlier(r#"{"id":"a","status":"failed","key":"k","forgotten":true}"#);
+        assert_eq!(
+            forgotten.decide(Some("k"), &from(false, None), 3),
+            FIRST,
+            "its result asked for another publication"
+        );
         let died = earlier(r#"{"id":"a","status":"running","attempt":3,"key":"k"}"#);
         assert_eq!(died.decide(Some("l"), &redelivered, 3), FIRST);
         assert_eq!(
@@ -327,6 +347,12 @@ mod tests {
         ] {
             assert_eq!(died(3).decide(None, &other, 3), FIRST, "{other:?}");
         }
+        let of_another = earlier(r#"{"id":"a","status":"running","attempt":3,"worker":"v"}"#);
+        assert_eq!(
+            of_another.decide(None, &from(true, None), 3),
+            FIRST,
+            "each worker has a queue of its own"
+        );
         let by_hand = earlier(r#"{"id":"a","status":"running","attempt":1}"#);
         assert_eq!(
             by_hand.decide(None, &RequestOrigin::ByHand, 3),

@@ -7,6 +7,8 @@ pub enum RequestOrigin {
     ByHand,
     /// From a queue.
     Queue {
+        /// Whose queue: each worker has its own.
+        worker: String,
         /// The broker has sent it before, to whomever (MQTT DUP).
         redelivered: bool,
         /// What no other request has in common with it; `None` where the broker does not tell enough.

@@ -1,10 +1,11 @@
 //! Claiming a job: finding its directory, reading its definition, getting its lock, and deciding by the journal what is to
-//! be done (contract sections 2, 3 and 6). What may have to be waited for is tried again: by [`Claim::poll`].
+//! be done (contract sections 2, 3 and 6). What may have to be waited for is tried again: by [`Claim::look`].
 
 use super::directory::is_passing;
-use super::execution::{Execution, Job};
+use super::execution::Execution;
+use super::job::Job;
 use super::log::{JobLog, Lock, while_nothing_runs};
-use super::{OpenError, WorkDir, drive, journal};
+use super::{OpenError, Outcome, WorkDir, drive, journal};
 use crate::config::{Durability, JobConfig, PayloadSteps};
 use crate::contract::{
     Attempt, Decision, Definition, Document, JobId, MAX_DEFINITION_BYTES, Plan, Reason, Request,
@@ -45,14 +46,12 @@ struct Waiting {
 
 /// What became of a claim.
 pub enum Claimed {
-    /// Nothing yet: to be polled again at [`Claim::next_look`].
+    /// Nothing yet: look again at [`Claim::next_look`].
     Waiting,
-    /// It is ours, and its first step runs.
+    /// It is ours.
     Running(Box<Execution>),
-    /// It is over already: the stored document is its result.
-    Stored(Vec<u8>),
-    /// It will not run: the result that says why.
-    Refused(Box<Document>),
+    /// It is over without a step.
+    Over(Outcome),
 }
 
 impl Claim {
@@ -72,7 +71,7 @@ impl Claim {
         &self.request.id
     }
 
-    /// When to poll, next.
+    /// When to look, next.
     pub fn next_look(&self) -> Instant {
         self.next_look
     }
@@ -116,21 +115,21 @@ impl Claim {
     }
 
     /// The result of a job that a stop of the worker ends before its first step, since nobody will deliver it again.
-    pub fn interrupted(&self, worker: &str, error: &str) -> Document {
+    pub fn forgotten(&self, worker: &str, error: &str) -> Document {
         self.document(worker, Reason::Interrupted, error.to_owned())
     }
 
     /// Tries to claim the job, without waiting.
-    pub fn poll(&mut self, config: &JobConfig, worker: &str, bell: &Bell) -> Claimed {
+    pub fn look(&mut self, config: &JobConfig, worker: &str, bell: &Bell) -> Claimed {
         match self.try_claim(config, worker, bell) {
             Ok(claimed) => claimed,
             Err(OpenError::Missing { what, why }) if self.started.elapsed() < config.dir_wait => {
                 if self.started.elapsed() >= UNREMARKABLE_WAIT {
                     self.wait_for(what, why);
                 }
-                self.look_again(config)
+                self.wait(config)
             }
-            Err(error) => self.refuse(worker, Reason::Rejected, error.to_string()),
+            Err(error) => self.not_run(worker, Reason::Rejected, error.to_string()),
         }
     }
 
@@ -150,7 +149,7 @@ impl Claim {
         }
     }
 
-    fn look_again(&mut self, config: &JobConfig) -> Claimed {
+    fn wait(&mut self, config: &JobConfig) -> Claimed {
         let now = Instant::now();
         self.next_look = now + self.pause;
         self.pause = (self.pause * 2).min(LAST_PAUSE);
@@ -162,8 +161,8 @@ impl Claim {
         Claimed::Waiting
     }
 
-    fn refuse(&self, worker: &str, reason: Reason, error: String) -> Claimed {
-        Claimed::Refused(Box::new(self.document(worker, reason, error)))
+    fn not_run(&self, worker: &str, reason: Reason, error: String) -> Claimed {
+        final_result(self.document(worker, reason, error))
     }
 
     fn open_dir(&self, config: &JobConfig) -> Result<WorkDir, OpenError> {
@@ -199,7 +198,8 @@ impl Claim {
         let dir = self.open_dir(config)?;
         // a stored result needs neither the definition, which may be gone by now, nor the lock: it does not change
         if let (Decision::Stored, document) = self.decide(&dir, u32::MAX) {
-            return Ok(Claimed::Stored(document));
+            drive::settle(&dir, config.durability);
+            return Ok(Claimed::Over(Outcome::Stored(document)));
         }
         if dir.has(WITHDRAWN) {
             let file = dir.path().join(WITHDRAWN);
@@ -208,10 +208,10 @@ impl Claim {
                 file.display()
             );
             let document = self.end_unrun(Some(&dir), config.durability, worker, error);
-            return Ok(Claimed::Refused(Box::new(document)));
+            return Ok(final_result(document));
         }
         let (plan, unknown) = self.plan(&dir, config)?;
-        let internal = |error: String| self.refuse(worker, Reason::Internal, error);
+        let internal = |error: String| self.not_run(worker, Reason::Internal, error);
         let log = match JobLog::open(&dir) {
             Ok(log) => log,
             Err(error) => {
@@ -223,7 +223,7 @@ impl Claim {
         };
         match log.try_lock(&dir) {
             Lock::Ours => {}
-            Lock::Replaced => return Ok(self.look_again(config)),
+            Lock::Replaced => return Ok(self.wait(config)),
             Lock::Unsupported(error) => warn_once(&log, &error),
             held @ (Lock::Busy | Lock::HeldByReader) => {
                 let why = match held {
@@ -233,15 +233,15 @@ impl Claim {
                     _ => "is in use by another worker, or by what one has left",
                 };
                 self.wait_for(format!("the lock on {}", log.path()), why.to_owned());
-                return Ok(self.look_again(config));
+                return Ok(self.wait(config));
             }
         }
         // only now, with the lock, is the journal's word final
         let claimed = match self.decide(&dir, plan.max_attempts) {
-            (Decision::Stored, document) => Claimed::Stored(document),
-            (Decision::GiveUp(attempt, error), _) => Claimed::Refused(Box::new(
-                self.give_up(&dir, log, attempt, error, config, worker),
-            )),
+            (Decision::Stored, document) => Claimed::Over(Outcome::Stored(document)),
+            (Decision::GiveUp(attempt, error), _) => {
+                final_result(self.give_up(&dir, log, attempt, error, config, worker))
+            }
             (Decision::Run(attempt), _) => {
                 for sentence in unknown.iter().chain(&plan.denied) {
                     log::warn!("job {}: {sentence}", self.id().as_str());
@@ -361,6 +361,10 @@ impl Claim {
         }
         document
     }
+}
+
+fn final_result(document: Document) -> Claimed {
+    Claimed::Over(Outcome::Final(Box::new(document)))
 }
 
 /// Whether more is to come: a file that is being written.

@@ -88,7 +88,7 @@ impl Drive {
             });
         }
         let (orders, given) = mpsc::channel();
-        let bell = bell.try_clone()?;
+        let bell = bell.clone();
         std::thread::Builder::new()
             .name("drive".to_owned())
             .spawn(move || {
@@ -230,6 +230,18 @@ pub fn store(dir: &WorkDir, document: &[u8], durability: Durability) -> Result<(
         Durability::Cache => Ok(()),
     });
     stored.map_err(|error| unwritten(dir, &error))
+}
+
+/// Makes sure that a stored journal is found by its name after a power cut: whoever wrote it may have died before that.
+pub fn settle(dir: &WorkDir, durability: Durability) {
+    if durability == Durability::Disk
+        && let Err(error) = dir.sync()
+    {
+        log::warn!(
+            "{}: {error}; the result is published all the same",
+            dir.path().display()
+        );
+    }
 }
 
 fn sync_file_system(of: &File) -> io::Result<()> {

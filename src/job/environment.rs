@@ -1,6 +1,6 @@
 //! The environment of the steps (contract section 4).
 
-use super::execution::Job;
+use super::job::Job;
 use crate::config::is_own_variable;
 use std::ffi::OsString;
 

@@ -1,17 +1,15 @@
-//! Running the steps of a claimed job: one after the other, until the first failure, each within its limits
-//! (contract sections 4 and 7).
+//! Running a claimed job: its steps one after the other until the first failure, each within its limits, and then what
+//! makes its result final.
 
-use super::drive::{self, Done, Drive, Order};
-use super::log::JobLog;
-use super::{End, WorkDir, environment, journal};
+use super::drive::{Done, Drive};
+use super::job::Job;
+use super::record::Record;
+use super::step::{Due, EndedStep, RunningStep};
+use super::{Interruption, Outcome, environment};
 use crate::config::JobConfig;
-use crate::contract::{
-    Attempt, Document, Follows, JobId, JobState, Plan, Reason, StepState, StepStatus, Timestamp,
-    millis,
-};
+use crate::contract::{Attempt, Document, Follows, JobId, JobState, Reason, StepState, millis};
 use crate::inbox::Bell;
-use crate::process::{self, Exit, Left};
-use rustix::process::{Pid, Signal};
+use crate::process;
 use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
 
@@ -22,84 +20,47 @@ const ALWAYS_LIMIT: Duration = Duration::from_secs(10);
 /// next one KILL.
 const LOG_LOOK: Duration = Duration::from_millis(100);
 
-/// Pause between two writes of a journal that changes all the time. What is told of a job is what the journal says, so
-/// this is the pause between two announcements, too.
-const JOURNAL_PAUSE: Duration = Duration::from_millis(100);
-
 /// How long somebody waits for the drive who stops at once.
 const LAST_WAIT: Duration = Duration::from_millis(200);
-
-/// A claimed job, ready to run.
-pub struct Job {
-    pub id: JobId,
-    pub plan: Plan,
-    pub dir: WorkDir,
-    pub log: JobLog,
-    pub attempt: Attempt,
-    /// See [`Document::key`] and [`Document::origin`].
-    pub key: Option<String>,
-    pub origin: Option<String>,
-}
-
-/// How a run ended.
-#[derive(Debug)]
-pub enum Outcome {
-    /// With a result.
-    Final(Box<Document>),
-    /// Before its end: the job is to be run again.
-    Stopped,
-}
 
 /// A job whose steps are running.
 pub struct Execution {
     job: Job,
     config: JobConfig,
-    document: Document,
     env: Vec<(OsString, OsString)>,
-    started: Instant,
+    record: Record,
+    stage: Stage,
     /// The step that runs now.
-    step: Option<Running>,
+    step: Option<RunningStep>,
     next: usize,
     /// Why the job fails, and its exit code.
     failure: Option<(Reason, i32, String)>,
-    /// A step overran its time or was cancelled: from now on every step has a limit.
-    overrun: bool,
-    /// The size that the log may have, where that is limited, and when to look at it.
-    log_room: Option<u64>,
-    log_look: Instant,
+    /// A step has passed its limit or was cancelled: from now on every step has a limit, and the job's own counts no more.
+    limit_every_step: bool,
+    log_limit: Option<LogLimit>,
+    /// Where in the log this attempt begins, in bytes.
     log_start: u64,
-    /// No further step is to run.
+    /// The worker stops: no further step is to run.
     stopping: bool,
-    drive: Drive,
-    stage: Stage,
-    /// A stop waits for the drive until then, where no step runs.
-    give_up_at: Option<Instant>,
-    /// The drive has a journal to write.
-    writing: bool,
-    /// When the journal may be written again, where the document has changed since the last time.
-    journal_due: Option<Instant>,
-    journal_written: Instant,
-    /// What the journal says since the last call of [`Self::take_change`].
-    change: Option<Vec<u8>>,
+    /// The worker stops, and waits for the drive until then.
+    leave_drive_at: Option<Instant>,
     outcome: Option<Outcome>,
 }
 
 enum Stage {
     /// The drive takes the first journal; no step has run. Why none is to run, where somebody has said so by now.
-    Beginning(Option<End>),
+    Beginning(Option<Interruption>),
     Steps,
     /// The drive takes log and result.
     Saving,
 }
 
-struct Running {
-    index: usize,
-    group: Pid,
-    started: Instant,
-    limit: Option<Duration>,
-    exit: Option<Exit>,
-    /// Why it is being ended, and when to kill what has not gone by then.
-    ending: Option<(End, Instant)>,
+/// The size that the log may have, in bytes, and when to look at it.
+struct LogLimit {
+    configured: u64,
+    /// An `always` step may write as much again as there was at the failure.
+    allowed: u64,
+    look_at: Instant,
 }
 
 impl Execution {
@@ -114,142 +75,34 @@ impl Execution {
         worker: &str,
         bell: &Bell,
     ) -> Result<Self, String> {
-        let path = job.log.path().to_owned();
-        let log_start = if job.attempt == Attempt::FIRST {
-            0
-        } else {
-            job.log.size()
+        let log_start = match job.attempt == Attempt::FIRST {
+            true => 0,
+            false => job.log.size(),
         };
-        let begun = match job.attempt.follows {
-            Follows::Nothing => job.log.begin(&job.id, &job.dir),
-            Follows::Crash | Follows::Stop => job.log.resume(&job.id, &job.dir),
-        };
-        begun.map_err(|error| format!("{path} cannot be written: {error}"))?;
-        match job.attempt.follows {
-            Follows::Nothing => {}
-            Follows::Crash => {
-                job.log.line(format_args!(
-                    "attempt {}: whoever ran the one before died in mid-run",
-                    job.attempt.number
-                ));
-            }
-            Follows::Stop => {
-                job.log.line(format_args!(
-                    "attempt {} again: the worker was asked to stop in mid-run",
-                    job.attempt.number
-                ));
-            }
-        }
-        let steps = job.plan.steps.iter().map(|step| StepStatus {
-            name: step.name.clone(),
-            status: StepState::Pending,
-            exit_code: None,
-            signal: None,
-            duration_ms: None,
-        });
-        let document = Document {
-            id: job.id.clone(),
-            status: JobState::Running,
-            log_file: Some(path),
-            exit_code: None,
-            reason: None,
-            error: None,
-            warning: None,
-            attempt: Some(job.attempt.number),
-            worker: worker.to_owned(),
-            started_at: Some(Timestamp::now()),
-            finished_at: None,
-            duration_ms: None,
-            steps: steps.collect(),
-            key: job.key.clone(),
-            origin: job.origin.clone(),
-            stops: job.attempt.stops,
-        };
+        begin_log(&mut job)?;
         let drive = Drive::open(&job.dir, &job.log, config.durability, bell)?;
         let mut execution = Self {
-            drive,
-            stage: Stage::Beginning(None),
-            give_up_at: None,
-            writing: false,
             env: environment::of(&job, worker),
+            record: Record::begin(job.document(worker), drive, config.durability),
             job,
             config: config.clone(),
-            document,
-            started: Instant::now(),
+            stage: Stage::Beginning(None),
             step: None,
             next: 0,
             failure: None,
-            overrun: false,
-            log_room: config.log_limit,
-            log_look: Instant::now() + LOG_LOOK,
+            limit_every_step: false,
+            log_limit: config.log_limit.map(|limit| LogLimit {
+                configured: limit,
+                allowed: limit,
+                look_at: Instant::now() + LOG_LOOK,
+            }),
             log_start,
             stopping: false,
-            journal_due: None,
-            journal_written: Instant::now(),
-            change: None,
+            leave_drive_at: None,
             outcome: None,
         };
-        if let Some(first) = execution.document.steps.first_mut() {
-            first.status = StepState::Running;
-        }
-        let document = execution.document.to_json();
-        execution.drive.give(Order::Begin(document));
         execution.drive_done();
         Ok(execution)
-    }
-
-    /// The drive may have done what it was given.
-    pub fn drive_done(&mut self) {
-        while let Some(done) = self.drive.take() {
-            match (done, &self.stage) {
-                (Done::Finished(document), _) => {
-                    self.outcome = Some(match document.status {
-                        JobState::Interrupted => Outcome::Stopped,
-                        _ => Outcome::Final(document),
-                    });
-                }
-                (Done::Written(written), &Stage::Beginning(ended)) => self.begin(written, ended),
-                (Done::Written(written), stage) => {
-                    let is_over = matches!(stage, Stage::Saving);
-                    self.writing = false;
-                    match written {
-                        Ok(document) if !is_over => self.change = Some(document),
-                        Ok(_) => {}
-                        Err(error) => log::warn!("{error}; going on, since the job runs already"),
-                    }
-                }
-            }
-        }
-    }
-
-    /// Starts the first step, if the drive has the first journal and nobody has ended the job.
-    fn begin(&mut self, written: Result<Vec<u8>, String>, ended: Option<End>) {
-        match written {
-            Ok(document) => self.change = Some(document),
-            Err(error) => {
-                let id = self.job.id.clone();
-                let document =
-                    Document::not_run(id, &self.document.worker, Reason::Internal, error);
-                self.outcome = Some(Outcome::Final(Box::new(Document {
-                    key: self.job.key.clone(),
-                    origin: self.job.origin.clone(),
-                    ..document
-                })));
-                return;
-            }
-        }
-        self.stage = Stage::Steps;
-        self.journal_written = Instant::now();
-        if let Some(why) = ended {
-            if let Some(first) = self.document.steps.first_mut() {
-                first.status = StepState::Pending;
-            }
-            if why != End::Stopped {
-                self.overrun = true;
-                self.fail(why.reason(), why.exit_code(1), why.sentence());
-            }
-        }
-        self.run_next();
     }
 
     pub fn id(&self) -> &JobId {
@@ -263,7 +116,7 @@ impl Execution {
 
     /// The document as the journal has it, if that has changed since the last call, while the job runs.
     pub fn take_change(&mut self) -> Option<Vec<u8>> {
-        self.change.take()
+        self.record.take_change()
     }
 
     /// How it ended, once it has.
@@ -271,138 +124,140 @@ impl Execution {
         self.outcome.take()
     }
 
-    /// When to call [`Self::expired`].
-    pub fn deadline(&self) -> Option<Instant> {
+    /// When to call [`Self::wake`].
+    pub fn next_wake(&self) -> Option<Instant> {
         let Some(step) = &self.step else {
-            return self.give_up_at;
+            return self.leave_drive_at;
         };
-        let over = match step.ending {
-            Some((_, kill_at)) => Some(kill_at),
-            None => self.time_left(step).map(|(at, _)| at),
-        };
-        let look = self.log_room.map(|_| self.log_look);
-        [over, look, self.journal_due].into_iter().flatten().min()
+        let look = self.log_limit.as_ref().map(|limit| limit.look_at);
+        let over = step.deadline(self.limit());
+        [over, look, self.record.due()].into_iter().flatten().min()
     }
 
-    /// The moment at which a step has run too long, and the limit that it has passed then.
-    fn time_left(&self, step: &Running) -> Option<(Instant, Duration)> {
-        let job = self
-            .job
-            .plan
-            .timeout
-            .filter(|_| !self.overrun)
-            .map(|limit| (self.started, limit));
-        let own = step.limit.map(|limit| (step.started, limit));
-        // a limit beyond the clock's end is none
-        let at = |(start, limit): (Instant, Duration)| Some((start.checked_add(limit)?, limit));
-        [job.and_then(at), own.and_then(at)]
-            .into_iter()
-            .flatten()
-            .min()
+    /// The start of the job and its limit, as long as that counts.
+    fn limit(&self) -> Option<(Instant, Duration)> {
+        let limit = self.job.plan.timeout.filter(|_| !self.limit_every_step);
+        limit.map(|limit| (self.record.started(), limit))
+    }
+
+    /// The moment of [`Self::next_wake`] has come.
+    pub fn wake(&mut self, now: Instant) {
+        self.record.write_if_due(&self.job, now);
+        self.drive_done();
+        let log_limit = self.look_at_log(now);
+        let limit = self.limit();
+        match &self.step {
+            Some(step) => match step.due(limit, log_limit, now) {
+                Some(Due::Interrupt(why)) => self.interrupt(why, now),
+                Some(Due::Kill) => self.kill(),
+                None => {}
+            },
+            None if self.leave_drive_at.is_some_and(|at| at <= now) => {
+                // what the drive still does is as good as if we had died: the journal tells how far it came
+                self.leave_drive_at = None;
+                log::warn!("the drive does not answer; leaving without it");
+                self.outcome.get_or_insert(Outcome::Interrupted);
+            }
+            None => {}
+        }
     }
 
     /// Some child has ended.
     pub fn child_ended(&mut self) {
-        let Some(step) = &mut self.step else { return };
-        let left = process::reap_some(|pid, exit| {
-            if pid == step.group {
-                step.exit = Some(exit);
-            }
-        });
-        // a job that is being ended is over when all of it is gone, not only its shell
-        if left == Left::None || (step.exit.is_some() && step.ending.is_none()) {
+        if self.step.as_mut().is_some_and(RunningStep::child_ended) {
             self.step_over();
         }
     }
 
-    /// The deadline has passed.
-    pub fn expired(&mut self, now: Instant) {
-        if self.journal_due.is_some_and(|at| at <= now) {
-            self.write_journal(now);
-        }
-        let Some(step) = &self.step else {
-            if self.give_up_at.is_some_and(|at| at <= now) {
-                self.give_up();
+    /// The drive may have done what it was given.
+    pub fn drive_done(&mut self) {
+        while let Some(done) = self.record.next_done() {
+            match (done, &self.stage) {
+                (Done::Finished(document), _) => {
+                    self.outcome = Some(match document.status {
+                        JobState::Interrupted => Outcome::Interrupted,
+                        _ => Outcome::Final(document),
+                    });
+                }
+                (Done::Written(Ok(document)), &Stage::Beginning(interrupted)) => {
+                    self.record.journal_written(document);
+                    self.begin(interrupted);
+                }
+                (Done::Written(Err(error)), Stage::Beginning(_)) => self.not_begun(error),
+                (Done::Written(Ok(document)), Stage::Steps) => {
+                    self.record.journal_written(document)
+                }
+                (Done::Written(Err(error)), Stage::Steps) => self.record.journal_failed(&error),
+                // the final journal is behind it
+                (Done::Written(_), Stage::Saving) => {}
             }
-            return;
-        };
-        let passed = (self.log_look <= now)
-            .then(|| self.log_limit_passed())
-            .flatten();
-        if self.log_look <= now {
-            self.log_look = now + LOG_LOOK;
         }
-        match step.ending {
-            // the grace is for cleaning up: whoever goes on filling the drive has none
-            Some((_, kill_at)) if kill_at <= now || passed.is_some() => self.kill(),
-            Some(_) => {}
+    }
+
+    /// The drive does not take the first journal: nothing is run.
+    fn not_begun(&mut self, error: String) {
+        let (id, worker) = (self.job.id.clone(), &self.record.document.worker);
+        self.outcome = Some(Outcome::Final(Box::new(Document {
+            key: self.job.key.clone(),
+            origin: self.job.origin.clone(),
+            ..Document::not_run(id, worker, Reason::Internal, error)
+        })));
+    }
+
+    /// Starts the first step, unless somebody has ended the job meanwhile.
+    fn begin(&mut self, interrupted: Option<Interruption>) {
+        self.stage = Stage::Steps;
+        if let Some(why) = interrupted {
+            if let Some(first) = self.record.document.steps.first_mut() {
+                first.status = StepState::Pending;
+            }
+            if why != Interruption::Stop {
+                self.limit_every_step = true;
+                self.fail(why.reason(), why.exit_code(1), why.sentence());
+            }
+        }
+        self.run_next();
+    }
+
+    /// Ends the job: TERM to all of it, and KILL after the grace. A worker that stops waits for the drive as long.
+    pub fn interrupt(&mut self, why: Interruption, now: Instant) {
+        self.stopping |= why == Interruption::Stop;
+        let end_of_grace = now + self.config.stop_grace;
+        match &mut self.step {
+            Some(step) if step.is_interrupted() => {}
+            Some(step) => {
+                let sentence = why.sentence();
+                self.job
+                    .log
+                    .line(format_args!("{sentence}; asking the job to stop"));
+                step.interrupt(why, end_of_grace);
+                self.child_ended();
+            }
             None => {
-                if let Some((_, limit)) = self.time_left(step).filter(|(at, _)| *at <= now) {
-                    self.end(End::Timeout(limit), now);
-                } else if let Some(passed) = passed {
-                    self.end(passed, now);
+                if let Stage::Beginning(interrupted) = &mut self.stage {
+                    interrupted.get_or_insert(why);
+                }
+                if why == Interruption::Stop {
+                    self.leave_drive_at.get_or_insert(end_of_grace);
                 }
             }
         }
     }
 
-    fn log_limit_passed(&self) -> Option<End> {
-        self.log_room.filter(|room| self.job.log.size() > *room)?;
-        self.config.log_limit.map(End::LogLimit)
-    }
-
-    /// Does not wait for the drive any longer. What it still does is as good as if we had died: the journal tells how far
-    /// it came.
-    fn give_up(&mut self) {
-        self.give_up_at = None;
-        log::warn!("the drive does not answer; leaving without it");
-        self.outcome.get_or_insert(Outcome::Stopped);
-    }
-
     /// Stops without any grace, neither for the step nor for the drive.
     pub fn stop_at_once(&mut self) {
-        self.end(End::Stopped, Instant::now());
+        self.interrupt(Interruption::Stop, Instant::now());
         self.kill();
         if self.outcome.is_none() {
-            self.drive.wait(LAST_WAIT);
+            self.record.wait(LAST_WAIT);
             self.drive_done();
         }
-        self.outcome.get_or_insert(Outcome::Stopped);
+        self.outcome.get_or_insert(Outcome::Interrupted);
     }
 
-    /// Ends the step that runs: TERM to the whole job, and KILL after the grace.
-    pub fn end(&mut self, why: End, now: Instant) {
-        self.stopping |= why == End::Stopped;
-        let Some(step) = &mut self.step else {
-            if let Stage::Beginning(ended) = &mut self.stage {
-                ended.get_or_insert(why);
-            }
-            if why == End::Stopped {
-                self.give_up_at.get_or_insert(now + self.config.stop_grace);
-            }
-            return;
-        };
-        if step.ending.is_some() {
-            return;
-        }
-        step.ending = Some((why, now + self.config.stop_grace));
-        let group = step.group;
-        self.job
-            .log
-            .line(format_args!("{}; asking the job to stop", why.sentence()));
-        process::terminate(group);
-        self.child_ended();
-    }
-
-    /// Ends the step that runs, without any grace.
-    pub fn kill(&mut self) {
+    fn kill(&mut self) {
         let Some(step) = &mut self.step else { return };
-        let group = step.group;
-        let killed = process::sweep(|pid, exit| {
-            if pid == group {
-                step.exit = Some(exit);
-            }
-        });
+        let killed = step.kill();
         self.job.log.line(format_args!(
             "killed what did not stop, processes: {killed}"
         ));
@@ -411,59 +266,69 @@ impl Execution {
 
     fn step_over(&mut self) {
         let Some(step) = self.step.take() else { return };
-        let exit = step.exit.unwrap_or(Exit::Signal(Signal::KILL.as_raw()));
-        let duration = step.started.elapsed();
-        let passed = self.log_limit_passed().filter(|_| step.ending.is_none());
-        if let Some(passed) = passed {
+        let log_limit = self.log_limit_passed().filter(|_| !step.is_interrupted());
+        if let Some(passed) = log_limit {
             self.job.log.line(format_args!("{}", passed.sentence())); // it was quicker than our looks
         }
-        let ending = step.ending.map(|(why, _)| why).or(passed);
-        let code = ending.map_or(exit.code(), |why| why.exit_code(exit.code()));
-        let signal = exit.signal_name();
-        let how = signal
-            .as_ref()
-            .map_or(String::new(), |name| format!(" ({name})"));
-        let place = self.place(step.index);
+        let ended = step.ended(log_limit);
+        let (code, signal) = (ended.exit_code(), ended.exit.signal_name());
+        let how = signal.as_ref().map(|name| format!(" ({name})"));
+        let place = self.job.place(ended.index);
         self.job.log.line(format_args!(
-            "{place}: exit {code}{how} in {:.1}s",
-            duration.as_secs_f64()
+            "{place}: exit {code}{} in {:.1}s",
+            how.as_deref().unwrap_or_default(),
+            ended.duration.as_secs_f64()
         ));
-        let status = &mut self.document.steps[step.index];
-        status.status = if code == 0 {
-            StepState::Success
-        } else {
-            StepState::Failed
+        let status = &mut self.record.document.steps[ended.index];
+        status.status = match code {
+            0 => StepState::Success,
+            _ => StepState::Failed,
         };
-        (status.exit_code, status.signal, status.duration_ms) =
-            (Some(code), signal, Some(millis(duration)));
-        let label = self.label(step.index);
-        match ending {
-            Some(End::Stopped) => {}
+        status.exit_code = Some(code);
+        status.signal = signal;
+        status.duration_ms = Some(millis(ended.duration));
+        self.judge(&ended, code, how);
+        self.run_next();
+    }
+
+    /// Whether the job fails by this step. `how`: the signal that ended it.
+    fn judge(&mut self, step: &EndedStep, code: i32, how: Option<String>) {
+        match step.interruption {
+            Some(Interruption::Stop) => {}
             Some(why) => {
-                self.overrun |= !matches!(why, End::LogLimit(_));
+                self.limit_every_step |= !matches!(why, Interruption::LogLimit(_));
                 self.fail(why.reason(), code, why.sentence());
             }
             None if code != 0 => {
-                let ended = if how.is_empty() {
-                    format!("ended with exit code {code}")
-                } else {
-                    format!("was ended by{how}")
+                let ended = match how {
+                    None => format!("ended with exit code {code}"),
+                    Some(signal) => format!("was ended by{signal}"),
                 };
+                let (place, label) = (self.job.place(step.index), self.job.label(step.index));
                 self.fail(Reason::Step, code, format!("{place} ({label}) {ended}"));
             }
             None => {}
         }
-        self.run_next();
     }
 
     /// The first failure is the job's; what comes later cannot change it.
     fn fail(&mut self, reason: Reason, code: i32, error: String) {
         // `always` steps may write as much again, or the first look would end them
-        self.log_room = self
-            .config
-            .log_limit
-            .map(|limit| self.job.log.size().saturating_add(limit));
+        if let Some(limit) = &mut self.log_limit {
+            limit.allowed = self.job.log.size().saturating_add(limit.configured);
+        }
         self.failure.get_or_insert((reason, code, error));
+    }
+
+    fn look_at_log(&mut self, now: Instant) -> Option<Interruption> {
+        let limit = self.log_limit.as_mut().filter(|l| l.look_at <= now)?;
+        limit.look_at = now + LOG_LOOK;
+        self.log_limit_passed()
+    }
+
+    fn log_limit_passed(&self) -> Option<Interruption> {
+        let limit = self.log_limit.as_ref()?;
+        (self.job.log.size() > limit.allowed).then_some(Interruption::LogLimit(limit.configured))
     }
 
     /// Starts the next step that is due, or ends the run.
@@ -473,45 +338,51 @@ impl Execution {
             self.next += 1;
             let step = &self.job.plan.steps[index];
             if self.failure.is_some() && !step.always {
-                self.document.steps[index].status = StepState::Skipped;
+                self.record.document.steps[index].status = StepState::Skipped;
                 continue;
             }
-            let limit = step.timeout.or(self.overrun.then_some(ALWAYS_LIMIT));
-            // the first journal has the first step already
-            let is_new = self.document.steps[index].status != StepState::Running;
-            self.document.steps[index].status = StepState::Running;
-            let ready = self.get_ready();
-            if is_new {
-                self.note_change(Instant::now());
-            }
-            let place = self.place(index);
-            self.job
-                .log
-                .line(format_args!("{place}: {}", self.label(index)));
-            match ready.and_then(|()| self.spawn(index)) {
-                Ok(group) => {
-                    self.step = Some(Running {
-                        index,
-                        group,
-                        started: Instant::now(),
-                        limit,
-                        exit: None,
-                        ending: None,
-                    });
+            let limit = step
+                .timeout
+                .or(self.limit_every_step.then_some(ALWAYS_LIMIT));
+            match self.start_step(index, limit) {
+                Ok(running) => {
+                    self.step = Some(running);
                     return;
                 }
                 Err(error) => {
+                    let place = self.job.place(index);
                     self.job.log.line(format_args!("{place}: {error}"));
-                    self.document.steps[index].status = StepState::Failed;
-                    self.fail(
-                        Reason::Internal,
-                        1,
-                        format!("{place} could not be started: {error}"),
-                    );
+                    self.record.document.steps[index].status = StepState::Failed;
+                    let error = format!("{place} could not be started: {error}");
+                    self.fail(Reason::Internal, 1, error);
                 }
             }
         }
         self.over();
+    }
+
+    fn start_step(&mut self, index: usize, limit: Option<Duration>) -> Result<RunningStep, String> {
+        let status = &mut self.record.document.steps[index].status;
+        // the first journal has the first step already
+        let is_new = *status != StepState::Running;
+        *status = StepState::Running;
+        let ready = self.get_ready();
+        if is_new {
+            self.record.note_change(&self.job, Instant::now());
+            self.drive_done();
+        }
+        let (place, label) = (self.job.place(index), self.job.label(index));
+        self.job.log.line(format_args!("{place}: {label}"));
+        ready?;
+        let number = (index + 1).to_string();
+        let env = self.env.iter().map(|(name, value)| (&**name, &**value));
+        let env = env.chain([(OsStr::new("JOB_STEP"), OsStr::new(&number))]);
+        let run = &self.job.plan.steps[index].run;
+        let shell = &self.config.shell;
+        let log = self.job.log.handle().map_err(|error| error.to_string())?;
+        let group = process::spawn(shell, run, &self.job.dir.current_dir(), env, log)
+            .map_err(|error| format!("{shell}: {error}"))?;
+        Ok(RunningStep::new(index, group, limit))
     }
 
     /// Whatever the step before has done to the workDir: the next one finds directory, log and lock as they belong.
@@ -521,20 +392,6 @@ impl Execution {
             return Err(format!("the workDir {path} has vanished"));
         }
         self.job.log.keep(&self.job.dir)
-    }
-
-    fn spawn(&self, index: usize) -> Result<Pid, String> {
-        let number = (index + 1).to_string();
-        let env = self
-            .env
-            .iter()
-            .map(|(name, value)| (name.as_os_str(), value.as_os_str()));
-        let env = env.chain([(OsStr::new("JOB_STEP"), OsStr::new(&number))]);
-        let run = &self.job.plan.steps[index].run;
-        let shell = &self.config.shell;
-        let log = self.job.log.handle().map_err(|error| error.to_string())?;
-        process::spawn(shell, run, &self.job.dir.current_dir(), env, log)
-            .map_err(|error| format!("{shell}: {error}"))
     }
 
     /// Leaves nothing behind, and only then makes the result final.
@@ -548,128 +405,72 @@ impl Execution {
         if let Err(error) = self.job.log.keep(&self.job.dir) {
             log::warn!("{error}; the result is published all the same");
         }
-        let stopped = self.stopping && self.failure.is_none();
-        if stopped {
-            self.document.status = JobState::Interrupted;
-            self.document.stops = self.document.stops.saturating_add(1);
-        } else {
-            match self.failure.take() {
-                None => self.make_final(JobState::Success, 0),
-                Some((reason, code, error)) => {
-                    self.make_final(JobState::Failed, code);
-                    (self.document.reason, self.document.error) = (Some(reason), Some(error));
-                }
+        match self.failure.take() {
+            None if self.stopping => {
+                let document = &mut self.record.document;
+                document.status = JobState::Interrupted;
+                document.stops = document.stops.saturating_add(1);
+            }
+            None => self.record.make_final(JobState::Success, 0),
+            Some((reason, code, error)) => {
+                self.record.make_final(JobState::Failed, code);
+                let document = &mut self.record.document;
+                (document.reason, document.error) = (Some(reason), Some(error));
             }
         }
         self.save();
     }
 
-    fn make_final(&mut self, status: JobState, exit_code: i32) {
-        for step in &mut self.document.steps {
-            if step.status == StepState::Pending {
-                step.status = StepState::Skipped;
-            }
+    /// Gives log and document to the drive.
+    fn save(&mut self) {
+        self.stage = Stage::Saving;
+        let end_of_grace = Instant::now() + self.config.stop_grace;
+        self.leave_drive_at = self.stopping.then_some(end_of_grace);
+        if let Err(error) = self.record.finish(&self.job) {
+            let path = self.job.log.path();
+            log::warn!("{path}: {error}; the job is to be run again");
+            self.outcome = Some(Outcome::Interrupted);
         }
-        (self.document.status, self.document.exit_code) = (status, Some(exit_code));
-        self.document.finished_at = Some(Timestamp::now());
-        self.document.duration_ms = Some(millis(self.started.elapsed()));
+        self.drive_done();
     }
 
     /// Makes the document of an interrupted job final, for a request that nobody will deliver again.
-    pub fn fail_interrupted(&mut self, error: &str) -> Document {
-        if self.give_up_at.is_some() {
+    pub fn fail_forgotten(&mut self, error: &str) -> Document {
+        // without that moment, the drive does not answer: whoever finds the journal takes the job for one that died
+        let drive_answers = self.leave_drive_at.is_some();
+        let steps = &self.record.document.steps;
+        let code = steps.iter().filter_map(|step| step.exit_code).next_back();
+        self.record
+            .make_final(JobState::Failed, code.unwrap_or(0).max(1));
+        let document = &mut self.record.document;
+        (document.reason, document.error) = (Some(Reason::Interrupted), Some(error.to_owned()));
+        document.forgotten = true;
+        if drive_answers {
             self.job.log.line(format_args!("{error}"));
-        }
-        let mut exit_codes = self.document.steps.iter().filter_map(|step| step.exit_code);
-        self.make_final(JobState::Failed, exit_codes.next_back().unwrap_or(0).max(1));
-        (self.document.reason, self.document.error) =
-            (Some(Reason::Interrupted), Some(error.to_owned()));
-        // without that moment, the drive is hanging: whoever finds the journal takes the job for one that died
-        if self.give_up_at.is_some() && !self.job.log.is_taken() {
-            let document = self.document.to_json();
-            if let Err(error) = drive::store(&self.job.dir, &document, self.config.durability) {
+            if let Err(error) = self.record.store(&self.job) {
                 log::warn!("{error}; the result is published all the same");
             }
         }
-        self.document.clone()
+        self.record.document.clone()
     }
+}
 
-    /// Gives log and final document to the drive.
-    fn save(&mut self) {
-        self.stage = Stage::Saving;
-        (self.journal_due, self.change) = (None, None);
-        self.give_up_at = self
-            .stopping
-            .then(|| Instant::now() + self.config.stop_grace);
-        let document = self.document.clone();
-        match self.job.log.try_clone() {
-            Ok(log) => self.drive.give(Order::Finish(Box::new((log, document)))),
-            Err(error) => {
-                log::warn!(
-                    "{}: {error}; the job is to be run again",
-                    self.job.log.path()
-                );
-                self.outcome = Some(Outcome::Stopped);
-            }
-        }
-        self.drive_done();
+/// Begins a fresh log, or says in the old one what this attempt follows.
+fn begin_log(job: &mut Job) -> Result<(), String> {
+    let number = job.attempt.number;
+    let begun = match job.attempt.follows {
+        Follows::Nothing => job.log.begin(&job.id, &job.dir),
+        Follows::Crash | Follows::Stop => job.log.resume(&job.id, &job.dir),
+    };
+    begun.map_err(|error| format!("{} cannot be written: {error}", job.log.path()))?;
+    match job.attempt.follows {
+        Follows::Nothing => {}
+        Follows::Crash => job.log.line(format_args!(
+            "attempt {number}: the worker died in the attempt before"
+        )),
+        Follows::Stop => job.log.line(format_args!(
+            "attempt {number} again: the worker was asked to stop in mid-run"
+        )),
     }
-
-    /// The document has changed: at once, or with what changes in the next moments, the journal says so.
-    fn note_change(&mut self, now: Instant) {
-        let due = self.journal_written + JOURNAL_PAUSE;
-        if !self.writing && !journal::is_there(&self.job.dir) {
-            self.restore_journal(); // it counts the attempts
-        } else if due <= now {
-            self.write_journal(now);
-        } else {
-            self.journal_due = Some(due);
-        }
-    }
-
-    fn write_journal(&mut self, now: Instant) {
-        if self.writing {
-            self.journal_due = Some(now + JOURNAL_PAUSE);
-            return;
-        }
-        (self.journal_due, self.journal_written) = (None, now);
-        if self.job.log.is_taken() {
-            return;
-        }
-        self.writing = true;
-        self.drive.give(Order::Update(self.document.to_json()));
-        self.drive_done();
-    }
-
-    /// A step has removed the journal: it is there again before the next one starts.
-    fn restore_journal(&mut self) {
-        if self.job.log.is_taken() {
-            return;
-        }
-        let document = self.document.to_json();
-        match journal::write(&self.job.dir, &document, self.config.durability) {
-            Ok(()) => self.change = Some(document),
-            Err(error) => log::warn!("job.status.json cannot be written anew: {error}"),
-        }
-        (self.journal_due, self.journal_written) = (None, Instant::now());
-    }
-
-    fn place(&self, index: usize) -> String {
-        format!("step {}/{}", index + 1, self.job.plan.steps.len())
-    }
-
-    /// What a person knows the step by.
-    fn label(&self, index: usize) -> String {
-        let step = &self.job.plan.steps[index];
-        let mut lines = step.run.lines();
-        let first = lines.next().unwrap_or_default();
-        let run = if lines.next().is_some() {
-            format!("{first} …")
-        } else {
-            first.to_owned()
-        };
-        step.name
-            .as_ref()
-            .map_or_else(|| run.clone(), |name| format!("{name} ({run})"))
-    }
+    Ok(())
 }

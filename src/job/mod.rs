@@ -4,13 +4,30 @@
 mod claim;
 mod directory;
 mod drive;
-mod end;
 mod environment;
 mod execution;
+mod interruption;
+#[expect(clippy::module_inception)]
+mod job;
 mod journal;
 mod log;
+mod record;
+mod run;
+mod step;
 
-pub use claim::{Claim, Claimed};
+use crate::contract::Document;
+
 pub use directory::{OpenError, WorkDir};
-pub use end::End;
-pub use execution::{Execution, Outcome};
+pub use interruption::Interruption;
+pub use run::{News, Run};
+
+/// How a run ends.
+#[derive(Debug)]
+pub enum Outcome {
+    /// With a result.
+    Final(Box<Document>),
+    /// With the result that is stored in the directory: the request had it before.
+    Stored(Vec<u8>),
+    /// Before its end: the job is to be run again.
+    Interrupted,
+}

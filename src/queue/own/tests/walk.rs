@@ -283,6 +283,7 @@ impl World {
             .number;
         let request = Request::parse(&message.payload).expect("a good request");
         let origin = RequestOrigin::Queue {
+            worker: "w".to_owned(),
             redelivered: message.redelivered,
             identity: message.identity("w"),
         };

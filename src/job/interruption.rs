@@ -5,23 +5,23 @@ use std::time::Duration;
 
 /// Why a job is ended before its own end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum End {
+pub enum Interruption {
     /// It, or its step, ran longer than this.
     Timeout(Duration),
     Cancelled,
     /// Its log passed this many bytes.
     LogLimit(u64),
     /// The worker is asked to stop.
-    Stopped,
+    Stop,
 }
 
-impl End {
+impl Interruption {
     pub fn reason(self) -> Reason {
         match self {
             Self::Timeout(_) => Reason::Timeout,
             Self::Cancelled => Reason::Cancelled,
             Self::LogLimit(_) => Reason::LogLimit,
-            Self::Stopped => Reason::Interrupted,
+            Self::Stop => Reason::Interrupted,
         }
     }
 
@@ -30,7 +30,7 @@ impl End {
         match self {
             Self::Timeout(_) => 124,
             Self::Cancelled => 130,
-            Self::LogLimit(_) | Self::Stopped => own.max(1),
+            Self::LogLimit(_) | Self::Stop => own.max(1),
         }
     }
 
@@ -40,7 +40,7 @@ impl End {
             Self::Timeout(limit) => format!("timed out after {}s", limit.as_secs_f64()),
             Self::Cancelled => "cancelled by the controller".to_owned(),
             Self::LogLimit(limit) => format!("job.log has passed its limit of {limit} bytes"),
-            Self::Stopped => "the worker is asked to stop".to_owned(),
+            Self::Stop => "the worker is asked to stop".to_owned(),
         }
     }
 }

@@ -1,0 +1,135 @@
+//! A step while it runs: its processes, its limits, and how it ends.
+
+use super::Interruption;
+use crate::process::{self, Exit, Left};
+use rustix::process::{Pid, Signal};
+use std::time::{Duration, Instant};
+
+/// A step that runs.
+pub struct RunningStep {
+    pub index: usize,
+    group: Pid,
+    started: Instant,
+    limit: Option<Duration>,
+    /// How its shell has ended.
+    exit: Option<Exit>,
+    /// Why it is being ended, and when to kill what has not gone by then.
+    interrupted: Option<(Interruption, Instant)>,
+}
+
+/// A step that has run.
+pub struct EndedStep {
+    pub index: usize,
+    pub exit: Exit,
+    pub duration: Duration,
+    pub interruption: Option<Interruption>,
+}
+
+/// What is to be done about a step whose time is over.
+pub enum Due {
+    Interrupt(Interruption),
+    Kill,
+}
+
+impl RunningStep {
+    /// A step that has just started as this process group.
+    pub fn new(index: usize, group: Pid, limit: Option<Duration>) -> Self {
+        Self {
+            index,
+            group,
+            started: Instant::now(),
+            limit,
+            exit: None,
+            interrupted: None,
+        }
+    }
+
+    /// When [`Self::due`] has something to say. `job` is the start of the job and its limit.
+    pub fn deadline(&self, job: Option<(Instant, Duration)>) -> Option<Instant> {
+        match self.interrupted {
+            Some((_, kill_at)) => Some(kill_at),
+            None => self.time_over(job).map(|(at, _)| at),
+        }
+    }
+
+    /// What is to be done now. The grace is for cleaning up: whoever goes on filling the drive has none.
+    pub fn due(
+        &self,
+        job: Option<(Instant, Duration)>,
+        log_limit: Option<Interruption>,
+        now: Instant,
+    ) -> Option<Due> {
+        match self.interrupted {
+            Some((_, kill_at)) if kill_at <= now || log_limit.is_some() => Some(Due::Kill),
+            Some(_) => None,
+            None => match self.time_over(job) {
+                Some((at, limit)) if at <= now => {
+                    Some(Due::Interrupt(Interruption::Timeout(limit)))
+                }
+                _ => log_limit.map(Due::Interrupt),
+            },
+        }
+    }
+
+    /// The moment at which it has run too long, and the limit that it has passed then.
+    fn time_over(&self, job: Option<(Instant, Duration)>) -> Option<(Instant, Duration)> {
+        let own = self.limit.map(|limit| (self.started, limit));
+        // a limit beyond the clock's end is none
+        let at = |(start, limit): (Instant, Duration)| Some((start.checked_add(limit)?, limit));
+        let over = [job.and_then(at), own.and_then(at)];
+        over.into_iter().flatten().min()
+    }
+
+    /// Ends it: TERM to the whole job now, and KILL at `kill_at`. Tells whether nobody has begun that before.
+    pub fn interrupt(&mut self, why: Interruption, kill_at: Instant) -> bool {
+        if self.interrupted.is_some() {
+            return false;
+        }
+        self.interrupted = Some((why, kill_at));
+        process::terminate(self.group);
+        true
+    }
+
+    /// Some child has ended. Tells whether the step is over: a job that is being ended is over when all of it is gone, not
+    /// only its shell.
+    pub fn child_ended(&mut self) -> bool {
+        let left = process::reap_some(|pid, exit| {
+            if pid == self.group {
+                self.exit = Some(exit);
+            }
+        });
+        left == Left::None || (self.exit.is_some() && self.interrupted.is_none())
+    }
+
+    /// Kills all of it, and tells how many processes that were.
+    pub fn kill(&mut self) -> usize {
+        process::sweep(|pid, exit| {
+            if pid == self.group {
+                self.exit = Some(exit);
+            }
+        })
+    }
+
+    /// How it ended. `log_limit`: it was quicker than the looks at the size of the log.
+    pub fn ended(self, log_limit: Option<Interruption>) -> EndedStep {
+        EndedStep {
+            index: self.index,
+            exit: self.exit.unwrap_or(Exit::Signal(Signal::KILL.as_raw())),
+            duration: self.started.elapsed(),
+            interruption: self.interrupted.map(|(why, _)| why).or(log_limit),
+        }
+    }
+
+    /// Whether somebody has begun to end it.
+    pub fn is_interrupted(&self) -> bool {
+        self.interrupted.is_some()
+    }
+}
+
+impl EndedStep {
+    /// The exit code that the status document shows.
+    pub fn exit_code(&self) -> i32 {
+        let own = self.exit.code();
+        self.interruption.map_or(own, |why| why.exit_code(own))
+    }
+}
