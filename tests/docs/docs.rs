@@ -7,6 +7,8 @@
 use crate::support;
 
 use rustix::process::{Pid, Signal, kill_process_group};
+use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
@@ -266,6 +268,66 @@ fn every_heading_that_a_comment_names_is_in_the_reference() {
         }
     }
     assert!(count > 20, "only {count} headings are named");
+}
+
+/// The text between a heading of the reference and the next one.
+fn section_of_the_reference(heading: &str) -> String {
+    let reference = fs::read_to_string(repository().join("docs/reference.md")).unwrap();
+    let mut sections = reference.split("\n## ");
+    let section = sections.find_map(|section| section.strip_prefix(&format!("{heading}\n")));
+    section.expect("the heading is there").to_owned()
+}
+
+#[test]
+fn the_reference_has_every_variable_and_every_command_of_the_help() {
+    let output = job_worker().arg("--help").output().unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    let is_variable = |word: &&str| {
+        ["MQTT_", "JOB_", "WORKER_", "RUST_"]
+            .iter()
+            .any(|start| word.starts_with(start))
+    };
+    let words = |text: &str| -> BTreeSet<String> {
+        let words = text.split(|c: char| !c.is_ascii_uppercase() && c != '_');
+        words.filter(is_variable).map(str::to_owned).collect()
+    };
+    let configuration = section_of_the_reference("Configuration");
+    let rows = configuration.lines().filter(|line| line.starts_with("| `"));
+    let first_cells: Vec<_> = rows.filter_map(|row| row.split('|').nth(1)).collect();
+    assert_eq!(words(&first_cells.join(" ")), words(&help));
+    let commands = section_of_the_reference("Commands");
+    let shown = help.lines().filter_map(|line| {
+        let command = line.strip_prefix("  job-worker ")?;
+        command.split("  ").next()
+    });
+    let mut count = 0;
+    for command in shown.filter(|command| !command.is_empty() && !command.contains('|')) {
+        assert!(
+            commands.contains(&format!("`job-worker {command}`")),
+            "no {command}"
+        );
+        count += 1;
+    }
+    assert!(count > 2, "only {count} commands");
+}
+
+#[test]
+fn the_reference_has_every_field_of_the_schemas() {
+    for (schema, heading) in [
+        ("request", "Request"),
+        ("job", "Job definition"),
+        ("status", "Status document"),
+    ] {
+        let file = repository().join(format!("docs/schema/{schema}.json"));
+        let schema: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+        let section = section_of_the_reference(heading);
+        for field in schema["properties"].as_object().unwrap().keys() {
+            assert!(
+                section.contains(&format!("`{field}`")),
+                "{heading}: no {field}"
+            );
+        }
+    }
 }
 
 #[test]
