@@ -1,5 +1,5 @@
 //! Where the main thread waits: one inbox for what the connection's thread sends, and for the signals of the kernel
-//! (contract section 7).
+//! (docs/reference.md, "Signals").
 //!
 //! A signal handler may set a flag and write a byte to a socket, and hardly anything else. So that byte is what the inbox
 //! sleeps on, whoever has something for it rings with one, and no thread is needed to pass the signals on.

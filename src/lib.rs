@@ -3,15 +3,16 @@
 //! # Theory of operation
 //!
 //! A process lives for one job ([`worker`]). Its main thread waits at one [`inbox`], and everything comes through it: what
-//! the broker says ([`mqtt`], a thread that drives one connection after the other), and what the kernel says (signals,
-//! SIGCHLD among them). Without a deadline the main thread sleeps until something comes.
+//! the broker says ([`mqtt`], a thread that drives one connection after the other), what the kernel says (signals,
+//! SIGCHLD among them), and that the drive has done what it was given ([`job`], a thread where that can take long). Without
+//! a deadline the main thread sleeps until something comes. `docs/architecture.md` has the picture.
 //!
 //! 1. *Wait.* The broker hands out one request at a time and keeps it until it is acknowledged.
 //! 2. *Claim* ([`job`]). Open the directory, read and check the definition, get the lock on `job.log`, and let the journal
-//!    (`job.status.json`) decide: a first run, a further attempt, or a stored answer.
-//! 3. *Run* ([`job`], [`process`]). Steps one by one in process groups of their own; their stdout and stderr are the log
+//!    (`job.status.json`) decide: a first run, a further attempt, or a stored result.
+//! 3. *Run* ([`job`], [`process`]). Steps one by one in sessions of their own; their stdout and stderr are the log
 //!    file itself. At the end every descendant is killed and reaped, and only then the journal is made final.
-//! 4. *Report* ([`delivery`]). Publish the result, wait until the broker has it, only then acknowledge the request, leave.
+//! 4. *Report* ([`queue`]). Publish the result, wait until the broker has it, only then acknowledge the request, leave.
 //!    Dying at any moment before means that the broker redelivers the request, and that the next worker reads the journal.
 //!
 //! What may be relied on is parsed and written in [`contract`]; the environment is read in [`config`]; [`supervise`] keeps
@@ -37,7 +38,7 @@ mod run;
 pub mod supervise;
 pub mod worker;
 
-/// How this program ends (contract section 7).
+/// How this program ends (docs/reference.md, "Exit status").
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Exit {
     /// The job is reported, whatever its result.

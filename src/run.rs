@@ -1,4 +1,4 @@
-//! `job-worker run DIR`: the same job, the same files, without a broker (contract section 9).
+//! `job-worker run DIR`: the same job, the same files, without a broker (docs/reference.md, "Commands").
 
 use crate::config::Config;
 use crate::contract::{Document, JobId, Request, RequestOrigin};

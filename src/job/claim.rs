@@ -1,5 +1,6 @@
 //! Claiming a job: finding its directory, reading its definition, getting its lock, and deciding by the journal what is to
-//! be done (contract sections 2, 3 and 6). What may have to be waited for is tried again: by [`Claim::look`].
+//! be done (docs/reference.md, "Request", "Job definition" and "Attempts and stops"). What may have to be waited for
+//! is tried again: by [`Claim::look`].
 
 use super::directory::is_passing;
 use super::execution::Execution;

@@ -1,4 +1,4 @@
-//! The environment of the steps (contract section 4).
+//! The environment of the steps (docs/reference.md, "Steps and their environment").
 
 use super::job::Job;
 use crate::config::is_own_variable;

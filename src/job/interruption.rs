@@ -25,7 +25,7 @@ impl Interruption {
         }
     }
 
-    /// The exit code of a step that was ended for this reason and had `own` (contract section 4).
+    /// The exit code of a step that was ended for this reason and had `own` (docs/reference.md, "Exit codes").
     pub fn exit_code(self, own: i32) -> i32 {
         match self {
             Self::Timeout(_) => 124,
