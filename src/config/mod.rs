@@ -1,4 +1,4 @@
-//! The environment, turned into a validated [`Config`]. Every variable is named in this module and only here.
+//! The environment, turned into a validated [`Config`] (docs/reference.md, "Configuration"). Every variable is named in this module and only here.
 
 #![warn(missing_docs)]
 

@@ -1,6 +1,7 @@
 //! TLS for `mqtts://` (docs/reference.md, "TLS"): whom we trust, who we are, and what a failed handshake means.
 
-use super::{Failure, bare};
+use super::adapter::Failure;
+use super::without_brackets;
 use rumqttc::{TlsConfiguration, Transport};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -52,7 +53,7 @@ impl Tls {
 
 /// Whether a host of a URL can be what a certificate is for.
 pub fn is_server_name(host: &str) -> bool {
-    ServerName::try_from(bare(host)).is_ok()
+    ServerName::try_from(without_brackets(host)).is_ok()
 }
 
 /// The roots that the system trusts: the usual places, or `SSL_CERT_FILE` and `SSL_CERT_DIR`.

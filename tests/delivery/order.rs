@@ -397,12 +397,12 @@ fn refused(version: &str, configure: impl FnOnce(&Stage)) -> String {
 fn a_refused_greeting_is_exit_77_and_says_what_was_refused() {
     // MQTT 5, table 3-1; MQTT 3.1.1, table 3.1
     for (version, code, what) in [
-        ("5", 0x86, "user name or password"),
-        ("5", 0x87, "user name or password"),
-        ("5", 0x8A, "user name or password"),
+        ("5", 0x86, "user name and password"),
+        ("5", 0x87, "user name and password"),
+        ("5", 0x8A, "user name and password"),
         ("5", 0x85, "client id"),
-        ("4", 4, "user name or password"),
-        ("4", 5, "user name or password"),
+        ("4", 4, "user name and password"),
+        ("4", 5, "user name and password"),
         ("4", 2, "client id"),
     ] {
         let said = refused(version, |stage| {
@@ -462,7 +462,9 @@ fn a_worker_that_is_refused_in_mid_job_finishes_it_first_and_a_later_one_answers
             .configure(|knobs| knobs.connack_code = Some(code));
         stage.broker.kick(ME);
         wait::until("the refusal", || {
-            worker.stderr().contains("the broker refuses our")
+            worker
+                .stderr()
+                .contains("the broker denies access with our")
         });
         assert!(worker.ended().is_none());
         stage.release("a");

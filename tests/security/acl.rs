@@ -183,7 +183,7 @@ fn nobody_is_let_in_without_a_password() {
         });
         worker.exits_with(77);
         assert!(
-            worker.stderr().contains("user name or password"),
+            worker.stderr().contains("user name and password"),
             "{}",
             worker.stderr()
         );
@@ -271,7 +271,7 @@ fn a_refused_subscription_is_named(version: &str) {
         worker.exits_with(77);
         let said = worker.stderr();
         assert!(
-            said.contains("refuses the subscription") && said.contains(filter),
+            said.contains("denies the subscription") && said.contains(filter),
             "{said}"
         );
     }

@@ -312,7 +312,7 @@ fn the_secure_broker_of_the_examples_serves_controller_and_worker() {
     });
     refuses(
         secure.worker("localhost", &ca.file(), |_| {}),
-        &["user name or password"],
+        &["user name and password"],
     );
 }
 

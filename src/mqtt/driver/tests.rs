@@ -1,6 +1,10 @@
 use super::*;
+use crate::mqtt::Broker;
+#[cfg(feature = "tls")]
+use crate::mqtt::tls;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc;
 
 /// Where nobody listens, so that a connection is refused.
 const NOBODY: &str = "127.0.0.2";
@@ -44,7 +48,7 @@ fn first_told(
     let (sender, events) = mpsc::channel();
     let (_resume, resumed) = mpsc::channel();
     let mut driver = Driver::new(settings, resumed, move |event| sender.send(event).unwrap());
-    driver.untried = addresses.iter().map(ToString::to_string).collect();
+    driver.untried_hosts = addresses.iter().map(ToString::to_string).collect();
     std::thread::spawn(move || driver.run());
     events.recv_timeout(Duration::from_secs(30)).ok()
 }
@@ -94,10 +98,10 @@ fn with_tls_a_fallback_leaves_no_address_behind() {
     settings.broker.tls = Some(tls::Tls::new(rustls::RootCertStore::empty(), None).unwrap());
     let mut driver = Driver::new(settings, mpsc::channel().1, |_| {});
     let name = driver.next_host().unwrap();
-    driver.untried.push_front(name.clone()); // for the other protocol version
+    driver.untried_hosts.push_front(name.clone()); // for the other protocol version
     assert_eq!(driver.next_host().unwrap(), name);
     assert!(
-        driver.untried.is_empty(),
+        driver.untried_hosts.is_empty(),
         "or there would never be a pause again"
     );
 }

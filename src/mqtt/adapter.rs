@@ -1,0 +1,359 @@
+//! One network connection over rumqttc, in either protocol version.
+//!
+//! rumqttc has the same types twice, once for each version, with the same names and nothing in common. So the adapter is a
+//! macro: [`v3`](super::v3) and [`v5`](super::v5) expand it over the types of their version, and hold only what differs.
+
+use super::Event;
+use std::fmt::Debug;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// The largest packet that MQTT knows, in bytes (MQTT 5, section 2.1.4). A broker that is told a smaller limit drops larger
+/// requests in silence, which loses jobs.
+pub const MAX_PACKET_BYTES: u32 = 268_435_460;
+
+/// What a PUBLISH holds besides topic and payload, in bytes: its type, its length, the lengths of topic and properties, and
+/// the packet identifier (MQTT 5, section 3.3).
+const PUBLISH_HEADER_BYTES: usize = 1 + 4 + 2 + 1 + 2;
+
+/// How many messages to send may wait for the connection's thread.
+pub const SEND_QUEUE_LENGTH: usize = 100;
+
+/// How many of them may be announcements. The others always find room, so the worker never waits for a broker that has
+/// stopped reading.
+const MAX_ANNOUNCEMENTS: usize = SEND_QUEUE_LENGTH / 2;
+
+/// How many of our messages may be unacknowledged. There is one at a time. More slots keep its packet identifier from being
+/// used again too soon.
+pub const IN_FLIGHT: u16 = 16;
+
+/// A peer that is silent for this many keep-alives is dead, as it is for a broker (MQTT 5, section 3.1.2.10). A living one
+/// answers a ping at each keep-alive.
+const SILENT_KEEP_ALIVES: f64 = 1.5;
+
+/// How long to look for what arrived while this process itself did not run (SIGSTOP, a busy machine).
+const LAST_LOOK: Duration = Duration::from_millis(10);
+
+/// One network connection, as the driver sees it.
+pub trait Adapter {
+    /// Waits for the next event that concerns the worker.
+    fn next(&mut self) -> Result<Event, Failure>;
+
+    /// Subscribes to requests and cancels; [`Event::Ready`] tells when the broker has agreed.
+    fn subscribe(&self);
+}
+
+/// Why a connection ended.
+pub enum Failure {
+    /// The broker does not let us in, and will not the next time.
+    Denied(String),
+    /// The two sides do not accept each other's certificates.
+    #[cfg_attr(not(feature = "tls"), expect(dead_code))]
+    Untrusted(String),
+    /// Another client has taken our session.
+    TakenOver,
+    /// The broker closes the connection upon our greeting or never answers it, as brokers do that do not have our protocol
+    /// version.
+    NotGreeted(String),
+    /// The broker has closed an established connection and gave no reason.
+    Dropped(String),
+    /// Anything else, which may pass.
+    Lost(String),
+}
+
+impl Failure {
+    pub fn login_denied(code: impl Debug) -> Self {
+        Self::Denied(format!(
+            "the broker denies access with our user name and password ({code:?})"
+        ))
+    }
+
+    pub fn client_id_denied(code: impl Debug) -> Self {
+        Self::Denied(format!(
+            "the broker denies access with our client id, WORKER_ID ({code:?})"
+        ))
+    }
+
+    pub fn denied_for_now(code: impl Debug) -> Self {
+        Self::Lost(format!("it denies access for now ({code:?})"))
+    }
+
+    pub fn silent(keep_alive: Duration) -> Self {
+        let seconds = keep_alive.mul_f64(SILENT_KEEP_ALIVES).as_secs_f64();
+        Self::Lost(format!(
+            "it was silent for {seconds} s, 1.5 times the keep-alive"
+        ))
+    }
+}
+
+/// For how much longer a connection may be silent that was last heard at `last_heard`.
+pub fn patience(last_heard: Instant, keep_alive: Duration) -> Duration {
+    let silence = keep_alive.mul_f64(SILENT_KEEP_ALIVES);
+    silence.saturating_sub(last_heard.elapsed()).max(LAST_LOOK)
+}
+
+/// What may be sent over one connection, as far as the broker has said.
+pub struct Limits {
+    /// Maximum Packet Size, in bytes.
+    pub packet_bytes: AtomicU32,
+    /// Whether a subscription may have an identifier.
+    pub subscription_identifiers: AtomicBool,
+    /// Announcements that wait to be sent.
+    waiting_announcements: AtomicUsize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            packet_bytes: MAX_PACKET_BYTES.into(),
+            subscription_identifiers: true.into(),
+            waiting_announcements: 0.into(),
+        }
+    }
+}
+
+impl Limits {
+    /// The largest payload on this topic, in bytes.
+    pub fn payload_bytes(&self, topic: &str) -> usize {
+        let packet = self.packet_bytes.load(Relaxed) as usize;
+        packet.saturating_sub(PUBLISH_HEADER_BYTES + topic.len())
+    }
+
+    /// Counts one more waiting announcement, if there is room for it.
+    pub fn admit_announcement(&self) -> bool {
+        let one_more = |waiting| (waiting < MAX_ANNOUNCEMENTS).then_some(waiting + 1);
+        let waiting = &self.waiting_announcements;
+        waiting.fetch_update(Relaxed, Relaxed, one_more).is_ok()
+    }
+
+    /// One of them was sent.
+    pub fn announcement_sent(&self) {
+        self.waiting_announcements.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Defines `open` for the protocol version whose module expands it. The module brings into scope rumqttc's types of its
+/// version, and these functions:
+///
+/// - `connect`: sets the options of the version, and starts to connect
+/// - `keep_alive`: the keep-alive in force
+/// - `greeted`: heeds what the broker says in its CONNACK
+/// - `subscribe`, `acknowledgement`, `message`, `published`: our words in those of the version, and the other way round
+/// - `denial`: why the broker denies a subscription
+/// - `given_reason`: what a broker means that says why it ends the connection
+///
+/// `$timeout` is the error of a broker that does not answer in time.
+macro_rules! define_open {
+    (timeout: $timeout:pat) => {
+        /// Starts to connect to `host`, an address of the broker or its name.
+        pub fn open(settings: &Arc<Settings>, host: &str) -> Box<dyn Adapter> {
+            let (client, connection) = connect(options(settings, host), &settings.last_will);
+            let limits = Limits::default();
+            Box::new(Incoming {
+                connection,
+                sender: Arc::new(Sender { client, limits }),
+                settings: settings.clone(),
+                last_heard: None,
+                unread: VecDeque::new(),
+                failure: None,
+            })
+        }
+
+        fn options(settings: &Settings, host: &str) -> MqttOptions {
+            let broker = &settings.broker;
+            let mut options = MqttOptions::new(&settings.client_id, host, broker.port);
+            options
+                .set_manual_acks(true)
+                .set_keep_alive(broker.keep_alive);
+            #[cfg(feature = "tls")]
+            if let Some(tls) = &broker.tls {
+                options.set_transport(tls.transport());
+            }
+            if let Some(credentials) = &broker.credentials {
+                options.set_credentials(&credentials.username, &credentials.password);
+            }
+            options
+        }
+
+        struct Sender {
+            client: Client,
+            limits: Limits,
+        }
+
+        // The errors that are dropped here all say that the connection is gone. The worker hears that as an event.
+        impl mqtt::Connection for Sender {
+            fn publish(&self, topic: &str, payload: Vec<u8>) {
+                let _ = self.client.publish(topic, QoS::AtLeastOnce, false, payload);
+            }
+
+            fn announce(&self, topic: &str, payload: Vec<u8>, retain: bool) {
+                if payload.len() <= self.payload_limit(topic) && self.limits.admit_announcement() {
+                    let qos = QoS::AtMostOnce;
+                    let _ = self.client.try_publish(topic, qos, retain, payload);
+                }
+            }
+
+            fn acknowledge(&self, packet_id: u16) {
+                let _ = self.client.ack(&acknowledgement(packet_id));
+            }
+
+            fn unsubscribe(&self, filter: &str) {
+                let _ = self.client.unsubscribe(filter);
+            }
+
+            fn payload_limit(&self, topic: &str) -> usize {
+                self.limits.payload_bytes(topic)
+            }
+
+            fn tells_subscribers(&self) -> bool {
+                TELLS_SUBSCRIBERS
+            }
+
+            fn disconnect(&self) {
+                let _ = self.client.disconnect();
+            }
+        }
+
+        struct Incoming {
+            connection: Connection,
+            sender: Arc<Sender>,
+            settings: Arc<Settings>,
+            /// When the broker was last heard; `None` until its CONNACK has come.
+            last_heard: Option<Instant>,
+            /// What came before the connection broke and is still to be heard.
+            unread: VecDeque<Event>,
+            /// Why it broke.
+            failure: Option<Failure>,
+        }
+
+        impl Adapter for Incoming {
+            fn next(&mut self) -> Result<mqtt::Event, Failure> {
+                loop {
+                    let event = self.receive()?;
+                    if let Some(event) = self.hear(event)? {
+                        return Ok(event);
+                    }
+                }
+            }
+
+            fn subscribe(&self) {
+                let Sender { client, limits } = &*self.sender;
+                subscribe(client, &self.settings, limits);
+            }
+        }
+
+        impl Incoming {
+            fn receive(&mut self) -> Result<Event, Failure> {
+                if let Some(event) = self.unread.pop_front() {
+                    return Ok(event);
+                }
+                if let Some(failure) = self.failure.take() {
+                    return Err(failure);
+                }
+                self.poll().or_else(|failure| {
+                    self.unread = std::mem::take(&mut self.connection.eventloop.state.events);
+                    self.failure = Some(failure);
+                    self.receive()
+                })
+            }
+
+            /// Waits for the next event. rumqttc bounds only its greeting: while it sends, it neither pings nor notices that
+            /// no ping is answered. So the whole wait is bounded. The connection is given up then, which closes its socket.
+            fn poll(&mut self) -> Result<Event, Failure> {
+                let keep_alive = keep_alive(&self.connection);
+                let received = match self.last_heard {
+                    None => {
+                        let received = self.connection.recv();
+                        received.map_err(|_| RecvTimeoutError::Disconnected)
+                    }
+                    Some(at) => self.connection.recv_timeout(patience(at, keep_alive)),
+                };
+                match received {
+                    Ok(event) => event.map_err(|error| failure(error, self.last_heard.is_some())),
+                    Err(RecvTimeoutError::Timeout) => Err(Failure::silent(keep_alive)),
+                    Err(RecvTimeoutError::Disconnected) => {
+                        Err(Failure::Lost("the connection was given up".into()))
+                    }
+                }
+            }
+
+            /// What an event means to the worker, if it means anything.
+            fn hear(&mut self, event: Event) -> Result<Option<mqtt::Event>, Failure> {
+                if matches!(event, Event::Incoming(_)) {
+                    self.last_heard = Some(Instant::now());
+                }
+                Ok(Some(match event {
+                    Event::Incoming(Packet::ConnAck(ack)) => {
+                        greeted(&mut self.connection, &ack, &self.sender.limits);
+                        mqtt::Event::Connected {
+                            connection: self.sender.clone(),
+                            resumed: ack.session_present,
+                        }
+                    }
+                    Event::Incoming(Packet::SubAck(ack)) => {
+                        let filters = [&self.settings.requests, &self.settings.cancels];
+                        let denied = |(filter, code)| Some((filter, denial(code)?));
+                        if let Some((filter, reason)) =
+                            filters.into_iter().zip(&ack.return_codes).find_map(denied)
+                        {
+                            return Err(Failure::Denied(format!(
+                                "the broker denies the subscription to {filter}: {reason}"
+                            )));
+                        }
+                        mqtt::Event::Ready
+                    }
+                    Event::Incoming(Packet::Publish(publish)) => {
+                        mqtt::Event::Message(message(publish))
+                    }
+                    Event::Incoming(Packet::PubAck(ack)) => mqtt::Event::Published(published(&ack)),
+                    Event::Outgoing(Outgoing::Disconnect) => mqtt::Event::Closed,
+                    // packet identifier 0 is QoS 0
+                    Event::Outgoing(Outgoing::Publish(0)) => {
+                        self.sender.limits.announcement_sent();
+                        return Ok(None);
+                    }
+                    _ => return Ok(None),
+                }))
+            }
+        }
+
+        fn failure(error: ConnectionError, is_greeted: bool) -> Failure {
+            #[cfg(feature = "tls")]
+            if let Some(failure) = tls_error(&error).and_then(mqtt::tls::failure) {
+                return failure;
+            }
+            if let Some(failure) = given_reason(&error) {
+                return failure;
+            }
+            match error {
+                $timeout if !is_greeted => {
+                    Failure::NotGreeted("it did not answer our greeting in time".into())
+                }
+                ConnectionError::MqttState(error) if !is_greeted => {
+                    Failure::NotGreeted(format!("it did not answer our greeting ({error})"))
+                }
+                ConnectionError::MqttState(
+                    error @ (StateError::Io(_)
+                    | StateError::Deserialization(_)
+                    | StateError::ConnectionAborted),
+                ) => Failure::Dropped(error.to_string()),
+                error => Failure::Lost(error.to_string()),
+            }
+        }
+
+        /// The error that TLS may have caused, wherever rumqttc has put it.
+        #[cfg(feature = "tls")]
+        fn tls_error(error: &ConnectionError) -> Option<&std::io::Error> {
+            match error {
+                ConnectionError::Tls(rumqttc::TlsError::Io(error))
+                | ConnectionError::Io(error)
+                | ConnectionError::MqttState(
+                    StateError::Io(error) | StateError::Deserialization(CodecError::Io(error)),
+                ) => Some(error),
+                _ => None,
+            }
+        }
+    };
+}
+
+pub(super) use define_open;

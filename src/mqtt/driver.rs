@@ -1,0 +1,209 @@
+//! Keeps a connection to the broker: where to connect to, in which protocol version, and when to try again.
+
+use super::adapter::{Adapter, Failure};
+use super::{EARLY_DROPS, Event, Protocol, Settings, v3, v5, without_brackets};
+use crate::backoff::Backoff;
+use std::collections::VecDeque;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+/// First and last pause between two tries to connect; it doubles in between.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(10);
+
+/// After a connection that lasted this long the next pause is the first again. Two workers that kick each other with one
+/// client id never get there, so they slow down, and one of them gives up.
+const GOOD_CONNECTION: Duration = LAST_PAUSE;
+
+/// What the connection's thread runs.
+pub struct Driver<F> {
+    settings: Arc<Settings>,
+    /// Says that a connection may be made although another client took ours over.
+    resume: Receiver<()>,
+    /// Where events go.
+    sink: F,
+    /// Our subscriptions are known to be part of the session.
+    is_subscribed: bool,
+    version: Protocol,
+    /// The version is configured, or the broker has taken it.
+    version_is_certain: bool,
+    /// Addresses of the broker that have not been tried yet.
+    untried_hosts: VecDeque<String>,
+    backoff: Backoff,
+    /// Connections in a row that the broker has dropped early.
+    early_drops: u32,
+    /// The trouble that was logged last. Each one is logged once: a broker can be away for days.
+    logged_trouble: String,
+}
+
+impl<F: Fn(Event)> Driver<F> {
+    pub fn new(settings: Settings, resume: Receiver<()>, sink: F) -> Self {
+        let protocol = settings.broker.protocol;
+        Self {
+            settings: Arc::new(settings),
+            resume,
+            sink,
+            is_subscribed: false,
+            version: protocol.unwrap_or(Protocol::V5),
+            version_is_certain: protocol.is_some(),
+            untried_hosts: VecDeque::new(),
+            backoff: Backoff::new(FIRST_PAUSE, LAST_PAUSE),
+            early_drops: 0,
+            logged_trouble: String::new(),
+        }
+    }
+
+    /// Makes one connection after the other, until the broker denies us or the worker is gone.
+    pub fn run(mut self) {
+        loop {
+            let mut connected_at = None;
+            let host = self.next_host();
+            let failure = match &host {
+                Ok(host) => self.drive_connection(host, &mut connected_at),
+                Err(error) => Failure::Lost(error.to_string()),
+            };
+            if connected_at.is_some() {
+                (self.sink)(Event::Lost);
+                self.logged_trouble.clear();
+                self.untried_hosts.clear();
+            }
+            let is_drop = matches!(failure, Failure::Dropped(_));
+            let trouble = match failure {
+                Failure::Denied(reason) => return (self.sink)(Event::Denied(reason)),
+                // Certificate errors at start are configuration errors: give up. Later ones may pass: certificates are renewed.
+                Failure::Untrusted(reason) if !self.is_subscribed => {
+                    return (self.sink)(Event::Denied(reason));
+                }
+                Failure::TakenOver => {
+                    (self.sink)(Event::TakenOver);
+                    match self.resume.recv() {
+                        Ok(()) => continue,
+                        Err(_) => return,
+                    }
+                }
+                Failure::NotGreeted(_) if self.may_fall_back() => {
+                    self.version = Protocol::V3;
+                    if let Ok(host) = host {
+                        self.untried_hosts.push_front(host);
+                    }
+                    continue;
+                }
+                Failure::Untrusted(trouble)
+                | Failure::NotGreeted(trouble)
+                | Failure::Dropped(trouble)
+                | Failure::Lost(trouble) => trouble,
+            };
+            if !self.version_is_certain {
+                self.version = Protocol::V5; // 3.1.1 did not help: the broker has another trouble
+            }
+            if self.untried_hosts.is_empty() {
+                self.log_once(trouble, connected_at.is_some());
+                self.pause(connected_at, is_drop);
+            }
+        }
+    }
+
+    /// The next address of the broker's name. rumqttc would start a thread to resolve the name, which takes longer than all
+    /// the rest of connecting.
+    fn next_host(&mut self) -> io::Result<String> {
+        let broker = &self.settings.broker;
+        let host = without_brackets(&broker.host);
+        if self.untried_hosts.is_empty() {
+            #[cfg(feature = "tls")]
+            if broker.tls.is_some() {
+                return Ok(host.to_owned()); // the certificate is for the name
+            }
+            let addresses = (host, broker.port).to_socket_addrs()?;
+            self.untried_hosts = addresses.filter_map(without_port).collect();
+        }
+        let host = self.untried_hosts.pop_front();
+        host.ok_or_else(|| io::Error::other("its name has no address"))
+    }
+
+    /// Makes one connection and passes on what it says, until it ends.
+    fn drive_connection(&mut self, host: &str, connected_at: &mut Option<Instant>) -> Failure {
+        let mut adapter: Box<dyn Adapter> = match self.version {
+            Protocol::V3 => v3::open(&self.settings, host),
+            Protocol::V5 => v5::open(&self.settings, host),
+        };
+        loop {
+            match adapter.next() {
+                Err(failure) => return failure,
+                Ok(event @ Event::Connected { resumed, .. }) => {
+                    *connected_at = Some(Instant::now());
+                    self.log_connection();
+                    self.version_is_certain = true;
+                    (self.sink)(event);
+                    match resumed && self.is_subscribed {
+                        true => (self.sink)(Event::Ready),
+                        false => adapter.subscribe(),
+                    }
+                }
+                Ok(Event::Ready) => {
+                    self.is_subscribed = true;
+                    (self.sink)(Event::Ready);
+                }
+                Ok(Event::Closed) => {
+                    (self.sink)(Event::Closed);
+                    // the process ends now: taking the client apart, page by page, would only delay that
+                    loop {
+                        std::thread::park();
+                    }
+                }
+                Ok(event) => (self.sink)(event),
+            }
+        }
+    }
+
+    fn may_fall_back(&self) -> bool {
+        !self.version_is_certain && self.version == Protocol::V5
+    }
+
+    fn log_connection(&self) {
+        let (host, port) = (&self.settings.broker.host, self.settings.broker.port);
+        if !self.version_is_certain && self.version == Protocol::V3 {
+            log::info!(
+                "the broker has no MQTT 5: speaking 3.1.1 (MQTT_PROTOCOL_VERSION=4 skips the try)"
+            );
+        }
+        log::info!("connected to the broker at {host}:{port}");
+    }
+
+    fn log_once(&mut self, trouble: String, was_connected: bool) {
+        if self.logged_trouble == trouble {
+            return;
+        }
+        let (host, port) = (&self.settings.broker.host, self.settings.broker.port);
+        let state = match was_connected {
+            true => "the connection is lost",
+            false => "no connection",
+        };
+        log::warn!("broker {host}:{port}: {state}: {trouble}; trying again until it is back");
+        self.logged_trouble = trouble;
+    }
+
+    /// Pauses before the next try, the longer the less good the last ones were.
+    fn pause(&mut self, connected_at: Option<Instant>, is_drop: bool) {
+        if connected_at.is_some_and(|at| at.elapsed() >= GOOD_CONNECTION) {
+            self.backoff.reset();
+            self.early_drops = 0;
+        } else if is_drop {
+            self.early_drops += 1;
+            if self.early_drops >= EARLY_DROPS {
+                (self.sink)(Event::DroppedEarly(self.early_drops));
+            }
+        }
+        std::thread::sleep(self.backoff.next_pause());
+    }
+}
+
+/// An address as it stands before a port: an IPv6 address in brackets, and with its scope.
+fn without_port(address: SocketAddr) -> Option<String> {
+    Some(address.to_string().rsplit_once(':')?.0.to_owned())
+}
+
+#[cfg(test)]
+mod tests;
