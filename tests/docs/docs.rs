@@ -381,6 +381,31 @@ fn every_link_to_a_file_of_ours_leads_there() {
     }
 }
 
+/// What stands in backquotes and begins like a path of this repository.
+#[test]
+fn every_file_of_ours_that_is_named_is_there() {
+    let mut count = 0;
+    for path in pages() {
+        let page = fs::read_to_string(&path).unwrap();
+        for word in page.split(['`', ' ', '\n', '(', ')', ',']) {
+            let is_ours = ["src/", "tests/", "docs/", "examples/", "benches/", ".ci/"]
+                .iter()
+                .any(|start| word.starts_with(start));
+            let file = word.split('#').next().unwrap_or(word);
+            let file = file.trim_end_matches(['.', ':', ';', ']', '\'']);
+            if is_ours && !file.contains('*') {
+                assert!(
+                    repository().join(file).exists(),
+                    "{}: no {file}",
+                    path.display()
+                );
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 30, "only {count} files are named");
+}
+
 /// As GitHub makes it.
 fn anchor_of(heading: &str) -> String {
     let kept = heading
