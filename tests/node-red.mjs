@@ -3,6 +3,7 @@
 //   node tests/node-red.mjs                      the debug build
 //   JOB_WORKER=/usr/bin/job-worker node tests/node-red.mjs
 //   node tests/node-red.mjs flow.png             draws the flow, too, by headless Chromium
+//   node tests/node-red.mjs --available          only gets Node-RED
 //
 // Node-RED comes from npm once, into a folder of the user's cache (or NODE_RED_CACHE). Prints one line a check; exits with
 // 77, and a word why, where Node-RED cannot be had.
@@ -16,7 +17,8 @@ import { fileURLToPath } from 'node:url';
 
 const root = path.join(path.dirname(fileURLToPath(import.meta.url)), '..');
 const binary = path.resolve(process.env.JOB_WORKER ?? path.join(root, 'target/debug/job-worker'));
-const picture = process.argv[2] && path.resolve(process.argv[2]);
+const onlyGet = process.argv[2] === '--available';
+const picture = !onlyGet && process.argv[2] && path.resolve(process.argv[2]);
 const scratch = fs.realpathSync(fs.mkdtempSync(path.join(os.tmpdir(), 'job-worker-node-red-')));
 const drive = path.join(scratch, 'a drive'); // a space, as network drives like to have
 const processes = new Set();
@@ -87,6 +89,10 @@ function install() {
 }
 
 const nodeRed = install();
+if (onlyGet) {
+    fs.rmSync(scratch, { recursive: true });
+    process.exit(0);
+}
 const [mqttPort, httpPort] = [await freePort(), await freePort()];
 
 // What a user does in the editor after importing the flow: the broker's address, the drive, the time limits.

@@ -13,18 +13,6 @@ use support::site::{Finished, Site};
 use support::wait;
 use support::worker::{Worker, binary, job_worker};
 
-fn strace_is_there() -> bool {
-    let there = Command::new("strace")
-        .args(["-f", "-o", "/dev/null", "true"])
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success());
-    if !there {
-        println!("skipped: no strace that may trace here");
-    }
-    there
-}
-
 /// A worker under `strace` with these arguments, waiting for a job; and its trace.
 fn traced(
     site: &Site,
@@ -58,16 +46,14 @@ fn run_traced(
     arguments: &[&str],
     sync: &str,
     steps: serde_json::Value,
-) -> Option<(Finished, String, Site)> {
-    strace_is_there().then(|| {
-        let site = Site::start();
-        let (worker, trace) = traced(&site, arguments, |worker| {
-            worker.env("JOB_SYNC", sync);
-        });
-        let finished = site.run_on(worker, "a", json!({ "steps": steps }));
-        let trace = fs::read_to_string(&trace).expect("a trace");
-        (finished, trace, site)
-    })
+) -> (Finished, String, Site) {
+    let site = Site::start();
+    let (worker, trace) = traced(&site, arguments, |worker| {
+        worker.env("JOB_SYNC", sync);
+    });
+    let finished = site.run_on(worker, "a", json!({ "steps": steps }));
+    let trace = fs::read_to_string(&trace).expect("a trace");
+    (finished, trace, site)
 }
 
 /// The lines in which all of `words` are, by number.
@@ -89,11 +75,10 @@ const TRACED: &str =
     "trace=syncfs,fsync,fdatasync,rename,renameat,renameat2,close,sendto,write,writev,execve";
 
 #[test]
+#[ignore = "needs strace"]
 fn the_disk_has_it_before_the_result_is_published() {
     let steps = json!(["echo hello > file; echo hello"]);
-    let Some((finished, trace, _site)) = run_traced(&["-e", TRACED], "on", steps) else {
-        return;
-    };
+    let (finished, trace, _site) = run_traced(&["-e", TRACED], "on", steps);
     let renamed = places(&trace, &["renameat", "job.status.json"]);
     let synced_dirs = places(&trace, &["fsync(", "/a>"]);
     let synced_files = places(&trace, &["fsync(", "/a/.job.status.json.tmp>"]);
@@ -134,20 +119,18 @@ fn the_disk_has_it_before_the_result_is_published() {
 }
 
 #[test]
+#[ignore = "needs strace"]
 fn without_it_nobody_waits_for_the_disk() {
-    let Some((finished, trace, _site)) = run_traced(&["-e", TRACED], "off", json!(["true"])) else {
-        return;
-    };
+    let (finished, trace, _site) = run_traced(&["-e", TRACED], "off", json!(["true"]));
     assert_eq!(finished.result["status"], "success");
     assert!(places(&trace, &["sync"]).is_empty(), "{trace}");
 }
 
 #[test]
+#[ignore = "needs strace"]
 fn a_drive_that_loses_the_files_of_others_is_a_warning() {
     let error = ["-e", "inject=syncfs:error=EIO"];
-    let Some((finished, _, _site)) = run_traced(&error, "on", json!(["true"])) else {
-        return;
-    };
+    let (finished, _, _site) = run_traced(&error, "on", json!(["true"]));
     assert_eq!(finished.result["status"], "success");
     let warning = finished.result["warning"].as_str().unwrap_or_default();
     assert!(
@@ -161,9 +144,9 @@ fn a_drive_that_loses_the_files_of_others_is_a_warning() {
 }
 
 /// The syncs of a job are: journal, directory; then log, journal, directory.
-fn fails_at(fsync: &str) -> Option<(Finished, Site)> {
+fn fails_at(fsync: &str) -> (Finished, Site) {
     let error = format!("inject=fsync:error=ENOSPC:when={fsync}");
-    let (finished, _, site) = run_traced(&["-e", &error], "on", json!(["touch ran"]))?;
+    let (finished, _, site) = run_traced(&["-e", &error], "on", json!(["touch ran"]));
     assert_eq!(
         (
             &finished.result["status"],
@@ -175,26 +158,24 @@ fn fails_at(fsync: &str) -> Option<(Finished, Site)> {
     );
     let error = finished.result["error"].as_str().unwrap();
     assert!(error.contains("No space left"), "{error}");
-    Some((finished, site))
+    (finished, site)
 }
 
 #[test]
+#[ignore = "needs strace"]
 fn a_drive_that_takes_no_first_journal_runs_nothing() {
     for fsync in ["1", "2"] {
-        let Some((finished, _site)) = fails_at(fsync) else {
-            return;
-        };
+        let (finished, _site) = fails_at(fsync);
         assert!(!finished.dir.join("ran").exists());
     }
 }
 
 #[test]
+#[ignore = "needs strace"]
 fn a_drive_that_takes_no_log_or_journal_at_the_end_makes_a_success_a_failure() {
     // in order: by the log, the file of the journal, its directory; and by all of them for good
     for fsync in ["3", "4", "5", "3+"] {
-        let Some((finished, _site)) = fails_at(fsync) else {
-            return;
-        };
+        let (finished, _site) = fails_at(fsync);
         assert!(finished.dir.join("ran").exists());
         let last = finished.log.lines().last().unwrap();
         assert!(
@@ -208,10 +189,8 @@ fn a_drive_that_takes_no_log_or_journal_at_the_end_makes_a_success_a_failure() {
 }
 
 #[test]
+#[ignore = "needs strace"]
 fn a_log_that_cannot_be_closed_makes_a_success_a_failure_without_any_sync() {
-    if !strace_is_there() {
-        return;
-    }
     let site = Site::start();
     let dir = site.prepare("a", json!({ "steps": ["true"] }));
     let path = format!("--trace-path={}", dir.join("job.log").display());
@@ -230,9 +209,6 @@ fn a_log_that_cannot_be_closed_makes_a_success_a_failure_without_any_sync() {
 
 /// Waits until the drive is being waited for, in the second call of `fsync` or the first of `syncfs`.
 fn slow(call: &str, act: impl FnOnce(&Worker)) {
-    if !strace_is_there() {
-        return;
-    }
     let site = Site::start();
     let delay = format!("inject={call}:delay_enter=20s");
     let (mut worker, trace) = traced(
@@ -268,6 +244,7 @@ fn signal(worker: &Worker) {
 }
 
 #[test]
+#[ignore = "needs strace"]
 fn a_stop_waits_for_the_drive_no_longer_than_the_grace() {
     for call in ["syncfs", "fsync"] {
         slow(call, signal);
@@ -275,6 +252,7 @@ fn a_stop_waits_for_the_drive_no_longer_than_the_grace() {
 }
 
 #[test]
+#[ignore = "needs strace"]
 fn a_second_stop_does_not_wait_for_the_drive() {
     slow("syncfs", |worker| {
         signal(worker);

@@ -391,27 +391,16 @@ pub fn until_exists(gate: &str) -> String {
     format!("until [ -e {gate} ]; do sleep 0.02; done")
 }
 
-/// The binary as PID 1 of a namespace, or nothing where that is not permitted.
-pub fn pid_1(
-    scene: &Scene,
-    arguments: &[&str],
-    configure: impl FnOnce(&mut Command),
-) -> Option<Process> {
-    let unshare = ["--pid", "--fork", "--mount-proc", "--kill-child"];
-    if !Command::new("unshare")
-        .args(unshare)
-        .arg("true")
-        .output()
-        .is_ok_and(|output| output.status.success())
-    {
-        eprintln!("skipped: no PID namespace can be made here");
-        return None;
-    }
+/// The binary as PID 1 of a namespace.
+pub fn pid_1(scene: &Scene, arguments: &[&str], configure: impl FnOnce(&mut Command)) -> Process {
     let mut command = Command::new("unshare");
-    command.args(unshare).arg(binary()).args(arguments);
+    command
+        .args(["--pid", "--fork", "--mount-proc", "--kill-child"])
+        .arg(binary())
+        .args(arguments);
     scene.equip(&mut command);
     configure(&mut command);
-    Some(scene.start(command))
+    scene.start(command)
 }
 
 /// The process that `unshare` waits for: PID 1 in there.
