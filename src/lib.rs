@@ -47,8 +47,8 @@ pub enum Exit {
     Stopped,
     Usage,
     Config,
-    /// The broker refuses us.
-    Refused,
+    /// The broker denies us what we need.
+    Denied,
     /// Another client took over our client id.
     TakenOver,
     Defect,
@@ -64,7 +64,7 @@ impl Exit {
             Self::Usage => 64,
             Self::Defect => 70,
             Self::TakenOver => 75,
-            Self::Refused => 77,
+            Self::Denied => 77,
             Self::Config => 78,
             Self::Of(code) => code,
         }

@@ -324,7 +324,7 @@ impl Worker {
     fn publish_result(&mut self, result: ResultMessage) -> ControlFlow<Exit> {
         self.run = None;
         if self.denied {
-            return ControlFlow::Break(Exit::Refused);
+            return ControlFlow::Break(Exit::Denied);
         }
         self.resume();
         self.tell(Input::Result(result))?;
@@ -347,7 +347,7 @@ impl Worker {
             Err(Unpublished::NotAuthorized) => {
                 let root = self.config.topics.rejected.trim_end_matches("rejected");
                 self.denied(&format!(
-                    "the broker refuses our answer: we may not write to {root}results/+ or {root}rejected"
+                    "the broker denies our result: we may not write to {root}results/+ or {root}rejected"
                 ))
             }
         }
@@ -433,7 +433,7 @@ impl Worker {
         self.denied = true;
         match &self.run {
             Some(run) if run.has_started() => ControlFlow::Continue(()),
-            _ => ControlFlow::Break(Exit::Refused),
+            _ => ControlFlow::Break(Exit::Denied),
         }
     }
 }

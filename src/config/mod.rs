@@ -1,4 +1,5 @@
-//! The environment, turned into a validated [`Config`] (docs/reference.md, "Configuration"). Every variable is named in this module and only here.
+//! The environment, turned into a validated [`Config`] (docs/reference.md, "Configuration"). Every variable is named in this
+//! module and only here.
 
 #![warn(missing_docs)]
 
@@ -495,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn all_errors_are_told_at_once_and_empty_means_unset() {
+    fn all_errors_are_named_at_once_and_empty_means_unset() {
         assert_eq!(
             config(&[("JOB_ON_STOP", "x"), ("WORKER_ID", "#")])
                 .unwrap_err()
@@ -540,9 +541,9 @@ mod tests {
             ),
         ] {
             let errors = config(&[("MQTT_URL", "mqtts://h"), (name, file)]).unwrap_err();
-            let told =
+            let is_it =
                 |e: &String| e.starts_with(&format!("{name}={file:?}: ")) && e.contains(said);
-            assert!(errors.iter().any(told), "{errors:?}");
+            assert!(errors.iter().any(is_it), "{errors:?}");
         }
         assert!(
             config(&[("MQTT_URL", "mqtts://a..b")]).unwrap_err()[0]

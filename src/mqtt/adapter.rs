@@ -357,3 +357,35 @@ macro_rules! define_open {
 }
 
 pub(super) use define_open;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn announcements_leave_room_for_what_must_be_said() {
+        let limits = Limits::default();
+        let admitted = (0..SEND_QUEUE_LENGTH).filter(|_| limits.admit_announcement());
+        assert_eq!(admitted.count(), MAX_ANNOUNCEMENTS);
+        limits.announcement_sent();
+        assert!(limits.admit_announcement());
+        assert!(!limits.admit_announcement());
+    }
+
+    #[test]
+    fn a_packet_holds_topic_header_and_payload() {
+        let limits = Limits::default();
+        limits.packet_bytes.store(100, Relaxed);
+        assert_eq!(limits.payload_bytes("jobs/x"), 100 - 6 - 10);
+        assert_eq!(limits.payload_bytes(&"x".repeat(100)), 0);
+    }
+
+    #[test]
+    fn a_silent_peer_is_given_its_time_and_one_last_look() {
+        let (keep_alive, now) = (Duration::from_secs(10), Instant::now());
+        assert!(patience(now, keep_alive) > Duration::from_secs(14));
+        assert!(patience(now, keep_alive) <= Duration::from_secs(15));
+        let long_ago = now.checked_sub(Duration::from_secs(20));
+        assert_eq!(long_ago.map(|at| patience(at, keep_alive)), Some(LAST_LOOK));
+    }
+}

@@ -73,7 +73,8 @@ impl<F: Fn(Event)> Driver<F> {
             let is_drop = matches!(failure, Failure::Dropped(_));
             let trouble = match failure {
                 Failure::Denied(reason) => return (self.sink)(Event::Denied(reason)),
-                // Certificate errors at start are configuration errors: give up. Later ones may pass: certificates are renewed.
+                // Certificate errors at start are configuration errors: give up. Later ones may pass, as certificates are
+                // renewed.
                 Failure::Untrusted(reason) if !self.is_subscribed => {
                     return (self.sink)(Event::Denied(reason));
                 }

@@ -10,11 +10,11 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-/// All that a handshake needs. The broker's name is checked against its certificate, always.
+/// What a handshake needs. It always checks the broker's name against the broker's certificate.
 #[derive(Clone)]
 pub struct Tls(Arc<ClientConfig>);
 
-// the configuration holds our private key
+// the configuration holds our private key, so nothing of it is shown
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Tls")
@@ -22,10 +22,10 @@ impl fmt::Debug for Tls {
 }
 
 impl Tls {
-    /// TLS 1.2 or 1.3 with brokers that `roots` vouch for, showing our own certificate where there is one.
+    /// TLS 1.2 or 1.3. The broker's certificate must be signed by one of `roots`. Ours is shown where there is one.
     ///
     /// # Errors
-    /// A sentence, when certificate and key do not belong together.
+    /// Certificate and key do not belong together.
     pub fn new(
         roots: RootCertStore,
         identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
@@ -45,21 +45,21 @@ impl Tls {
         Ok(Self(Arc::new(config)))
     }
 
-    /// For the options of rumqttc, of either protocol version.
+    /// As rumqttc takes it, for either protocol version.
     pub fn transport(&self) -> Transport {
         Transport::tls_with_config(TlsConfiguration::Rustls(self.0.clone()))
     }
 }
 
-/// Whether a host of a URL can be what a certificate is for.
+/// Whether there can be a certificate for the host of a URL.
 pub fn is_server_name(host: &str) -> bool {
     ServerName::try_from(without_brackets(host)).is_ok()
 }
 
-/// The roots that the system trusts: the usual places, or `SSL_CERT_FILE` and `SSL_CERT_DIR`.
+/// The roots that the system trusts, from the usual places or from `SSL_CERT_FILE` and `SSL_CERT_DIR`.
 ///
 /// # Errors
-/// A sentence, when there are none.
+/// The system has none.
 pub fn system_roots() -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     let found = rustls_native_certs::load_native_certs();
@@ -71,10 +71,10 @@ pub fn system_roots() -> Result<RootCertStore, String> {
     }
 }
 
-/// The roots in a PEM file, all of them.
+/// All roots in a PEM file.
 ///
 /// # Errors
-/// A sentence, when there is none, or one is unusable.
+/// There is none, or one is unusable.
 pub fn roots(pem: &[u8]) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(pem)? {
@@ -88,7 +88,7 @@ pub fn roots(pem: &[u8]) -> Result<RootCertStore, String> {
 /// The certificates in a PEM file.
 ///
 /// # Errors
-/// A sentence, when there is none.
+/// There is none.
 pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     match CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>() {
         Ok(found) if !found.is_empty() => Ok(found),
@@ -99,7 +99,7 @@ pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> 
 /// The private key in a PEM file.
 ///
 /// # Errors
-/// A sentence, which holds nothing of the key.
+/// There is none, or it is encrypted. The error holds nothing of the key.
 pub fn key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
     PrivateKeyDer::from_pem_slice(pem)
         .map_err(|_| "expected a PEM file with a private key, not encrypted".to_owned())
@@ -109,28 +109,28 @@ pub fn key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
 pub(super) fn failure(error: &io::Error) -> Option<Failure> {
     let error = error.get_ref()?.downcast_ref::<Error>()?;
     Some(match error {
-        // a machine without a battery for its clock starts in the past, until it has asked for the time
+        // a machine whose clock has no battery starts in the past, until it has asked for the time
         Error::InvalidCertificate(
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
         ) => Failure::Lost(format!("{error}; is our clock right?")),
         Error::InvalidCertificate(why) => {
             let hint = match why {
                 CertificateError::UnknownIssuer => {
-                    "; MQTT_CA_FILE names the CA that we trust, else the system's do"
+                    "; without MQTT_CA_FILE only the system's CAs are trusted"
                 }
                 _ => "",
             };
             Failure::Untrusted(format!("we do not trust the broker: {error}{hint}"))
         }
         Error::AlertReceived(alert) if concerns_certificate(*alert) => Failure::Untrusted(format!(
-            "the broker does not accept our client certificate, MQTT_CERT_FILE, or that there is none: {error}"
+            "the broker does not accept our client certificate (MQTT_CERT_FILE), or wants one: {error}"
         )),
         error => Failure::Lost(format!("no TLS with it: {error}")),
     })
 }
 
-/// Alerts about the certificate of the client (RFC 8446, section 6.2). `HandshakeFailure` is what TLS 1.2 says where there
-/// is none.
+/// Whether an alert is about the client's certificate (RFC 8446, section 6.2). TLS 1.2 says `HandshakeFailure` where there is
+/// none.
 fn concerns_certificate(alert: Alert) -> bool {
     matches!(
         alert,

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc;
 
-/// Where nobody listens, so that a connection is refused.
+/// Where nobody listens.
 const NOBODY: &str = "127.0.0.2";
 const BROKER: &str = "127.0.0.1";
 
@@ -29,8 +29,8 @@ fn settings(port: u16) -> Settings {
     }
 }
 
-/// The first that a driver tells when it tries these addresses, with a broker on one of them; `greet` answers each CONNECT.
-fn first_told(
+/// The first event of a driver that tries these addresses, with a broker on one of them; `greet` answers each CONNECT.
+fn first_event(
     addresses: &[&str],
     mut greet: impl FnMut(TcpStream, u8) + Send + 'static,
 ) -> Option<Event> {
@@ -55,12 +55,12 @@ fn first_told(
 
 #[test]
 fn each_address_of_a_name_is_tried() {
-    let refuse = |mut stream: TcpStream, level| {
+    let deny = |mut stream: TcpStream, level| {
         assert_eq!(level, 5);
         stream.write_all(&[0x20, 3, 0, 0x87, 0]).unwrap(); // CONNACK, not authorised
     };
-    let told = first_told(&[NOBODY, NOBODY, BROKER], refuse);
-    assert!(matches!(told, Some(Event::Denied(_))));
+    let event = first_event(&[NOBODY, NOBODY, BROKER], deny);
+    assert!(matches!(event, Some(Event::Denied(_))));
 }
 
 #[test]
@@ -73,8 +73,8 @@ fn the_older_protocol_version_is_spoken_to_the_address_that_closed() {
             stream.write_all(&[0x20, 2, 0, 5]).unwrap(); // CONNACK, not authorised
         }
     };
-    let told = first_told(&[NOBODY, BROKER, NOBODY], close_first);
-    assert!(matches!(told, Some(Event::Denied(_))));
+    let event = first_event(&[NOBODY, BROKER, NOBODY], close_first);
+    assert!(matches!(event, Some(Event::Denied(_))));
 }
 
 #[test]
