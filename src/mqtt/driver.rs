@@ -30,6 +30,8 @@ pub struct Driver<F> {
     version: Protocol,
     /// The version is configured, or the broker has taken it.
     version_is_certain: bool,
+    /// A connection in version 5 has ended in the greeting, for whatever reason.
+    greeting_has_failed: bool,
     /// Addresses of the broker that have not been tried yet.
     untried_hosts: VecDeque<String>,
     backoff: Backoff,
@@ -49,6 +51,7 @@ impl<F: Fn(Event)> Driver<F> {
             is_subscribed: false,
             version: protocol.unwrap_or(Protocol::V5),
             version_is_certain: protocol.is_some(),
+            greeting_has_failed: false,
             untried_hosts: VecDeque::new(),
             backoff: Backoff::new(FIRST_PAUSE, LAST_PAUSE),
             early_drops: 0,
@@ -86,7 +89,10 @@ impl<F: Fn(Event)> Driver<F> {
                     }
                 }
                 Failure::NotGreeted(_) if self.may_fall_back() => {
-                    self.version = Protocol::V3;
+                    // A broker that restarts in this moment has version 5 all the same.
+                    if std::mem::replace(&mut self.greeting_has_failed, true) {
+                        self.version = Protocol::V3;
+                    }
                     if let Ok(host) = host {
                         self.untried_hosts.push_front(host);
                     }
@@ -98,7 +104,8 @@ impl<F: Fn(Event)> Driver<F> {
                 | Failure::Lost(trouble) => trouble,
             };
             if !self.version_is_certain {
-                self.version = Protocol::V5; // 3.1.1 did not help: the broker has another trouble
+                // 3.1.1 did not help: the broker has another trouble
+                (self.version, self.greeting_has_failed) = (Protocol::V5, false);
             }
             if self.untried_hosts.is_empty() {
                 self.log_once(trouble, connected_at.is_some());

@@ -198,7 +198,7 @@ fn greeted_as(expected: &'static [(u8, Verdict)]) -> impl FnMut(&Step) -> Verdic
 #[test]
 fn where_version_5_is_never_answered_the_older_one_is_spoken() {
     let scene = Scene::new();
-    let greetings = &[(5, Verdict::Drop), (4, Verdict::Pass)];
+    let greetings = &[(5, Verdict::Drop), (5, Verdict::Drop), (4, Verdict::Pass)];
     scene.broker.set_script(greeted_as(greetings));
     let mut worker = scene.idle_worker(|_| {});
     assert!(worker.stderr().contains("speaking 3.1.1"));
@@ -211,13 +211,23 @@ fn where_version_5_is_never_answered_the_older_one_is_spoken() {
 fn where_the_older_version_does_not_help_version_5_is_tried_again() {
     let scene = Scene::new();
     let greetings = &[
-        (5, Verdict::Drop),
+        (5, Verdict::CutBefore),
+        (5, Verdict::CutBefore),
         (4, Verdict::CutBefore),
         (5, Verdict::Pass),
     ];
     scene.broker.set_script(greeted_as(greetings));
     let worker = scene.idle_worker(|_| {});
     assert!(!worker.stderr().contains("speaking 3.1.1"));
+}
+
+/// Over 3.1.1 this life could not tell a redelivery from a fresh request.
+#[test]
+fn a_greeting_that_is_cut_once_does_not_cost_version_5() {
+    let scene = Scene::new();
+    let greetings = &[(5, Verdict::CutBefore), (5, Verdict::Pass)];
+    scene.broker.set_script(greeted_as(greetings));
+    scene.idle_worker(|_| {});
 }
 
 #[test]
