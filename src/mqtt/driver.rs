@@ -155,6 +155,9 @@ impl<F: Fn(Event)> Driver<F> {
                     (self.sink)(Event::Ready);
                 }
                 Ok(Event::Closed) => {
+                    // The CONNECT of the next worker must not overtake our last acknowledgement. Over 3.1.1 the request
+                    // would run again: so the broker closes first.
+                    while self.version == Protocol::V3 && adapter.next().is_ok() {}
                     (self.sink)(Event::Closed);
                     // the process ends now: taking the client apart, page by page, would only delay that
                     loop {
