@@ -18,7 +18,15 @@
 //! What may be relied on is parsed and written in [`contract`]; the environment is read in [`config`]; [`supervise`] keeps
 //! fresh processes coming; [`cli`] turns arguments into one of these.
 
+//!
+//! This library is no public API: it is what `job-worker` and its tests share, and it changes with them.
+
 #![forbid(unsafe_code)]
+// A panic would take the job with it: an error is an error of the job, of the worker, or a defect that is said so.
+#![cfg_attr(
+    not(test),
+    warn(clippy::expect_used, clippy::panic, clippy::unwrap_used)
+)]
 
 mod backoff;
 mod check;

@@ -586,7 +586,7 @@ mod tests {
         let config = config(&[("MQTT_URL", "mqtt://u:hunter2@h")]).unwrap();
         assert!(!format!("{config:?}").contains("hunter2"));
         assert!(
-            super::tests::config(&[("MQTT_PASSWORD", "hunter2")])
+            tests::config(&[("MQTT_PASSWORD", "hunter2")])
                 .is_err_and(|e| !e[0].contains("hunter2"))
         );
     }

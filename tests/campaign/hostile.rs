@@ -4,6 +4,8 @@
 
 use crate::support;
 
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -68,6 +70,27 @@ fn mutated_journals_never_answer_for_another_job() {
 #[test]
 fn mutated_environments_are_read_or_refused_without_a_password_in_sight() {
     try_all(4, &ENVIRONMENTS, properties::environment);
+}
+
+/// What the fuzz targets start from, and what they have found.
+#[test]
+fn what_the_fuzz_targets_start_from_holds() {
+    let target = |name: &'static str, holds: fn(&[u8])| (name, holds);
+    for (name, holds) in [
+        target("request", properties::request),
+        target("definition", properties::definition),
+        target("journal", properties::journal),
+        target("environment", properties::environment),
+    ] {
+        let seeds = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("fuzz/seeds")
+            .join(name);
+        let seeds: Vec<_> = fs::read_dir(seeds).expect("seeds").collect();
+        assert!(!seeds.is_empty(), "{name}");
+        for seed in seeds {
+            holds(&fs::read(seed.expect("a seed").path()).expect("a seed"));
+        }
+    }
 }
 
 /// The corners of RFC 8259, each in a request that is good but for it.

@@ -169,10 +169,7 @@ fn signals_are_as_a_program_expects_them() {
         u64::from_str_radix(line.split_whitespace().nth(1).unwrap(), 16).unwrap()
     };
     // whoever runs the tests may have us ignore some, as `nohup` does
-    let ours = mask(
-        &std::fs::read_to_string("/proc/self/status").unwrap(),
-        "SigIgn",
-    ) & !(1 << 12);
+    let ours = mask(&fs::read_to_string("/proc/self/status").unwrap(), "SigIgn") & !(1 << 12);
     let (ignored, blocked) = (
         mask(&finished.log, "SigIgn") & !ours,
         mask(&finished.log, "SigBlk"),

@@ -26,7 +26,7 @@ fn assert_success(finished: &Finished) {
     assert_eq!(finished.result["exitCode"], 0);
 }
 
-fn waits_for_files(seconds: &str) -> impl FnOnce(&mut std::process::Command) {
+fn waits_for_files(seconds: &str) -> impl FnOnce(&mut Command) {
     let seconds = seconds.to_owned();
     move |command| {
         command.env("JOB_DIR_WAIT", seconds);
@@ -451,7 +451,7 @@ fn topics_start_with_the_configured_root() {
 #[test]
 fn with_payload_steps_denied_only_job_json_says_what_runs() {
     let site = Site::start();
-    let denied = |command: &mut std::process::Command| {
+    let denied = |command: &mut Command| {
         command.env("JOB_PAYLOAD_STEPS", "deny");
     };
     let mut worker = site.idle_worker(denied);
@@ -519,7 +519,7 @@ fn a_request_of_1_mebibyte_is_taken(version: &str) {
 /// Neither lost in silence, nor fatal to the connection, nor redelivered for ever.
 fn a_larger_request_is_rejected_and_the_worker_lives_on(version: &str) {
     let site = Site::start();
-    let configure = |command: &mut std::process::Command| {
+    let configure = |command: &mut Command| {
         command.env("MQTT_PROTOCOL_VERSION", version);
     };
     let worker = site.idle_worker(configure);
@@ -609,7 +609,7 @@ fn a_too_large_request_is_held_once(version: &str) {
     let file = site.drive.path().join("request");
     let request = json!({ "id": "huge", "workDir": "/nowhere", "steps": ["x".repeat(SIZE)] });
     fs::write(&file, request.to_string()).unwrap();
-    let published = std::process::Command::new(tool("mosquitto_pub"))
+    let published = Command::new(tool("mosquitto_pub"))
         .args(["-p", &site.broker.port().to_string(), "-h", "127.0.0.1"])
         .args(["-q", "1", "-t", "jobs/pending", "-f"])
         .arg(&file)

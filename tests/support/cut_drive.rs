@@ -151,6 +151,7 @@ impl CutDrive {
         }
         const FS_IOC_SHUTDOWN: rustix::ioctl::Opcode = 0x8004_587d;
         const NO_LOG_FLUSH: u32 = 2;
+        #[allow(unsafe_code, reason = "nothing safe cuts the power")]
         // SAFETY: this request reads one u32 through the pointer, which is what `Setter` passes.
         let shut_down = unsafe {
             let request = rustix::ioctl::Setter::<FS_IOC_SHUTDOWN, u32>::new(NO_LOG_FLUSH);
