@@ -48,7 +48,7 @@ ENTRYPOINT ["/job-worker"]
 FROM ${RUNTIME}
 LABEL org.opencontainers.image.title="job-worker" \
       org.opencontainers.image.description="One-shot job execution engine: MQTT for signals, a shared drive for data and logs" \
-      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.version="0.2.0" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=binary /job-worker /usr/local/bin/job-worker
 # The mount point of the shared drive; a relative workDir starts here.

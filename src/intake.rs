@@ -16,13 +16,16 @@ pub fn read_request(
         let error = "the request is retained, and would run at every start; publish it without the retain flag";
         return Err(Rejection {
             id: None,
+            work_dir: None,
             error: error.to_owned(),
         });
     }
     if message.topic != topics.pending {
         let (topic, pending) = (&message.topic, &topics.pending);
+        let (id, work_dir) = request_in(message);
         return Err(Rejection {
-            id: id_in(message),
+            id,
+            work_dir,
             error: format!(
                 "the request came on {topic}, which this worker served once; publish it on {pending}"
             ),
@@ -41,19 +44,23 @@ pub fn read_request(
 /// `jobs/rejected` is told, where nobody takes it for the result.
 pub fn reject_at_qos_0(message: &Message, held: Option<&Message>) -> Rejection {
     let error = "published at QoS 0 while the worker had a job; publish at QoS 1, and the broker keeps it until its turn";
-    let held = held.and_then(id_in);
+    let held = held.and_then(|held| request_in(held).0);
     let is_held = |id: &JobId| {
         held.as_ref()
             .is_some_and(|held| held.as_str() == id.as_str())
     };
+    let (id, work_dir) = request_in(message);
     Rejection {
-        id: id_in(message).filter(|id| !is_held(id)),
+        id: id.filter(|id| !is_held(id)),
+        work_dir,
         error: error.to_owned(),
     }
 }
 
-/// By what id a request can be answered, whatever else is wrong with it.
-fn id_in(message: &Message) -> Option<JobId> {
-    Request::parse(&message.payload)
-        .map_or_else(|rejection| rejection.id, |request| Some(request.id))
+/// The id by which a request can be answered, and its `workDir`, whatever else is wrong with it.
+fn request_in(message: &Message) -> (Option<JobId>, Option<String>) {
+    match Request::parse(&message.payload) {
+        Ok(request) => (Some(request.id), Some(request.work_dir)),
+        Err(rejection) => (rejection.id, rejection.work_dir),
+    }
 }

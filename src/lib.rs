@@ -33,6 +33,7 @@ mod check;
 pub mod cli;
 pub mod config;
 pub mod contract;
+mod host;
 pub mod inbox;
 mod intake;
 pub mod job;

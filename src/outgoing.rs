@@ -85,7 +85,8 @@ impl Outgoing {
         match rejection.id {
             Some(id) => {
                 let topic = self.topics.result(&id);
-                let document = Document::rejected(id, &self.worker, rejection.error);
+                let document =
+                    Document::rejected(id, rejection.work_dir, &self.worker, rejection.error);
                 (topic, document.to_json())
             }
             None => (

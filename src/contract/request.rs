@@ -32,6 +32,8 @@ pub struct Request {
 #[derive(Debug)]
 pub struct Rejection {
     pub id: Option<JobId>,
+    /// As the request wrote it, where that much could be read.
+    pub work_dir: Option<String>,
     pub error: String,
 }
 
@@ -41,37 +43,40 @@ impl Request {
     /// # Errors
     /// A [`Rejection`], which carries the id wherever that much could be read.
     pub fn parse(payload: &[u8]) -> Result<Self, Rejection> {
-        let rejected = |id: Option<&JobId>, error: String| Rejection {
-            id: id.cloned(),
+        let unreadable = |error: String| Rejection {
+            id: None,
+            work_dir: None,
             error,
         };
         if payload.len() > MAX_REQUEST_BYTES {
             return Err(Self::too_large(payload));
         }
         let mut object =
-            Object::parse(payload).map_err(|e| rejected(None, format!("the request {e}")))?;
+            Object::parse(payload).map_err(|e| unreadable(format!("the request {e}")))?;
         let id = object
             .take("id", JobId::from_json)
             .and_then(|id| id.ok_or_else(|| "`id` is missing".to_owned()))
-            .map_err(|e| rejected(None, format!("the request: {e}")))?;
-        let read = || {
-            let work_dir = object
-                .take("workDir", json::string)?
-                .ok_or("`workDir` is missing")?;
-            if work_dir.is_empty() {
-                return Err("`workDir` is empty".to_owned());
-            }
-            let key = object.take("key", key)?;
-            Ok((work_dir, key, Definition::take_from(object)?))
+            .map_err(|e| unreadable(format!("the request: {e}")))?;
+        let rejected = |work_dir: Option<&String>, error: String| Rejection {
+            id: Some(id.clone()),
+            work_dir: work_dir.cloned(),
+            error: format!("the request: {error}"),
         };
-        match read() {
-            Ok((work_dir, key, definition)) => Ok(Self {
+        let work_dir = match object.take("workDir", json::string) {
+            Ok(Some(work_dir)) if !work_dir.is_empty() => work_dir,
+            Ok(Some(_)) => return Err(rejected(None, "`workDir` is empty".to_owned())),
+            Ok(None) => return Err(rejected(None, "`workDir` is missing".to_owned())),
+            Err(error) => return Err(rejected(None, error)),
+        };
+        let key = object.take("key", key);
+        match key.and_then(|key| Ok((key, Definition::take_from(object)?))) {
+            Ok((key, definition)) => Ok(Self {
                 id,
                 work_dir,
                 key,
                 definition,
             }),
-            Err(e) => Err(rejected(Some(&id), format!("the request: {e}"))),
+            Err(error) => Err(rejected(Some(&work_dir), error)),
         }
     }
 
@@ -90,10 +95,12 @@ impl Request {
         match id {
             Ok(id) => Rejection {
                 id: Some(id),
+                work_dir: None,
                 error,
             },
             Err(unusable) => Rejection {
                 id: None,
+                work_dir: None,
                 error: format!("{error}, and it cannot be answered by its id: it {unusable}"),
             },
         }

@@ -9,7 +9,7 @@ use std::fmt;
 const SHOWN_CHARACTERS: usize = 200;
 
 /// What even the shortest form keeps.
-const ESSENTIAL: [&str; 12] = [
+const ESSENTIAL: [&str; 14] = [
     "id",
     "status",
     "logFile",
@@ -18,6 +18,8 @@ const ESSENTIAL: [&str; 12] = [
     "error",
     "attempt",
     "worker",
+    "host",
+    "workDir",
     "startedAt",
     "finishedAt",
     "durationMs",
@@ -52,7 +54,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
 /// A document of ours (a status document, a notice on `jobs/rejected`) in at most `limit` bytes, as far as that can be.
 ///
 /// What is too large loses first what makes it large (`steps`, `payload`), then most of `error`, then all that a controller can
-/// do without, at last the path of the log. `"truncated": true` says that it did.
+/// do without, at last the paths. `"truncated": true` says that it did.
 pub fn shorten(document: Vec<u8>, limit: usize) -> Vec<u8> {
     if document.len() <= limit {
         return document;
@@ -83,6 +85,7 @@ pub fn shorten(document: Vec<u8>, limit: usize) -> Vec<u8> {
         shorter = written(&fields, &replaced);
     }
     if shorter.len() > limit {
+        fields.retain(|(name, _)| name != "workDir");
         replaced.insert("logFile", RawValue::NULL.to_owned());
         shorter = written(&fields, &replaced);
     }
@@ -116,7 +119,7 @@ mod tests {
     fn what_makes_a_document_large_goes_first() {
         let document = json!({
             "id": 7.50, "status": "failed", "logFile": "/data/".repeat(20), "exitCode": 1, "error": "long ".repeat(100),
-            "worker": "w", "stops": 1, "steps": [{ "status": "skipped" }],
+            "worker": "w", "host": "h", "workDir": "d", "stops": 1, "steps": [{ "status": "skipped" }],
         });
         let without = |names: &[&str]| {
             let mut rest = document.clone();
@@ -134,6 +137,7 @@ mod tests {
         assert_eq!(short(&document, exactly(&cut)), cut);
         cut.as_object_mut().unwrap().remove("stops");
         assert_eq!(short(&document, exactly(&cut)), cut);
+        cut.as_object_mut().unwrap().remove("workDir");
         cut["logFile"] = json!(null);
         assert_eq!(short(&document, 10), cut);
     }

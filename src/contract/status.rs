@@ -2,7 +2,9 @@
 //! (docs/reference.md, "Status document").
 
 use super::JobId;
+use crate::host;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::time::{Duration, SystemTime};
 
 /// State of a job.
@@ -52,6 +54,9 @@ pub struct StepStatus {
     /// Name of the signal that ended the step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signal: Option<String>,
+    /// Of a step that was started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
     /// Milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<u64>,
@@ -75,6 +80,11 @@ pub struct Document {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
     pub worker: String,
+    /// The name of the worker's host.
+    pub host: &'static str,
+    /// As the request wrote it; `None` where that could not be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub work_dir: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -97,6 +107,9 @@ pub struct Document {
     pub forgotten: bool,
 }
 
+/// Linux: PATH_MAX.
+const MAX_PATH_BYTES: usize = 4096;
+
 impl Document {
     /// A document that says why no step of the job was run (exit code 1).
     pub fn not_run(id: JobId, worker: &str, reason: Reason, error: String) -> Self {
@@ -110,6 +123,8 @@ impl Document {
             warning: None,
             attempt: None,
             worker: worker.to_owned(),
+            host: host::name(),
+            work_dir: None,
             started_at: None,
             finished_at: Some(Timestamp::now()),
             duration_ms: None,
@@ -121,9 +136,13 @@ impl Document {
         }
     }
 
-    /// The answer to a request that cannot be run.
-    pub fn rejected(id: JobId, worker: &str, error: String) -> Self {
-        Self::not_run(id, worker, Reason::Rejected, error)
+    /// The result of a request that cannot be run. `work_dir`: see [`Document::work_dir`]; what is longer than any path can be
+    /// is not repeated.
+    pub fn rejected(id: JobId, work_dir: Option<String>, worker: &str, error: String) -> Self {
+        Self {
+            work_dir: work_dir.filter(|path| path.len() <= MAX_PATH_BYTES),
+            ..Self::not_run(id, worker, Reason::Rejected, error)
+        }
     }
 
     /// Whether this answers a request that could not be run.
@@ -149,20 +168,23 @@ impl Timestamp {
     pub fn now() -> Self {
         Self(SystemTime::now())
     }
+
+    /// RFC 3339 in UTC with whole seconds, for lines that people read.
+    pub fn to_seconds(self) -> impl fmt::Display {
+        humantime::format_rfc3339_seconds(self.in_range())
+    }
+
+    /// A clock before 1970 or after 9999 has no RFC 3339 form.
+    fn in_range(self) -> SystemTime {
+        let last = Duration::from_secs(253_402_300_799);
+        let since = self.0.duration_since(SystemTime::UNIX_EPOCH);
+        SystemTime::UNIX_EPOCH + since.unwrap_or_default().min(last)
+    }
 }
 
 impl Serialize for Timestamp {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // a clock before 1970 or after 9999 has no RFC 3339 form
-        let last = Duration::from_secs(253_402_300_799);
-        let since = self
-            .0
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default()
-            .min(last);
-        serializer.collect_str(&humantime::format_rfc3339_millis(
-            SystemTime::UNIX_EPOCH + since,
-        ))
+        serializer.collect_str(&humantime::format_rfc3339_millis(self.in_range()))
     }
 }
 

@@ -251,6 +251,7 @@ impl Claim {
                     id: self.request.id.clone(),
                     key: self.request.key.clone(),
                     origin: self.origin.identity().map(str::to_owned),
+                    work_dir: self.request.work_dir.clone(),
                     plan,
                     dir,
                     log,
@@ -330,6 +331,7 @@ impl Claim {
         Document {
             key: self.request.key.clone(),
             origin: self.origin.identity().map(str::to_owned),
+            work_dir: Some(self.request.work_dir.clone()),
             ..Document::not_run(id, worker, reason, error)
         }
     }
@@ -347,7 +349,7 @@ impl Claim {
         if let Err(error) = log.resume(&self.request.id, dir) {
             log::warn!("{} cannot be written: {error}", log.path());
         }
-        log.line(format_args!("given up: {error}"));
+        log.line(format_args!("job failed: {error}"));
         let document = Document {
             log_file: Some(log.path().to_owned()),
             attempt: Some(attempt.number),

@@ -7,9 +7,11 @@ use super::record::Record;
 use super::step::{Due, EndedStep, RunningStep};
 use super::{Interruption, Outcome, environment};
 use crate::config::JobConfig;
-use crate::contract::{Attempt, Document, Follows, JobId, JobState, Reason, StepState, millis};
+use crate::contract::{
+    Attempt, Document, Follows, JobId, JobState, Reason, StepState, Timestamp, millis,
+};
 use crate::inbox::Bell;
-use crate::process;
+use crate::{host, process};
 use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
 
@@ -79,7 +81,7 @@ impl Execution {
             true => 0,
             false => job.log.size(),
         };
-        begin_log(&mut job)?;
+        begin_log(&mut job, worker)?;
         let drive = Drive::open(&job.dir, &job.log, config.durability, bell)?;
         let mut execution = Self {
             env: environment::of(&job, worker),
@@ -200,6 +202,7 @@ impl Execution {
         self.outcome = Some(Outcome::Final(Box::new(Document {
             key: self.job.key.clone(),
             origin: self.job.origin.clone(),
+            work_dir: Some(self.job.work_dir.clone()),
             ..Document::not_run(id, worker, Reason::Internal, error)
         })));
     }
@@ -209,7 +212,7 @@ impl Execution {
         self.stage = Stage::Steps;
         if let Some(why) = interrupted {
             if let Some(first) = self.record.document.steps.first_mut() {
-                first.status = StepState::Pending;
+                (first.status, first.started_at) = (StepState::Pending, None);
             }
             if why != Interruption::Stop {
                 self.limit_every_step = true;
@@ -304,8 +307,8 @@ impl Execution {
                     None => format!("ended with exit code {code}"),
                     Some(signal) => format!("was ended by{signal}"),
                 };
-                let (place, label) = (self.job.place(step.index), self.job.label(step.index));
-                self.fail(Reason::Step, code, format!("{place} ({label}) {ended}"));
+                let (place, name) = (self.job.place(step.index), self.job.name(step.index));
+                self.fail(Reason::Step, code, format!("{place} ({name}) {ended}"));
             }
             None => {}
         }
@@ -339,6 +342,8 @@ impl Execution {
             let step = &self.job.plan.steps[index];
             if self.failure.is_some() && !step.always {
                 self.record.document.steps[index].status = StepState::Skipped;
+                let place = self.job.place(index);
+                self.job.log.line(format_args!("{place}: skipped"));
                 continue;
             }
             let limit = step
@@ -352,7 +357,8 @@ impl Execution {
                 Err(error) => {
                     let place = self.job.place(index);
                     self.job.log.line(format_args!("{place}: {error}"));
-                    self.record.document.steps[index].status = StepState::Failed;
+                    let status = &mut self.record.document.steps[index];
+                    (status.status, status.started_at) = (StepState::Failed, None);
                     let error = format!("{place} could not be started: {error}");
                     self.fail(Reason::Internal, 1, error);
                 }
@@ -362,10 +368,10 @@ impl Execution {
     }
 
     fn start_step(&mut self, index: usize, limit: Option<Duration>) -> Result<RunningStep, String> {
-        let status = &mut self.record.document.steps[index].status;
+        let status = &mut self.record.document.steps[index];
         // the first journal has the first step already
-        let is_new = *status != StepState::Running;
-        *status = StepState::Running;
+        let is_new = status.status != StepState::Running;
+        (status.status, status.started_at) = (StepState::Running, Some(Timestamp::now()));
         let ready = self.get_ready();
         if is_new {
             self.record.note_change(&self.job, Instant::now());
@@ -446,7 +452,7 @@ impl Execution {
         (document.reason, document.error) = (Some(Reason::Interrupted), Some(error.to_owned()));
         document.forgotten = true;
         if drive_answers {
-            self.job.log.line(format_args!("{error}"));
+            self.job.log.line(format_args!("job failed: {error}"));
             if let Err(error) = self.record.store(&self.job) {
                 log::warn!("{error}; the result is published all the same");
             }
@@ -455,22 +461,23 @@ impl Execution {
     }
 }
 
-/// Begins a fresh log, or says in the old one what this attempt follows.
-fn begin_log(job: &mut Job) -> Result<(), String> {
-    let number = job.attempt.number;
+/// Begins a fresh log, or goes on in the old one, and says which attempt this is, of whom, and what it follows.
+fn begin_log(job: &mut Job, worker: &str) -> Result<(), String> {
     let begun = match job.attempt.follows {
         Follows::Nothing => job.log.begin(&job.id, &job.dir),
         Follows::Crash | Follows::Stop => job.log.resume(&job.id, &job.dir),
     };
     begun.map_err(|error| format!("{} cannot be written: {error}", job.log.path()))?;
-    match job.attempt.follows {
-        Follows::Nothing => {}
-        Follows::Crash => job.log.line(format_args!(
-            "attempt {number}: the worker died in the attempt before"
-        )),
-        Follows::Stop => job.log.line(format_args!(
-            "attempt {number} again: the worker was asked to stop in mid-run"
-        )),
-    }
+    let (number, most) = (job.attempt.number, job.plan.max_attempts);
+    let (again, before) = match job.attempt.follows {
+        Follows::Nothing => ("", ""),
+        Follows::Crash => ("", "; the worker died in the attempt before"),
+        Follows::Stop => (" again", "; the worker was asked to stop in mid-run"),
+    };
+    job.log.line(format_args!(
+        "attempt {number} of {most}{again}, {worker} on {host}, job-worker {version}{before}",
+        host = host::name(),
+        version = env!("CARGO_PKG_VERSION"),
+    ));
     Ok(())
 }

@@ -3,6 +3,7 @@
 use super::WorkDir;
 use super::log::JobLog;
 use crate::contract::{Attempt, Document, JobId, JobState, Plan, StepState, StepStatus, Timestamp};
+use crate::host;
 
 /// A claimed job, ready to run. Its lock is that of `log`.
 pub struct Job {
@@ -10,6 +11,8 @@ pub struct Job {
     /// See [`Document::key`] and [`Document::origin`].
     pub key: Option<String>,
     pub origin: Option<String>,
+    /// See [`Document::work_dir`].
+    pub work_dir: String,
     pub plan: Plan,
     pub dir: WorkDir,
     pub log: JobLog,
@@ -28,11 +31,14 @@ impl Job {
                 status: StepState::Pending,
                 exit_code: None,
                 signal: None,
+                started_at: None,
                 duration_ms: None,
             })
             .collect();
+        let now = Timestamp::now();
         if let Some(first) = steps.first_mut() {
             first.status = StepState::Running;
+            first.started_at = Some(now);
         }
         Document {
             id: self.id.clone(),
@@ -44,7 +50,9 @@ impl Job {
             warning: None,
             attempt: Some(self.attempt.number),
             worker: worker.to_owned(),
-            started_at: Some(Timestamp::now()),
+            host: host::name(),
+            work_dir: Some(self.work_dir.clone()),
+            started_at: Some(now),
             finished_at: None,
             duration_ms: None,
             steps,
@@ -60,18 +68,29 @@ impl Job {
         format!("step {}/{}", index + 1, self.plan.steps.len())
     }
 
-    /// What a person knows the step by.
+    /// What a person knows the step by, in one word: its name, else what it runs.
+    pub fn name(&self, index: usize) -> String {
+        let step = &self.plan.steps[index];
+        step.name.clone().unwrap_or_else(|| first_line(&step.run))
+    }
+
+    /// What the step is and does: its name, and what it runs.
     pub fn label(&self, index: usize) -> String {
         let step = &self.plan.steps[index];
-        let mut lines = step.run.lines();
-        let first = lines.next().unwrap_or_default();
-        let run = match lines.next() {
-            Some(_) => format!("{first} …"),
-            None => first.to_owned(),
-        };
+        let run = first_line(&step.run);
         match &step.name {
             Some(name) => format!("{name} ({run})"),
             None => run,
         }
+    }
+}
+
+/// The first line of a command, which says whether there are more.
+fn first_line(command: &str) -> String {
+    let mut lines = command.lines();
+    let first = lines.next().unwrap_or_default();
+    match lines.next() {
+        Some(_) => format!("{first} …"),
+        None => first.to_owned(),
     }
 }

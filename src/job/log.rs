@@ -3,7 +3,7 @@
 use super::WorkDir;
 use super::directory::close;
 use crate::config::Durability;
-use crate::contract::{JobId, single_line};
+use crate::contract::{JobId, Timestamp, single_line};
 use rustix::fs::{OFlags, fcntl_setfl};
 use std::fmt::Arguments;
 use std::fs::{File, TryLockError};
@@ -164,14 +164,17 @@ impl JobLog {
         self.begin(id, dir)
     }
 
-    /// Writes one line of ours, on a line of its own whatever a step has written before.
+    /// Writes one line of ours with the time, on a line of its own whatever a step has written before.
     pub fn line(&mut self, text: Arguments) {
-        let start = if self.ends_in_mid_line() {
-            "\n==> "
-        } else {
-            "==> "
+        let start = match self.ends_in_mid_line() {
+            true => "\n",
+            false => "",
         };
-        let line = format!("{start}{}\n", single_line(&text.to_string()));
+        let (time, text) = (
+            Timestamp::now().to_seconds(),
+            single_line(&text.to_string()),
+        );
+        let line = format!("{start}==> {time} {text}\n");
         if let Err(error) = self.file.write_all(line.as_bytes())
             && self.broken.is_none()
         {

@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use serde_json::json;
+use support::log::{first_attempt, untimed};
 use support::site::{Site, read, while_exists};
 use support::wait;
 
@@ -26,29 +27,35 @@ fn the_log_starts_with_a_header_and_frames_each_step() {
     let site = Site::start();
     let finished = site.run(
         "framed",
-        json!({ "steps": ["echo one", "echo two; exit 3"] }),
+        json!({ "steps": ["echo one", { "run": "echo two; exit 3", "name": "tests" }, "echo three"] }),
     );
-    let lines: Vec<&str> = finished.log.lines().collect();
+    let log = untimed(&finished.log);
+    let lines: Vec<&str> = log.lines().collect();
     assert_eq!(lines[0], "Job ID: framed");
     assert_eq!(
         lines[1],
         format!("Working Directory: {}", finished.dir.display())
     );
     assert_eq!(lines[2], RULE);
-    assert_eq!(lines[3], "==> step 1/2: echo one");
-    assert_eq!(lines[4], "one");
-    assert!(
-        is_timed(lines[5], "==> step 1/2: exit 0 in "),
-        "{}",
-        lines[5]
-    );
-    assert_eq!(lines[6], "==> step 2/2: echo two; exit 3");
-    assert_eq!(lines[7], "two");
-    assert!(
-        is_timed(lines[8], "==> step 2/2: exit 3 in "),
-        "{}",
-        lines[8]
-    );
+    assert_eq!(lines[3], first_attempt("node-worker-01"));
+    assert_eq!(lines[4], "==> step 1/3: echo one");
+    assert_eq!(lines[5], "one");
+    assert!(is_timed(lines[6], "==> step 1/3: exit 0 in "), "{log}");
+    assert_eq!(lines[7], "==> step 2/3: tests (echo two; exit 3)");
+    assert_eq!(lines[8], "two");
+    assert!(is_timed(lines[9], "==> step 2/3: exit 3 in "), "{log}");
+    assert_eq!(lines[10], "==> step 3/3: skipped");
+    let last = "==> job failed: step 2/3 (tests) ended with exit code 3";
+    assert_eq!(lines[11..], [last]);
+}
+
+#[test]
+fn a_success_says_so_in_the_last_line() {
+    let site = Site::start();
+    let finished = site.run("good", json!({ "steps": ["true"] }));
+    let log = untimed(&finished.log);
+    let last = log.lines().last().unwrap_or_default();
+    assert!(is_timed(last, "==> job success in "), "{log}");
 }
 
 #[test]
@@ -58,10 +65,10 @@ fn the_name_of_a_step_shows_in_the_log() {
         "named",
         json!({ "steps": [{ "run": "echo one", "name": "greeting" }] }),
     );
-    let line = finished.log.lines().nth(3).expect("a line before the step");
+    let log = untimed(&finished.log);
     assert!(
-        line.starts_with("==> step 1/1: ") && line.contains("greeting"),
-        "{line}"
+        log.contains("\n==> step 1/1: greeting (echo one)\n"),
+        "{log}"
     );
 }
 

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use support::log::untimed;
 use support::scene::{Process, Scene, await_file, read, read_json, until_exists, wait_until};
 
 fn command(scene: &Scene, arguments: &[&str]) -> Command {
@@ -113,7 +114,7 @@ fn an_attempt_after_a_crash_shows_only_what_is_new() {
         "it is appended to"
     );
     assert!(
-        process.stdout().starts_with("==> attempt 2"),
+        untimed(&process.stdout()).starts_with("==> attempt 2 of 3, "),
         "{}",
         process.stdout()
     );
@@ -183,7 +184,7 @@ fn ctrl_c_is_a_cancel() {
         .map(str::to_owned)
         .unwrap_or_default();
     assert!(
-        last.starts_with("==> job failed: cancelled"),
+        untimed(&last).starts_with("==> job failed: cancelled"),
         "to its last line: {}",
         process.stdout()
     );

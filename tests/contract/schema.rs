@@ -246,7 +246,7 @@ fn the_schema_of_the_status_refuses_what_the_contract_rules_out() {
     let schema = Schema::read("status.json");
     let good = json!({
         "id": "a", "status": "failed", "logFile": "/a/job.log", "exitCode": 1, "reason": "step", "error": "why",
-        "attempt": 1, "worker": "w", "startedAt": "2026-02-17T09:12:01.024Z", "finishedAt": "2026-02-17T09:12:02.024Z",
+        "attempt": 1, "worker": "w", "host": "h", "workDir": "a", "startedAt": "2026-02-17T09:12:01.024Z", "finishedAt": "2026-02-17T09:12:02.024Z",
         "durationMs": 1000, "steps": [{ "status": "failed", "exitCode": 1 }], "key": "k", "origin": "w 5 7 ab", "stops": 1
     });
     assert_eq!(schema.check(&good), Ok(()));
@@ -263,6 +263,8 @@ fn the_schema_of_the_status_refuses_what_the_contract_rules_out() {
         ("origin", json!(7)),
         ("stops", json!(0)),
         ("attempt", json!(0)),
+        ("host", json!(null)),
+        ("workDir", json!("")),
     ] {
         let mut bad = good.clone();
         bad[field] = value;

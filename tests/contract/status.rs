@@ -4,6 +4,7 @@
 use crate::support;
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use rumqttc::QoS;
@@ -72,6 +73,9 @@ fn a_final_document_has_the_fields_of_the_contract() {
     assert_eq!(result["exitCode"], 0);
     assert_eq!(result["attempt"], 1);
     assert_eq!(result["worker"], "worker-7");
+    let host = read(Path::new("/proc/sys/kernel/hostname"));
+    assert_eq!(result["host"], host.trim_end());
+    assert_eq!(result["workDir"], finished.dir.display().to_string());
     let (started, ended) = (time(result, "startedAt"), time(result, "finishedAt"));
     assert!(before <= started && started <= ended && ended <= std::time::SystemTime::now());
     let between = ended.duration_since(started).expect("in order").as_millis() as i64;
@@ -99,11 +103,58 @@ fn a_final_document_has_the_fields_of_the_contract() {
             (&json!("success"), &json!(0))
         );
         assert!(step["durationMs"].is_u64(), "{step}");
+        assert!(
+            started <= time(step, "startedAt") && time(step, "startedAt") <= ended,
+            "{step}"
+        );
         assert!(step.get("signal").is_none_or(Value::is_null), "{step}");
     }
     assert!(steps[0].get("name").is_none_or(Value::is_null));
     assert_eq!(steps[1]["name"], "tests");
     assert!(steps[0]["durationMs"].as_u64() >= Some(150), "{}", steps[0]);
+}
+
+#[test]
+fn a_step_that_is_not_started_has_no_start() {
+    let site = Site::start();
+    let finished = site.run("skipped", json!({ "steps": ["exit 3", "true"] }));
+    let steps = &finished.result["steps"];
+    assert!(steps[0]["startedAt"].is_string() && steps[1]["startedAt"].is_null());
+}
+
+#[test]
+fn every_result_has_the_directory_as_the_request_wrote_it() {
+    let site = Site::start();
+    let _worker = site.idle_worker(|command| {
+        command.env("JOB_DIR_WAIT", "0");
+    });
+    let dir = site.prepare("withdrawn", json!({ "steps": [] }));
+    fs::write(dir.join("job.cancel"), "").unwrap();
+    let dotted = format!("{}/../withdrawn", dir.display());
+    for (request, reason, work_dir) in [
+        (
+            json!({ "id": "a", "workDir": "/no/../such" }),
+            "rejected",
+            json!("/no/../such"),
+        ),
+        (
+            json!({ "id": "b", "workDir": "x", "steps": 7 }),
+            "rejected",
+            json!("x"),
+        ),
+        (json!({ "id": "c", "workDir": 7 }), "rejected", Value::Null),
+        (
+            json!({ "id": "d", "workDir": dotted }),
+            "cancelled",
+            json!(dotted),
+        ),
+    ] {
+        site.request(request.clone());
+        let result = site.result(request["id"].as_str().unwrap()).json();
+        assert_eq!(result["reason"], reason, "{result}");
+        assert_eq!(result["workDir"], work_dir, "{result}");
+        assert!(result["host"].is_string(), "{result}");
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use crate::support;
 use serde_json::json;
 use std::fs::{self, File};
 use std::path::Path;
+use support::log::untimed;
 use support::scene::{
     Process, SOON, Scene, WORKER, await_file, read, read_json, survivors, until_exists, verdict,
     wait_until,
@@ -50,7 +51,8 @@ fn the_log_is_whole_whatever_a_step_removes() {
         }
         for number in 1..=4 {
             let start = format!("==> step {number}/4: exit 0 in ");
-            assert!(job.log.contains(&start), "{way}: {start} in {}", job.log);
+            let log = untimed(&job.log);
+            assert!(log.contains(&start), "{way}: {start} in {log}");
         }
         let journal = read_json(&job.dir.join("job.status.json"));
         assert_eq!(journal["status"], "success", "{way}");

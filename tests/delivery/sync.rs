@@ -9,6 +9,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use support::log::untimed;
 use support::site::{Finished, Site};
 use support::wait;
 use support::worker::{Worker, binary, job_worker};
@@ -115,7 +116,9 @@ fn the_disk_has_it_before_the_result_is_published() {
         "{trace}"
     );
     assert_eq!(finished.result["status"], "success");
-    assert!(finished.log.ends_with("s\n") && finished.log.contains("\n==> job success in "));
+    assert!(
+        finished.log.ends_with("s\n") && untimed(&finished.log).contains("\n==> job success in ")
+    );
 }
 
 #[test]

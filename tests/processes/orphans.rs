@@ -10,6 +10,7 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use support::broker::{Packet, Step, Verdict};
+use support::log::untimed;
 use support::scene::{
     Process, Scene, await_file, read, survivors, until_exists, verdict, wait_until, zombies_of,
 };
@@ -46,7 +47,11 @@ fn alive_at_the_result(steps: serde_json::Value, wanted: (&str, &str, i64)) {
         "processes were alive when the result came"
     );
     let before_last = finished.log.lines().rev().nth(1).unwrap();
-    assert!(before_last.starts_with("==> killed "), "{}", finished.log);
+    assert!(
+        untimed(before_last).starts_with("==> killed "),
+        "{}",
+        finished.log
+    );
 }
 
 #[test]

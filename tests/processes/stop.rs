@@ -55,7 +55,7 @@ fn is_requeued(scene: &Scene, dir: &std::path::Path) {
     scene.broker.wait_for_queued(WORKER, 0, SOON);
     assert_eq!(read(&dir.join("runs")), "x\nx\n");
     let log = read(&dir.join("job.log"));
-    assert!(log.contains("attempt 1 again"), "{log}");
+    assert!(log.contains("attempt 1 of 1 again"), "{log}");
 }
 
 #[test]

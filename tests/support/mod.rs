@@ -21,6 +21,7 @@ pub mod ca;
 pub mod controller;
 pub mod cut_drive;
 pub mod json;
+pub mod log;
 pub mod mosquitto;
 pub mod mutation;
 pub mod process_tree;

@@ -34,7 +34,7 @@ pub fn request(bytes: &[u8]) {
             usable_id(&id);
             let topic = topics.result(&id);
             assert_eq!(topic.split('/').count(), 3, "{topic:?}");
-            let answer = Document::rejected(id.clone(), "w", error).to_json();
+            let answer = Document::rejected(id.clone(), Some("d".to_owned()), "w", error).to_json();
             // not a `Value`: a number beyond all range is JSON, too
             let fields: HashMap<String, Box<RawValue>> =
                 serde_json::from_slice(&answer).expect("our own JSON");
