@@ -109,7 +109,8 @@ impl<F: Fn(Event)> Driver<F> {
             }
             if self.untried_hosts.is_empty() {
                 self.log_once(trouble, connected_at.is_some());
-                self.pause(connected_at, is_drop);
+                let lasted = connected_at.map(|at| at.elapsed());
+                std::thread::sleep(self.pause_after(lasted, is_drop));
             }
         }
     }
@@ -196,9 +197,9 @@ impl<F: Fn(Event)> Driver<F> {
         self.logged_trouble = trouble;
     }
 
-    /// Pauses before the next try, the longer the less good the last ones were.
-    fn pause(&mut self, connected_at: Option<Instant>, is_drop: bool) {
-        if connected_at.is_some_and(|at| at.elapsed() >= GOOD_CONNECTION) {
+    /// The pause after a connection that lasted this long, or never came about: longer after each one that was no good one.
+    fn pause_after(&mut self, lasted: Option<Duration>, is_drop: bool) -> Duration {
+        if lasted.is_some_and(|lasted| lasted >= GOOD_CONNECTION) {
             self.backoff.reset();
             self.early_drops = 0;
         } else if is_drop {
@@ -207,7 +208,7 @@ impl<F: Fn(Event)> Driver<F> {
                 (self.sink)(Event::DroppedEarly(self.early_drops));
             }
         }
-        std::thread::sleep(self.backoff.next_pause());
+        self.backoff.next_pause()
     }
 }
 

@@ -78,6 +78,43 @@ fn the_older_protocol_version_is_spoken_to_the_address_that_closed() {
 }
 
 #[test]
+fn the_pauses_double_up_to_10_s_and_begin_anew_after_a_good_connection() {
+    let mut driver = Driver::new(settings(1883), mpsc::channel().1, |_| {});
+    let mut pause_after = |lasted: Option<u64>| {
+        let lasted = lasted.map(Duration::from_secs);
+        driver.pause_after(lasted, false).as_millis()
+    };
+    let pauses: Vec<_> = (0..9).map(|_| pause_after(None)).collect();
+    let doubled = [100, 200, 400, 800, 1600, 3200, 6400];
+    assert_eq!(pauses, [&doubled[..], &[10_000, 10_000]].concat());
+    assert_eq!(pause_after(Some(9)), 10_000);
+    assert_eq!(pause_after(Some(10)), 100);
+    assert_eq!(pause_after(None), 200);
+}
+
+#[test]
+fn early_drops_are_counted_until_a_connection_is_a_good_one() {
+    let (sender, events) = mpsc::channel();
+    let mut driver = Driver::new(settings(1883), mpsc::channel().1, move |event| {
+        sender.send(event).unwrap();
+    });
+    let mut count_after = |lasted: Option<u64>, is_drop| {
+        driver.pause_after(lasted.map(Duration::from_secs), is_drop);
+        events.try_iter().next().map(|event| match event {
+            Event::DroppedEarly(times) => times,
+            _ => 0,
+        })
+    };
+    assert_eq!(count_after(Some(1), true), None);
+    assert_eq!(count_after(Some(1), true), None);
+    assert_eq!(count_after(None, false), None, "the broker was away");
+    assert_eq!(count_after(Some(1), true), Some(3));
+    assert_eq!(count_after(Some(9), true), Some(4));
+    assert_eq!(count_after(Some(10), true), None, "a good connection");
+    assert_eq!(count_after(Some(1), true), None);
+}
+
+#[test]
 fn addresses_keep_what_belongs_to_them() {
     for (address, host) in [
         ("127.0.0.1:1", "127.0.0.1"),
