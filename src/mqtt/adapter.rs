@@ -154,6 +154,7 @@ macro_rules! define_open {
                 sender: Arc::new(Sender { client, limits }),
                 settings: settings.clone(),
                 last_heard: None,
+                published: None,
                 unread: VecDeque::new(),
                 failure: None,
             })
@@ -220,6 +221,8 @@ macro_rules! define_open {
             settings: Arc<Settings>,
             /// When the broker was last heard; `None` until its CONNACK has come.
             last_heard: Option<Instant>,
+            /// The packet identifier of the result that the broker is to acknowledge.
+            published: Option<u16>,
             /// What came before the connection broke and is still to be heard.
             unread: VecDeque<Event>,
             /// Why it broke.
@@ -305,11 +308,19 @@ macro_rules! define_open {
                     Event::Incoming(Packet::Publish(publish)) => {
                         mqtt::Event::Message(message(publish))
                     }
-                    Event::Incoming(Packet::PubAck(ack)) => mqtt::Event::Published(published(&ack)),
+                    // rumqttc tells of an acknowledgement before it finds that nothing waits for it
+                    Event::Incoming(Packet::PubAck(ack)) if self.published == Some(ack.pkid) => {
+                        self.published = None;
+                        mqtt::Event::Published(published(&ack))
+                    }
                     Event::Outgoing(Outgoing::Disconnect) => mqtt::Event::Closed,
                     // packet identifier 0 is QoS 0
                     Event::Outgoing(Outgoing::Publish(0)) => {
                         self.sender.limits.announcement_sent();
+                        return Ok(None);
+                    }
+                    Event::Outgoing(Outgoing::Publish(packet_id)) => {
+                        self.published = Some(packet_id);
                         return Ok(None);
                     }
                     _ => return Ok(None),

@@ -85,10 +85,32 @@ fn one_of_two_idle_workers_under_one_id_leaves(version: &str) {
     workers[1].exits_with(0);
 }
 
+fn an_acknowledgement_of_something_else_is_none_of_the_result(version: &str) {
+    let scene = Scene::new();
+    let mut lies = 1;
+    scene.broker.set_script(move |step| match *step.packet {
+        Packet::PubAck { pkid, code } if !step.from_client && lies > 0 => {
+            lies -= 1;
+            let pkid = pkid + 1;
+            Verdict::Replace(Packet::PubAck { pkid, code })
+        }
+        _ => Verdict::Pass,
+    });
+    let mut worker = scene.idle_worker(speaking(version));
+    scene.submit("a", json!({ "steps": ["true"] }));
+    let results = scene.results("a", 2);
+    assert_eq!(
+        results[0], results[1],
+        "it is published until it has arrived"
+    );
+    worker.exits_with(0);
+}
+
 on_both_protocols!(
     a_connection_that_dies_is_noticed_within_one_and_a_half_keep_alives,
     a_connection_that_dies_in_a_large_result_is_noticed_as_soon,
     one_of_two_idle_workers_under_one_id_leaves,
+    an_acknowledgement_of_something_else_is_none_of_the_result,
 );
 
 /// The short form of "session taken over" (MQTT 5, section 3.14.2.1), which Mosquitto 2.1 sends.
