@@ -4,11 +4,12 @@
 //! A signal handler may set a flag and write a byte to a socket, and hardly anything else. So that byte is what the inbox
 //! sleeps on, whoever has something for it rings with one, and no thread is needed to pass the signals on.
 
+use nix::libc::SIGRTMIN;
 use nix::sys::signal::{SigSet, Signal};
 use rustix::event::{PollFd, PollFlags, poll};
 use signal_hook::consts::{
-    SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2,
-    SIGVTALRM, SIGXCPU, SIGXFSZ,
+    SIGABRT, SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGSYS, SIGTERM, SIGTRAP,
+    SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU, SIGXFSZ,
 };
 use signal_hook::{flag, low_level::pipe};
 use std::cell::Cell;
@@ -24,13 +25,16 @@ const LOOKOUT: Duration = Duration::from_micros(150);
 
 /// Signals that ask us to stop, whatever else they may mean elsewhere: each of them would end this process and leave its
 /// steps behind. Those from SIGHUP on are let be where they were ignored when we started, as `nohup` does.
-const STOPS: [i32; 12] = [
+///
+/// SIGABRT is what a watchdog sends. The abort() of the C library ends this process all the same.
+const STOPS: [i32; 16] = [
     SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGXCPU,
-    SIGIO, SIGPWR,
+    SIGIO, SIGABRT, SIGTRAP, SIGSYS, SIGPWR, SIGSTKFLT,
 ];
 
-/// SIGPWR, which signal-hook has no name for.
+// signal-hook has no names for these
 const SIGPWR: i32 = Signal::SIGPWR as i32;
+const SIGSTKFLT: i32 = Signal::SIGSTKFLT as i32;
 
 /// What comes in.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -99,7 +103,8 @@ fn try_open<T>() -> io::Result<(Outbox<T>, Inbox<T>)> {
     };
     let ignored = ignored_signals();
     let mut stops = Vec::with_capacity(STOPS.len());
-    for signal in STOPS {
+    // SIGRTMIN+3 is the stop signal of images that are made for systemd
+    for signal in STOPS.into_iter().chain([SIGRTMIN() + 3]) {
         if matches!(signal, SIGTERM | SIGINT) || ignored & (1 << (signal - 1)) == 0 {
             stops.push((signal, raised(signal)?));
         }

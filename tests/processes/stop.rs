@@ -9,8 +9,8 @@ use std::io::{Read, Write};
 use std::process::Command;
 use support::broker::{Packet, Step, Verdict};
 use support::scene::{
-    SOON, Scene, WORKER, await_file, child_of, pid_1, read, read_json, until_exists, verdict,
-    wait_for, wait_until,
+    Process, SOON, Scene, WORKER, await_file, child_of, pid_1, read, read_json, until_exists,
+    verdict, wait_for, wait_until,
 };
 
 /// Counts its runs, says what it was told, and goes; a run that finds `gate` ends at once.
@@ -441,20 +441,35 @@ fn any_signal_that_would_end_the_worker_is_a_stop() {
         Signal::XCPU,
         Signal::IO,
         Signal::POWER,
+        Signal::ABORT,
+        Signal::TRAP,
+        Signal::SYS,
+        Signal::STKFLT,
     ];
-    let scene = Scene::new();
     for signal in signals {
-        let mut worker = scene.idle_worker(|worker| {
-            worker.env("JOB_STOP_GRACE", "30");
-        });
-        let dir = scene.submit("a", steps());
-        await_file(&dir.join("up"));
-        worker.signal(signal);
-        worker.exits_with(0);
-        assert!(read(&dir.join("job.log")).contains("\ntold to stop\n"));
-        scene.nothing_survives();
-        fs::remove_dir_all(&dir).unwrap(); // what was given back is rejected by the next worker
+        is_a_stop(|worker| worker.signal(signal));
     }
+    // the stop signal of images that are made for systemd
+    is_a_stop(|worker| {
+        let pid = worker.pid().as_raw_pid().to_string();
+        let sent = Command::new("bash")
+            .args(["-c", "kill -s RTMIN+3 $0", &pid])
+            .status();
+        assert!(sent.unwrap().success());
+    });
+}
+
+fn is_a_stop(send: impl FnOnce(&Process)) {
+    let scene = Scene::new();
+    let mut worker = scene.idle_worker(|worker| {
+        worker.env("JOB_STOP_GRACE", "30");
+    });
+    let dir = scene.submit("a", steps());
+    await_file(&dir.join("up"));
+    send(&worker);
+    worker.exits_with(0);
+    assert!(read(&dir.join("job.log")).contains("\ntold to stop\n"));
+    scene.nothing_survives();
 }
 
 #[test]
