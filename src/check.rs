@@ -1,32 +1,92 @@
 //! `job-worker check [DIR]`: says what is wrong before anything runs (docs/reference.md, "Commands").
 
-use crate::config::Config;
+use crate::config::{Config, unknown_variables};
 use crate::contract::{Definition, MAX_DEFINITION_BYTES};
-use crate::job::WorkDir;
+use crate::job::{WITHDRAWN, WorkDir};
+use crate::mqtt::{self, Session};
 use std::ffi::OsStr;
+use std::hash::{BuildHasher, RandomState};
 
-/// Validates the configuration, and the job in `dir`: a line for each thing that is good, and one for each that is wrong.
-pub fn check(dir: Option<&OsStr>) -> Vec<Result<String, String>> {
-    let mut lines = match Config::from_env() {
+/// What was found, in one line.
+pub enum Finding {
+    Good(String),
+    /// Somebody may want to know, and nothing fails by it.
+    Doubtful(String),
+    Wrong(String),
+}
+
+/// Validates the configuration, tries the broker if it is to `connect`, and validates the job in `dir`.
+pub fn check(dir: Option<&OsStr>, connect: bool) -> Vec<Finding> {
+    let config = Config::from_env();
+    let mut findings: Vec<_> = match &config {
         Ok(config) => {
             let (broker, topic) = (&config.broker, &config.topics.pending);
-            vec![Ok(format!(
+            vec![Finding::Good(format!(
                 "configuration: good; {} serves {topic} of {}:{}",
                 config.worker_id, broker.host, broker.port
             ))]
         }
         Err(errors) => errors
             .iter()
-            .map(|error| Err(format!("configuration: {error}")))
+            .map(|error| Finding::Wrong(format!("configuration: {error}")))
             .collect(),
     };
-    lines.extend(dir.map(|dir| check_job(dir).map_err(|error| format!("job: {error}"))));
-    lines
+    let unknown = unknown_variables(std::env::vars_os());
+    findings.extend(unknown.map(|names| Finding::Doubtful(format!("configuration: {names}"))));
+    if connect {
+        match &config {
+            Ok(config) => check_broker(config, &mut findings),
+            Err(_) => findings.push(Finding::Wrong(
+                "broker: not tried, since the configuration is not usable".to_owned(),
+            )),
+        }
+    }
+    if let Some(dir) = dir {
+        check_job(dir, &mut findings)
+            .unwrap_or_else(|error| findings.push(Finding::Wrong(format!("job: {error}"))));
+    }
+    findings
 }
 
-fn check_job(dir: &OsStr) -> Result<String, String> {
+/// Does what a worker does at its start, under a client id of its own: the worker may be there at this moment.
+fn check_broker(config: &Config, findings: &mut Vec<Finding>) {
+    let (id, topics) = (&config.worker_id, &config.topics);
+    // seeded with what the system calls random
+    let random = RandomState::new().hash_one(());
+    let settings = mqtt::Settings {
+        broker: config.broker.clone(),
+        client_id: format!("{id}-check-{:08x}", random as u32),
+        requests: topics.pending.clone(),
+        cancels: topics.cancel_filter.clone(),
+        session: Session::Fleeting,
+        last_will: None,
+    };
+    let (good, error) = match mqtt::probe(settings) {
+        Ok(good) => (good, None),
+        Err((good, error)) => (good, Some(error)),
+    };
+    let line = |step| Finding::Good(format!("broker: {step}"));
+    findings.extend(good.into_iter().map(line));
+    findings.push(match error {
+        Some(error) => Finding::Wrong(format!("broker: {error}")),
+        None => Finding::Good(format!(
+            "broker: not checked: whether it takes the client id {id}, keeps its session, and lets it write to {root}results/+, \
+             {root}status/+, {root}workers/{id} and {root}rejected",
+            root = topics.rejected.trim_end_matches("rejected"),
+        )),
+    });
+}
+
+fn check_job(dir: &OsStr, findings: &mut Vec<Finding>) -> Result<(), String> {
     let path = std::path::absolute(dir).map_err(|error| format!("{dir:?}: {error}"))?;
     let dir = WorkDir::open(path, None).map_err(|error| error.to_string())?;
+    if dir.has(WITHDRAWN) {
+        let file = dir.path().join(WITHDRAWN);
+        let file = file.display();
+        findings.push(Finding::Doubtful(format!(
+            "job: withdrawn by {file}; it does not run while that file is there"
+        )));
+    }
     let place = dir.path().join("job.json");
     let content = dir
         .read("job.json", MAX_DEFINITION_BYTES)
@@ -41,5 +101,7 @@ fn check_job(dir: &OsStr) -> Result<String, String> {
             definition.unknown.join(", ")
         ),
     };
-    Ok(format!("job: good; {} steps{unknown}", steps.len()))
+    let steps = steps.len();
+    findings.push(Finding::Good(format!("job: good; {steps} steps{unknown}")));
+    Ok(())
 }

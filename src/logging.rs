@@ -1,5 +1,7 @@
 //! The worker's own log on stderr (`RUST_LOG`).
 
+use crate::config::is_log_filter;
+use crate::contract::{Timestamp, single_line};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags};
 use std::fs::File;
@@ -8,22 +10,62 @@ use std::io::{self, Write};
 /// What a pipe that poll(2) says is writable takes without blocking: PIPE_BUF.
 const AT_ONCE: usize = 4096;
 
+/// What is logged unless `RUST_LOG` says otherwise, or where that cannot be used, which is told as an error.
+const DEFAULT_FILTER: &str = "info,rumqttc=error";
+
+/// Whether each line has the time.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Times {
+    /// It has.
+    Shown,
+    /// The reader sees the line when it is written, or has another clock for it.
+    Left,
+}
+
+/// Whether the lines of a process that works on its own need the time. The journal of systemd has it anyway.
+pub fn times() -> Times {
+    match is_the_journal() {
+        true => Times::Left,
+        false => Times::Shown,
+    }
+}
+
 /// Starts the log. Control characters are escaped here, in one place for all: a name or an error from outside can neither
 /// forge a line nor speak to the reader's terminal.
-pub fn start() {
-    let level = env_logger::Env::default().filter_or("RUST_LOG", "info,rumqttc=error");
-    env_logger::Builder::from_env(level)
-        .target(env_logger::Target::Pipe(Box::new(Lossy::new(stderr()))))
-        .format(|out, record| {
-            let text = record.args().to_string();
+pub fn start(times: Times) {
+    let filter = std::env::var("RUST_LOG")
+        .ok()
+        .filter(|text| is_log_filter(text))
+        .unwrap_or_else(|| DEFAULT_FILTER.to_owned());
+    let out = Lossy::new(stderr(), times);
+    env_logger::Builder::new()
+        .parse_filters(&filter)
+        .target(env_logger::Target::Pipe(Box::new(out)))
+        .format(move |out, record| {
+            let text = single_line(&record.args().to_string());
             let level = record.level().as_str().to_ascii_lowercase();
-            writeln!(
-                out,
-                "job-worker: {level}: {}",
-                crate::contract::single_line(&text)
-            )
+            writeln!(out, "{}job-worker: {level}: {text}", times.start())
         })
         .init();
+}
+
+impl Times {
+    /// How a line starts.
+    fn start(self) -> String {
+        match self {
+            Self::Shown => format!("{} ", Timestamp::now().to_millis()),
+            Self::Left => String::new(),
+        }
+    }
+}
+
+/// Whether stderr leads to the journal of systemd, which says in `JOURNAL_STREAM` which open file that is.
+fn is_the_journal() -> bool {
+    let named = std::env::var("JOURNAL_STREAM");
+    let stderr = rustix::fs::fstat(io::stderr());
+    named.is_ok_and(|named| {
+        stderr.is_ok_and(|file| named == format!("{}:{}", file.st_dev, file.st_ino))
+    })
 }
 
 /// Stderr, which never blocks where that can be had.
@@ -51,15 +93,17 @@ fn stderr() -> Box<dyn Write + Send> {
 /// The job must not wait for a reader of our log: a pipe that is full, a terminal that is held, a reader who has gone.
 struct Lossy<W> {
     out: W,
+    times: Times,
     lost: u64,
     /// A line has been cut.
     in_mid_line: bool,
 }
 
 impl<W: Write> Lossy<W> {
-    fn new(out: W) -> Self {
+    fn new(out: W, times: Times) -> Self {
         Self {
             out,
+            times,
             lost: 0,
             in_mid_line: false,
         }
@@ -69,7 +113,8 @@ impl<W: Write> Lossy<W> {
         if self.lost > 0 {
             let cut = if self.in_mid_line { "\n" } else { "" };
             let notice = format!(
-                "{cut}job-worker: warn: lines of this log that nobody took are lost: {}\n",
+                "{cut}{}job-worker: warn: lines of this log that nobody took are lost: {}\n",
+                self.times.start(),
                 self.lost
             );
             if self.all(notice.as_bytes()) {
@@ -147,7 +192,7 @@ mod tests {
 
     #[test]
     fn what_nobody_takes_is_counted_and_told() {
-        let mut log = Lossy::new(Bounded(Vec::new(), 7));
+        let mut log = Lossy::new(Bounded(Vec::new(), 7), Times::Left);
         for line in ["one\n", "two\n", "three\n"] {
             log.write_all(line.as_bytes()).unwrap();
         }

@@ -1,10 +1,12 @@
 //! `job-worker run DIR`: the same job, the same files, without a broker (docs/reference.md, "Commands").
 
-use crate::config::Config;
+use crate::config::{JobConfig, RunConfig};
 use crate::contract::{Document, JobId, Request, RequestOrigin};
 use crate::inbox::{self, Event, Inbox};
 use crate::job::{Interruption, News, Outcome, Run};
 use crate::{Exit, process};
+use signal_hook::consts::SIGINT;
+use signal_hook::low_level::signal_name;
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};
@@ -22,7 +24,7 @@ const LOG_LOOK: Duration = Duration::from_millis(50);
 const END_LOOK: Duration = Duration::from_millis(2);
 
 /// Runs the job in `dir`; its log also goes to stdout.
-pub fn run(config: &Config, dir: &OsStr, id: Option<&str>) -> Exit {
+pub fn run(config: &RunConfig, dir: &OsStr, id: Option<&str>) -> Exit {
     let Some((_, inbox)) = inbox::open() else {
         return Exit::Defect;
     };
@@ -46,6 +48,9 @@ fn request(dir: &OsStr, id: Option<&str>) -> Result<Request, String> {
     let path = Path::new(dir)
         .canonicalize()
         .map_err(|error| format!("{}: {error}", dir.display()))?;
+    if !path.is_dir() {
+        return Err(format!("{} is not a directory", dir.display()));
+    }
     let name = path
         .file_name()
         .map(|name| name.to_string_lossy().into_owned())
@@ -67,12 +72,12 @@ fn request(dir: &OsStr, id: Option<&str>) -> Result<Request, String> {
 }
 
 fn execute(
-    config: &Config,
+    config: &RunConfig,
     request: Request,
     inbox: &Inbox<Infallible>,
 ) -> Result<Document, String> {
     // there is nobody to wait for: whoever calls us has prepared the directory, wherever it is
-    let job = crate::config::JobConfig {
+    let job = JobConfig {
         dir_wait: Duration::ZERO,
         root: None,
         ..config.job.clone()
@@ -104,7 +109,9 @@ fn execute(
                 Some(Event::Stop(_)) if std::mem::replace(&mut interrupted, true) => {
                     run.stop_at_once()
                 }
-                Some(Event::Stop(_)) => run.interrupt(Interruption::Cancelled, Instant::now()),
+                Some(Event::Stop(signal)) => {
+                    run.interrupt(Interruption::Cancelled(sender_of(signal)), Instant::now())
+                }
                 None => run.wake(Instant::now()),
             },
         }
@@ -117,6 +124,14 @@ fn execute(
         Outcome::Interrupted => Err("stopped before the drive had the result".to_owned()),
         // cannot be: a hand-made run belongs to no request
         Outcome::Stored(_) => Err("the job is over already".to_owned()),
+    }
+}
+
+/// Who has sent a signal, as people at a terminal know it.
+fn sender_of(signal: i32) -> &'static str {
+    match signal {
+        SIGINT => "^C",
+        signal => signal_name(signal).unwrap_or("a signal"),
     }
 }
 

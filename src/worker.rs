@@ -9,7 +9,7 @@ use crate::contract::{Document, Rejection, subscribed_for};
 use crate::inbox::{self, Event, Inbox};
 use crate::intake::{read_request, reject_at_qos_0};
 use crate::job::{Interruption, News, Outcome, Run};
-use crate::mqtt::{self, Link, Message, Subscribers, Unpublished};
+use crate::mqtt::{self, Link, Message, Session, Subscribers, Unpublished};
 use crate::outgoing::Outgoing;
 use crate::presence::Presence;
 use crate::process;
@@ -52,7 +52,8 @@ pub fn run(config: Config) -> Exit {
         client_id: config.worker_id.clone(),
         requests: topics.pending.clone(),
         cancels: topics.cancel_filter.clone(),
-        last_will: (topics.presence.clone(), presence.offline()),
+        session: Session::Kept,
+        last_will: Some((topics.presence.clone(), presence.offline())),
     };
     let link = match mqtt::open(settings, move |event| outbox.send(event)) {
         Ok(link) => link,
@@ -167,7 +168,7 @@ impl Worker {
             _ if message.retained => {}
             Some(run) if run.id().as_str() == id => {
                 log::info!("job {id}: cancelled");
-                run.interrupt(Interruption::Cancelled, Instant::now());
+                run.interrupt(Interruption::Cancelled("the controller"), Instant::now());
             }
             _ => log::debug!("the cancel of job {id} is ignored: it does not run here"),
         }

@@ -3,6 +3,7 @@
 
 #![warn(missing_docs)]
 
+mod unknown;
 mod url;
 
 use crate::contract::{Topics, check_name};
@@ -15,6 +16,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use url::Url;
 
+pub use unknown::warning as unknown_variables;
+
 /// Everything that the environment may say, valid by construction.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -23,6 +26,15 @@ pub struct Config {
     /// The topics under `MQTT_TOPIC_ROOT`.
     pub topics: Topics,
     /// MQTT client id, and the name in status documents.
+    pub worker_id: String,
+    /// How jobs are run.
+    pub job: JobConfig,
+}
+
+/// What of the environment counts for a job that is run by hand, without a broker.
+#[derive(Clone, Debug)]
+pub struct RunConfig {
+    /// The name in status documents.
     pub worker_id: String,
     /// How jobs are run.
     pub job: JobConfig,
@@ -89,6 +101,10 @@ const NAME: &str = "1 to 128 characters, none of / + #, no control characters";
 /// What a number of seconds must look like, in the words of an error.
 const SECONDS: &str = "a number of seconds, 0 or more";
 
+/// What `RUST_LOG` must look like, in the words of an error.
+const LOG_FILTER: &str =
+    "off, error, warn, info, debug or trace, also for a single module, as in `info,rumqttc=debug`";
+
 /// Whether a variable of the worker's environment is its own configuration, which the steps do not get.
 pub fn is_own_variable(name: &str) -> bool {
     name.starts_with("MQTT_") || name.starts_with("JOB_") || name == "RUST_LOG"
@@ -108,15 +124,8 @@ impl Config {
     /// # Errors
     /// As [`Config::from_env`].
     pub fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Self, Vec<String>> {
-        let mut env = Reader {
-            lookup,
-            errors: Vec::new(),
-        };
-        let worker_id = env
-            .value("WORKER_ID", NAME, |id| {
-                check_name(id).ok().map(|()| id.to_owned())
-            })
-            .unwrap_or_else(|| "node-worker-01".to_owned());
+        let mut env = Reader::new(lookup);
+        let worker_id = env.worker_id();
         let root = env
             .value(
                 "MQTT_TOPIC_ROOT",
@@ -135,12 +144,33 @@ impl Config {
             worker_id,
             job: env.job(),
         };
-        if env.errors.is_empty() {
-            Ok(config)
-        } else {
-            Err(env.errors)
-        }
+        env.result(config)
     }
+}
+
+impl RunConfig {
+    /// Reads the environment of this process. What is set for a broker is not looked at.
+    ///
+    /// # Errors
+    /// As [`Config::from_env`].
+    pub fn from_env() -> Result<Self, Vec<String>> {
+        let mut env = Reader::new(|name: &str| std::env::var_os(name));
+        let config = Self {
+            worker_id: env.worker_id(),
+            job: env.job(),
+        };
+        env.result(config)
+    }
+}
+
+/// Whether `RUST_LOG` may have this text. env_logger would take a misspelt level for the name of a module, and say nothing
+/// any more.
+pub fn is_log_filter(text: &str) -> bool {
+    let is_level = |level: &str| level.trim().parse::<log::LevelFilter>().is_ok();
+    text.split(',').all(|part| match part.split_once('=') {
+        Some((module, level)) => !module.trim().is_empty() && is_level(level),
+        None => is_level(part),
+    })
 }
 
 /// Reads variables and collects what is wrong with them, so that a user sees all of it at once.
@@ -150,6 +180,32 @@ struct Reader<F> {
 }
 
 impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
+    fn new(lookup: F) -> Self {
+        let mut reader = Self {
+            lookup,
+            errors: Vec::new(),
+        };
+        reader.value("RUST_LOG", LOG_FILTER, |text| {
+            is_log_filter(text).then_some(())
+        });
+        reader
+    }
+
+    /// What was read, unless something of it cannot be used.
+    fn result<T>(self, config: T) -> Result<T, Vec<String>> {
+        match self.errors.is_empty() {
+            true => Ok(config),
+            false => Err(self.errors),
+        }
+    }
+
+    fn worker_id(&mut self) -> String {
+        let id = self.value("WORKER_ID", NAME, |id| {
+            check_name(id).ok().map(|()| id.to_owned())
+        });
+        id.unwrap_or_else(|| "node-worker-01".to_owned())
+    }
+
     fn broker(&mut self) -> Broker {
         let url = self
             .text("MQTT_URL")
@@ -236,6 +292,7 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
 
     /// The text of a variable. An empty one counts as unset: that is what compose makes of `${NAME:-}`.
     fn text(&mut self, name: &str) -> Option<String> {
+        debug_assert!(unknown::OURS.contains(&name), "{name} is not in the list");
         let value = (self.lookup)(name).filter(|value| !value.is_empty())?;
         value
             .into_string()
@@ -485,6 +542,11 @@ mod tests {
             ("JOB_ON_STOP", "wait"),
             ("JOB_SYNC", "yes"),
             ("JOB_PAYLOAD_STEPS", "no"),
+            ("RUST_LOG", "dbug"),
+            ("RUST_LOG", "rumqttc"),
+            ("RUST_LOG", "info,rumqttc=loud"),
+            ("RUST_LOG", "=info"),
+            ("RUST_LOG", "info/text"),
         ] {
             let errors = config(&[(name, value)]).expect_err(value);
             assert_eq!(errors.len(), 1, "{errors:?}");
@@ -492,6 +554,18 @@ mod tests {
                 errors[0].starts_with(&format!("{name}={value:?}: ")),
                 "{name}={value}: {errors:?}"
             );
+        }
+    }
+
+    #[test]
+    fn the_log_may_be_filtered_by_module() {
+        for filter in [
+            "info",
+            "OFF",
+            "info,rumqttc=debug",
+            "job_worker::mqtt=trace",
+        ] {
+            assert!(config(&[("RUST_LOG", filter)]).is_ok(), "{filter}");
         }
     }
 

@@ -169,6 +169,11 @@ impl Timestamp {
         Self(SystemTime::now())
     }
 
+    /// RFC 3339 in UTC with milliseconds.
+    pub fn to_millis(self) -> impl fmt::Display {
+        humantime::format_rfc3339_millis(self.in_range())
+    }
+
     /// RFC 3339 in UTC with whole seconds, for lines that people read.
     pub fn to_seconds(self) -> impl fmt::Display {
         humantime::format_rfc3339_seconds(self.in_range())
@@ -184,7 +189,7 @@ impl Timestamp {
 
 impl Serialize for Timestamp {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&humantime::format_rfc3339_millis(self.in_range()))
+        serializer.collect_str(&self.to_millis())
     }
 }
 

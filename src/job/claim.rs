@@ -26,7 +26,7 @@ const LAST_PAUSE: Duration = Duration::from_millis(500);
 const UNREMARKABLE_WAIT: Duration = Duration::from_secs(1);
 
 /// The file that withdraws a job, whatever it is.
-const WITHDRAWN: &str = "job.cancel";
+pub const WITHDRAWN: &str = "job.cancel";
 
 /// A job that is being claimed.
 pub struct Claim {
@@ -79,8 +79,8 @@ impl Claim {
 
     /// Ends a job that is cancelled before its first step: its result, which is in its journal then, if its directory is
     /// there and no other run has that.
-    pub fn cancelled(&self, config: &JobConfig, worker: &str) -> Document {
-        let error = "cancelled by the controller before its first step".to_owned();
+    pub fn cancelled(&self, by: &str, config: &JobConfig, worker: &str) -> Document {
+        let error = format!("cancelled by {by} before its first step");
         self.end_unrun(
             self.open_dir(config).ok().as_ref(),
             config.durability,
@@ -283,7 +283,10 @@ impl Claim {
         let own = &self.request.definition;
         match &content {
             None if own.steps.is_none() => {
-                let why = "does not exist, and the request has no `steps`";
+                let why = match self.origin {
+                    RequestOrigin::ByHand => "does not exist",
+                    RequestOrigin::Queue { .. } => "does not exist, and the request has no `steps`",
+                };
                 return Err(missing(why.to_owned()));
             }
             Some(bytes) if bytes.is_empty() => return Err(missing("is empty".to_owned())),
@@ -311,6 +314,10 @@ impl Claim {
             config.timeout,
             config.max_attempts,
         );
+        let plan = plan.map_err(|error| match self.origin {
+            RequestOrigin::ByHand => "job.json has no `steps`".to_owned(),
+            RequestOrigin::Queue { .. } => error,
+        });
         Ok((plan.map_err(OpenError::Unusable)?, unknown))
     }
 

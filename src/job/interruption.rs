@@ -8,7 +8,8 @@ use std::time::Duration;
 pub enum Interruption {
     /// It, or its step, ran longer than this.
     Timeout(Duration),
-    Cancelled,
+    /// Somebody wants it to end: the controller, or who has sent this signal.
+    Cancelled(&'static str),
     /// Its log passed this many bytes.
     LogLimit(u64),
     /// The worker is asked to stop.
@@ -19,7 +20,7 @@ impl Interruption {
     pub fn reason(self) -> Reason {
         match self {
             Self::Timeout(_) => Reason::Timeout,
-            Self::Cancelled => Reason::Cancelled,
+            Self::Cancelled(_) => Reason::Cancelled,
             Self::LogLimit(_) => Reason::LogLimit,
             Self::Stop => Reason::Interrupted,
         }
@@ -29,7 +30,7 @@ impl Interruption {
     pub fn exit_code(self, own: i32) -> i32 {
         match self {
             Self::Timeout(_) => 124,
-            Self::Cancelled => 130,
+            Self::Cancelled(_) => 130,
             Self::LogLimit(_) | Self::Stop => own.max(1),
         }
     }
@@ -38,7 +39,7 @@ impl Interruption {
     pub fn sentence(self) -> String {
         match self {
             Self::Timeout(limit) => format!("timed out after {}s", limit.as_secs_f64()),
-            Self::Cancelled => "cancelled by the controller".to_owned(),
+            Self::Cancelled(by) => format!("cancelled by {by}"),
             Self::LogLimit(limit) => format!("job.log has passed its limit of {limit} bytes"),
             Self::Stop => "the worker is asked to stop".to_owned(),
         }

@@ -17,6 +17,7 @@ mod step;
 
 use crate::contract::Document;
 
+pub use claim::WITHDRAWN;
 pub use directory::{OpenError, WorkDir};
 pub use interruption::Interruption;
 pub use run::{News, Run};

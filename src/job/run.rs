@@ -132,8 +132,14 @@ impl Run {
             Stage::Running(execution) => execution.interrupt(why, now),
             Stage::Claiming(claim) => {
                 let outcome = match why {
-                    Interruption::Stop => Outcome::Interrupted,
-                    _ => Outcome::Final(Box::new(claim.cancelled(&self.config, &self.worker))),
+                    Interruption::Cancelled(by) => {
+                        let document = claim.cancelled(by, &self.config, &self.worker);
+                        Outcome::Final(Box::new(document))
+                    }
+                    // only steps have limits
+                    Interruption::Stop | Interruption::Timeout(_) | Interruption::LogLimit(_) => {
+                        Outcome::Interrupted
+                    }
                 };
                 self.end(outcome);
             }

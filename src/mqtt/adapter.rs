@@ -147,7 +147,7 @@ macro_rules! define_open {
     (timeout: $timeout:pat) => {
         /// Starts to connect to `host`, an address of the broker or its name.
         pub fn open(settings: &Arc<Settings>, host: &str) -> Box<dyn Adapter> {
-            let (client, connection) = connect(options(settings, host), &settings.last_will);
+            let (client, connection) = connect(options(settings, host), settings);
             let limits = Limits::default();
             Box::new(Incoming {
                 connection,

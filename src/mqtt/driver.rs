@@ -213,7 +213,7 @@ impl<F: Fn(Event)> Driver<F> {
 }
 
 /// An address as it stands before a port: an IPv6 address in brackets, and with its scope.
-fn without_port(address: SocketAddr) -> Option<String> {
+pub fn without_port(address: SocketAddr) -> Option<String> {
     Some(address.to_string().rsplit_once(':')?.0.to_owned())
 }
 

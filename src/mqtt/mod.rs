@@ -8,6 +8,7 @@
 
 mod adapter;
 mod driver;
+mod probe;
 #[cfg(feature = "tls")]
 pub mod tls;
 mod v3;
@@ -16,6 +17,7 @@ mod v5;
 use crate::contract::identity;
 use bytes::Bytes;
 use driver::Driver;
+pub use probe::probe;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -79,8 +81,19 @@ pub struct Settings {
     /// Filter of the cancels, subscribed at QoS 0: a cancel counts now or never, and must not wait behind an
     /// unacknowledged request.
     pub cancels: String,
+    /// What becomes of the session.
+    pub session: Session,
     /// Topic and payload that the broker publishes, retained, when we are gone without a word.
-    pub last_will: (String, Vec<u8>),
+    pub last_will: Option<(String, Vec<u8>)>,
+}
+
+/// What becomes of the session when the connection is gone.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Session {
+    /// The broker keeps it, with what comes meanwhile.
+    Kept,
+    /// It begins with the connection and ends with it.
+    Fleeting,
 }
 
 /// A message from the broker.

@@ -4,7 +4,7 @@
 use super::adapter::{
     Adapter, Failure, IN_FLIGHT, Limits, MAX_PACKET_BYTES, SEND_QUEUE_LENGTH, define_open, patience,
 };
-use super::{Message, Settings, Subscribers, Unpublished};
+use super::{Message, Session, Settings, Subscribers, Unpublished};
 use crate::mqtt;
 #[cfg(feature = "tls")]
 use rumqttc::mqttbytes::Error as CodecError;
@@ -21,13 +21,15 @@ define_open!(timeout: ConnectionError::NetworkTimeout);
 
 const TELLS_SUBSCRIBERS: bool = false;
 
-fn connect(mut options: MqttOptions, last_will: &(String, Vec<u8>)) -> (Client, Connection) {
-    let (topic, payload) = last_will;
+fn connect(mut options: MqttOptions, settings: &Settings) -> (Client, Connection) {
+    if let Some((topic, payload)) = &settings.last_will {
+        let qos = QoS::AtMostOnce;
+        options.set_last_will(LastWill::new(topic, payload.clone(), qos, true));
+    }
     options
-        .set_clean_session(false)
+        .set_clean_session(settings.session == Session::Fleeting)
         .set_max_packet_size(MAX_PACKET_BYTES as usize, MAX_PACKET_BYTES as usize)
-        .set_inflight(IN_FLIGHT)
-        .set_last_will(LastWill::new(topic, payload.clone(), QoS::AtMostOnce, true));
+        .set_inflight(IN_FLIGHT);
     let (client, mut connection) = Client::new(options, SEND_QUEUE_LENGTH);
     set_network(&mut connection, |network| network.set_tcp_nodelay(true));
     (client, connection)

@@ -4,7 +4,7 @@
 use super::adapter::{
     Adapter, Failure, IN_FLIGHT, Limits, MAX_PACKET_BYTES, SEND_QUEUE_LENGTH, define_open, patience,
 };
-use super::{Message, Settings, Subscribers, Unpublished};
+use super::{Message, Session, Settings, Subscribers, Unpublished};
 use crate::mqtt;
 use rumqttc::Outgoing;
 #[cfg(feature = "tls")]
@@ -31,20 +31,24 @@ const TELLS_SUBSCRIBERS: bool = true;
 /// The session outlives our absence for as long as the broker allows.
 const SESSION_NEVER_EXPIRES: u32 = u32::MAX;
 
-fn connect(mut options: MqttOptions, last_will: &(String, Vec<u8>)) -> (Client, Connection) {
-    let (topic, payload) = last_will;
-    let last_will = LastWill::new(topic, payload.clone(), QoS::AtMostOnce, true, None);
+fn connect(mut options: MqttOptions, settings: &Settings) -> (Client, Connection) {
+    if let Some((topic, payload)) = &settings.last_will {
+        let qos = QoS::AtMostOnce;
+        options.set_last_will(LastWill::new(topic, payload.clone(), qos, true, None));
+    }
     options
-        .set_clean_start(false)
+        .set_clean_start(settings.session == Session::Fleeting)
         .set_connect_properties(ConnectProperties {
-            session_expiry_interval: Some(SESSION_NEVER_EXPIRES),
+            session_expiry_interval: Some(match settings.session {
+                Session::Kept => SESSION_NEVER_EXPIRES,
+                Session::Fleeting => 0,
+            }),
             // one unacknowledged request at a time: those behind it stay with the broker
             receive_maximum: Some(1),
             max_packet_size: Some(MAX_PACKET_BYTES),
             ..ConnectProperties::new()
         })
-        .set_outgoing_inflight_upper_limit(IN_FLIGHT)
-        .set_last_will(last_will);
+        .set_outgoing_inflight_upper_limit(IN_FLIGHT);
     let mut network = options.network_options();
     network.set_tcp_nodelay(true);
     options.set_network_options(network);

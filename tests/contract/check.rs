@@ -2,11 +2,15 @@
 
 use crate::support;
 
+use rustix::process::Signal;
 use serde_json::json;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
-use support::scene::Scene;
+use support::broker::{Broker, Entry, Packet, Verdict};
+use support::scene::{SOON, Scene, WORKER};
+use support::site::Site;
+use support::worker::job_worker;
 
 fn check(scene: &Scene, dir: Option<&str>, configure: impl FnOnce(&mut Command)) -> Output {
     let mut command = scene.command(["check"].into_iter().chain(dir));
@@ -123,4 +127,187 @@ fn both_are_checked_even_if_the_first_has_a_fault() {
         said.contains("JOB_TIMEOUT") && said.contains("missing"),
         "{said}"
     );
+}
+
+#[test]
+fn a_withdrawn_job_is_told() {
+    let scene = Scene::new();
+    let dir = scene.prepare("a", json!({ "steps": ["true"] }));
+    fs::write(dir.join("job.cancel"), "").unwrap();
+    let output = check(&scene, Some("a"), |_| {});
+    let (good, said) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.starts_with("warning: job: withdrawn by ") && said.contains("a/job.cancel"));
+    assert!(good.contains("job: good; 1 steps"), "{good}");
+}
+
+#[test]
+fn unknown_variables_are_named_by_check_and_at_start() {
+    let scene = Scene::new();
+    scene.prepare("a", json!({ "steps": [] }));
+    let said = "unknown variables are ignored: JOB_MAXATTEMPTS (did you mean JOB_MAX_ATTEMPTS?), MQTT_HOST";
+    let configure = |command: &mut Command| {
+        command
+            .env("JOB_MAXATTEMPTS", "2")
+            .env("MQTT_HOST", "hunter2");
+    };
+    let output = check(&scene, None, configure);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(
+        text(&output.stderr),
+        format!("warning: configuration: {said}\n")
+    );
+    for arguments in [&["supervise"][..], &["run", "a"], &[]] {
+        let mut command = scene.command(arguments);
+        configure(&mut command);
+        let mut process = scene.start(command);
+        process.await_stderr(said);
+        if arguments != ["run", "a"] {
+            scene.await_idle_after(scene.states().len().saturating_sub(1));
+            process.signal(Signal::TERM);
+        }
+        process.exits_with(0);
+        let log = process.stderr();
+        assert_eq!(log.matches("JOB_MAXATTEMPTS").count(), 1, "{log}");
+    }
+}
+
+#[test]
+fn an_unusable_filter_of_the_log_is_an_error() {
+    let scene = Scene::new();
+    let output = check(&scene, None, |command| {
+        command.env("RUST_LOG", "dbug");
+    });
+    assert_eq!(output.status.code(), Some(78));
+    let said = text(&output.stderr);
+    assert!(
+        said.starts_with("configuration: RUST_LOG=\"dbug\": expected off, error, warn,"),
+        "{said}"
+    );
+}
+
+/// The lines of `check --connect` on stdout and stderr, in this order, and its exit status.
+fn connect(url: &str, configure: impl FnOnce(&mut Command)) -> (String, String, Option<i32>) {
+    let mut command = job_worker();
+    command.args(["check", "--connect"]).env("MQTT_URL", url);
+    configure(&mut command);
+    let output = command.output().expect("the binary runs");
+    (
+        text(&output.stdout),
+        text(&output.stderr),
+        output.status.code(),
+    )
+}
+
+#[test]
+fn connect_tells_each_step_and_leaves_no_trace() {
+    for version in ["5", "4"] {
+        let site = Site::start();
+        let mark = site.controller.mark();
+        let (good, wrong, status) = connect(&site.broker.url(), |command| {
+            command.env("MQTT_PROTOCOL_VERSION", version);
+        });
+        assert_eq!((status, &*wrong), (Some(0), ""));
+        let version = if version == "5" { "5" } else { "3.1.1" };
+        for line in [
+            "broker: name: 127.0.0.1 is 127.0.0.1".to_owned(),
+            format!("broker: TCP: 127.0.0.1:{} answers", site.broker.port()),
+            format!("broker: login: accepted without a user name, MQTT {version}"),
+            "broker: subscriptions: granted to jobs/pending and jobs/cancel/+".to_owned(),
+        ] {
+            assert!(good.lines().any(|said| said == line), "{line}: {good}");
+        }
+        let last = good.lines().last().unwrap_or_default();
+        assert!(last.starts_with("broker: not checked: "), "{good}");
+        // a worker that comes now has no session, and what was published meanwhile is in none
+        let heard = site.controller.heard_since(mark, "jobs/");
+        assert!(heard.is_empty(), "{heard:?}");
+        let log = site.broker.log();
+        assert!(log.contains("node-worker-01-check-"), "{log}");
+        assert!(log.contains("disconnected"), "{log}");
+    }
+}
+
+#[test]
+fn connect_says_which_step_goes_wrong() {
+    let (good, wrong, status) = connect("mqtt://no-such-host.invalid", |_| {});
+    assert_eq!(status, Some(78));
+    assert!(
+        wrong.starts_with("broker: name no-such-host.invalid: "),
+        "{wrong}"
+    );
+    assert!(!good.contains("TCP"), "{good}");
+
+    let (good, wrong, status) = connect("mqtt://127.0.0.1:1", |_| {});
+    assert_eq!(status, Some(78));
+    assert!(wrong.starts_with("broker: TCP: 127.0.0.1:1: "), "{wrong}");
+    assert!(good.contains("broker: name: "), "{good}");
+
+    let (_, wrong, status) = connect("mqtt://127.0.0.1:1", |command| {
+        command.env("JOB_SYNC", "maybe");
+    });
+    assert_eq!(status, Some(78));
+    assert!(wrong.contains("broker: not tried"), "{wrong}");
+}
+
+#[test]
+fn connect_names_a_subscription_that_is_denied() {
+    let broker = Broker::scripted(|step| match *step.packet {
+        Packet::SubAck { pkid, .. } => Verdict::Replace(Packet::SubAck {
+            pkid,
+            codes: vec![1, 0x87],
+        }),
+        _ => Verdict::Pass,
+    });
+    let (good, wrong, status) = connect(&broker.url(), |_| {});
+    assert_eq!(status, Some(78), "{good}");
+    let said = "broker: subscriptions: the broker denies the subscription to jobs/cancel/+";
+    assert!(wrong.starts_with(said), "{wrong}");
+    assert!(good.contains("broker: login: accepted"), "{good}");
+}
+
+#[test]
+fn connect_says_nothing_to_anybody_and_takes_no_request() {
+    for version in ["5", "4"] {
+        let scene = Scene::new();
+        scene.idle_worker(|_| {}).signal(Signal::TERM);
+        scene.broker.wait_for_connected(WORKER, false, SOON);
+        let before = scene.broker.log().len();
+        // requests come as soon as there is somebody to take them
+        let url = scene.broker.url();
+        scene.broker.publish_retained("jobs/pending", "{}");
+        let (good, wrong, status) = connect(&url, |command| {
+            command
+                .env("WORKER_ID", WORKER)
+                .env("MQTT_PROTOCOL_VERSION", version);
+        });
+        assert_eq!((status, &*wrong), (Some(0), ""), "{good}");
+        let mut clients = Vec::new();
+        for entry in &scene.broker.log()[before..] {
+            let Entry::Packet {
+                from_client: true,
+                packet,
+                ..
+            } = entry
+            else {
+                continue;
+            };
+            match packet {
+                Packet::Connect {
+                    client_id, will, ..
+                } => {
+                    assert_eq!(*will, None);
+                    clients.push(client_id.clone());
+                }
+                Packet::Subscribe { .. } | Packet::Disconnect { code: 0 } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(!clients.is_empty() && !clients.contains(&WORKER.to_owned()));
+        scene.broker.wait_for_queued(WORKER, 1, SOON);
+        for client in clients {
+            scene.broker.wait_for_connected(&client, false, SOON);
+            assert!(!scene.broker.has_session(&client), "{client}");
+        }
+    }
 }

@@ -219,31 +219,6 @@ fn an_unusable_url_is_named_without_its_password() {
 }
 
 #[test]
-fn bad_usage_is_exit_64_and_shows_the_usage() {
-    let lines: [&[&str]; 9] = [
-        &["frobnicate"],
-        &["--frobnicate"],
-        &["run"],
-        &["run", "--id", "x"],
-        &["run", "a", "b"],
-        &["run", "a", "--id"],
-        &["run", "a", "--frobnicate"],
-        &["check", "a", "b"],
-        &["supervise", "extra"],
-    ];
-    for arguments in lines {
-        let (code, stderr) = output(|command| {
-            command.args(arguments);
-        });
-        assert_eq!(code, Some(64), "{arguments:?}:\n{stderr}");
-        assert!(
-            stderr.contains("job-worker") && stderr.contains("supervise"),
-            "{arguments:?} shows the usage:\n{stderr}"
-        );
-    }
-}
-
-#[test]
 fn help_and_version_are_exit_0_on_stdout() {
     let ask = |argument: &str| -> Output {
         job_worker()

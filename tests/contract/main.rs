@@ -8,6 +8,7 @@ mod check;
 mod environment;
 mod execution;
 mod exit_status;
+mod own_log;
 mod presence;
 mod progress;
 mod rejection;

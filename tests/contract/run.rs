@@ -136,6 +136,9 @@ fn bad_directories_are_told_and_left_alone() {
     ] {
         let mut process = run(&scene, &[dir]);
         let status = process.wait();
+        let told = process.stderr();
+        let of_others = ["the request", "controller"];
+        assert!(!of_others.iter().any(|word| told.contains(word)), "{told}");
         assert!(matches!(status.code(), Some(1 | 64)), "{dir}: {status}");
         assert!(
             process.stderr().contains(said),
@@ -146,8 +149,19 @@ fn bad_directories_are_told_and_left_alone() {
         assert!(!scene.drive().join(dir).join("job.log").exists(), "{dir}");
     }
     scene.prepare("a", json!({ "steps": ["true"] }));
-    run(&scene, &["a", "--id", "no/id"]).exits_with(64);
+    run(&scene, &["a", "--id=no/id"]).exits_with(64);
     run(&scene, &["/"]).exits_with(64);
+}
+
+#[test]
+fn what_is_set_for_a_broker_does_not_stop_it() {
+    let scene = Scene::new();
+    scene.prepare("a", json!({ "steps": ["true"] }));
+    let mut command = command(&scene, &["a"]);
+    command
+        .env("MQTT_URL", "no URL")
+        .env("MQTT_PASSWORD_FILE", "/does/not/exist");
+    scene.start(command).exits_with(0);
 }
 
 /// Ctrl-C at a terminal reaches the whole group.
@@ -184,7 +198,7 @@ fn ctrl_c_is_a_cancel() {
         .map(str::to_owned)
         .unwrap_or_default();
     assert!(
-        untimed(&last).starts_with("==> job failed: cancelled"),
+        untimed(&last) == "==> job failed: cancelled by ^C\n",
         "to its last line: {}",
         process.stdout()
     );

@@ -15,11 +15,22 @@ fn output(arguments: &[&str]) -> Output {
 
 #[test]
 fn help_and_version_go_to_stdout() {
-    for arguments in [["--help"], ["-h"]] {
-        let output = output(&arguments);
+    for arguments in [
+        &["--help"][..],
+        &["-h"],
+        &["run", "--help"],
+        &["check", "DIR", "-h"],
+        &["supervise", "--help"],
+    ] {
+        let output = output(arguments);
         assert_eq!((output.status.code(), &*output.stderr), (Some(0), &b""[..]));
         let help = String::from_utf8(output.stdout).unwrap();
-        for word in ["supervise", "run DIR [--id ID]", "check [DIR]", "--version"] {
+        for word in [
+            "supervise",
+            "run DIR [--id ID]",
+            "check [DIR] [--connect]",
+            "--version",
+        ] {
             assert!(help.contains(word), "{word}: {help}");
         }
         for variable in VARIABLES {
@@ -63,7 +74,7 @@ const VARIABLES: [&str; 19] = [
 ];
 
 #[test]
-fn what_is_no_command_is_exit_64_and_shows_the_usage() {
+fn what_is_no_command_is_exit_64_and_a_line_that_says_where_help_is() {
     for arguments in [
         &["start"][..],
         &[""],
@@ -81,10 +92,21 @@ fn what_is_no_command_is_exit_64_and_shows_the_usage() {
         let output = output(arguments);
         assert_eq!(output.status.code(), Some(64), "{arguments:?}: {output:?}");
         assert!(output.stdout.is_empty());
+        let said = String::from_utf8_lossy(&output.stderr);
         assert!(
-            String::from_utf8_lossy(&output.stderr).contains("Usage:"),
-            "{arguments:?}"
+            said.ends_with("; job-worker --help says what there is\n") && said.lines().count() == 1,
+            "{arguments:?}: {said}"
         );
+    }
+    for arguments in [
+        &["--fast"][..],
+        &["run", "a", "--fast"],
+        &["check", "--fast"],
+    ] {
+        let output = output(arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        let wording = "job-worker: unknown option \"--fast\"; ";
+        assert!(said.starts_with(wording), "{arguments:?}: {said}");
     }
 }
 

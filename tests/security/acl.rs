@@ -35,7 +35,10 @@ fn example() -> String {
 
 /// A broker that lets nobody in without a password, with this ACL and a user `observer` who may do everything.
 fn guarded(acl: &str) -> Mosquitto {
-    let broker = Mosquitto::prepare();
+    guarded_by(Mosquitto::prepare(), acl)
+}
+
+fn guarded_by(broker: Mosquitto, acl: &str) -> Mosquitto {
     let (passwords, rights) = (broker.dir().join("passwords"), broker.dir().join("acl"));
     for user in ["controller", "worker", "stranger", "observer"] {
         let create: &[_] = if passwords.exists() {
@@ -317,4 +320,67 @@ fn a_broker_that_drops_us_for_our_presence_is_understood() {
     worker.exits_with(75);
     let hint = "we may not write to jobs/workers/node-worker-01";
     assert!(worker.stderr().contains(hint), "{}", worker.stderr());
+}
+
+/// `check --connect` as `user` with `password`: what it says on stdout and stderr, and its exit status.
+fn check(broker: &Mosquitto, user: &str, password: &str) -> (String, String, Option<i32>) {
+    let output = job_worker()
+        .args(["check", "--connect"])
+        .env("MQTT_URL", broker.url())
+        .env("MQTT_USERNAME", user)
+        .env("MQTT_PASSWORD", password)
+        .output()
+        .expect("the binary runs");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    (
+        text(output.stdout),
+        text(output.stderr),
+        output.status.code(),
+    )
+}
+
+#[test]
+fn check_names_a_login_that_the_broker_denies() {
+    let broker = guarded(&example());
+    let (good, wrong, status) = check(&broker, "worker", PASSWORD);
+    assert_eq!((status, &*wrong), (Some(0), ""), "{good}");
+    assert!(
+        good.contains("login: accepted as user \"worker\""),
+        "{good}"
+    );
+
+    let (good, wrong, status) = check(&broker, "worker", "hunter2");
+    assert_eq!(status, Some(78));
+    assert!(
+        wrong.starts_with("broker: login: the broker denies access with our user name"),
+        "{wrong}"
+    );
+    assert!(
+        good.contains("broker: TCP: ") && !good.contains("hunter2"),
+        "{good}"
+    );
+}
+
+/// A broker that puts the user's name for every client id gives `check` the session of the worker.
+#[test]
+fn check_takes_nothing_from_a_worker_whose_client_id_it_is_given() {
+    for version in ["5", "4"] {
+        let broker = Mosquitto::prepare().config("use_username_as_clientid true");
+        let broker = guarded_by(broker, &example());
+        let site = Site {
+            controller: connect(&broker, "controller"),
+            broker,
+            drive: TempDir::new(),
+        };
+        let mut worker = site.idle_worker(as_worker(version));
+        worker.sigterm();
+        worker.exits_with(0);
+        site.submit("a", json!({ "steps": ["true"] }));
+        let (good, wrong, status) = check(&site.broker, "worker", PASSWORD);
+        assert_eq!(status, Some(78), "{good}");
+        assert!(wrong.contains("session of another client id"), "{wrong}");
+        let mut worker = site.spawn(as_worker(version));
+        assert_eq!(site.result("a").json()["status"], "success");
+        worker.exits_with(0);
+    }
 }

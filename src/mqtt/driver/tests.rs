@@ -1,7 +1,7 @@
 use super::*;
-use crate::mqtt::Broker;
 #[cfg(feature = "tls")]
 use crate::mqtt::tls;
+use crate::mqtt::{Broker, Session};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc;
@@ -25,7 +25,8 @@ fn settings(port: u16) -> Settings {
         client_id: "w".into(),
         requests: "jobs/pending".into(),
         cancels: "jobs/cancel/+".into(),
-        last_will: ("jobs/workers/w".into(), Vec::new()),
+        session: Session::Kept,
+        last_will: None,
     }
 }
 
