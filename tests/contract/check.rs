@@ -8,12 +8,12 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 use support::broker::{Broker, Entry, Packet, Verdict};
-use support::scene::{SOON, Scene, WORKER};
-use support::site::Site;
+use support::site::{Site, WORKER};
+use support::wait::DEADLINE;
 use support::worker::job_worker;
 
-fn check(scene: &Scene, dir: Option<&str>, configure: impl FnOnce(&mut Command)) -> Output {
-    let mut command = scene.command(["check"].into_iter().chain(dir));
+fn check(site: &Site<Broker>, dir: Option<&str>, configure: impl FnOnce(&mut Command)) -> Output {
+    let mut command = site.command(["check"].into_iter().chain(dir));
     configure(&mut command);
     command.output().expect("the binary runs")
 }
@@ -37,20 +37,20 @@ fn contents(dir: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
 
 #[test]
 fn a_good_configuration_and_a_good_job() {
-    let scene = Scene::new();
-    let output = check(&scene, None, |_| {});
+    let site = Site::scripted();
+    let output = check(&site, None, |_| {});
     assert_eq!(
         (output.status.code(), text(&output.stderr)),
         (Some(0), String::new())
     );
     assert!(text(&output.stdout).contains("jobs/pending"), "{output:?}");
 
-    let dir = scene.prepare(
+    let dir = site.prepare(
         "a",
         json!({ "steps": ["touch ran", { "run": "touch ran", "colour": "blue" }] }),
     );
     let before = contents(&dir);
-    let output = check(&scene, Some("a"), |_| {});
+    let output = check(&site, Some("a"), |_| {});
     assert_eq!(
         (output.status.code(), text(&output.stderr)),
         (Some(0), String::new())
@@ -61,13 +61,13 @@ fn a_good_configuration_and_a_good_job() {
         "{said}"
     );
     assert_eq!(contents(&dir), before, "nothing is run, nothing is written");
-    assert!(scene.broker.log().is_empty(), "nobody is asked");
+    assert!(site.broker.log().is_empty(), "nobody is asked");
 }
 
 #[test]
 fn every_fault_of_the_configuration_is_named() {
-    let scene = Scene::new();
-    let output = check(&scene, None, |command| {
+    let site = Site::scripted();
+    let output = check(&site, None, |command| {
         command
             .env("JOB_TIMEOUT", "soon")
             .env("JOB_ON_STOP", "never")
@@ -90,13 +90,13 @@ fn every_fault_of_the_configuration_is_named() {
 
 #[test]
 fn a_fault_of_the_job_is_named() {
-    let scene = Scene::new();
-    fs::create_dir(scene.drive().join("empty")).unwrap();
-    fs::write(scene.drive().join("file"), "").unwrap();
-    scene.prepare("no-steps", json!({ "env": {} }));
-    scene.prepare("wrong-step", json!({ "steps": ["true", 7] }));
-    scene.prepare("wrong-time", json!({ "steps": [], "timeoutSeconds": -1 }));
-    fs::write(scene.prepare("no-json", json!({})).join("job.json"), "{").unwrap();
+    let site = Site::scripted();
+    fs::create_dir(site.drive.path().join("empty")).unwrap();
+    fs::write(site.drive.path().join("file"), "").unwrap();
+    site.prepare("no-steps", json!({ "env": {} }));
+    site.prepare("wrong-step", json!({ "steps": ["true", 7] }));
+    site.prepare("wrong-time", json!({ "steps": [], "timeoutSeconds": -1 }));
+    fs::write(site.prepare("no-json", json!({})).join("job.json"), "{").unwrap();
     for (dir, word) in [
         ("missing", "does not exist"),
         ("file", "not a directory"),
@@ -106,7 +106,7 @@ fn a_fault_of_the_job_is_named() {
         ("wrong-time", "timeoutSeconds"),
         ("no-json", "job.json"),
     ] {
-        let output = check(&scene, Some(dir), |_| {});
+        let output = check(&site, Some(dir), |_| {});
         assert_ne!(output.status.code(), Some(0), "{dir}");
         let said = text(&output.stderr);
         assert!(
@@ -118,8 +118,8 @@ fn a_fault_of_the_job_is_named() {
 
 #[test]
 fn both_are_checked_even_if_the_first_has_a_fault() {
-    let scene = Scene::new();
-    let output = check(&scene, Some("missing"), |command| {
+    let site = Site::scripted();
+    let output = check(&site, Some("missing"), |command| {
         command.env("JOB_TIMEOUT", "soon");
     });
     let said = text(&output.stderr);
@@ -131,10 +131,10 @@ fn both_are_checked_even_if_the_first_has_a_fault() {
 
 #[test]
 fn a_withdrawn_job_is_told() {
-    let scene = Scene::new();
-    let dir = scene.prepare("a", json!({ "steps": ["true"] }));
+    let site = Site::scripted();
+    let dir = site.prepare("a", json!({ "steps": ["true"] }));
     fs::write(dir.join("job.cancel"), "").unwrap();
-    let output = check(&scene, Some("a"), |_| {});
+    let output = check(&site, Some("a"), |_| {});
     let (good, said) = (text(&output.stdout), text(&output.stderr));
     assert_eq!(output.status.code(), Some(0), "{said}");
     assert!(said.starts_with("warning: job: withdrawn by ") && said.contains("a/job.cancel"));
@@ -143,27 +143,27 @@ fn a_withdrawn_job_is_told() {
 
 #[test]
 fn unknown_variables_are_named_by_check_and_at_start() {
-    let scene = Scene::new();
-    scene.prepare("a", json!({ "steps": [] }));
+    let site = Site::scripted();
+    site.prepare("a", json!({ "steps": [] }));
     let said = "unknown variables are ignored: JOB_MAXATTEMPTS (did you mean JOB_MAX_ATTEMPTS?), MQTT_HOST";
     let configure = |command: &mut Command| {
         command
             .env("JOB_MAXATTEMPTS", "2")
             .env("MQTT_HOST", "hunter2");
     };
-    let output = check(&scene, None, configure);
+    let output = check(&site, None, configure);
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(
         text(&output.stderr),
         format!("warning: configuration: {said}\n")
     );
     for arguments in [&["supervise"][..], &["run", "a"], &[]] {
-        let mut command = scene.command(arguments);
+        let mut command = site.command(arguments);
         configure(&mut command);
-        let mut process = scene.start(command);
+        let mut process = site.start_as(command);
         process.await_stderr(said);
         if arguments != ["run", "a"] {
-            scene.await_idle_after(scene.states().len().saturating_sub(1));
+            site.await_idle(site.mark().saturating_sub(1));
             process.signal(Signal::TERM);
         }
         process.exits_with(0);
@@ -174,8 +174,8 @@ fn unknown_variables_are_named_by_check_and_at_start() {
 
 #[test]
 fn an_unusable_filter_of_the_log_is_an_error() {
-    let scene = Scene::new();
-    let output = check(&scene, None, |command| {
+    let site = Site::scripted();
+    let output = check(&site, None, |command| {
         command.env("RUST_LOG", "dbug");
     });
     assert_eq!(output.status.code(), Some(78));
@@ -269,13 +269,13 @@ fn connect_names_a_subscription_that_is_denied() {
 #[test]
 fn connect_says_nothing_to_anybody_and_takes_no_request() {
     for version in ["5", "4"] {
-        let scene = Scene::new();
-        scene.idle_worker(|_| {}).signal(Signal::TERM);
-        scene.broker.wait_for_connected(WORKER, false, SOON);
-        let before = scene.broker.log().len();
+        let site = Site::scripted();
+        site.idle_worker(|_| {}).signal(Signal::TERM);
+        site.broker.wait_for_connected(WORKER, false, DEADLINE);
+        let before = site.broker.log().len();
         // requests come as soon as there is somebody to take them
-        let url = scene.broker.url();
-        scene.broker.publish_retained("jobs/pending", "{}");
+        let url = site.broker.url();
+        site.broker.publish_retained("jobs/pending", "{}");
         let (good, wrong, status) = connect(&url, |command| {
             command
                 .env("WORKER_ID", WORKER)
@@ -283,7 +283,7 @@ fn connect_says_nothing_to_anybody_and_takes_no_request() {
         });
         assert_eq!((status, &*wrong), (Some(0), ""), "{good}");
         let mut clients = Vec::new();
-        for entry in &scene.broker.log()[before..] {
+        for entry in &site.broker.log()[before..] {
             let Entry::Packet {
                 from_client: true,
                 packet,
@@ -304,10 +304,10 @@ fn connect_says_nothing_to_anybody_and_takes_no_request() {
             }
         }
         assert!(!clients.is_empty() && !clients.contains(&WORKER.to_owned()));
-        scene.broker.wait_for_queued(WORKER, 1, SOON);
+        site.broker.wait_for_queued(WORKER, 1, DEADLINE);
         for client in clients {
-            scene.broker.wait_for_connected(&client, false, SOON);
-            assert!(!scene.broker.has_session(&client), "{client}");
+            site.broker.wait_for_connected(&client, false, DEADLINE);
+            assert!(!site.broker.has_session(&client), "{client}");
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::support;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs;
-use support::scene::{Finished, Scene, await_file, read, until_exists, verdict};
+use support::site::{Finished, Site, await_file, read, until_exists, verdict};
 
 const SECRET: &str = "hunter2-do-not-tell";
 
@@ -25,37 +25,41 @@ fn environment(finished: &Finished, file: &str) -> BTreeMap<String, String> {
 
 #[test]
 fn steps_get_the_worker_s_environment_without_its_configuration() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let definition = json!({
         "steps": ["cat /proc/self/environ > first", "cat /proc/self/environ > second"],
         "env": { "FROM_FILE": "file", "KEPT": "job's", "JOB_ID": "forged", "WORKER_ID": "forged", "MQTT_OWN": "job's" }
     });
-    let finished = scene.run("a", definition, |worker| {
-        worker
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap());
-        worker
-            .env("TEST_SCENE", scene.drive())
-            .env("WORKER_ID", "w")
-            .env("MQTT_URL", scene.broker.url());
-        worker
-            .env("KEPT", "worker's")
-            .env("PASSED_ON", "yes")
-            .env("MQTTX", "no variable of ours");
-        worker
-            .env("MQTT_PASSWORD", SECRET)
-            .env("MQTT_USERNAME", "me")
-            .env("MQTT_ANYTHING", "x");
-        worker
-            .env("JOB_TIMEOUT", "1000")
-            .env("JOB_ANYTHING", "x")
-            .env("RUST_LOG", "info");
-    });
+    let finished = site.run_on(
+        site.idle_worker(|worker| {
+            worker
+                .env_clear()
+                .env("PATH", std::env::var_os("PATH").unwrap());
+            worker
+                .env("TEST_SITE", site.drive.path())
+                .env("WORKER_ID", "w")
+                .env("MQTT_URL", site.broker.url());
+            worker
+                .env("KEPT", "worker's")
+                .env("PASSED_ON", "yes")
+                .env("MQTTX", "no variable of ours");
+            worker
+                .env("MQTT_PASSWORD", SECRET)
+                .env("MQTT_USERNAME", "me")
+                .env("MQTT_ANYTHING", "x");
+            worker
+                .env("JOB_TIMEOUT", "1000")
+                .env("JOB_ANYTHING", "x")
+                .env("RUST_LOG", "info");
+        }),
+        "a",
+        definition,
+    );
     assert_eq!(finished.verdict(), ("success", "", 0));
     let dir = finished.dir.display().to_string();
     let mut wanted: BTreeMap<String, String> = [
         ("PATH", std::env::var("PATH").unwrap()),
-        ("TEST_SCENE", scene.drive().display().to_string()),
+        ("TEST_SITE", site.drive.path().display().to_string()),
         ("KEPT", "job's".into()),
         ("PASSED_ON", "yes".into()),
         ("MQTTX", "no variable of ours".into()),
@@ -78,41 +82,41 @@ fn steps_get_the_worker_s_environment_without_its_configuration() {
 
 #[test]
 fn the_request_s_variables_win_key_by_key() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|_| {});
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|_| {});
     let env = json!({ "A": "file", "B": "file", "NUMBER": 8080 });
-    let dir = scene.prepare(
+    let dir = site.prepare(
         "a",
         json!({ "steps": ["echo $A $B $C $NUMBER"], "env": env }),
     );
-    scene.request(json!({ "id": "a", "workDir": dir, "env": { "B": "request", "C": "request" } }));
-    assert_eq!(verdict(&scene.result("a")), ("success", "", 0));
+    site.request(json!({ "id": "a", "workDir": dir, "env": { "B": "request", "C": "request" } }));
+    assert_eq!(verdict(&site.result("a").json()), ("success", "", 0));
     worker.exits_with(0);
     assert!(read(&dir.join("job.log")).contains("\nfile request request 8080\n"));
 }
 
 #[test]
 fn the_attempt_is_told() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|_| {});
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|_| {});
     let step = "echo $JOB_ATTEMPT >> attempts; touch up; ".to_owned() + &until_exists("gate");
-    let dir = scene.submit("a", json!({ "steps": [step] }));
+    let dir = site.submit("a", json!({ "steps": [step] }));
     await_file(&dir.join("up"));
-    worker.child.kill().unwrap();
+    worker.kill9();
     worker.wait();
     fs::write(dir.join("gate"), "").unwrap();
-    let mut worker = scene.worker(|_| {});
-    assert_eq!(scene.result("a")["attempt"], 2);
+    let mut worker = site.worker(|_| {});
+    assert_eq!(site.result("a").json()["attempt"], 2);
     worker.exits_with(0);
     assert_eq!(read(&dir.join("attempts")), "1\n2\n");
 }
 
 #[test]
 fn a_password_is_nowhere() {
-    let scene = Scene::new();
-    let password_file = scene.drive().join("password");
+    let site = Site::scripted();
+    let password_file = site.drive.path().join("password");
     fs::write(&password_file, SECRET).unwrap();
-    let with_url = scene
+    let with_url = site
         .broker
         .url()
         .replace("mqtt://", &format!("mqtt://me:{SECRET}@"));
@@ -127,14 +131,14 @@ fn a_password_is_nowhere() {
         let id = format!("job{number}");
         // command line and stdout are looked at from inside a step; a parent may read its environment, the job may not
         let steps = json!(["env; cat /proc/$PPID/cmdline", "exit 3"]);
-        let mut worker = scene.idle_worker(|worker| {
+        let mut worker = site.idle_worker(|worker| {
             worker
                 .env("MQTT_USERNAME", "me")
                 .env(name, value)
                 .env("RUST_LOG", "trace");
         });
-        let dir = scene.submit(&id, json!({ "steps": steps }));
-        scene.result(&id);
+        let dir = site.submit(&id, json!({ "steps": steps }));
+        site.result(&id).json();
         worker.exits_with(0);
         let texts = [
             worker.stderr(),
@@ -147,7 +151,7 @@ fn a_password_is_nowhere() {
             assert!(!text.contains(SECRET), "{name}: {text}");
         }
     }
-    let published = scene.broker.received("#");
+    let published = site.broker.received("#");
     assert!(
         published
             .iter()
@@ -157,12 +161,11 @@ fn a_password_is_nowhere() {
 
 #[test]
 fn signals_are_as_a_program_expects_them() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     // rust ignores SIGPIPE, and an ignored signal is inherited: `yes | head` would not end in silence
-    let finished = scene.run(
+    let finished = site.run(
         "a",
         json!({ "steps": ["grep -E '^Sig(Ign|Blk)' /proc/self/status"] }),
-        |_| {},
     );
     let mask = |status: &str, name: &str| {
         let line = status.lines().find(|line| line.starts_with(name)).unwrap();
@@ -185,26 +188,26 @@ fn signals_are_as_a_program_expects_them() {
 
 /// The worker as it is started by a parent that has changed what a child inherits.
 fn with_inherited(python: &str) {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let mut command = std::process::Command::new("python3");
     let start = format!(
         "import os, signal\n{python}\nos.execv({:?}, ['job-worker'])",
-        support::scene::binary()
+        support::worker::binary()
     );
     command.args(["-c", &start]);
-    scene.equip(&mut command);
+    site.equip(&mut command);
     command.env("JOB_STOP_GRACE", "30");
     let again = || {
         let mut command = std::process::Command::new("python3");
         command.args(["-c", &start]);
-        scene.equip(&mut command);
+        site.equip(&mut command);
         command
     };
-    let mut worker = scene.start(command);
-    scene.await_idle_after(0);
+    let mut worker = site.start_as(command);
+    site.await_idle(0);
     let steps = json!(["(true &); sleep 0", { "run": "sleep 1000", "timeoutSeconds": 0.1 }, { "run": "exit 4", "always": true }]);
-    scene.submit("a", json!({ "steps": steps }));
-    let result = scene.result("a");
+    site.submit("a", json!({ "steps": steps }));
+    let result = site.result("a").json();
     assert_eq!(verdict(&result), ("failed", "timeout", 124));
     assert_eq!(
         (
@@ -215,9 +218,9 @@ fn with_inherited(python: &str) {
     );
     worker.exits_with(0);
 
-    let states = scene.states().len();
-    let mut worker = scene.start(again());
-    scene.await_idle_after(states);
+    let states = site.mark();
+    let mut worker = site.start_as(again());
+    site.await_idle(states);
     worker.signal(rustix::process::Signal::TERM);
     worker.exits_with(0);
 }
@@ -240,21 +243,21 @@ fn blocked_signals_of_a_parent_do_no_harm() {
 
 #[test]
 fn a_step_has_no_terminal_and_a_session_of_its_own() {
-    let scene = Scene::new();
-    let dir = scene.prepare(
+    let site = Site::scripted();
+    let dir = site.prepare(
         "a",
         json!({ "steps": ["(: < /dev/tty) 2> tty || echo no terminal; ps -o sid= -p $$ | tr -d ' ' > sid; echo $$ > pid"] }),
     );
     // script(1) gives the worker a terminal
     let run = format!(
         "{} run {}",
-        support::scene::binary().display(),
+        support::worker::binary().display(),
         dir.display()
     );
     let mut command = std::process::Command::new("script");
     command.args(["-qec", &run, "/dev/null"]);
-    scene.equip(&mut command);
-    let mut script = scene.start(command);
+    site.equip(&mut command);
+    let mut script = site.start_as(command);
     script.exits_with(0);
     assert!(read(&dir.join("job.log")).contains("\nno terminal\n"));
     let tty = read(&dir.join("tty"));

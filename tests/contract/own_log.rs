@@ -5,19 +5,20 @@ use crate::support;
 use rustix::process::Signal;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
-use support::scene::{Scene, read};
+use support::broker::Broker;
+use support::site::{Site, read};
 
 /// What a worker says that is stopped while it waits, with stderr in a file, and with that file's device and inode.
-fn log(scene: &Scene, journal: impl FnOnce(u64, u64) -> String) -> String {
-    let path = scene.drive().join("log");
+fn log(site: &Site<Broker>, journal: impl FnOnce(u64, u64) -> String) -> String {
+    let path = site.drive.path().join("log");
     let file = File::create(&path).unwrap();
     let meta = file.metadata().unwrap();
-    let mut command = scene.command::<&str>([]);
+    let mut command = site.command::<&str>([]);
     command
         .stderr(file)
         .env("JOURNAL_STREAM", journal(meta.dev(), meta.ino()));
     let mut child = command.spawn().unwrap();
-    scene.await_idle_after(0);
+    site.await_idle(0);
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, Signal::TERM).unwrap();
     assert!(child.wait().unwrap().success());
@@ -26,7 +27,7 @@ fn log(scene: &Scene, journal: impl FnOnce(u64, u64) -> String) -> String {
 
 #[test]
 fn each_line_has_the_time() {
-    let log = log(&Scene::new(), |device, inode| {
+    let log = log(&Site::scripted(), |device, inode| {
         format!("{device}:{}", inode + 1)
     });
     assert!(log.lines().count() > 1, "{log}");
@@ -40,7 +41,9 @@ fn each_line_has_the_time() {
 
 #[test]
 fn the_journal_has_the_time_already() {
-    let log = log(&Scene::new(), |device, inode| format!("{device}:{inode}"));
+    let log = log(&Site::scripted(), |device, inode| {
+        format!("{device}:{inode}")
+    });
     assert!(log.lines().count() > 1, "{log}");
     for line in log.lines() {
         assert!(line.starts_with("job-worker: info: "), "{line}");

@@ -444,7 +444,7 @@ fn a_retained_request_is_never_run(version: &str) {
     site.controller
         .publish_retained("jobs/pending", request.clone());
     let configure = eager(version);
-    let worker = site.spawn(&configure);
+    let worker = site.worker(&configure);
     let answer = site.controller.next("jobs/rejected").json();
     assert!(
         answer["error"]
@@ -491,7 +491,7 @@ fn a_queue_that_starts_with_bad_requests(version: &str) {
         }
     }
     let dir = site.submit("good", json!({ "steps": ["true"] }));
-    let worker = site.spawn(&configure);
+    let worker = site.worker(&configure);
     let good = site.finish(worker, dir, "good");
     assert_eq!(good.result["status"], "success");
     assert_eq!(site.controller.heard("jobs/rejected").len(), 15);

@@ -339,7 +339,7 @@ fn a_missing_directory_may_have_had_its_result_where_the_request_comes_again() {
         patient.stderr().contains("request taken")
     });
     patient.kill9();
-    let _worker = site.spawn(waits_for_files("0"));
+    let _worker = site.worker(waits_for_files("0"));
     let error = |message: &Value| message["error"].as_str().unwrap_or_default().to_owned();
     let redelivered = error(&site.result("gone").json());
     assert!(

@@ -8,31 +8,34 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use support::broker::Broker;
 use support::log::untimed;
-use support::scene::{Process, Scene, await_file, read, read_json, until_exists, wait_until};
+use support::site::{Site, await_file, read, read_json, until_exists};
+use support::wait;
+use support::worker::Worker;
 
-fn command(scene: &Scene, arguments: &[&str]) -> Command {
-    let mut command = scene.command(["run"].iter().chain(arguments));
+fn command(site: &Site<Broker>, arguments: &[&str]) -> Command {
+    let mut command = site.command(["run"].iter().chain(arguments));
     // nobody listens there: without a broker means without one
     command.env("MQTT_URL", "mqtt://127.0.0.1:1");
     command
 }
 
-fn run(scene: &Scene, arguments: &[&str]) -> Process {
-    scene.start(command(scene, arguments))
+fn run(site: &Site<Broker>, arguments: &[&str]) -> Worker {
+    site.start_as(command(site, arguments))
 }
 
 #[test]
 fn it_runs_the_job_writes_the_same_files_and_shows_the_log() {
-    let scene = Scene::new();
-    let dir = scene.prepare(
+    let site = Site::scripted();
+    let dir = site.prepare(
         "a",
         json!({ "steps": ["echo out; echo err >&2; echo $JOB_ID $WORKER_ID", "true"] }),
     );
-    let mut process = run(&scene, &["a"]);
+    let mut process = run(&site, &["a"]);
     process.exits_with(0);
     let log = read(&dir.join("job.log"));
-    assert!(log.contains("\nout\nerr\na w\n"), "{log}");
+    assert!(log.contains("\nout\nerr\na node-worker-01\n"), "{log}");
     assert_eq!(process.stdout(), log);
     let status = read_json(&dir.join("job.status.json"));
     assert_eq!(
@@ -44,7 +47,7 @@ fn it_runs_the_job_writes_the_same_files_and_shows_the_log() {
 
 #[test]
 fn it_exits_with_the_job_s_exit_code() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     for (id, step, code) in [
         ("failed", json!("exit 3"), 3),
         ("signalled", json!("kill -9 $$"), 137),
@@ -55,41 +58,41 @@ fn it_exits_with_the_job_s_exit_code() {
             124,
         ),
     ] {
-        scene.prepare(id, json!({ "steps": [step] }));
-        run(&scene, &[id]).exits_with(code);
+        site.prepare(id, json!({ "steps": [step] }));
+        run(&site, &[id]).exits_with(code);
     }
 }
 
 #[test]
 fn it_runs_a_final_job_again_and_takes_an_id() {
-    let scene = Scene::new();
-    let dir = scene.prepare("a", json!({ "steps": ["echo $JOB_ID >> ids"] }));
-    run(&scene, &["a"]).exits_with(0);
-    run(&scene, &["--id", "other", dir.to_str().unwrap()]).exits_with(0);
-    run(&scene, &["./a/../a/", "--id", "7"]).exits_with(0);
+    let site = Site::scripted();
+    let dir = site.prepare("a", json!({ "steps": ["echo $JOB_ID >> ids"] }));
+    run(&site, &["a"]).exits_with(0);
+    run(&site, &["--id", "other", dir.to_str().unwrap()]).exits_with(0);
+    run(&site, &["./a/../a/", "--id", "7"]).exits_with(0);
     assert_eq!(read(&dir.join("ids")), "a\nother\n7\n");
     assert_eq!(read_json(&dir.join("job.status.json"))["attempt"], 1);
 }
 
 #[test]
 fn the_current_directory_is_a_directory_too() {
-    let scene = Scene::new();
-    let dir = scene.prepare("a", json!({ "steps": ["echo $JOB_ID > id"] }));
-    let mut command = command(&scene, &["."]);
+    let site = Site::scripted();
+    let dir = site.prepare("a", json!({ "steps": ["echo $JOB_ID > id"] }));
+    let mut command = command(&site, &["."]);
     command.current_dir(&dir);
-    scene.start(command).exits_with(0);
+    site.start_as(command).exits_with(0);
     assert_eq!(read(&dir.join("id")), "a\n");
 }
 
 #[test]
 fn the_log_is_shown_while_it_grows() {
-    let scene = Scene::new();
-    let dir = scene.prepare(
+    let site = Site::scripted();
+    let dir = site.prepare(
         "a",
         json!({ "steps": ["echo early; ".to_owned() + &until_exists("gate"), "echo late"] }),
     );
-    let mut process = run(&scene, &["a"]);
-    wait_until("the first line on the terminal", || {
+    let mut process = run(&site, &["a"]);
+    wait::until("the first line on the terminal", || {
         process.stdout().contains("\nearly\n")
     });
     fs::write(dir.join("gate"), "").unwrap();
@@ -99,15 +102,15 @@ fn the_log_is_shown_while_it_grows() {
 
 #[test]
 fn an_attempt_after_a_crash_shows_only_what_is_new() {
-    let scene = Scene::new();
-    let dir = scene
+    let site = Site::scripted();
+    let dir = site
         .prepare("a", json!({ "steps": ["echo once >> runs; wc -l < runs; ".to_owned() + &until_exists("gate")] }));
-    let mut process = run(&scene, &["a"]);
+    let mut process = run(&site, &["a"]);
     await_file(&dir.join("runs"));
-    process.child.kill().unwrap();
+    process.kill9();
     process.wait();
     fs::write(dir.join("gate"), "").unwrap();
-    let mut process = run(&scene, &["a"]);
+    let mut process = run(&site, &["a"]);
     process.exits_with(0);
     assert!(
         read(&dir.join("job.log")).starts_with("Job ID: a\n"),
@@ -122,11 +125,11 @@ fn an_attempt_after_a_crash_shows_only_what_is_new() {
 
 #[test]
 fn bad_directories_are_told_and_left_alone() {
-    let scene = Scene::new();
-    fs::create_dir(scene.drive().join("empty")).unwrap();
-    fs::write(scene.drive().join("file"), "").unwrap();
-    scene.prepare("no-steps", json!({ "env": {} }));
-    fs::write(scene.prepare("no-json", json!({})).join("job.json"), "{").unwrap();
+    let site = Site::scripted();
+    fs::create_dir(site.drive.path().join("empty")).unwrap();
+    fs::write(site.drive.path().join("file"), "").unwrap();
+    site.prepare("no-steps", json!({ "env": {} }));
+    fs::write(site.prepare("no-json", json!({})).join("job.json"), "{").unwrap();
     for (dir, said) in [
         ("missing", "missing"),
         ("file", "not a directory"),
@@ -134,7 +137,7 @@ fn bad_directories_are_told_and_left_alone() {
         ("no-steps", "steps"),
         ("no-json", "job.json"),
     ] {
-        let mut process = run(&scene, &[dir]);
+        let mut process = run(&site, &[dir]);
         let status = process.wait();
         let told = process.stderr();
         let of_others = ["the request", "controller"];
@@ -146,38 +149,41 @@ fn bad_directories_are_told_and_left_alone() {
             process.stderr()
         );
         assert_eq!(process.stdout(), "");
-        assert!(!scene.drive().join(dir).join("job.log").exists(), "{dir}");
+        assert!(
+            !site.drive.path().join(dir).join("job.log").exists(),
+            "{dir}"
+        );
     }
-    scene.prepare("a", json!({ "steps": ["true"] }));
-    run(&scene, &["a", "--id=no/id"]).exits_with(64);
-    run(&scene, &["/"]).exits_with(64);
+    site.prepare("a", json!({ "steps": ["true"] }));
+    run(&site, &["a", "--id=no/id"]).exits_with(64);
+    run(&site, &["/"]).exits_with(64);
 }
 
 #[test]
 fn what_is_set_for_a_broker_does_not_stop_it() {
-    let scene = Scene::new();
-    scene.prepare("a", json!({ "steps": ["true"] }));
-    let mut command = command(&scene, &["a"]);
+    let site = Site::scripted();
+    site.prepare("a", json!({ "steps": ["true"] }));
+    let mut command = command(&site, &["a"]);
     command
         .env("MQTT_URL", "no URL")
         .env("MQTT_PASSWORD_FILE", "/does/not/exist");
-    scene.start(command).exits_with(0);
+    site.start_as(command).exits_with(0);
 }
 
 /// Ctrl-C at a terminal reaches the whole group.
-fn in_own_group(scene: &Scene, grace: &str) -> Process {
-    let mut command = command(scene, &["a"]);
+fn in_own_group(site: &Site<Broker>, grace: &str) -> Worker {
+    let mut command = command(site, &["a"]);
     command.env("JOB_STOP_GRACE", grace).process_group(0);
-    scene.start(command)
+    site.start_as(command)
 }
 
 #[test]
 fn ctrl_c_is_a_cancel() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let steps = json!(["trap 'sleep 0.3; touch cleaned; exit' TERM; touch up; while :; do sleep 0.02; done", "touch next",
         { "run": "touch last", "always": true }]);
-    let dir = scene.prepare("a", json!({ "steps": steps }));
-    let mut process = in_own_group(&scene, "30");
+    let dir = site.prepare("a", json!({ "steps": steps }));
+    let mut process = in_own_group(&site, "30");
     await_file(&dir.join("up"));
     process.signal_group(Signal::INT);
     process.exits_with(130);
@@ -206,16 +212,16 @@ fn ctrl_c_is_a_cancel() {
 
 #[test]
 fn a_second_ctrl_c_is_at_once() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let steps = json!(["trap 'touch told' TERM; touch up; while :; do sleep 0.02; done", { "run": "touch last", "always": true }]);
-    let dir = scene.prepare("a", json!({ "steps": steps }));
-    let mut process = in_own_group(&scene, "1000");
+    let dir = site.prepare("a", json!({ "steps": steps }));
+    let mut process = in_own_group(&site, "1000");
     await_file(&dir.join("up"));
     process.signal_group(Signal::INT);
     await_file(&dir.join("told"));
     process.signal_group(Signal::INT);
     process.exits_with(130);
-    scene.nothing_survives();
+    site.nothing_survives();
     assert!(
         !dir.join("last").exists(),
         "at once means without `always` steps"
@@ -228,27 +234,27 @@ fn a_second_ctrl_c_is_at_once() {
 
 #[test]
 fn a_second_ctrl_c_ends_an_always_step_at_once() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let steps = json!(["touch up; sleep 1000", { "run": "trap '' TERM; touch always; sleep 1000", "always": true },
         { "run": "touch last", "always": true }]);
-    let dir = scene.prepare("a", json!({ "steps": steps }));
-    let mut process = in_own_group(&scene, "1000");
+    let dir = site.prepare("a", json!({ "steps": steps }));
+    let mut process = in_own_group(&site, "1000");
     await_file(&dir.join("up"));
     process.signal_group(Signal::INT);
     await_file(&dir.join("always"));
     process.signal_group(Signal::INT);
     process.exits_with(130);
     assert!(!dir.join("last").exists());
-    scene.nothing_survives();
+    site.nothing_survives();
 }
 
 #[test]
 fn ctrl_c_while_it_waits_for_another_worker_runs_nothing() {
-    let scene = Scene::new();
-    let dir = scene.prepare("a", json!({ "steps": ["touch ran"] }));
+    let site = Site::scripted();
+    let dir = site.prepare("a", json!({ "steps": ["touch ran"] }));
     let log = File::create(dir.join("job.log")).unwrap();
     log.lock().unwrap();
-    let mut process = in_own_group(&scene, "1");
+    let mut process = in_own_group(&site, "1");
     process.await_stderr("is in use");
     process.signal_group(Signal::INT);
     process.exits_with(130);
@@ -263,23 +269,23 @@ fn ctrl_c_while_it_waits_for_another_worker_runs_nothing() {
 
 #[test]
 fn nothing_outlives_it() {
-    let scene = Scene::new();
-    scene.prepare(
+    let site = Site::scripted();
+    site.prepare(
         "a",
         json!({ "steps": ["(setsid sleep 1000 &); sleep 1000 &"] }),
     );
-    run(&scene, &["a"]).exits_with(0);
-    scene.nothing_survives();
+    run(&site, &["a"]).exits_with(0);
+    site.nothing_survives();
 }
 
 #[test]
 fn a_reader_that_goes_away_does_not_end_the_job() {
-    let scene = Scene::new();
-    let dir = scene.prepare(
+    let site = Site::scripted();
+    let dir = site.prepare(
         "a",
         json!({ "steps": [until_exists("gate") + "; head -c 1000000 /dev/zero; exit 5"] }),
     );
-    let mut command = command(&scene, &["a"]);
+    let mut command = command(&site, &["a"]);
     let mut child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -294,11 +300,11 @@ fn a_reader_that_goes_away_does_not_end_the_job() {
 
 #[test]
 fn a_reader_that_does_not_read_holds_up_neither_a_timeout_nor_ctrl_c() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     for (id, limit) in [("timeout", 0.5), ("cancel", 1000.0)] {
         let step = json!({ "run": "head -c 1000000 /dev/zero; touch up; sleep 1000", "timeoutSeconds": limit });
-        let dir = scene.prepare(id, json!({ "steps": [step] }));
-        let mut command = command(&scene, &[id]);
+        let dir = site.prepare(id, json!({ "steps": [step] }));
+        let mut command = command(&site, &[id]);
         let child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -308,12 +314,12 @@ fn a_reader_that_does_not_read_holds_up_neither_a_timeout_nor_ctrl_c() {
         if id == "cancel" {
             kill_process(Pid::from_child(&child), Signal::INT).unwrap();
         }
-        wait_until("the end of the job", || {
+        wait::until("the end of the job", || {
             read_json(&dir.join("job.status.json"))["status"] == "failed"
         });
         // what is left is for the drive and the reader; who does not want to wait for them interrupts again
         let mut child = child;
-        support::scene::wait_for("the process to end", || {
+        wait::until_some("the process to end", || {
             let ended = child.try_wait().unwrap();
             if ended.is_none() {
                 kill_process(Pid::from_child(&child), Signal::INT).unwrap();

@@ -191,11 +191,11 @@ fn every_document_of_the_worker_is_as_its_schema_says() {
     worker.sigterm();
     worker.exits_with(0);
     documents.push(on_disk(&dir));
-    let mut worker = site.spawn(|_| {});
+    let mut worker = site.worker(|_| {});
     wait::until("the second run", || on_disk(&dir)["status"] == "running");
     worker.kill9();
     fs::remove_file(dir.join("gate")).unwrap();
-    let mut worker = site.spawn(|command| {
+    let mut worker = site.worker(|command| {
         command.env("JOB_MAX_ATTEMPTS", "1");
     });
     documents.push(site.result("stopped").json());

@@ -3,7 +3,7 @@
 use crate::support;
 
 use std::process::{Command, Output, Stdio};
-use support::scene::binary;
+use support::worker::binary;
 
 fn output(arguments: &[&str]) -> Output {
     Command::new(binary())

@@ -5,11 +5,12 @@ use crate::support;
 use serde_json::json;
 use std::fs::{self, File};
 use std::path::Path;
+use support::broker::Broker;
 use support::log::untimed;
-use support::scene::{
-    Process, SOON, Scene, WORKER, await_file, read, read_json, survivors, until_exists, verdict,
-    wait_until,
-};
+use support::processes::survivors;
+use support::site::{Site, WORKER, await_file, read, read_json, until_exists, verdict};
+use support::wait::{self, DEADLINE};
+use support::worker::Worker;
 
 const CLEAN: &str = "git init -q . && git clean -fdxq";
 
@@ -27,22 +28,21 @@ fn count(log: &str, line: &str) -> usize {
 }
 
 /// A worker that is killed with all that it runs, as a host that goes down.
-fn kill_all(scene: &Scene, worker: &mut Process, step: &Path) {
-    worker.child.kill().expect("it is our child");
-    worker.child.wait().expect("it is our child");
+fn kill_all(site: &Site<Broker>, worker: &mut Worker, step: &Path) {
+    worker.kill9();
     let pid = read(step).trim().parse().expect("a pid");
     let pid = rustix::process::Pid::from_raw(pid).expect("not 0");
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is running");
-    wait_until("the step to end", || survivors(&scene.mark()).is_empty());
+    wait::until("the step to end", || survivors(&site.label()).is_empty());
 }
 
 #[test]
 fn the_log_is_whole_whatever_a_step_removes() {
     for way in WAYS {
-        let scene = Scene::new();
+        let site = Site::scripted();
         let way = format!("echo one; {way}");
         let steps = json!([way, "echo two", "echo three", way]);
-        let job = scene.run("a", json!({ "steps": steps }), |_| {});
+        let job = site.run("a", json!({ "steps": steps }));
         assert_eq!(job.verdict(), ("success", "", 0), "{way}: {}", job.log);
         assert!(job.log.starts_with("Job ID: a\n"), "{way}: {}", job.log);
         for (line, times) in [("one", 2), ("two", 1), ("three", 1)] {
@@ -61,10 +61,10 @@ fn the_log_is_whole_whatever_a_step_removes() {
 
 #[test]
 fn the_worker_says_that_a_step_removed_the_log() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|_| {});
-    let dir = scene.submit("a", json!({ "steps": ["rm job.log", "true"] }));
-    assert_eq!(verdict(&scene.result("a")), ("success", "", 0));
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|_| {});
+    let dir = site.submit("a", json!({ "steps": ["rm job.log", "true"] }));
+    assert_eq!(verdict(&site.result("a").json()), ("success", "", 0));
     worker.exits_with(0);
     let said = format!(
         "{} was removed or replaced by a step",
@@ -76,11 +76,11 @@ fn the_worker_says_that_a_step_removed_the_log() {
 
 #[test]
 fn what_an_earlier_step_left_running_still_writes_to_the_log() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let late = "(until [ -e now ]; do sleep 0.02; done; echo late; touch said) &";
     let again = format!("rm job.log; touch now; {}", until_exists("said"));
     let steps = json!([late, "rm job.log", again, "echo last"]);
-    let job = scene.run("a", json!({ "steps": steps }), |_| {});
+    let job = site.run("a", json!({ "steps": steps }));
     assert_eq!(job.verdict(), ("success", "", 0));
     assert_eq!(count(&job.log, "late"), 1, "{}", job.log);
     assert_eq!(
@@ -93,46 +93,46 @@ fn what_an_earlier_step_left_running_still_writes_to_the_log() {
 
 #[test]
 fn attempts_go_on_counting() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let steps = json!([
         CLEAN,
         "echo $$ > pid.tmp; mv pid.tmp pid; echo in $JOB_ATTEMPT; exec sleep 1000"
     ]);
-    let mut worker = scene.idle_worker(|_| {});
-    let dir = scene.drive().join("a");
+    let mut worker = site.idle_worker(|_| {});
+    let dir = site.drive.path().join("a");
     fs::create_dir(&dir).expect("the drive can be written");
-    scene.request(json!({ "id": "a", "workDir": dir, "steps": steps, "maxAttempts": 2 }));
+    site.request(json!({ "id": "a", "workDir": dir, "steps": steps, "maxAttempts": 2 }));
     for attempt in 1..=2 {
         await_file(&dir.join("pid"));
-        wait_until("the step to write", || {
+        wait::until("the step to write", || {
             count(&read(&dir.join("job.log")), &format!("in {attempt}")) == 1
         });
-        kill_all(&scene, &mut worker, &dir.join("pid"));
+        kill_all(&site, &mut worker, &dir.join("pid"));
         fs::remove_file(dir.join("pid")).expect("the drive can be written");
-        worker = scene.worker(|_| {});
+        worker = site.worker(|_| {});
     }
-    let result = scene.result("a");
+    let result = site.result("a").json();
     assert_eq!(verdict(&result), ("failed", "interrupted", 1), "{result}");
     worker.exits_with(0);
     let log = read(&dir.join("job.log"));
     assert_eq!([count(&log, "in 1"), count(&log, "in 2")], [1, 1], "{log}");
-    scene.broker.wait_for_queued(WORKER, 0, SOON);
+    site.broker.wait_for_queued(WORKER, 0, DEADLINE);
 }
 
 #[test]
 fn a_second_worker_waits_for_the_lock() {
     for way in WAYS {
-        let scene = Scene::new();
+        let site = Site::scripted();
         let next = format!("echo first; touch up; {}", until_exists("../gate"));
-        let dir = scene.prepare("a", json!({ "steps": [way, next] }));
+        let dir = site.prepare("a", json!({ "steps": [way, next] }));
         let definition = fs::read(dir.join("job.json")).expect("it is there");
         let run = ["run".as_ref(), dir.as_os_str()];
-        let mut first = scene.start(scene.command(run));
+        let mut first = site.start_as(site.command(run));
         await_file(&dir.join("up"));
         fs::write(dir.join("job.json"), definition).expect("the drive can be written");
-        let mut second = scene.start(scene.command(run));
+        let mut second = site.start_as(site.command(run));
         second.await_stderr("is in use by another worker");
-        fs::write(scene.drive().join("gate"), "").expect("the drive can be written");
+        fs::write(site.drive.path().join("gate"), "").expect("the drive can be written");
         first.exits_with(0);
         second.exits_with(0);
         assert_eq!(
@@ -146,19 +146,19 @@ fn a_second_worker_waits_for_the_lock() {
 
 #[test]
 fn a_job_ends_where_another_worker_has_its_directory() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|_| {});
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|_| {});
     let steps = json!([
         format!("rm job.*; touch up; {}", until_exists("gate")),
         "touch ran"
     ]);
-    let dir = scene.submit("a", json!({ "steps": steps }));
+    let dir = site.submit("a", json!({ "steps": steps }));
     await_file(&dir.join("up"));
     let other = File::create(dir.join("job.log")).expect("the drive can be written");
     other.lock().expect("nobody has it");
     fs::write(dir.join("job.status.json"), "of the other").expect("the drive can be written");
     fs::write(dir.join("gate"), "").expect("the drive can be written");
-    let result = scene.result("a");
+    let result = site.result("a").json();
     assert_eq!(verdict(&result), ("failed", "internal", 1), "{result}");
     let error = result["error"].as_str().expect("an error");
     assert!(error.contains("another worker has it by now"), "{error}");

@@ -13,11 +13,11 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 use support::broker::{Broker, Entry, Packet, Step, Verdict};
+use support::site::WORKER;
 use support::temp_dir::TempDir;
 use support::wait;
 use support::worker::{Worker, job_worker};
 
-const WORKER: &str = "node-worker-01";
 const RESULT: &str = "jobs/results/job";
 const PRESENCE: &str = "jobs/workers/node-worker-01";
 

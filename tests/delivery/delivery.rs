@@ -103,7 +103,7 @@ fn jobs_queued_while_the_worker_is_away_run_once_each_in_order(version: &str) {
 
     let mut pids = HashSet::new();
     for (number, dir) in dirs.iter().enumerate() {
-        let mut worker = site.spawn(speaking(version));
+        let mut worker = site.worker(speaking(version));
         worker.exits_with(0);
         assert_eq!(
             lines(dir, "runs"),
@@ -144,7 +144,7 @@ fn a_worker_takes_one_job_and_leaves_the_others(version: &str) {
     release(&held);
     first.exits_with(0);
     assert!(lines(&waiting, "runs").is_empty());
-    let second = site.spawn(speaking(version));
+    let second = site.worker(speaking(version));
     let finished = site.finish(second, waiting, "waiting");
     assert_eq!(
         lines(&finished.dir, "runs"),
@@ -161,7 +161,7 @@ fn a_job_interrupted_by_a_crash_runs_again_as_the_next_attempt(version: &str) {
     first.kill9();
     kill9_shell(&dir);
     release(&dir);
-    let second = site.spawn(speaking(version));
+    let second = site.worker(speaking(version));
     let finished = site.finish(second, dir, "crashed");
     assert_eq!(finished.result["status"], "success");
     assert_eq!(finished.result["attempt"], 2);
@@ -191,7 +191,7 @@ fn a_successor_waits_for_the_orphans_of_a_killed_worker(version: &str) {
     let dir = held_job(&site, "orphaned", json!({}));
     await_starts(&dir, 1);
     first.kill9();
-    let mut second = site.spawn(speaking(version));
+    let mut second = site.worker(speaking(version));
     wait::throughout(Duration::from_millis(500), "the successor waits", || {
         lines(&dir, "runs") == ["start 1"]
     });
@@ -231,13 +231,13 @@ fn while_it_waits_for_orphans_a_worker_can_be_stopped() {
     await_starts(&dir, 1);
     first.kill9();
     let mark = site.controller.mark();
-    let mut second = site.spawn(|_| {});
+    let mut second = site.worker(|_| {});
     site.await_state(&mut second, mark, "busy");
     second.sigterm();
     second.exits_with(0);
     assert_eq!(lines(&dir, "runs"), ["start 1"]);
     release(&dir);
-    let finished = site.finish(site.spawn(|_| {}), dir, "orphaned");
+    let finished = site.finish(site.worker(|_| {}), dir, "orphaned");
     assert_eq!(finished.result["status"], "success");
 }
 
@@ -247,12 +247,12 @@ fn after_the_last_attempt_that_crashed_the_job_is_failed_as_interrupted() {
     site.open_queue(|_| {});
     let dir = held_job(&site, "unlucky", json!({ "maxAttempts": 2 }));
     for attempt in 1..=2 {
-        let mut worker = site.spawn(|_| {});
+        let mut worker = site.worker(|_| {});
         await_starts(&dir, attempt);
         worker.kill9();
         kill9_shell(&dir);
     }
-    let third = site.spawn(|_| {});
+    let third = site.worker(|_| {});
     let finished = site.finish(third, dir, "unlucky");
     assert_eq!(finished.result["status"], "failed");
     assert_eq!(finished.result["reason"], "interrupted");
@@ -273,12 +273,12 @@ fn the_attempts_of_a_job_end_after_three_crashes_by_default() {
     site.open_queue(|_| {});
     let dir = held_job(&site, "unlucky", json!({}));
     for attempt in 1..=3 {
-        let mut worker = site.spawn(|_| {});
+        let mut worker = site.worker(|_| {});
         await_starts(&dir, attempt);
         worker.kill9();
         kill9_shell(&dir);
     }
-    let finished = site.finish(site.spawn(|_| {}), dir, "unlucky");
+    let finished = site.finish(site.worker(|_| {}), dir, "unlucky");
     assert_eq!(finished.result["reason"], "interrupted");
     assert_eq!(
         lines(&finished.dir, "runs"),
@@ -299,7 +299,7 @@ fn a_worker_that_is_asked_to_stop_gives_its_job_back(version: &str) {
     assert_eq!(site.controller.heard("jobs/results/").len(), 0);
     release(&dir);
     // Being stopped does not count: one attempt is all that this job has.
-    let finished = site.finish(site.spawn(speaking(version)), dir, "requeued");
+    let finished = site.finish(site.worker(speaking(version)), dir, "requeued");
     assert_eq!(finished.result["status"], "success");
     let runs = lines(&finished.dir, "runs");
     assert_eq!(
@@ -338,7 +338,7 @@ fn a_job_published_afresh_behind_another_job_runs_again(version: &str) {
         site.submit(id, json!({ "steps": ["echo run >> runs"] }));
     }
     for _ in order {
-        site.spawn(speaking(version)).exits_with(0);
+        site.worker(speaking(version)).exits_with(0);
     }
     wait::until("five results", || {
         site.controller.heard("jobs/results/").len() >= order.len()
@@ -361,7 +361,7 @@ fn a_result_that_the_broker_never_acknowledged_is_answered_from_the_file(version
     let document = await_final_status(&dir);
     first.kill9();
     site.restart_broker();
-    let finished = site.finish(site.spawn(speaking(version)), dir, "final");
+    let finished = site.finish(site.worker(speaking(version)), dir, "final");
     assert_eq!(
         lines(&finished.dir, "runs"),
         ["start 1", "end 1"],
@@ -509,7 +509,7 @@ fn two_workers_never_run_in_one_work_dir_at_once() {
         {
             if worker.ended().is_some_and(|status| status.success()) {
                 let id = if worker.id == "one" { "one" } else { "two" };
-                *worker = site.spawn(named(id));
+                *worker = site.worker(named(id));
             }
         }
         site.controller.heard("jobs/results/shared").len() >= 2

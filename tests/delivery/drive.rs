@@ -150,7 +150,7 @@ fn a_request_on_a_topic_of_an_older_configuration_is_answered() {
         "old/pending",
         json!({ "id": "late", "workDir": dir }).to_string(),
     );
-    let worker = site.spawn(|_| {});
+    let worker = site.worker(|_| {});
     let result = site.result("late").json();
     assert_eq!(
         (&result["status"], &result["reason"]),

@@ -97,7 +97,7 @@ fn ends_as_forgotten(site: &Site, mut worker: Worker, dir: &Path) {
     // published again, it is a run of its own
     release(dir);
     site.request(json!({ "id": "held", "workDir": dir }));
-    site.spawn(|_| {}).exits_with(0);
+    site.worker(|_| {}).exits_with(0);
     let again = site.result("held").json();
     assert_eq!(
         (&again["status"], &again["attempt"]),
@@ -151,7 +151,7 @@ fn a_stop_without_a_broker_leaves_the_job_interrupted(version: &str) {
             site.open_queue(speaking(version));
             site.request(json!({ "id": "held", "workDir": dir }));
         }
-        let finished = site.finish(site.spawn(speaking(version)), dir.clone(), "held");
+        let finished = site.finish(site.worker(speaking(version)), dir.clone(), "held");
         assert_eq!(finished.result["status"], "success");
         await_starts(&dir, 2);
         assert_eq!(site.controller.heard("jobs/results/held").len(), 1);

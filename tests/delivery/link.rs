@@ -7,11 +7,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::broker::{Entry, Message, Packet, Step, Verdict};
+use support::broker::{Broker, Entry, Message, Packet, Step, Verdict};
 use support::proxy::Proxy;
-use support::scene::{SOON, Scene, WORKER, read_json, until_exists};
-use support::site::Site;
-use support::wait;
+use support::site::{Site, WORKER, read_json, until_exists};
+use support::wait::{self, DEADLINE};
 
 /// The smallest that is taken, in seconds.
 const KEEP_ALIVE: &str = "5";
@@ -66,7 +65,7 @@ fn one_of_two_idle_workers_under_one_id_leaves(version: &str) {
     let configure = |command: &mut Command| {
         command.env("MQTT_PROTOCOL_VERSION", version);
     };
-    let mut workers = [site.idle_worker(configure), site.spawn(configure)];
+    let mut workers = [site.idle_worker(configure), site.worker(configure)];
     let mut gone = wait::until_some("one of them to leave", || {
         let at = workers
             .iter_mut()
@@ -86,9 +85,9 @@ fn one_of_two_idle_workers_under_one_id_leaves(version: &str) {
 }
 
 fn an_acknowledgement_of_something_else_is_none_of_the_result(version: &str) {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let mut lies = 1;
-    scene.broker.set_script(move |step| match *step.packet {
+    site.broker.set_script(move |step| match *step.packet {
         Packet::PubAck { pkid, code } if !step.from_client && lies > 0 => {
             lies -= 1;
             let pkid = pkid + 1;
@@ -96,9 +95,9 @@ fn an_acknowledgement_of_something_else_is_none_of_the_result(version: &str) {
         }
         _ => Verdict::Pass,
     });
-    let mut worker = scene.idle_worker(speaking(version));
-    scene.submit("a", json!({ "steps": ["true"] }));
-    let results = scene.results("a", 2);
+    let mut worker = site.idle_worker(speaking(version));
+    site.submit("a", json!({ "steps": ["true"] }));
+    let results = site.results("a", 2);
     assert_eq!(
         results[0], results[1],
         "it is published until it has arrived"
@@ -118,14 +117,14 @@ const SHORT_TAKEOVER: [u8; 3] = [0xe0, 0x01, 0x8e];
 
 #[test]
 fn a_takeover_said_in_the_short_form_is_one_too() {
-    let scene = Scene::new();
-    scene.broker.set_script(|step| match step.packet {
+    let site = Site::scripted();
+    site.broker.set_script(|step| match step.packet {
         Packet::Disconnect { .. } if !step.from_client => {
             Verdict::Replace(Packet::Raw(SHORT_TAKEOVER.to_vec()))
         }
         _ => Verdict::Pass,
     });
-    let mut workers = [scene.idle_worker(|_| {}), scene.worker(|_| {})];
+    let mut workers = [site.idle_worker(|_| {}), site.worker(|_| {})];
     let gone = wait::until_some("one of them to leave", || {
         workers
             .iter_mut()
@@ -151,41 +150,41 @@ fn without_presence(times: usize) -> impl FnMut(&Step) -> Verdict {
 }
 
 fn a_broker_that_drops_an_idle_worker_three_times_is_left(version: &str) {
-    let scene = Scene::new();
-    scene.broker.set_script(without_presence(3));
-    let mut worker = scene.worker(speaking(version));
+    let site = Site::scripted();
+    site.broker.set_script(without_presence(3));
+    let mut worker = site.worker(speaking(version));
     worker.exits_with(75);
     let said = worker.stderr();
     assert!(said.contains("dropped 3 connections"), "{said}");
     assert!(
-        said.contains("WORKER_ID") && said.contains("jobs/workers/w"),
+        said.contains("WORKER_ID") && said.contains(&format!("jobs/workers/{WORKER}")),
         "{said}"
     );
 }
 
 fn two_drops_are_none_too_many(version: &str) {
-    let scene = Scene::new();
-    scene.broker.set_script(without_presence(2));
-    let mut worker = scene.idle_worker(speaking(version));
-    scene.submit("a", json!({ "steps": ["true"] }));
-    assert_eq!(scene.result("a")["status"], "success");
+    let site = Site::scripted();
+    site.broker.set_script(without_presence(2));
+    let mut worker = site.idle_worker(speaking(version));
+    site.submit("a", json!({ "steps": ["true"] }));
+    assert_eq!(site.result("a").json()["status"], "success");
     worker.exits_with(0);
 }
 
 fn a_worker_with_a_job_is_dropped_as_often_as_it_takes(version: &str) {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(speaking(version));
-    let dir = scene.submit("a", json!({ "steps": [until_exists("open")] }));
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(speaking(version));
+    let dir = site.submit("a", json!({ "steps": [until_exists("open")] }));
     for _ in 0..5 {
-        scene.broker.wait_for_connected(WORKER, true, SOON);
-        scene.broker.kick(WORKER);
+        site.broker.wait_for_connected(WORKER, true, DEADLINE);
+        site.broker.kick(WORKER);
     }
     worker.await_stderr("connections in a row");
     assert!(worker.ended().is_none());
     fs::write(dir.join("open"), "").unwrap();
-    assert_eq!(scene.result("a")["status"], "success");
+    assert_eq!(site.result("a").json()["status"], "success");
     worker.exits_with(0);
-    scene.broker.wait_for_queued(WORKER, 0, SOON);
+    site.broker.wait_for_queued(WORKER, 0, DEADLINE);
 }
 
 fn speaking(version: &str) -> impl Fn(&mut Command) {
@@ -219,45 +218,45 @@ fn greeted_as(expected: &'static [(u8, Verdict)]) -> impl FnMut(&Step) -> Verdic
 
 #[test]
 fn where_version_5_is_never_answered_the_older_one_is_spoken() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let greetings = &[(5, Verdict::Drop), (5, Verdict::Drop), (4, Verdict::Pass)];
-    scene.broker.set_script(greeted_as(greetings));
-    let mut worker = scene.idle_worker(|_| {});
+    site.broker.set_script(greeted_as(greetings));
+    let mut worker = site.idle_worker(|_| {});
     assert!(worker.stderr().contains("speaking 3.1.1"));
-    scene.submit("a", json!({ "steps": ["true"] }));
-    assert_eq!(scene.result("a")["status"], "success");
+    site.submit("a", json!({ "steps": ["true"] }));
+    assert_eq!(site.result("a").json()["status"], "success");
     worker.exits_with(0);
 }
 
 #[test]
 fn where_the_older_version_does_not_help_version_5_is_tried_again() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let greetings = &[
         (5, Verdict::CutBefore),
         (5, Verdict::CutBefore),
         (4, Verdict::CutBefore),
         (5, Verdict::Pass),
     ];
-    scene.broker.set_script(greeted_as(greetings));
-    let worker = scene.idle_worker(|_| {});
+    site.broker.set_script(greeted_as(greetings));
+    let worker = site.idle_worker(|_| {});
     assert!(!worker.stderr().contains("speaking 3.1.1"));
 }
 
 /// Over 3.1.1 this life could not tell a redelivery from a fresh request.
 #[test]
 fn a_greeting_that_is_cut_once_does_not_cost_version_5() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let greetings = &[(5, Verdict::CutBefore), (5, Verdict::Pass)];
-    scene.broker.set_script(greeted_as(greetings));
-    scene.idle_worker(|_| {});
+    site.broker.set_script(greeted_as(greetings));
+    site.idle_worker(|_| {});
 }
 
 #[test]
 fn a_configured_version_is_kept_although_it_is_not_answered() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let greetings = &[(5, Verdict::Drop), (5, Verdict::Pass)];
-    scene.broker.set_script(greeted_as(greetings));
-    scene.idle_worker(speaking("5"));
+    site.broker.set_script(greeted_as(greetings));
+    site.idle_worker(speaking("5"));
 }
 
 fn json_of(message: &Message) -> Value {
@@ -265,19 +264,19 @@ fn json_of(message: &Message) -> Value {
 }
 
 /// A job whose result has some 2 KB, and a rejection that is as large.
-fn large_words_are_published_short(version: &str, scene: &Scene) {
-    let mut worker = scene.worker(speaking(version));
-    scene.broker.wait_for_connected(WORKER, true, SOON);
+fn large_words_are_published_short(version: &str, site: &Site<Broker>) {
+    let mut worker = site.worker(speaking(version));
+    site.broker.wait_for_connected(WORKER, true, DEADLINE);
     wait::until("the subscription", || {
-        scene.states().contains(&"idle".into())
+        site.states(0).contains(&"idle".into())
     });
-    scene.broker.publish("jobs/pending", "x".repeat(2000));
-    let notices = scene.broker.wait_for_message("jobs/rejected", 1, SOON);
+    site.broker.publish("jobs/pending", "x".repeat(2000));
+    let notices = site.broker.wait_for_message("jobs/rejected", 1, DEADLINE);
     assert_eq!(json_of(&notices[0])["truncated"], true);
     let mut steps = vec!["exit 3"];
     steps.resize(100, "true");
-    let dir = scene.submit("a", json!({ "steps": steps }));
-    let result = scene.result("a");
+    let dir = site.submit("a", json!({ "steps": steps }));
+    let result = site.result("a").json();
     assert_eq!(result["truncated"], true, "{result}");
     assert_eq!(
         (&result["exitCode"], &result["steps"]),
@@ -287,16 +286,15 @@ fn large_words_are_published_short(version: &str, scene: &Scene) {
     let stored = read_json(&dir.join("job.status.json"));
     assert_eq!(stored["steps"].as_array().unwrap().len(), 100);
     assert_eq!(stored.get("truncated"), None);
-    scene.broker.wait_for_queued(WORKER, 0, SOON);
+    site.broker.wait_for_queued(WORKER, 0, DEADLINE);
 }
 
 #[test]
 fn what_the_broker_says_that_it_does_not_take_is_published_short() {
-    let scene = Scene::new();
-    scene
-        .broker
+    let site = Site::scripted();
+    site.broker
         .configure(|knobs| knobs.max_packet_size = Some(600));
-    large_words_are_published_short("5", &scene);
+    large_words_are_published_short("5", &site);
     // neither the announcements nor the result have ended the connection
     let connects = |entry: &&Entry| {
         matches!(
@@ -307,18 +305,18 @@ fn what_the_broker_says_that_it_does_not_take_is_published_short() {
             }
         )
     };
-    assert_eq!(scene.broker.log().iter().filter(connects).count(), 1);
+    assert_eq!(site.broker.log().iter().filter(connects).count(), 1);
 }
 
 fn a_broker_that_does_not_say_what_it_takes_gets_it_short(version: &str) {
-    let scene = Scene::new();
-    scene.broker.set_script(|step| match step.packet {
+    let site = Site::scripted();
+    site.broker.set_script(|step| match step.packet {
         Packet::Publish {
             payload, qos: 1, ..
         } if step.from_client && payload.len() > 1024 => Verdict::CutBefore,
         _ => Verdict::Pass,
     });
-    large_words_are_published_short(version, &scene);
+    large_words_are_published_short(version, &site);
 }
 
 mod untold {

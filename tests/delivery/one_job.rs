@@ -11,7 +11,6 @@ use std::time::Duration;
 use support::controller::{Controller, Message};
 use support::mosquitto::Mosquitto;
 use support::site::{Site, read, while_exists};
-use support::temp_dir::TempDir;
 use support::wait;
 
 fn speaking(version: &str) -> impl Fn(&mut Command) {
@@ -38,12 +37,9 @@ fn peak_memory(pid: u32) -> u64 {
 fn requests_at_qos_0_in_mid_job_are_rejected_at_once_and_not_kept(version: &str) {
     const FLOOD: usize = 2000;
     let broker = Mosquitto::start();
-    let site = Site {
-        // the flood itself is not worth hearing
-        controller: Controller::hearing("jobs/+/+", &broker, "controller"),
-        broker,
-        drive: TempDir::new(),
-    };
+    // the flood itself is not worth hearing
+    let controller = Controller::hearing("jobs/+/+", &broker, "controller");
+    let site = Site::with(broker, controller);
     let rejections = Controller::hearing("jobs/rejected", &site.broker, "rejections");
     let mut worker = site.idle_worker(speaking(version));
     let step = format!("echo run >> runs; {}", while_exists("hold"));
@@ -96,7 +92,7 @@ fn requests_at_qos_0_in_mid_job_are_rejected_at_once_and_not_kept(version: &str)
 
     // what came at QoS 1 is left to the next process
     assert_eq!(count(&next, "runs"), 0);
-    let finished = site.finish(site.spawn(speaking(version)), next, "next");
+    let finished = site.finish(site.worker(speaking(version)), next, "next");
     assert_eq!(finished.result["status"], "success");
     assert_eq!(count(&finished.dir, "runs"), 1);
 }
@@ -112,7 +108,7 @@ fn a_job_that_stops_its_own_worker_ends_after_ten_stops(version: &str) {
     wait::until("an end of it", || {
         lives += 1;
         assert!(lives <= STOPS + 1, "{lives} processes, and no end");
-        site.spawn(speaking(version)).exits_with(0);
+        site.worker(speaking(version)).exits_with(0);
         !site.controller.heard("jobs/results/").is_empty()
     });
     let result = site.result("suicidal").json();

@@ -10,60 +10,42 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 use support::broker::{Broker, Entry, Packet, RefuseV5, Verdict};
-use support::temp_dir::TempDir;
+use support::site::{Site, WORKER};
 use support::wait::{self, DEADLINE};
-use support::worker::{Worker, job_worker};
+use support::worker::Worker;
 
-const ME: &str = "node-worker-01";
 const STATE: &str = "jobs/workers/node-worker-01";
 
-/// A scripted broker, and a directory for workers and jobs.
-struct Stage {
-    // the first to be dropped: what runs in the directory is gone by then
-    broker: Broker,
-    drive: TempDir,
-}
-
-impl Stage {
-    fn new() -> Self {
-        Self {
-            broker: Broker::start(),
-            drive: TempDir::new(),
-        }
-    }
-
-    fn start(&self, configure: impl FnOnce(&mut Command)) -> Worker {
-        let mut command = job_worker();
-        command
-            .env("MQTT_URL", self.broker.url())
-            .env("RUST_LOG", "debug")
-            .current_dir(self.drive.path());
-        configure(&mut command);
-        Worker::start(command, self.drive.path())
+impl Site<Broker> {
+    fn telling(&self, configure: impl FnOnce(&mut Command)) -> Worker {
+        self.worker(|command| {
+            command.env("RUST_LOG", "debug");
+            configure(command);
+        })
     }
 
     fn speaking(&self, version: &str) -> Worker {
-        let worker = self.start(|command| _ = command.env("MQTT_PROTOCOL_VERSION", version));
+        let worker = self.telling(|command| _ = command.env("MQTT_PROTOCOL_VERSION", version));
         self.broker.wait_for_message(STATE, 1, DEADLINE);
         worker
     }
 
     /// Publishes a request; the step appends the attempt to `runs` and lasts while `gate` exists.
-    fn submit(&self, id: &str) {
-        self.broker.publish("jobs/pending", self.request(id));
+    fn hand_out(&self, id: &str) {
+        self.broker.publish("jobs/pending", self.job(id));
     }
 
-    fn request(&self, id: &str) -> String {
+    fn job(&self, id: &str) -> String {
         let step = "echo $JOB_ATTEMPT >> runs; while [ -e gate ]; do sleep 0.02; done";
         fs::create_dir_all(self.dir(id)).unwrap();
         json!({ "id": id, "workDir": self.dir(id), "steps": [step] }).to_string()
     }
 
     /// The same, with the gate closed, and waits until the step runs.
-    fn submit_held(&self, id: &str) {
+    fn hand_out_held(&self, id: &str) {
         fs::create_dir_all(self.dir(id)).unwrap();
         fs::write(self.dir(id).join("gate"), "").unwrap();
-        self.submit(id);
+        self.hand_out(id);
         wait::until("the step to run", || self.runs(id) == "1\n");
     }
 
@@ -141,13 +123,13 @@ fn greetings(broker: &Broker) -> Vec<u8> {
 }
 
 fn the_order_at_the_end(version: &str) {
-    let stage = Stage::new();
-    let mut worker = stage.speaking(version);
-    stage.submit("a");
+    let site = Site::scripted();
+    let mut worker = site.speaking(version);
+    site.hand_out("a");
     worker.exits_with(0);
-    stage.broker.wait_for_connected(ME, false, DEADLINE);
+    site.broker.wait_for_connected(WORKER, false, DEADLINE);
     assert_eq!(
-        stage.told_from("jobs/results/a"),
+        site.told_from("jobs/results/a"),
         [
             ">PUBLISH jobs/results/a",
             "<PUBACK",
@@ -156,10 +138,9 @@ fn the_order_at_the_end(version: &str) {
             ">DISCONNECT"
         ]
     );
-    assert_eq!(stage.broker.queued(ME), 0);
+    assert_eq!(site.broker.queued(WORKER), 0);
     assert!(
-        stage
-            .broker
+        site.broker
             .retained(STATE)
             .unwrap()
             .text()
@@ -168,30 +149,30 @@ fn the_order_at_the_end(version: &str) {
 }
 
 fn a_request_is_not_acknowledged_while_the_broker_does_not_acknowledge_the_result(version: &str) {
-    let stage = Stage::new();
-    stage.broker.set_script(|step| match step.packet {
+    let site = Site::scripted();
+    site.broker.set_script(|step| match step.packet {
         Packet::PubAck { .. } if !step.from_client => Verdict::Drop,
         _ => Verdict::Pass,
     });
-    let mut worker = stage.speaking(version);
-    stage.submit("a");
-    stage.broker.wait_for_message("jobs/results/a", 1, DEADLINE);
+    let mut worker = site.speaking(version);
+    site.hand_out("a");
+    site.broker.wait_for_message("jobs/results/a", 1, DEADLINE);
     let quiet = Duration::from_secs(3);
     wait::throughout(quiet, "the request waits", || {
-        acknowledgements(&stage.broker) == 0 && worker.ended().is_none()
+        acknowledgements(&site.broker) == 0 && worker.ended().is_none()
     });
     // also on the next connection, where the broker redelivers the request and hears the result once more
-    stage.broker.kick(ME);
-    stage.broker.wait_for_message("jobs/results/a", 2, DEADLINE);
+    site.broker.kick(WORKER);
+    site.broker.wait_for_message("jobs/results/a", 2, DEADLINE);
     assert_eq!(
-        (acknowledgements(&stage.broker), stage.broker.queued(ME)),
+        (acknowledgements(&site.broker), site.broker.queued(WORKER)),
         (0, 1)
     );
-    stage.broker.set_script(|_| Verdict::Pass);
-    stage.broker.kick(ME);
+    site.broker.set_script(|_| Verdict::Pass);
+    site.broker.kick(WORKER);
     worker.exits_with(0);
-    stage.broker.wait_for_queued(ME, 0, DEADLINE);
-    assert_eq!(stage.runs("a"), "1\n");
+    site.broker.wait_for_queued(WORKER, 0, DEADLINE);
+    assert_eq!(site.runs("a"), "1\n");
 }
 
 /// In 3.1.1 nothing but a key tells the redelivery from a fresh request, so without one the job runs again.
@@ -208,38 +189,38 @@ fn a_worker_killed_before_the_acknowledgement_has_its_result_sent_by_the_next() 
 }
 
 fn killed_before_the_acknowledgement(version: &str, key: Value, runs: &str) {
-    let stage = Stage::new();
-    stage.broker.set_script(|step| match step.packet {
+    let site = Site::scripted();
+    site.broker.set_script(|step| match step.packet {
         Packet::PubAck { .. } if !step.from_client => Verdict::Drop,
         _ => Verdict::Pass,
     });
-    let mut worker = stage.speaking(version);
-    let mut request: Value = serde_json::from_str(&stage.request("a")).unwrap();
+    let mut worker = site.speaking(version);
+    let mut request: Value = serde_json::from_str(&site.job("a")).unwrap();
     request["key"] = key;
-    stage.broker.publish("jobs/pending", request.to_string());
-    let first = stage
+    site.broker.publish("jobs/pending", request.to_string());
+    let first = site
         .broker
         .wait_for_message("jobs/results/a", 1, DEADLINE)
         .remove(0);
     worker.kill9();
-    stage.broker.set_script(|_| Verdict::Pass);
-    let mut second = stage.start(|command| _ = command.env("MQTT_PROTOCOL_VERSION", version));
-    let results = stage.broker.wait_for_message("jobs/results/a", 2, DEADLINE);
-    stage.broker.wait_for_queued(ME, 0, DEADLINE);
-    assert_eq!(stage.runs("a"), runs);
+    site.broker.set_script(|_| Verdict::Pass);
+    let mut second = site.telling(|command| _ = command.env("MQTT_PROTOCOL_VERSION", version));
+    let results = site.broker.wait_for_message("jobs/results/a", 2, DEADLINE);
+    site.broker.wait_for_queued(WORKER, 0, DEADLINE);
+    assert_eq!(site.runs("a"), runs);
     assert_eq!(results[1].text() == first.text(), runs == "1\n");
     second.exits_with(0);
 }
 
 fn a_redelivery_on_the_live_connection_is_not_another_request(version: &str) {
-    let stage = Stage::new();
-    let mut worker = stage.speaking(version);
+    let site = Site::scripted();
+    let mut worker = site.speaking(version);
     // as NATS does: the same packet once more, without a new connection
-    let request = stage.request("a");
+    let request = site.job("a");
     let twin = request.clone();
-    fs::write(stage.dir("a").join("gate"), "").unwrap();
+    fs::write(site.dir("a").join("gate"), "").unwrap();
     let mut again = false;
-    stage.broker.set_script(move |step| match step.packet {
+    site.broker.set_script(move |step| match step.packet {
         Packet::Publish {
             topic,
             payload,
@@ -263,10 +244,10 @@ fn a_redelivery_on_the_live_connection_is_not_another_request(version: &str) {
         }
         _ => Verdict::Pass,
     });
-    stage.broker.publish("jobs/pending", request);
-    wait::until("the step to run", || stage.runs("a") == "1\n");
+    site.broker.publish("jobs/pending", request);
+    wait::until("the step to run", || site.runs("a") == "1\n");
     for _ in 0..3 {
-        stage.broker.publish("jobs/cancel/other", "");
+        site.broker.publish("jobs/cancel/other", "");
     }
     let is_twin = |entry: &Entry| {
         matches!(
@@ -277,53 +258,53 @@ fn a_redelivery_on_the_live_connection_is_not_another_request(version: &str) {
             }
         )
     };
-    stage.broker.wait_until(DEADLINE, |log| {
+    site.broker.wait_until(DEADLINE, |log| {
         log.iter().filter(|entry| is_twin(entry)).count() == 3
     });
-    stage.release("a");
+    site.release("a");
     worker.exits_with(0);
-    stage.broker.wait_for_connected(ME, false, DEADLINE);
+    site.broker.wait_for_connected(WORKER, false, DEADLINE);
     assert_eq!(
         (
-            stage.runs("a").as_str(),
-            stage.broker.received("jobs/results/a").len()
+            site.runs("a").as_str(),
+            site.broker.received("jobs/results/a").len()
         ),
         ("1\n", 1)
     );
     assert_eq!(
-        (acknowledgements(&stage.broker), stage.broker.queued(ME)),
+        (acknowledgements(&site.broker), site.broker.queued(WORKER)),
         (1, 0)
     );
 }
 
 fn requests_behind_the_first_stay_with_the_broker(version: &str) {
-    let stage = Stage::new();
-    let mut worker = stage.speaking(version);
-    stage.submit_held("job-0");
+    let site = Site::scripted();
+    let mut worker = site.speaking(version);
+    site.hand_out_held("job-0");
     let ids: Vec<String> = (1..20).map(|n| format!("job-{n}")).collect();
-    ids.iter().for_each(|id| stage.submit(id));
+    ids.iter().for_each(|id| site.hand_out(id));
     let delivered = if version == "4" { 20 } else { 1 };
     let is_request = |entry: &Entry| matches!(entry, Entry::Packet { packet: Packet::Publish { topic, .. }, .. } if topic == "jobs/pending");
-    stage.broker.wait_until(DEADLINE, |log| {
+    site.broker.wait_until(DEADLINE, |log| {
         log.iter().filter(|entry| is_request(entry)).count() == delivered
     });
-    stage.release("job-0");
+    site.release("job-0");
     worker.exits_with(0);
-    stage.broker.wait_for_queued(ME, 19, DEADLINE);
-    assert_eq!(stage.broker.received("jobs/results/+").len(), 1);
+    site.broker.wait_for_queued(WORKER, 19, DEADLINE);
+    assert_eq!(site.broker.received("jobs/results/+").len(), 1);
     // in 3.1.1 they come with DUP now, though nobody has run them
     for (n, id) in ids.iter().enumerate() {
-        let mut next = stage.start(|command| _ = command.env("MQTT_PROTOCOL_VERSION", version));
+        let mut next = site.telling(|command| _ = command.env("MQTT_PROTOCOL_VERSION", version));
         next.exits_with(0);
-        stage.broker.wait_for_connected(ME, false, DEADLINE);
-        let results = stage.broker.received("jobs/results/+");
+        site.broker.wait_for_connected(WORKER, false, DEADLINE);
+        let results = site.broker.received("jobs/results/+");
         assert_eq!(
             (results.len(), &results[n + 1].topic),
             (n + 2, &format!("jobs/results/{id}"))
         );
-        assert_eq!(stage.runs(id), "1\n");
+        assert_eq!(site.runs(id), "1\n");
     }
-    assert_eq!(stage.broker.queued(ME), 0);
+    assert_eq!(site.broker.queued(WORKER), 0);
 }
 
 on_both_protocols!(
@@ -335,41 +316,44 @@ on_both_protocols!(
 
 #[test]
 fn an_idle_worker_whose_id_is_taken_over_leaves() {
-    let stage = Stage::new();
-    let mut first = stage.speaking("5");
-    let second = stage.speaking("5");
+    let site = Site::scripted();
+    let mut first = site.speaking("5");
+    let second = site.speaking("5");
     first.exits_with(75);
     let said = first.stderr();
-    assert!(said.contains(ME) && said.contains("WORKER_ID"), "{said}");
+    assert!(
+        said.contains(WORKER) && said.contains("WORKER_ID"),
+        "{said}"
+    );
     drop(second);
 }
 
 #[test]
 fn a_busy_worker_whose_id_is_taken_over_finishes_and_then_reports() {
-    let stage = Stage::new();
-    let mut first = stage.speaking("5");
-    stage.submit_held("a");
+    let site = Site::scripted();
+    let mut first = site.speaking("5");
+    site.hand_out_held("a");
     // it finds the first at work by the lock, and must neither run the job nor answer for it
-    let mut second = stage.start(|_| {});
+    let mut second = site.telling(|_| {});
     wait::until("the first to notice", || {
         first
             .stderr()
             .contains("another client has connected with our id")
     });
     assert!(first.ended().is_none());
-    stage.release("a");
-    let results = stage.broker.wait_for_message("jobs/results/a", 1, DEADLINE);
+    site.release("a");
+    let results = site.broker.wait_for_message("jobs/results/a", 1, DEADLINE);
     assert!(
         results[0].text().contains(r#""status":"success""#),
         "{}",
         results[0].text()
     );
     first.exits_with(0);
-    stage.broker.wait_for_queued(ME, 0, DEADLINE);
-    assert_eq!(stage.runs("a"), "1\n");
+    site.broker.wait_for_queued(WORKER, 0, DEADLINE);
+    assert_eq!(site.runs("a"), "1\n");
     wait::until("the second to leave or to be idle", || {
         second.ended().is_some()
-            || stage
+            || site
                 .broker
                 .received(STATE)
                 .last()
@@ -378,10 +362,10 @@ fn a_busy_worker_whose_id_is_taken_over_finishes_and_then_reports() {
 }
 
 /// Starts a worker against a broker that refuses something, and returns what it says of it.
-fn refused(version: &str, configure: impl FnOnce(&Stage)) -> String {
-    let stage = Stage::new();
-    configure(&stage);
-    let mut worker = stage.start(|command| {
+fn refused(version: &str, configure: impl FnOnce(&Site<Broker>)) -> String {
+    let site = Site::scripted();
+    configure(&site);
+    let mut worker = site.telling(|command| {
         command
             .env("MQTT_PROTOCOL_VERSION", version)
             .env("MQTT_USERNAME", "alice")
@@ -405,9 +389,8 @@ fn a_refused_greeting_is_exit_77_and_says_what_was_refused() {
         ("4", 5, "user name and password"),
         ("4", 2, "client id"),
     ] {
-        let said = refused(version, |stage| {
-            stage
-                .broker
+        let said = refused(version, |site| {
+            site.broker
                 .configure(|knobs| knobs.connack_code = Some(code))
         });
         assert!(
@@ -420,16 +403,15 @@ fn a_refused_greeting_is_exit_77_and_says_what_was_refused() {
 #[test]
 fn a_broker_in_trouble_is_waited_for() {
     for (version, code) in [("5", 0x88), ("5", 0x89), ("5", 0x97), ("4", 3)] {
-        let stage = Stage::new();
-        stage
-            .broker
+        let site = Site::scripted();
+        site.broker
             .configure(|knobs| knobs.connack_code = Some(code));
-        let mut worker = stage.start(|command| _ = command.env("MQTT_PROTOCOL_VERSION", version));
-        wait::until("another try", || greetings(&stage.broker).len() >= 2);
+        let mut worker = site.telling(|command| _ = command.env("MQTT_PROTOCOL_VERSION", version));
+        wait::until("another try", || greetings(&site.broker).len() >= 2);
         assert!(worker.ended().is_none());
-        stage.broker.configure(|knobs| knobs.connack_code = None);
-        stage.broker.wait_for_message(STATE, 1, DEADLINE);
-        stage.submit("a");
+        site.broker.configure(|knobs| knobs.connack_code = None);
+        site.broker.wait_for_message(STATE, 1, DEADLINE);
+        site.hand_out("a");
         worker.exits_with(0);
     }
 }
@@ -442,9 +424,8 @@ fn a_refused_subscription_is_exit_77_and_names_the_filter() {
         ("4", "jobs/pending", 0x80),
         ("4", "jobs/cancel/+", 0x80),
     ] {
-        let said = refused(version, |stage| {
-            stage
-                .broker
+        let said = refused(version, |site| {
+            site.broker
                 .configure(|knobs| knobs.suback_failures = vec![(filter.into(), code)]);
         });
         assert!(said.contains(filter), "{said}");
@@ -454,41 +435,39 @@ fn a_refused_subscription_is_exit_77_and_names_the_filter() {
 #[test]
 fn a_worker_that_is_refused_in_mid_job_finishes_it_first_and_a_later_one_answers() {
     for (version, code) in [("5", 0x87), ("4", 5)] {
-        let stage = Stage::new();
-        let mut worker = stage.speaking(version);
-        stage.submit_held("a");
-        stage
-            .broker
+        let site = Site::scripted();
+        let mut worker = site.speaking(version);
+        site.hand_out_held("a");
+        site.broker
             .configure(|knobs| knobs.connack_code = Some(code));
-        stage.broker.kick(ME);
+        site.broker.kick(WORKER);
         wait::until("the refusal", || {
             worker
                 .stderr()
                 .contains("the broker denies access with our")
         });
         assert!(worker.ended().is_none());
-        stage.release("a");
+        site.release("a");
         worker.exits_with(77);
-        let status = read(&stage.dir("a").join("job.status.json"));
+        let status = read(&site.dir("a").join("job.status.json"));
         assert!(status.contains(r#""status":"success""#), "{status}");
-        stage.broker.configure(|knobs| knobs.connack_code = None);
-        let mut later = stage.speaking(version);
+        site.broker.configure(|knobs| knobs.connack_code = None);
+        let mut later = site.speaking(version);
         later.exits_with(0);
-        assert_eq!(stage.broker.received("jobs/results/a").len(), 1);
+        assert_eq!(site.broker.received("jobs/results/a").len(), 1);
         // in 3.1.1 nothing tells the redelivery from a fresh request
         let runs = if version == "5" { "1\n" } else { "1\n1\n" };
-        assert_eq!(stage.runs("a"), runs);
+        assert_eq!(site.runs("a"), runs);
     }
 }
 
 #[test]
 fn a_result_that_the_broker_does_not_authorise_is_exit_77_and_keeps_the_request() {
-    let stage = Stage::new();
-    stage
-        .broker
+    let site = Site::scripted();
+    site.broker
         .configure(|knobs| knobs.puback_failures = vec![("jobs/results/+".into(), 0x87)]);
-    let mut worker = stage.speaking("5");
-    stage.submit("a");
+    let mut worker = site.speaking("5");
+    site.hand_out("a");
     worker.exits_with(77);
     assert!(
         worker.stderr().contains("jobs/results/"),
@@ -496,32 +475,29 @@ fn a_result_that_the_broker_does_not_authorise_is_exit_77_and_keeps_the_request(
         worker.stderr()
     );
     assert_eq!(
-        (acknowledgements(&stage.broker), stage.broker.queued(ME)),
+        (acknowledgements(&site.broker), site.broker.queued(WORKER)),
         (0, 1)
     );
     // once that is put right, the result comes from the file
-    stage
-        .broker
-        .configure(|knobs| knobs.puback_failures.clear());
-    stage.start(|_| {}).exits_with(0);
+    site.broker.configure(|knobs| knobs.puback_failures.clear());
+    site.telling(|_| {}).exits_with(0);
     assert_eq!(
         (
-            stage.broker.received("jobs/results/a").len(),
-            stage.runs("a").as_str()
+            site.broker.received("jobs/results/a").len(),
+            site.runs("a").as_str()
         ),
         (1, "1\n")
     );
-    stage.broker.wait_for_queued(ME, 0, DEADLINE);
+    site.broker.wait_for_queued(WORKER, 0, DEADLINE);
 }
 
 #[test]
 fn a_result_that_the_broker_does_not_take_for_now_is_published_again() {
-    let stage = Stage::new();
-    stage
-        .broker
+    let site = Site::scripted();
+    site.broker
         .configure(|knobs| knobs.puback_failures = vec![("jobs/results/+".into(), 0x97)]);
-    let mut worker = stage.speaking("5");
-    stage.submit("a");
+    let mut worker = site.speaking("5");
+    site.hand_out("a");
     let tries = |log: &[Entry]| {
         let is_result =
             |p: &Packet| matches!(p, Packet::Publish { topic, .. } if topic == "jobs/results/a");
@@ -530,76 +506,71 @@ fn a_result_that_the_broker_does_not_take_for_now_is_published_again() {
             .filter(|packet| is_result(packet))
             .count()
     };
-    stage.broker.wait_until(DEADLINE, |log| tries(log) >= 2);
-    assert_eq!(acknowledgements(&stage.broker), 0);
-    stage
-        .broker
-        .configure(|knobs| knobs.puback_failures.clear());
+    site.broker.wait_until(DEADLINE, |log| tries(log) >= 2);
+    assert_eq!(acknowledgements(&site.broker), 0);
+    site.broker.configure(|knobs| knobs.puback_failures.clear());
     worker.exits_with(0);
-    stage.broker.wait_for_queued(ME, 0, DEADLINE);
-    assert_eq!(stage.runs("a"), "1\n");
+    site.broker.wait_for_queued(WORKER, 0, DEADLINE);
+    assert_eq!(site.runs("a"), "1\n");
 }
 
 #[test]
 fn a_broker_without_mqtt_5_is_spoken_to_in_3_1_1_with_a_notice() {
     for how in [RefuseV5::Close, RefuseV5::Answer] {
-        let stage = Stage::new();
-        stage.broker.configure(|knobs| knobs.refuse_v5 = Some(how));
-        let mut worker = stage.speaking("auto");
-        stage.submit("a");
+        let site = Site::scripted();
+        site.broker.configure(|knobs| knobs.refuse_v5 = Some(how));
+        let mut worker = site.speaking("auto");
+        site.hand_out("a");
         worker.exits_with(0);
-        stage.broker.wait_for_queued(ME, 0, DEADLINE);
-        assert_eq!(greetings(&stage.broker), [5, 5, 4]);
+        site.broker.wait_for_queued(WORKER, 0, DEADLINE);
+        assert_eq!(greetings(&site.broker), [5, 5, 4]);
         assert!(worker.stderr().contains("3.1.1"), "{}", worker.stderr());
     }
 }
 
 #[test]
 fn the_version_that_a_broker_has_taken_is_kept() {
-    let stage = Stage::new();
-    let _worker = stage.speaking("auto");
-    stage
-        .broker
+    let site = Site::scripted();
+    let _worker = site.speaking("auto");
+    site.broker
         .configure(|knobs| knobs.refuse_v5 = Some(RefuseV5::Close));
-    stage.broker.kick(ME);
-    wait::until("two more tries", || greetings(&stage.broker).len() >= 3);
+    site.broker.kick(WORKER);
+    wait::until("two more tries", || greetings(&site.broker).len() >= 3);
     assert!(
-        greetings(&stage.broker).iter().all(|version| *version == 5),
+        greetings(&site.broker).iter().all(|version| *version == 5),
         "{:?}",
-        greetings(&stage.broker)
+        greetings(&site.broker)
     );
 }
 
 #[test]
 fn a_version_that_is_asked_for_is_the_only_one() {
     for how in [RefuseV5::Close, RefuseV5::Answer] {
-        let stage = Stage::new();
-        stage.broker.configure(|knobs| knobs.refuse_v5 = Some(how));
-        let mut worker = stage.start(|command| _ = command.env("MQTT_PROTOCOL_VERSION", "5"));
-        wait::until("another try", || greetings(&stage.broker).len() >= 3);
+        let site = Site::scripted();
+        site.broker.configure(|knobs| knobs.refuse_v5 = Some(how));
+        let mut worker = site.telling(|command| _ = command.env("MQTT_PROTOCOL_VERSION", "5"));
+        wait::until("another try", || greetings(&site.broker).len() >= 3);
         assert!(worker.ended().is_none(), "losing the broker is no exit");
-        assert!(greetings(&stage.broker).iter().all(|version| *version == 5));
+        assert!(greetings(&site.broker).iter().all(|version| *version == 5));
     }
-    let stage = Stage::new();
-    let mut worker = stage.speaking("4");
-    stage.submit("a");
+    let site = Site::scripted();
+    let mut worker = site.speaking("4");
+    site.hand_out("a");
     worker.exits_with(0);
-    assert_eq!(greetings(&stage.broker), [4]);
+    assert_eq!(greetings(&site.broker), [4]);
 }
 
 #[test]
 fn a_server_keep_alive_of_0_is_no_reason_to_ping_without_a_pause() {
-    let stage = Stage::new();
-    stage
-        .broker
+    let site = Site::scripted();
+    site.broker
         .configure(|knobs| knobs.server_keep_alive = Some(0));
-    let mut worker = stage.start(|command| _ = command.env("MQTT_KEEP_ALIVE", "5"));
-    stage.broker.wait_for_message(STATE, 1, DEADLINE);
+    let mut worker = site.telling(|command| _ = command.env("MQTT_KEEP_ALIVE", "5"));
+    site.broker.wait_for_message(STATE, 1, DEADLINE);
     let is_ping = |entry: &Entry| matches!(sent(entry), Some(Packet::PingReq));
     // rumqttc has set its clock by then, so that one goes out
     let pings = || {
-        stage
-            .broker
+        site.broker
             .log()
             .iter()
             .filter(|entry| is_ping(entry))
@@ -608,31 +579,30 @@ fn a_server_keep_alive_of_0_is_no_reason_to_ping_without_a_pause() {
     wait::throughout(Duration::from_secs(2), "one PINGREQ at most", || {
         pings() <= 1
     });
-    stage.submit("a");
+    site.hand_out("a");
     worker.exits_with(0);
 }
 
 #[test]
 fn a_server_keep_alive_is_heeded() {
-    let stage = Stage::new();
+    let site = Site::scripted();
     // half as much again, and the broker ends the connection
-    stage
-        .broker
+    site.broker
         .configure(|knobs| knobs.server_keep_alive = Some(2));
-    let _worker = stage.speaking("5");
+    let _worker = site.speaking("5");
     let is_ping = |entry: &Entry| matches!(sent(entry), Some(Packet::PingReq));
-    stage.broker.wait_until(DEADLINE, |log| {
+    site.broker.wait_until(DEADLINE, |log| {
         log.iter().filter(|entry| is_ping(entry)).count() >= 2
     });
-    assert_eq!(greetings(&stage.broker).len(), 1);
+    assert_eq!(greetings(&site.broker).len(), 1);
 }
 
 #[test]
 fn a_broker_that_accepts_and_says_nothing_is_tried_again_and_can_be_waited_for_no_longer() {
     let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let stage = Stage::new();
+    let site = Site::scripted();
     let url = format!("mqtt://{}", silent.local_addr().unwrap());
-    let mut worker = stage.start(|command| _ = command.env("MQTT_URL", url));
+    let mut worker = site.telling(|command| _ = command.env("MQTT_URL", url));
     // held open, and never answered
     let _connections = [silent.accept().unwrap(), silent.accept().unwrap()];
     assert!(worker.ended().is_none());

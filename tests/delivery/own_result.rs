@@ -42,7 +42,7 @@ fn run_behind_another_job(site: &Site, dir: &Path, worker: &impl Fn(&mut Command
     site.submit("other", json!({ "steps": ["true"] }));
     site.request(json!({ "id": "again", "workDir": dir }));
     for _ in 0..2 {
-        site.spawn(worker).exits_with(0);
+        site.worker(worker).exits_with(0);
     }
 }
 
@@ -59,7 +59,7 @@ fn a_job_that_another_worker_ran_last_runs(version: &str) {
         let request = json!({ "id": "again", "workDir": dir });
         site.controller
             .publish("second/pending", request.to_string());
-        site.spawn(&two).exits_with(0);
+        site.worker(&two).exits_with(0);
         assert_eq!(runs(&dir), 2 * round - 1);
         run_behind_another_job(&site, &dir, &one);
         assert_eq!(runs(&dir), 2 * round, "it runs");
@@ -119,7 +119,7 @@ fn a_key_that_has_a_result_is_answered_with_it_by_whichever_worker(version: &str
     let request = |key: &str| json!({ "id": "keyed", "workDir": dir, "key": key }).to_string();
 
     site.controller.publish("jobs/pending", request("k"));
-    site.spawn(&one).exits_with(0);
+    site.worker(&one).exits_with(0);
     let first = results(&site, "jobs/results/keyed", 1)[0].json();
     assert_eq!(
         (&first["status"], &first["key"], runs(&dir)),
@@ -128,21 +128,21 @@ fn a_key_that_has_a_result_is_answered_with_it_by_whichever_worker(version: &str
 
     // published afresh, so with DUP = 0: no worker has been there to push it to
     site.controller.publish("jobs/pending", request("k"));
-    site.spawn(&one).exits_with(0);
+    site.worker(&one).exits_with(0);
     assert_eq!(results(&site, "jobs/results/keyed", 2)[1].json(), first);
     // and behind another job, so with DUP = 1
     site.submit("other", json!({ "steps": ["true"] }));
     site.controller.publish("jobs/pending", request("k"));
-    site.spawn(&one).exits_with(0);
-    site.spawn(&one).exits_with(0);
+    site.worker(&one).exits_with(0);
+    site.worker(&one).exits_with(0);
     assert_eq!(results(&site, "jobs/results/keyed", 3)[2].json(), first);
     site.controller.publish("second/pending", request("k"));
-    site.spawn(&two).exits_with(0);
+    site.worker(&two).exits_with(0);
     assert_eq!(results(&site, "second/results/keyed", 1)[0].json(), first);
     assert_eq!(runs(&dir), 1, "not run again");
 
     site.controller.publish("second/pending", request("l"));
-    site.spawn(&two).exits_with(0);
+    site.worker(&two).exits_with(0);
     let second = results(&site, "second/results/keyed", 2)[1].json();
     assert_eq!(second["key"], "l");
     assert_ne!(started(&second), started(&first));
@@ -150,7 +150,7 @@ fn a_key_that_has_a_result_is_answered_with_it_by_whichever_worker(version: &str
 
     let plain = json!({ "id": "keyed", "workDir": dir });
     site.controller.publish("jobs/pending", plain.to_string());
-    site.spawn(&one).exits_with(0);
+    site.worker(&one).exits_with(0);
     let third = results(&site, "jobs/results/keyed", 4)[3].json();
     assert!(third.get("key").is_none(), "{third}");
     assert_eq!(runs(&dir), 3, "without a key each publication is a run");

@@ -192,7 +192,7 @@ fn a_job_that_nobody_has_is_cancelled_when_a_worker_comes() {
     wait::until("a cancel", || {
         !site.controller.heard("jobs/cancel/").is_empty()
     });
-    let mut worker = site.spawn(|_| {});
+    let mut worker = site.worker(|_| {});
     submit.exits_with(130);
     worker.exits_with(0);
 }
@@ -213,7 +213,7 @@ fn a_job_that_is_still_in_the_queue_is_withdrawn_and_a_second_ctrl_c_leaves_at_o
     assert!(read(&submit.errors).contains("the job will not be started any more"));
     assert_forgotten(&site);
     // nobody waits for it and nobody sends a cancel, and it is not run
-    let mut worker = site.spawn(|_| {});
+    let mut worker = site.worker(|_| {});
     worker.exits_with(0);
     let dir = job_dir(&site);
     assert_eq!(names(&dir), ["job.cancel", "job.json", "job.status.json"]);

@@ -7,15 +7,14 @@ use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
-use support::broker::{Entry, Packet, Verdict};
-use support::scene::{
-    Process, SOON, Scene, await_file, read_json, until_exists, verdict, wait_until,
-};
-use support::site::names;
+use support::broker::{Broker, Entry, Packet, Verdict};
+use support::site::{Site, WORKER, await_file, names, read_json, until_exists, verdict};
+use support::wait::{self, DEADLINE};
+use support::worker::Worker;
 
 fn running_job_is_cancelled(version: &str) {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|worker| {
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|worker| {
         worker.env("MQTT_PROTOCOL_VERSION", version);
     });
     let steps = json!([
@@ -24,10 +23,10 @@ fn running_job_is_cancelled(version: &str) {
         { "run": "touch last", "always": true },
         { "run": "exit 7", "always": true }
     ]);
-    let dir = scene.submit("a", json!({ "steps": steps }));
+    let dir = site.submit("a", json!({ "steps": steps }));
     await_file(&dir.join("up"));
-    scene.broker.publish("jobs/cancel/a", "");
-    let result = scene.result("a");
+    site.broker.publish("jobs/cancel/a", "");
+    let result = site.result("a").json();
     assert_eq!(verdict(&result), ("failed", "cancelled", 130));
     assert_eq!(result["steps"][0]["exitCode"], 130);
     assert_eq!(result["steps"][1]["status"], "skipped");
@@ -45,7 +44,7 @@ fn running_job_is_cancelled(version: &str) {
         read_json(&dir.join("job.status.json"))["reason"],
         "cancelled"
     );
-    assert_eq!(scene.broker.queued("w"), 0, "the request is acknowledged");
+    assert_eq!(site.broker.queued(WORKER), 0, "the request is acknowledged");
 }
 
 #[test]
@@ -60,65 +59,67 @@ fn a_running_job_is_cancelled_by_mqtt_3_1_1() {
 
 #[test]
 fn whoever_ignores_term_is_killed_after_the_grace() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|worker| {
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|worker| {
         worker.env("JOB_STOP_GRACE", "0.2");
     });
     let daemon = r#"(setsid sh -c "trap '' TERM; touch up; sleep 1000" &)"#;
-    let dir = scene.submit(
+    let dir = site.submit(
         "a",
         json!({ "steps": [format!("trap '' TERM; {daemon}; while :; do sleep 0.02; done")] }),
     );
     await_file(&dir.join("up"));
-    scene.broker.publish("jobs/cancel/a", r#"{"whatever": 1}"#);
-    assert_eq!(verdict(&scene.result("a")), ("failed", "cancelled", 130));
-    scene.nothing_survives();
+    site.broker.publish("jobs/cancel/a", r#"{"whatever": 1}"#);
+    assert_eq!(
+        verdict(&site.result("a").json()),
+        ("failed", "cancelled", 130)
+    );
+    site.nothing_survives();
     worker.exits_with(0);
 }
 
 #[test]
 fn the_cancel_of_another_job_is_ignored() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|worker| _ = worker.env("RUST_LOG", "debug"));
-    let dir = scene.submit(
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|worker| _ = worker.env("RUST_LOG", "debug"));
+    let dir = site.submit(
         "a",
         json!({ "steps": ["touch up; ".to_owned() + &until_exists("gate")] }),
     );
     await_file(&dir.join("up"));
-    scene.broker.publish("jobs/cancel/b", "a");
+    site.broker.publish("jobs/cancel/b", "a");
     worker.await_stderr("the cancel of job b is ignored");
     fs::write(dir.join("gate"), "").unwrap();
-    assert_eq!(verdict(&scene.result("a")), ("success", "", 0));
+    assert_eq!(verdict(&site.result("a").json()), ("success", "", 0));
     worker.exits_with(0);
 }
 
 #[test]
 fn a_cancel_of_nothing_neither_ends_the_worker_nor_a_later_job() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|worker| _ = worker.env("RUST_LOG", "debug"));
-    scene.broker.publish("jobs/cancel/a", "");
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|worker| _ = worker.env("RUST_LOG", "debug"));
+    site.broker.publish("jobs/cancel/a", "");
     worker.await_stderr("the cancel of job a is ignored");
-    scene.submit("a", json!({ "steps": ["true"] }));
-    assert_eq!(verdict(&scene.result("a")), ("success", "", 0));
+    site.submit("a", json!({ "steps": ["true"] }));
+    assert_eq!(verdict(&site.result("a").json()), ("success", "", 0));
     worker.exits_with(0);
 }
 
 #[test]
 fn a_retained_cancel_is_ignored() {
     for version in ["5", "4"] {
-        let scene = Scene::new();
-        scene
-            .broker
+        let site = Site::scripted();
+        site.broker
             .publish_retained("jobs/cancel/a", "an empty one would clear the topic");
         // a session that exists, so that the request is there before the subscription brings the retained cancel
-        scene.idle_worker(|worker| {
+        site.idle_worker(|worker| {
             worker.env("MQTT_PROTOCOL_VERSION", version);
         });
-        let dir = scene.submit(
+        let dir = site.submit(
             "a",
             json!({ "steps": ["touch up; ".to_owned() + &until_exists("gate")] }),
         );
-        let mut worker = scene.worker(|worker| {
+        let mut worker = site.worker(|worker| {
             worker
                 .env("MQTT_PROTOCOL_VERSION", version)
                 .env("RUST_LOG", "debug");
@@ -133,14 +134,14 @@ fn a_retained_cancel_is_ignored() {
         };
         if version == "4" {
             // to the worker before, and to this one
-            scene.broker.wait_until(SOON, |log| cancels(log) == 2);
+            site.broker.wait_until(DEADLINE, |log| cancels(log) == 2);
         }
         // a cancel that counts comes behind it: the worker has seen both when it has seen this one
-        scene.broker.publish("jobs/cancel/b", "");
+        site.broker.publish("jobs/cancel/b", "");
         worker.await_stderr("the cancel of job b is ignored");
         fs::write(dir.join("gate"), "").unwrap();
         assert_eq!(
-            verdict(&scene.result("a")),
+            verdict(&site.result("a").json()),
             ("success", "", 0),
             "MQTT {version}"
         );
@@ -150,15 +151,15 @@ fn a_retained_cancel_is_ignored() {
 
 #[test]
 fn a_job_that_waits_for_its_directory_is_cancelled() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|worker| {
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|worker| {
         worker.env("JOB_DIR_WAIT", "1000");
     });
-    let dir = scene.drive().join("later");
-    scene.request(json!({ "id": "a", "workDir": dir }));
+    let dir = site.drive.path().join("later");
+    site.request(json!({ "id": "a", "workDir": dir }));
     worker.await_stderr("request taken");
-    scene.broker.publish("jobs/cancel/a", "");
-    let result = scene.result("a");
+    site.broker.publish("jobs/cancel/a", "");
+    let result = site.result("a").json();
     assert_eq!(verdict(&result), ("failed", "cancelled", 130));
     assert_eq!(result["logFile"], json!(null));
     worker.exits_with(0);
@@ -167,16 +168,19 @@ fn a_job_that_waits_for_its_directory_is_cancelled() {
 
 #[test]
 fn a_job_that_waits_for_its_lock_is_cancelled_and_touches_nothing() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|_| {});
-    let dir = scene.prepare("a", json!({ "steps": ["touch ran"] }));
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|_| {});
+    let dir = site.prepare("a", json!({ "steps": ["touch ran"] }));
     fs::write(dir.join("job.log"), "of somebody else\n").unwrap();
     let log = File::open(dir.join("job.log")).unwrap();
     log.lock().unwrap();
-    scene.request(json!({ "id": "a", "workDir": dir }));
+    site.request(json!({ "id": "a", "workDir": dir }));
     worker.await_stderr("is in use by another worker");
-    scene.broker.publish("jobs/cancel/a", "");
-    assert_eq!(verdict(&scene.result("a")), ("failed", "cancelled", 130));
+    site.broker.publish("jobs/cancel/a", "");
+    assert_eq!(
+        verdict(&site.result("a").json()),
+        ("failed", "cancelled", 130)
+    );
     worker.exits_with(0);
     assert_eq!(
         fs::read_to_string(dir.join("job.log")).unwrap(),
@@ -192,15 +196,15 @@ fn a_job_that_waits_for_its_lock_is_cancelled_and_touches_nothing() {
 }
 
 /// Kills a worker whose result the broker has, before it can acknowledge its request, and starts another one.
-fn redeliver(scene: &Scene, mut worker: Process) -> Process {
-    worker.child.kill().unwrap();
+fn redeliver(site: &Site<Broker>, mut worker: Worker) -> Worker {
+    worker.kill9();
     worker.wait();
-    scene.broker.set_script(|_| Verdict::Pass);
-    scene.worker(|_| {})
+    site.broker.set_script(|_| Verdict::Pass);
+    site.worker(|_| {})
 }
 
-fn withhold_acknowledgements(scene: &Scene) {
-    scene.broker.set_script(|step| match step.packet {
+fn withhold_acknowledgements(site: &Site<Broker>) {
+    site.broker.set_script(|step| match step.packet {
         Packet::PubAck { .. } if !step.from_client => Verdict::Drop,
         _ => Verdict::Pass,
     });
@@ -208,64 +212,64 @@ fn withhold_acknowledgements(scene: &Scene) {
 
 #[test]
 fn a_job_cancelled_before_its_first_step_is_not_run_when_its_request_comes_again() {
-    let scene = Scene::new();
-    let worker = scene.idle_worker(|worker| _ = worker.env("JOB_DIR_WAIT", "1000"));
-    let dir = scene.drive().join("a");
+    let site = Site::scripted();
+    let worker = site.idle_worker(|worker| _ = worker.env("JOB_DIR_WAIT", "1000"));
+    let dir = site.drive.path().join("a");
     fs::create_dir(&dir).unwrap();
-    withhold_acknowledgements(&scene);
-    scene.request(json!({ "id": "a", "workDir": dir }));
+    withhold_acknowledgements(&site);
+    site.request(json!({ "id": "a", "workDir": dir }));
     worker.await_stderr("request taken");
-    scene.broker.publish("jobs/cancel/a", "");
-    let first = scene.result("a");
+    site.broker.publish("jobs/cancel/a", "");
+    let first = site.result("a").json();
     assert_eq!(verdict(&first), ("failed", "cancelled", 130));
     assert_eq!(read_json(&dir.join("job.status.json")), first);
     assert_eq!(names(&dir), ["job.status.json"]);
-    scene.prepare("a", json!({ "steps": ["touch ran"] }));
-    let mut worker = redeliver(&scene, worker);
-    assert_eq!(scene.results("a", 2)[1], first);
+    site.prepare("a", json!({ "steps": ["touch ran"] }));
+    let mut worker = redeliver(&site, worker);
+    assert_eq!(site.results("a", 2)[1], first);
     worker.exits_with(0);
     assert!(!dir.join("ran").exists());
     // published afresh, it is a run of its own
-    let mut worker = scene.idle_worker(|_| {});
-    scene.request(json!({ "id": "a", "workDir": dir }));
-    assert_eq!(verdict(&scene.results("a", 3)[2]), ("success", "", 0));
+    let mut worker = site.idle_worker(|_| {});
+    site.request(json!({ "id": "a", "workDir": dir }));
+    assert_eq!(verdict(&site.results("a", 3)[2]), ("success", "", 0));
     worker.exits_with(0);
 }
 
 #[test]
 fn an_interrupted_job_that_is_cancelled_before_its_next_attempt_is_over() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|_| {});
-    let dir = scene.submit("a", json!({ "steps": ["touch up; exec sleep 1000"] }));
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|_| {});
+    let dir = site.submit("a", json!({ "steps": ["touch up; exec sleep 1000"] }));
     await_file(&dir.join("up"));
     worker.signal(Signal::TERM);
     worker.exits_with(0);
     let log = fs::read(dir.join("job.log")).unwrap();
     fs::remove_file(dir.join("job.json")).unwrap();
-    let worker = scene.worker(|worker| _ = worker.env("JOB_DIR_WAIT", "1000"));
+    let worker = site.worker(|worker| _ = worker.env("JOB_DIR_WAIT", "1000"));
     worker.await_stderr("request taken");
-    withhold_acknowledgements(&scene);
-    scene.broker.publish("jobs/cancel/a", "");
-    let first = scene.result("a");
+    withhold_acknowledgements(&site);
+    site.broker.publish("jobs/cancel/a", "");
+    let first = site.result("a").json();
     assert_eq!(verdict(&first), ("failed", "cancelled", 130));
     assert_eq!(read_json(&dir.join("job.status.json")), first);
-    let mut worker = redeliver(&scene, worker);
-    assert_eq!(scene.results("a", 2)[1], first);
+    let mut worker = redeliver(&site, worker);
+    assert_eq!(site.results("a", 2)[1], first);
     worker.exits_with(0);
     assert_eq!(fs::read(dir.join("job.log")).unwrap(), log);
 }
 
 #[test]
 fn a_job_that_waits_for_a_reader_of_its_log_is_cancelled_for_good() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|_| {});
-    let dir = scene.prepare("a", json!({ "steps": ["touch ran"] }));
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|_| {});
+    let dir = site.prepare("a", json!({ "steps": ["touch ran"] }));
     let log = File::create(dir.join("job.log")).unwrap();
     log.lock_shared().unwrap();
-    scene.request(json!({ "id": "a", "workDir": dir }));
+    site.request(json!({ "id": "a", "workDir": dir }));
     worker.await_stderr("that only reads it");
-    scene.broker.publish("jobs/cancel/a", "");
-    let result = scene.result("a");
+    site.broker.publish("jobs/cancel/a", "");
+    let result = site.result("a").json();
     assert_eq!(verdict(&result), ("failed", "cancelled", 130));
     worker.exits_with(0);
     assert_eq!(read_json(&dir.join("job.status.json")), result);
@@ -300,49 +304,49 @@ fn is_withdrawn(result: &Value, dir: &Path) {
 #[test]
 fn a_job_with_a_file_job_cancel_is_not_run_until_that_is_removed() {
     for kind in KINDS {
-        let scene = Scene::new();
-        let mut worker = scene.idle_worker(|_| {});
-        let dir = scene.prepare("a", json!({ "steps": ["touch ran"] }));
+        let site = Site::scripted();
+        let mut worker = site.idle_worker(|_| {});
+        let dir = site.prepare("a", json!({ "steps": ["touch ran"] }));
         make(&dir, kind);
-        scene.request(json!({ "id": "a", "workDir": dir }));
-        let result = scene.result("a");
+        site.request(json!({ "id": "a", "workDir": dir }));
+        let result = site.result("a").json();
         is_withdrawn(&result, &dir);
         worker.exits_with(0);
         assert_eq!(names(&dir), ["job.cancel", "job.json", "job.status.json"]);
         assert_eq!(read_json(&dir.join("job.status.json")), result);
         make(&dir, "rm -r job.cancel");
-        let mut worker = scene.idle_worker(|_| {});
-        scene.request(json!({ "id": "a", "workDir": dir }));
-        assert_eq!(verdict(&scene.results("a", 2)[1]), ("success", "", 0));
+        let mut worker = site.idle_worker(|_| {});
+        site.request(json!({ "id": "a", "workDir": dir }));
+        assert_eq!(verdict(&site.results("a", 2)[1]), ("success", "", 0));
         worker.exits_with(0);
     }
 }
 
 #[test]
 fn a_job_is_withdrawn_before_its_definition_is_there() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|worker| _ = worker.env("JOB_DIR_WAIT", "1000"));
-    let dir = scene.drive().join("a");
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_DIR_WAIT", "1000"));
+    let dir = site.drive.path().join("a");
     fs::create_dir(&dir).unwrap();
-    scene.request(json!({ "id": "a", "workDir": dir }));
+    site.request(json!({ "id": "a", "workDir": dir }));
     worker.await_stderr("request taken");
     fs::write(dir.join("job.cancel"), "").unwrap();
-    is_withdrawn(&scene.result("a"), &dir);
+    is_withdrawn(&site.result("a").json(), &dir);
     worker.exits_with(0);
 }
 
 #[test]
 fn an_interrupted_job_is_withdrawn() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|_| {});
-    let dir = scene.submit("a", json!({ "steps": ["echo up > up; exec sleep 1000"] }));
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|_| {});
+    let dir = site.submit("a", json!({ "steps": ["echo up > up; exec sleep 1000"] }));
     await_file(&dir.join("up"));
     fs::write(dir.join("job.cancel"), "").unwrap();
     worker.signal(Signal::TERM);
     worker.exits_with(0);
     fs::remove_file(dir.join("up")).unwrap();
-    let mut worker = scene.worker(|_| {});
-    let result = scene.result("a");
+    let mut worker = site.worker(|_| {});
+    let result = site.result("a").json();
     is_withdrawn(&result, &dir);
     worker.exits_with(0);
     assert_eq!(read_json(&dir.join("job.status.json")), result);
@@ -351,17 +355,17 @@ fn an_interrupted_job_is_withdrawn() {
 
 #[test]
 fn a_job_that_waits_for_its_lock_is_withdrawn_and_touches_nothing() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|_| {});
-    let dir = scene.prepare("a", json!({ "steps": ["touch ran"] }));
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|_| {});
+    let dir = site.prepare("a", json!({ "steps": ["touch ran"] }));
     fs::write(dir.join("job.log"), "of somebody else\n").unwrap();
     fs::write(dir.join("job.status.json"), "of somebody else\n").unwrap();
     let log = File::open(dir.join("job.log")).unwrap();
     log.lock().unwrap();
-    scene.request(json!({ "id": "a", "workDir": dir }));
+    site.request(json!({ "id": "a", "workDir": dir }));
     worker.await_stderr("is in use by another worker");
     fs::write(dir.join("job.cancel"), "").unwrap();
-    is_withdrawn(&scene.result("a"), &dir);
+    is_withdrawn(&site.result("a").json(), &dir);
     worker.exits_with(0);
     for file in ["job.log", "job.status.json"] {
         assert_eq!(
@@ -374,14 +378,16 @@ fn a_job_that_waits_for_its_lock_is_withdrawn_and_touches_nothing() {
 
 #[test]
 fn cancelling_an_always_step_keeps_the_first_failure() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|_| {});
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|_| {});
     let steps = json!(["exit 3", { "run": "touch up; sleep 1000", "always": true }, { "run": "touch last", "always": true }]);
-    let dir = scene.submit("a", json!({ "steps": steps }));
+    let dir = site.submit("a", json!({ "steps": steps }));
     await_file(&dir.join("up"));
-    scene.broker.publish("jobs/cancel/a", "");
-    assert_eq!(verdict(&scene.result("a")), ("failed", "step", 3));
+    site.broker.publish("jobs/cancel/a", "");
+    assert_eq!(verdict(&site.result("a").json()), ("failed", "step", 3));
     worker.exits_with(0);
     assert!(dir.join("last").exists());
-    wait_until("the session to be empty", || scene.broker.queued("w") == 0);
+    wait::until("the session to be empty", || {
+        site.broker.queued(WORKER) == 0
+    });
 }

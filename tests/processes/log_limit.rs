@@ -4,14 +4,19 @@ use crate::support;
 
 use rustix::process::Signal;
 use serde_json::json;
-use support::scene::{Finished, Scene, await_file};
+use support::broker::Broker;
+use support::site::{Finished, Site, await_file};
 
 const LIMIT: &str = "100000";
 
-fn run(scene: &Scene, steps: serde_json::Value) -> Finished {
-    scene.run("a", json!({ "steps": steps }), |worker| {
-        worker.env("JOB_LOG_LIMIT", LIMIT);
-    })
+fn run(site: &Site<Broker>, steps: serde_json::Value) -> Finished {
+    site.run_on(
+        site.idle_worker(|worker| {
+            worker.env("JOB_LOG_LIMIT", LIMIT);
+        }),
+        "a",
+        json!({ "steps": steps }),
+    )
 }
 
 #[track_caller]
@@ -40,35 +45,35 @@ const CHATTERS: &str = "while :; do head -c 50000 /dev/zero; sleep 0.01; done";
 
 #[test]
 fn a_job_whose_log_passes_it_is_ended() {
-    let scene = Scene::new();
-    let finished = run(&scene, json!([CHATTERS, "touch next"]));
+    let site = Site::scripted();
+    let finished = run(&site, json!([CHATTERS, "touch next"]));
     has_passed_it(&finished);
     assert!(!finished.dir.join("next").exists());
-    scene.nothing_survives();
+    site.nothing_survives();
 }
 
 #[test]
 fn orphans_that_end_all_the_time_do_not_distract() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     has_passed_it(&run(
-        &scene,
+        &site,
         json!(["while :; do (true &); head -c 5000 /dev/zero; sleep 0.01; done"]),
     ));
 }
 
 #[test]
 fn a_step_that_passes_it_and_ends_quickly_has_passed_it() {
-    let scene = Scene::new();
-    let finished = run(&scene, json!(["head -c 200000 /dev/zero", "touch next"]));
+    let site = Site::scripted();
+    let finished = run(&site, json!(["head -c 200000 /dev/zero", "touch next"]));
     has_passed_it(&finished);
     assert!(!finished.dir.join("next").exists());
 }
 
 #[test]
 fn an_always_step_runs_after_it_and_is_limited_too() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let finished = run(
-        &scene,
+        &site,
         json!([
             CHATTERS,
             { "run": "sleep 0.5; echo collected; touch first", "always": true },
@@ -84,19 +89,15 @@ fn an_always_step_runs_after_it_and_is_limited_too() {
 
 #[test]
 fn a_log_below_it_is_no_matter() {
-    let scene = Scene::new();
-    let finished = run(&scene, json!(["head -c 90000 /dev/zero; sleep 0.3"]));
+    let site = Site::scripted();
+    let finished = run(&site, json!(["head -c 90000 /dev/zero; sleep 0.3"]));
     assert_eq!(finished.verdict(), ("success", "", 0));
 }
 
 #[test]
 fn without_one_a_log_may_grow() {
-    let scene = Scene::new();
-    let finished = scene.run(
-        "a",
-        json!({ "steps": ["head -c 2000000 /dev/zero"] }),
-        |_| {},
-    );
+    let site = Site::scripted();
+    let finished = site.run("a", json!({ "steps": ["head -c 2000000 /dev/zero"] }));
     assert_eq!(finished.verdict(), ("success", "", 0));
     assert!(finished.log.len() > 2_000_000);
 }
@@ -111,13 +112,17 @@ const SOON_ENDED: usize = 5_000_000;
 
 #[test]
 fn whoever_ignores_term_is_killed_long_before_the_grace_is_over() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let steps = json!([CHATTERS_ON]);
-    let finished = scene.run("a", json!({ "steps": steps }), |worker| {
-        worker
-            .env("JOB_LOG_LIMIT", LIMIT)
-            .env("JOB_STOP_GRACE", "20");
-    });
+    let finished = site.run_on(
+        site.idle_worker(|worker| {
+            worker
+                .env("JOB_LOG_LIMIT", LIMIT)
+                .env("JOB_STOP_GRACE", "20");
+        }),
+        "a",
+        json!({ "steps": steps }),
+    );
     has_passed_it(&finished);
     assert_eq!(finished.result["steps"][0]["signal"], "SIGKILL");
     assert!(finished.log.len() < SOON_ENDED, "{}", finished.log.len());
@@ -125,8 +130,8 @@ fn whoever_ignores_term_is_killed_long_before_the_grace_is_over() {
 
 #[test]
 fn the_grace_of_a_stop_is_no_time_to_pass_it() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|worker| {
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|worker| {
         worker
             .env("JOB_LOG_LIMIT", LIMIT)
             .env("JOB_STOP_GRACE", "20");
@@ -134,25 +139,25 @@ fn the_grace_of_a_stop_is_no_time_to_pass_it() {
     let step =
         "trap 'touch term' TERM; touch up; until [ -e term ]; do sleep 0.02; done; trap '' TERM";
     let steps = json!([format!("{step}; {CHATTERS_ON}")]);
-    let dir = scene.submit("a", json!({ "steps": steps }));
+    let dir = site.submit("a", json!({ "steps": steps }));
     await_file(&dir.join("up"));
     worker.signal(Signal::TERM);
     worker.exits_with(0);
     let bytes = dir.join("job.log").metadata().unwrap().len();
     assert!(bytes < SOON_ENDED as u64, "{bytes}");
-    scene.nothing_survives();
+    site.nothing_survives();
 }
 
 #[test]
 fn who_stops_writing_on_term_has_the_grace_to_clean_up() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let step = "trap 'echo > \"$JOB_LOG\"; sleep 0.5; touch cleaned; exit' TERM";
-    let finished = scene.run(
+    let finished = site.run_on(
+        site.idle_worker(|worker| {
+            worker.env("JOB_LOG_LIMIT", LIMIT);
+        }),
         "a",
         json!({ "steps": [format!("{step}; {CHATTERS}")] }),
-        |worker| {
-            worker.env("JOB_LOG_LIMIT", LIMIT);
-        },
     );
     assert_eq!(finished.result["reason"], "log_limit");
     assert!(
@@ -163,14 +168,14 @@ fn who_stops_writing_on_term_has_the_grace_to_clean_up() {
 
 #[test]
 fn the_limit_of_the_job_still_counts_after_it() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let steps = json!([CHATTERS, { "run": "sleep 1000", "always": true }]);
-    let finished = scene.run(
+    let finished = site.run_on(
+        site.idle_worker(|worker| {
+            worker.env("JOB_LOG_LIMIT", LIMIT);
+        }),
         "a",
         json!({ "steps": steps, "timeoutSeconds": 1.5 }),
-        |worker| {
-            worker.env("JOB_LOG_LIMIT", LIMIT);
-        },
     );
     has_passed_it(&finished);
     let said = "timed out after 1.5s";

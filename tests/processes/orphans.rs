@@ -9,11 +9,12 @@ use std::fs;
 use std::process::Command;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
-use support::broker::{Packet, Step, Verdict};
+use support::broker::{Broker, Packet, Step, Verdict};
 use support::log::untimed;
-use support::scene::{
-    Process, Scene, await_file, read, survivors, until_exists, verdict, wait_until, zombies_of,
-};
+use support::processes::{survivors, zombies_of};
+use support::site::{Site, await_file, read, until_exists, verdict};
+use support::wait;
+use support::worker::Worker;
 
 const PLAIN: &str = "sleep 1000 &";
 const SETSID: &str = "setsid sleep 1000 &";
@@ -28,10 +29,10 @@ const KINDS: [&str; 6] = [PLAIN, SETSID, DOUBLE_FORK, NOHUP, IMMUNE, BOMB];
 /// Runs a job of these steps, and counts what is alive when its result arrives at the broker.
 #[track_caller]
 fn alive_at_the_result(steps: serde_json::Value, wanted: (&str, &str, i64)) {
-    let scene = Scene::new();
-    let mark = scene.mark();
+    let site = Site::scripted();
+    let mark = site.label();
     let (sender, counts) = mpsc::channel();
-    scene.broker.set_script(move |step: &Step| {
+    site.broker.set_script(move |step: &Step| {
         if let Packet::Publish { topic, .. } = step.packet
             && topic.starts_with("jobs/results/")
         {
@@ -39,7 +40,7 @@ fn alive_at_the_result(steps: serde_json::Value, wanted: (&str, &str, i64)) {
         }
         Verdict::Pass
     });
-    let finished = scene.run("a", json!({ "steps": steps }), |_| {});
+    let finished = site.run("a", json!({ "steps": steps }));
     assert_eq!(finished.verdict(), wanted, "{}", finished.log);
     assert_eq!(
         counts.try_recv(),
@@ -78,11 +79,15 @@ fn nothing_is_alive_when_a_timeout_arrives() {
             step
         };
         // the last line of the log tells of the timeout's own kill, or of nothing: only what is alive counts here
-        let scene = Scene::new();
-        let finished = scene.run("a", json!({ "steps": [step] }), |worker| {
-            worker.env("JOB_STOP_GRACE", "0.3");
-        });
-        scene.nothing_survives();
+        let site = Site::scripted();
+        let finished = site.run_on(
+            site.idle_worker(|worker| {
+                worker.env("JOB_STOP_GRACE", "0.3");
+            }),
+            "a",
+            json!({ "steps": [step] }),
+        );
+        site.nothing_survives();
         assert!(
             ["timeout", ""].contains(&finished.verdict().1),
             "{}",
@@ -109,47 +114,46 @@ fn who_forks_and_exits_all_the_time_is_caught() {
 
 #[test]
 fn a_step_may_leave_something_running_for_the_next() {
-    let scene = Scene::new();
-    let finished = scene.run(
+    let site = Site::scripted();
+    let finished = site.run(
         "a",
         json!({ "steps": ["(setsid sleep 1000 & echo $! > pid); sleep 1000 & echo $! >> pid",
         "for pid in $(cat pid); do kill -0 $pid || exit 1; done"] }),
-        |_| {},
     );
     assert_eq!(finished.verdict(), ("success", "", 0), "{}", finished.log);
-    scene.nothing_survives();
+    site.nothing_survives();
 }
 
 #[test]
 fn a_job_that_leaves_nothing_has_nothing_said_about_it() {
-    let scene = Scene::new();
-    let finished = scene.run("a", json!({ "steps": ["sleep 0 & wait"] }), |_| {});
+    let site = Site::scripted();
+    let finished = site.run("a", json!({ "steps": ["sleep 0 & wait"] }));
     assert!(!finished.log.contains("killed"), "{}", finished.log);
 }
 
 #[test]
 fn zombies_are_reaped_while_a_long_step_runs() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|_| {});
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|_| {});
     let step = format!(
         "for i in 1 2 3 4 5 6 7 8; do (true &); (setsid true &); done; touch up; {}",
         until_exists("gate")
     );
-    let dir = scene.submit("a", json!({ "steps": [step] }));
+    let dir = site.submit("a", json!({ "steps": [step] }));
     await_file(&dir.join("up"));
-    wait_until("no zombie to be left", || zombies_of(worker.pid()) == 0);
+    wait::until("no zombie to be left", || zombies_of(worker.pid()) == 0);
     fs::write(dir.join("gate"), "").unwrap();
-    assert_eq!(verdict(&scene.result("a")), ("success", "", 0));
+    assert_eq!(verdict(&site.result("a").json()), ("success", "", 0));
     worker.exits_with(0);
 }
 
 #[test]
 fn no_exit_status_is_stolen() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let steps: Vec<_> = (0..120)
         .map(|code| json!({ "run": format!("(true &); (false &); setsid sh -c 'exit 9' & exit {code}"), "always": true }))
         .collect();
-    let finished = scene.run("a", json!({ "steps": steps }), |_| {});
+    let finished = site.run("a", json!({ "steps": steps }));
     let codes: Vec<_> = finished.result["steps"]
         .as_array()
         .unwrap()
@@ -162,23 +166,22 @@ fn no_exit_status_is_stolen() {
 
 #[test]
 fn a_step_that_kills_its_own_group_has_failed() {
-    let scene = Scene::new();
-    let finished = scene.run(
+    let site = Site::scripted();
+    let finished = site.run(
         "a",
         json!({ "steps": ["sleep 1000 & kill -9 0; sleep 1000", "touch next"] }),
-        |_| {},
     );
     assert_eq!(finished.verdict(), ("failed", "step", 137));
     assert_eq!(finished.result["steps"][0]["signal"], "SIGKILL");
-    scene.nothing_survives();
+    site.nothing_survives();
 }
 
 #[test]
 fn a_step_that_cannot_be_started_says_why() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     // more than the kernel takes as one argument
     let steps = json!(["touch first", "#".repeat(300_000), "touch next", { "run": "touch last", "always": true }]);
-    let finished = scene.run("long", json!({ "steps": steps }), |_| {});
+    let finished = site.run("long", json!({ "steps": steps }));
     assert_eq!(finished.result["status"], "failed");
     let error = finished.result["error"].as_str().unwrap();
     assert!(error.contains("step 2/4"), "{error}");
@@ -189,21 +192,21 @@ fn a_step_that_cannot_be_started_says_why() {
     );
 
     let env = json!({ "LONG": "x".repeat(300_000) });
-    let finished = scene.run("env", json!({ "steps": ["true"], "env": env }), |_| {});
+    let finished = site.run("env", json!({ "steps": ["true"], "env": env }));
     assert_eq!(finished.result["status"], "failed");
 }
 
 #[test]
 fn a_shell_that_vanishes_fails_the_step() {
-    let scene = Scene::new();
-    let shell = scene.drive().join("shell");
+    let site = Site::scripted();
+    let shell = site.drive.path().join("shell");
     fs::copy("/bin/sh", &shell).unwrap();
-    let finished = scene.run(
+    let finished = site.run_on(
+        site.idle_worker(|worker| {
+            worker.env("JOB_SHELL", &shell);
+        }),
         "a",
         json!({ "steps": [format!("rm {}", shell.display()), "true"] }),
-        |worker| {
-            worker.env("JOB_SHELL", &shell);
-        },
     );
     assert_eq!(finished.result["status"], "failed");
     assert!(
@@ -217,9 +220,9 @@ fn a_shell_that_vanishes_fails_the_step() {
 }
 
 /// The binary, started by a shell that had a child already and became it: as a log writer or a companion is started.
-fn with_companion(scene: &Scene, arguments: &str) -> (Process, Pid) {
+fn with_companion(site: &Site<Broker>, arguments: &str) -> (Worker, Pid) {
     let mut command = Command::new("sh");
-    let binary = support::scene::binary();
+    let binary = support::worker::binary();
     command.args([
         "-c",
         &format!(
@@ -227,12 +230,12 @@ fn with_companion(scene: &Scene, arguments: &str) -> (Process, Pid) {
             binary.display()
         ),
     ]);
-    scene.equip(&mut command);
+    site.equip(&mut command);
     command.env("JOB_STOP_GRACE", "1000");
-    let states = scene.states().len();
-    let process = scene.start(command);
-    scene.await_idle_after(states);
-    let pid = read(&scene.drive().join("companion"))
+    let states = site.mark();
+    let process = site.start_as(command);
+    site.await_idle(states);
+    let pid = read(&site.drive.path().join("companion"))
         .trim()
         .parse()
         .unwrap();
@@ -241,24 +244,27 @@ fn with_companion(scene: &Scene, arguments: &str) -> (Process, Pid) {
 
 #[test]
 fn who_was_there_before_is_no_part_of_a_job() {
-    let scene = Scene::new();
-    let (mut worker, companion) = with_companion(&scene, "");
+    let site = Site::scripted();
+    let (mut worker, companion) = with_companion(&site, "");
     // its end would be waited for, for the whole grace, if it counted
     let steps = json!(["(setsid sleep 1000 &)", { "run": "sleep 1000", "timeoutSeconds": 0.1 }]);
-    scene.submit("a", json!({ "steps": steps }));
-    assert_eq!(verdict(&scene.result("a")), ("failed", "timeout", 124));
+    site.submit("a", json!({ "steps": steps }));
+    assert_eq!(
+        verdict(&site.result("a").json()),
+        ("failed", "timeout", 124)
+    );
     worker.exits_with(0);
-    scene.nothing_survives();
+    site.nothing_survives();
     test_kill_process(companion).expect("the companion is alive");
 
-    let (mut supervisor, companion) = with_companion(&scene, "supervise");
+    let (mut supervisor, companion) = with_companion(&site, "supervise");
     for id in ["b", "c"] {
-        scene.submit(id, json!({ "steps": ["(setsid sleep 1000 &)"] }));
-        assert_eq!(verdict(&scene.result(id)), ("success", "", 0));
+        site.submit(id, json!({ "steps": ["(setsid sleep 1000 &)"] }));
+        assert_eq!(verdict(&site.result(id).json()), ("success", "", 0));
     }
     supervisor.signal(Signal::TERM);
     supervisor.exits_with(0);
-    scene.nothing_survives();
+    site.nothing_survives();
     test_kill_process(companion).expect("the companion is alive");
 }
 
@@ -278,12 +284,16 @@ const NOT_STARVED: Duration = Duration::from_secs(8);
 #[test]
 fn who_forks_and_exits_all_the_time_delays_no_timeout() {
     for chains in [50, 150] {
-        let scene = Scene::new();
+        let site = Site::scripted();
         let step = json!({ "run": starving(chains), "timeoutSeconds": 0.5 });
-        let finished = scene.run("a", json!({ "steps": [step] }), |worker| {
-            worker.env("JOB_STOP_GRACE", "0.5");
-        });
-        scene.nothing_survives();
+        let finished = site.run_on(
+            site.idle_worker(|worker| {
+                worker.env("JOB_STOP_GRACE", "0.5");
+            }),
+            "a",
+            json!({ "steps": [step] }),
+        );
+        site.nothing_survives();
         assert_eq!(finished.verdict(), ("failed", "timeout", 124));
         let took = Duration::from_millis(finished.result["durationMs"].as_u64().unwrap());
         assert!(took < NOT_STARVED, "{chains}: {took:?}");
@@ -292,16 +302,16 @@ fn who_forks_and_exits_all_the_time_delays_no_timeout() {
 
 #[test]
 fn who_forks_and_exits_all_the_time_delays_no_cancel_and_no_stop() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     for (id, grace) in [("cancel", "0.5"), ("stop", "0.5"), ("second", "1000")] {
-        let mut worker = scene.idle_worker(|worker| {
+        let mut worker = site.idle_worker(|worker| {
             worker.env("JOB_STOP_GRACE", grace);
         });
-        let dir = scene.submit(id, json!({ "steps": [starving(50)] }));
+        let dir = site.submit(id, json!({ "steps": [starving(50)] }));
         await_file(&dir.join("up"));
         let asked = Instant::now();
         match id {
-            "cancel" => scene.broker.publish(&format!("jobs/cancel/{id}"), ""),
+            "cancel" => site.broker.publish(&format!("jobs/cancel/{id}"), ""),
             "stop" => worker.signal(Signal::TERM),
             _ => {
                 worker.signal(Signal::TERM);
@@ -312,18 +322,18 @@ fn who_forks_and_exits_all_the_time_delays_no_cancel_and_no_stop() {
         worker.exits_with(0);
         let took = asked.elapsed();
         assert!(took < NOT_STARVED, "{id}: {took:?}");
-        scene.nothing_survives();
+        site.nothing_survives();
         fs::remove_dir_all(dir).unwrap(); // the request that was given back is rejected by the next worker
     }
 }
 
 #[test]
 fn who_forks_and_exits_all_the_time_delays_no_sweep_of_a_supervisor() {
-    let scene = Scene::new();
-    let mut supervisor = scene.start(scene.command(["supervise"]));
-    scene.await_idle_after(0);
+    let site = Site::scripted();
+    let mut supervisor = site.start_as(site.command(["supervise"]));
+    site.await_idle(0);
     let step = format!("echo $PPID > worker; {}", starving(50));
-    let dir = scene.submit("a", json!({ "steps": [step], "maxAttempts": 1 }));
+    let dir = site.submit("a", json!({ "steps": [step], "maxAttempts": 1 }));
     await_file(&dir.join("up"));
     let worker = read(&dir.join("worker")).trim().parse().unwrap();
     let asked = Instant::now();
@@ -331,7 +341,7 @@ fn who_forks_and_exits_all_the_time_delays_no_sweep_of_a_supervisor() {
     supervisor.await_stderr("status 137");
     let took = asked.elapsed();
     assert!(took < NOT_STARVED, "{took:?}");
-    scene.nothing_survives();
+    site.nothing_survives();
     supervisor.signal(Signal::TERM);
     supervisor.wait(); // with 137, unless the next worker is there already
 }

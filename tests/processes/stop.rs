@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::process::Command;
-use support::broker::{Packet, Step, Verdict};
-use support::scene::{
-    Process, SOON, Scene, WORKER, await_file, child_of, pid_1, read, read_json, until_exists,
-    verdict, wait_for, wait_until,
-};
+use support::broker::{Broker, Packet, Step, Verdict};
+use support::processes::{child_of, pid_1};
+use support::site::{Site, WORKER, await_file, read, read_json, until_exists, verdict};
+use support::wait::{self, DEADLINE};
+use support::worker::Worker;
 
 /// Counts its runs, says what it was told, and goes; a run that finds `gate` ends at once.
 const HEEDS_TERM: &str = "echo x >> runs; trap 'echo told to stop; exit 0' TERM; touch up; \
@@ -23,11 +23,11 @@ fn steps() -> Value {
 
 /// What `requeue` leaves: no result, the request with the broker, `interrupted` on disk; and the next worker runs the
 /// same attempt again.
-fn is_requeued(scene: &Scene, dir: &std::path::Path) {
-    scene.nothing_survives();
-    assert!(scene.broker.received("jobs/results/+").is_empty());
+fn is_requeued(site: &Site<Broker>, dir: &std::path::Path) {
+    site.nothing_survives();
+    assert!(site.broker.received("jobs/results/+").is_empty());
     assert_eq!(
-        scene.broker.queued(WORKER),
+        site.broker.queued(WORKER),
         1,
         "the request is still with the broker"
     );
@@ -43,16 +43,16 @@ fn is_requeued(scene: &Scene, dir: &std::path::Path) {
 
     fs::write(dir.join("gate"), "").unwrap();
     // as often as it was stopped, it still is the first attempt
-    let mut worker = scene.worker(|worker| {
+    let mut worker = site.worker(|worker| {
         worker.env("JOB_MAX_ATTEMPTS", "1");
     });
-    let result = scene.result("a");
+    let result = site.result("a").json();
     assert_eq!(
         (verdict(&result), &result["attempt"]),
         (("success", "", 0), &json!(1))
     );
     worker.exits_with(0);
-    scene.broker.wait_for_queued(WORKER, 0, SOON);
+    site.broker.wait_for_queued(WORKER, 0, DEADLINE);
     assert_eq!(read(&dir.join("runs")), "x\nx\n");
     let log = read(&dir.join("job.log"));
     assert!(log.contains("attempt 1 of 1 again"), "{log}");
@@ -60,7 +60,7 @@ fn is_requeued(scene: &Scene, dir: &std::path::Path) {
 
 #[test]
 fn an_idle_worker_takes_its_leave() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let is_farewell = |entry: &&support::broker::Entry| {
         matches!(
             entry,
@@ -71,111 +71,111 @@ fn an_idle_worker_takes_its_leave() {
         )
     };
     for (count, signal) in [Signal::TERM, Signal::INT].into_iter().enumerate() {
-        let mut worker = scene.idle_worker(|_| {});
+        let mut worker = site.idle_worker(|_| {});
         worker.signal(signal);
         worker.exits_with(0);
         // no last will was needed
-        scene
-            .broker
-            .wait_until(SOON, |log| log.iter().filter(is_farewell).count() > count);
-        assert_eq!(scene.states().last().map(String::as_str), Some("offline"));
+        site.broker.wait_until(DEADLINE, |log| {
+            log.iter().filter(is_farewell).count() > count
+        });
+        assert_eq!(site.states(0).last().map(String::as_str), Some("offline"));
     }
 }
 
 #[test]
 fn a_running_job_is_requeued() {
     for signal in [Signal::TERM, Signal::INT] {
-        let scene = Scene::new();
-        let mut worker = scene.idle_worker(|worker| {
+        let site = Site::scripted();
+        let mut worker = site.idle_worker(|worker| {
             worker.env("JOB_STOP_GRACE", "30");
         });
-        let dir = scene.submit("a", steps());
+        let dir = site.submit("a", steps());
         await_file(&dir.join("up"));
         worker.signal(signal);
         worker.exits_with(0);
         assert!(read(&dir.join("job.log")).contains("\ntold to stop\n"));
-        is_requeued(&scene, &dir);
+        is_requeued(&site, &dir);
     }
 }
 
 #[test]
 fn a_job_that_ignores_term_is_killed_and_requeued() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|worker| {
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|worker| {
         worker.env("JOB_STOP_GRACE", "0.2");
     });
     let daemon = r#"(setsid sh -c "trap '' TERM HUP; sleep 1000" &)"#;
     let step = format!(
         "echo x >> runs; [ -e gate ] && exit; trap '' TERM; {daemon}; touch up; while :; do sleep 0.02; done"
     );
-    let dir = scene.submit("a", json!({ "steps": [step] }));
+    let dir = site.submit("a", json!({ "steps": [step] }));
     await_file(&dir.join("up"));
     worker.signal(Signal::TERM);
     worker.exits_with(0);
-    is_requeued(&scene, &dir);
+    is_requeued(&site, &dir);
 }
 
 #[test]
 fn a_second_signal_stops_at_once() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|worker| {
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|worker| {
         worker.env("JOB_STOP_GRACE", "1000");
     });
     let step = "echo x >> runs; [ -e gate ] && exit; trap 'touch told' TERM; touch up; while :; do sleep 0.02; done";
-    let dir = scene.submit("a", json!({ "steps": [step] }));
+    let dir = site.submit("a", json!({ "steps": [step] }));
     await_file(&dir.join("up"));
     worker.signal(Signal::TERM);
     await_file(&dir.join("told"));
     worker.signal(Signal::INT);
     worker.exits_with(0);
-    is_requeued(&scene, &dir);
+    is_requeued(&site, &dir);
 }
 
 #[test]
 fn finish_finishes_and_reports() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|worker| {
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|worker| {
         worker.env("JOB_ON_STOP", "finish");
     });
-    let dir = scene.submit("a", steps());
+    let dir = site.submit("a", steps());
     await_file(&dir.join("up"));
-    scene.submit("b", json!({ "steps": ["true"] }));
+    site.submit("b", json!({ "steps": ["true"] }));
     worker.signal(Signal::TERM);
     worker.await_stderr("finishing the job first");
     fs::write(dir.join("gate"), "").unwrap();
-    assert_eq!(verdict(&scene.result("a")), ("success", "", 0));
+    assert_eq!(verdict(&site.result("a").json()), ("success", "", 0));
     worker.exits_with(0);
     assert!(dir.join("next").exists());
     assert_eq!(
-        scene.broker.queued(WORKER),
+        site.broker.queued(WORKER),
         1,
         "the job behind it waits for the next worker"
     );
-    assert!(!scene.drive().join("b/job.log").exists());
+    assert!(!site.drive.path().join("b/job.log").exists());
 }
 
 #[test]
 fn a_second_signal_ends_finish_too() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|worker| {
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|worker| {
         worker
             .env("JOB_ON_STOP", "finish")
             .env("JOB_STOP_GRACE", "1000");
     });
-    let dir = scene.submit("a", steps());
+    let dir = site.submit("a", steps());
     await_file(&dir.join("up"));
     worker.signal(Signal::TERM);
     worker.await_stderr("finishing the job first");
     worker.signal(Signal::TERM);
     worker.exits_with(0);
-    is_requeued(&scene, &dir);
+    is_requeued(&site, &dir);
 }
 
 #[test]
 fn a_worker_without_a_broker_stops() {
-    let scene = Scene::new();
-    scene.broker.stop_listening();
-    let mut worker = scene.worker(|_| {});
+    let site = Site::scripted();
+    site.broker.stop_listening();
+    let mut worker = site.worker(|_| {});
     worker.await_stderr("trying again until it is back");
     worker.signal(Signal::TERM);
     worker.exits_with(0);
@@ -183,51 +183,51 @@ fn a_worker_without_a_broker_stops() {
 
 #[test]
 fn a_job_is_requeued_while_the_broker_is_away() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|_| {});
-    let dir = scene.submit("a", steps());
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|_| {});
+    let dir = site.submit("a", steps());
     await_file(&dir.join("up"));
-    scene.broker.stop_listening();
+    site.broker.stop_listening();
     worker.await_stderr("trying again until it is back");
     worker.signal(Signal::TERM);
     worker.exits_with(0);
-    scene.broker.listen_again();
-    is_requeued(&scene, &dir);
+    site.broker.listen_again();
+    is_requeued(&site, &dir);
 }
 
 #[test]
 fn a_result_that_cannot_be_reported_is_reported_by_the_next_worker() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|worker| {
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|worker| {
         worker
             .env("JOB_ON_STOP", "finish")
             .env("JOB_STOP_GRACE", "0.2");
     });
-    let dir = scene.submit("a", steps());
+    let dir = site.submit("a", steps());
     await_file(&dir.join("up"));
-    scene.broker.stop_listening();
+    site.broker.stop_listening();
     worker.await_stderr("trying again until it is back");
     worker.signal(Signal::TERM);
     worker.await_stderr("finishing the job first");
     fs::write(dir.join("gate"), "").unwrap();
     worker.exits_with(0);
-    scene.broker.listen_again();
-    answered_without_another_run(&scene, &dir);
+    site.broker.listen_again();
+    answered_without_another_run(&site, &dir);
 }
 
 /// The job is over, and nobody knows.
-fn answered_without_another_run(scene: &Scene, dir: &std::path::Path) {
-    assert_eq!(scene.broker.queued(WORKER), 1);
-    let reported = scene.broker.received("jobs/results/a").len();
-    let states = scene.states().len();
-    let mut worker = scene.worker(|_| {});
+fn answered_without_another_run(site: &Site<Broker>, dir: &std::path::Path) {
+    assert_eq!(site.broker.queued(WORKER), 1);
+    let reported = site.broker.received("jobs/results/a").len();
+    let states = site.mark();
+    let mut worker = site.worker(|_| {});
     assert_eq!(
-        verdict(&scene.results("a", reported + 1)[reported]),
+        verdict(&site.results("a", reported + 1)[reported]),
         ("success", "", 0)
     );
     // an answer is not a job: this one is still to come
-    scene.await_idle_after(states);
-    scene.broker.wait_for_queued(WORKER, 0, SOON);
+    site.await_idle(states);
+    site.broker.wait_for_queued(WORKER, 0, DEADLINE);
     worker.signal(Signal::TERM);
     worker.exits_with(0);
     assert_eq!(read(&dir.join("runs")), "x\n");
@@ -235,70 +235,70 @@ fn answered_without_another_run(scene: &Scene, dir: &std::path::Path) {
 
 #[test]
 fn a_worker_whose_result_is_not_acknowledged_stops_after_the_grace() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     // no acknowledgement for what a client publishes
-    scene.broker.set_script(|step: &Step| match step.packet {
+    site.broker.set_script(|step: &Step| match step.packet {
         Packet::PubAck { .. } if !step.from_client => Verdict::Drop,
         _ => Verdict::Pass,
     });
-    let mut worker = scene.idle_worker(|worker| {
+    let mut worker = site.idle_worker(|worker| {
         worker.env("JOB_STOP_GRACE", "0.2");
     });
-    let dir = scene.prepare("a", steps());
+    let dir = site.prepare("a", steps());
     fs::write(dir.join("gate"), "").unwrap();
-    scene.request(json!({ "id": "a", "workDir": dir }));
-    scene.result("a");
+    site.request(json!({ "id": "a", "workDir": dir }));
+    site.result("a").json();
     worker.signal(Signal::TERM);
     worker.exits_with(0);
-    scene.broker.set_script(|_: &Step| Verdict::Pass);
-    answered_without_another_run(&scene, &dir);
+    site.broker.set_script(|_: &Step| Verdict::Pass);
+    answered_without_another_run(&site, &dir);
 }
 
 #[test]
 fn a_second_signal_does_not_wait_for_the_acknowledgement() {
-    let scene = Scene::new();
-    scene.broker.set_script(|step: &Step| match step.packet {
+    let site = Site::scripted();
+    site.broker.set_script(|step: &Step| match step.packet {
         Packet::PubAck { .. } if !step.from_client => Verdict::Drop,
         _ => Verdict::Pass,
     });
-    let mut worker = scene.idle_worker(|worker| {
+    let mut worker = site.idle_worker(|worker| {
         worker.env("JOB_STOP_GRACE", "1000");
     });
-    let dir = scene.prepare("a", steps());
+    let dir = site.prepare("a", steps());
     fs::write(dir.join("gate"), "").unwrap();
-    scene.request(json!({ "id": "a", "workDir": dir }));
-    scene.result("a");
+    site.request(json!({ "id": "a", "workDir": dir }));
+    site.result("a").json();
     worker.signal(Signal::TERM);
     worker.await_stderr("SIGTERM: stopping");
     worker.signal(Signal::TERM);
     worker.exits_with(0);
-    scene.broker.set_script(|_: &Step| Verdict::Pass);
-    answered_without_another_run(&scene, &dir);
+    site.broker.set_script(|_: &Step| Verdict::Pass);
+    answered_without_another_run(&site, &dir);
 }
 
 #[test]
 fn a_worker_that_waits_for_a_directory_or_a_lock_stops() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|worker| {
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|worker| {
         worker.env("JOB_DIR_WAIT", "1000");
     });
-    let dir = scene.drive().join("later");
-    scene.request(json!({ "id": "a", "workDir": dir }));
+    let dir = site.drive.path().join("later");
+    site.request(json!({ "id": "a", "workDir": dir }));
     worker.await_stderr("request taken");
     worker.signal(Signal::TERM);
     worker.exits_with(0);
-    assert_eq!(scene.broker.queued(WORKER), 1);
+    assert_eq!(site.broker.queued(WORKER), 1);
 
     // the next one gets it, and finds the directory in use
-    let dir = scene.prepare("later", json!({ "steps": ["touch ran"] }));
+    let dir = site.prepare("later", json!({ "steps": ["touch ran"] }));
     let log = File::create(dir.join("job.log")).unwrap();
     log.lock().unwrap();
-    let mut worker = scene.worker(|_| {});
+    let mut worker = site.worker(|_| {});
     worker.await_stderr("is in use by another worker");
     worker.signal(Signal::INT);
     worker.exits_with(0);
-    assert_eq!(scene.broker.queued(WORKER), 1);
-    assert!(scene.broker.received("jobs/results/+").is_empty());
+    assert_eq!(site.broker.queued(WORKER), 1);
+    assert!(site.broker.received("jobs/results/+").is_empty());
     assert_eq!(
         [
             dir.join("ran").exists(),
@@ -308,29 +308,29 @@ fn a_worker_that_waits_for_a_directory_or_a_lock_stops() {
     );
 
     log.unlock().unwrap();
-    let mut worker = scene.worker(|_| {});
-    assert_eq!(verdict(&scene.result("a")), ("success", "", 0));
+    let mut worker = site.worker(|_| {});
+    assert_eq!(verdict(&site.result("a").json()), ("success", "", 0));
     worker.exits_with(0);
 }
 
 #[test]
 fn a_cancel_that_is_under_way_stays_one() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|worker| {
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|worker| {
         worker.env("JOB_STOP_GRACE", "1000");
     });
     let step = format!("trap 'touch told' TERM; touch up; {}", until_exists("gate"));
-    let dir = scene.submit(
+    let dir = site.submit(
         "a",
         json!({ "steps": [step, { "run": "touch last", "always": true }] }),
     );
     await_file(&dir.join("up"));
-    scene.broker.publish("jobs/cancel/a", "");
+    site.broker.publish("jobs/cancel/a", "");
     await_file(&dir.join("told"));
     worker.signal(Signal::TERM);
     worker.await_stderr("SIGTERM: stopping");
     fs::write(dir.join("gate"), "").unwrap();
-    let result = scene.result("a");
+    let result = site.result("a").json();
     assert_eq!(verdict(&result), ("failed", "cancelled", 130));
     assert_eq!(
         result["steps"][1]["status"], "skipped",
@@ -343,14 +343,14 @@ fn a_cancel_that_is_under_way_stays_one() {
 #[test]
 #[ignore = "needs a PID namespace"]
 fn pid_1_runs_a_job_and_leaves_nothing() {
-    let scene = Scene::new();
-    let mut worker = pid_1(&scene, &[], |_| {});
-    scene.await_idle_after(0);
-    let dir = scene.submit(
+    let site = Site::scripted();
+    let mut worker = pid_1(&site, &[], |_| {});
+    site.await_idle(0);
+    let dir = site.submit(
         "a",
         json!({ "steps": ["(setsid sleep 1000 &); sleep 1000 & echo $PPID > parent"] }),
     );
-    assert_eq!(verdict(&scene.result("a")), ("success", "", 0));
+    assert_eq!(verdict(&site.result("a").json()), ("success", "", 0));
     worker.exits_with(0);
     assert_eq!(read(&dir.join("parent")), "1\n");
     assert!(read(&dir.join("job.log")).contains("running, processes: 2"));
@@ -359,47 +359,47 @@ fn pid_1_runs_a_job_and_leaves_nothing() {
 #[test]
 #[ignore = "needs a PID namespace"]
 fn pid_1_stops_idle_and_running() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     for signal in [Signal::TERM, Signal::INT] {
-        let states = scene.states().len();
-        let mut worker = pid_1(&scene, &[], |_| {});
-        scene.await_idle_after(states);
+        let states = site.mark();
+        let mut worker = pid_1(&site, &[], |_| {});
+        site.await_idle(states);
         kill_process(child_of(&worker), signal).unwrap();
         worker.exits_with(0);
     }
-    let states = scene.states().len();
-    let mut worker = pid_1(&scene, &[], |_| {});
-    scene.await_idle_after(states);
-    let dir = scene.submit("a", steps());
+    let states = site.mark();
+    let mut worker = pid_1(&site, &[], |_| {});
+    site.await_idle(states);
+    let dir = site.submit("a", steps());
     await_file(&dir.join("up"));
     kill_process(child_of(&worker), Signal::TERM).unwrap();
     worker.exits_with(0);
-    is_requeued(&scene, &dir);
+    is_requeued(&site, &dir);
 }
 
 #[test]
 #[ignore = "needs a PID namespace"]
 fn pid_1_kills_who_ignores_term() {
-    let scene = Scene::new();
-    let mut worker = pid_1(&scene, &[], |worker| {
+    let site = Site::scripted();
+    let mut worker = pid_1(&site, &[], |worker| {
         worker.env("JOB_STOP_GRACE", "0.2");
     });
-    scene.await_idle_after(0);
+    site.await_idle(0);
     let step =
         "echo x >> runs; [ -e gate ] && exit; trap '' TERM; touch up; while :; do sleep 0.02; done";
-    let dir = scene.submit("a", json!({ "steps": [step] }));
+    let dir = site.submit("a", json!({ "steps": [step] }));
     await_file(&dir.join("up"));
     kill_process(child_of(&worker), Signal::INT).unwrap();
     worker.exits_with(0);
-    is_requeued(&scene, &dir);
+    is_requeued(&site, &dir);
 }
 
 #[test]
 #[ignore = "needs a PID namespace"]
 fn pid_1_reaps_the_orphans_of_others_while_it_waits() {
-    let scene = Scene::new();
-    let mut worker = pid_1(&scene, &[], |_| {});
-    scene.await_idle_after(0);
+    let site = Site::scripted();
+    let mut worker = pid_1(&site, &[], |_| {});
+    site.await_idle(0);
     // as a health check of a container may leave one
     let pid_1 = child_of(&worker);
     let entered = Command::new("nsenter")
@@ -411,17 +411,17 @@ fn pid_1_reaps_the_orphans_of_others_while_it_waits() {
             "-c",
             "(readlink /proc/self > orphan &)",
         ])
-        .current_dir(scene.drive())
+        .current_dir(site.drive.path())
         .status();
     assert!(entered.expect("nsenter comes with unshare").success());
-    let orphan = wait_for("an orphan", || {
-        fs::read_to_string(scene.drive().join("orphan"))
+    let orphan = wait::until_some("an orphan", || {
+        fs::read_to_string(site.drive.path().join("orphan"))
             .ok()?
             .trim()
             .parse::<u32>()
             .ok()
     });
-    wait_until("it to be reaped", || {
+    wait::until("it to be reaped", || {
         !std::path::Path::new(&format!("/proc/{orphan}")).exists()
     });
     kill_process(pid_1, Signal::TERM).unwrap();
@@ -451,7 +451,7 @@ fn any_signal_that_would_end_the_worker_is_a_stop() {
     }
     // the stop signal of images that are made for systemd
     is_a_stop(|worker| {
-        let pid = worker.pid().as_raw_pid().to_string();
+        let pid = worker.pid().to_string();
         let sent = Command::new("bash")
             .args(["-c", "kill -s RTMIN+3 $0", &pid])
             .status();
@@ -459,27 +459,27 @@ fn any_signal_that_would_end_the_worker_is_a_stop() {
     });
 }
 
-fn is_a_stop(send: impl FnOnce(&Process)) {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|worker| {
+fn is_a_stop(send: impl FnOnce(&Worker)) {
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|worker| {
         worker.env("JOB_STOP_GRACE", "30");
     });
-    let dir = scene.submit("a", steps());
+    let dir = site.submit("a", steps());
     await_file(&dir.join("up"));
     send(&worker);
     worker.exits_with(0);
     assert!(read(&dir.join("job.log")).contains("\ntold to stop\n"));
-    scene.nothing_survives();
+    site.nothing_survives();
 }
 
 #[test]
 fn a_hangup_behind_another_stop_does_not_insist() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|worker| {
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|worker| {
         worker.env("JOB_STOP_GRACE", "30");
     });
     let step = "trap 'touch told; until [ -e gate ]; do sleep 0.02; done; echo cleaned; exit' TERM; touch up; while :; do sleep 0.02; done";
-    let dir = scene.submit("a", json!({ "steps": [step] }));
+    let dir = site.submit("a", json!({ "steps": [step] }));
     await_file(&dir.join("up"));
     worker.signal(Signal::HUP);
     await_file(&dir.join("told"));
@@ -490,20 +490,20 @@ fn a_hangup_behind_another_stop_does_not_insist() {
 }
 
 /// A worker that a shell starts, which has done `first` before.
-fn by_a_shell(scene: &Scene, first: &str) -> Command {
+fn by_a_shell(site: &Site<Broker>, first: &str) -> Command {
     let mut command = Command::new("sh");
-    let binary = support::scene::binary();
+    let binary = support::worker::binary();
     command.args(["-c", &format!("{first}; exec {}", binary.display())]);
-    scene.equip(&mut command);
+    site.equip(&mut command);
     command
 }
 
 #[test]
 fn a_hangup_that_was_ignored_before_stays_ignored() {
-    let scene = Scene::new();
-    let mut worker = scene.start(by_a_shell(&scene, "trap '' HUP QUIT"));
-    scene.await_idle_after(0);
-    let dir = scene.submit(
+    let site = Site::scripted();
+    let mut worker = site.start_as(by_a_shell(&site, "trap '' HUP QUIT"));
+    site.await_idle(0);
+    let dir = site.submit(
         "a",
         json!({ "steps": [format!("touch up; {}", until_exists("gate"))] }),
     );
@@ -511,54 +511,54 @@ fn a_hangup_that_was_ignored_before_stays_ignored() {
     worker.signal(Signal::HUP);
     worker.signal(Signal::QUIT);
     fs::write(dir.join("gate"), "").unwrap();
-    assert_eq!(verdict(&scene.result("a")), ("success", "", 0));
+    assert_eq!(verdict(&site.result("a").json()), ("success", "", 0));
     worker.exits_with(0);
     assert!(!worker.stderr().contains("stopping"));
 }
 
 #[test]
 fn a_limit_on_the_size_of_files_does_not_end_the_worker() {
-    let scene = Scene::new();
-    fs::write(scene.drive().join("log"), [b'-'; 8192]).unwrap();
-    let mut worker = scene.start(by_a_shell(&scene, "exec 2>> log; ulimit -f 8"));
-    scene.await_idle_after(0);
+    let site = Site::scripted();
+    fs::write(site.drive.path().join("log"), [b'-'; 8192]).unwrap();
+    let mut worker = site.start_as(by_a_shell(&site, "exec 2>> log; ulimit -f 8"));
+    site.await_idle(0);
     // the step has the signal as it should be
-    scene.submit(
+    site.submit(
         "a",
         json!({ "steps": ["dd if=/dev/zero of=large bs=64k count=1; [ $? = 153 ]"] }),
     );
-    assert_eq!(verdict(&scene.result("a")), ("success", "", 0));
+    assert_eq!(verdict(&site.result("a").json()), ("success", "", 0));
     worker.exits_with(0);
 }
 
 /// Nobody reads the worker's own log: the pipe is full, or its reader has gone, before the worker starts.
 #[test]
 fn a_log_that_nobody_reads_holds_nothing_up() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let (mut reader, mut writer) = std::io::pipe().unwrap();
     writer.write_all(&[b'-'; 65536]).unwrap(); // all that it holds
     let run = |id: &'static str, stderr: std::io::PipeWriter| {
-        let mut command = scene.command::<&str>([]);
+        let mut command = site.command::<&str>([]);
         command.stderr(stderr);
-        let states = scene.states().len();
+        let states = site.mark();
         let mut worker = command.spawn().unwrap();
         drop(command); // it holds the pipe
-        scene.await_idle_after(states);
-        let dir = scene.submit(
+        site.await_idle(states);
+        let dir = site.submit(
             id,
             json!({ "steps": [format!("touch up; {}", until_exists("gate"))] }),
         );
         await_file(&dir.join("up"));
-        move |scene: &Scene| {
+        move |site: &Site<Broker>| {
             fs::write(dir.join("gate"), "").unwrap();
-            assert_eq!(verdict(&scene.result(id)), ("success", "", 0));
-            wait_until("the worker to end", || worker.try_wait().unwrap().is_some());
+            assert_eq!(verdict(&site.result(id).json()), ("success", "", 0));
+            wait::until("the worker to end", || worker.try_wait().unwrap().is_some());
         }
     };
     let mut go_on = run("full", writer.try_clone().unwrap());
     reader.read_exact(&mut [0; 65536]).unwrap();
     drop(writer);
-    go_on(&scene);
+    go_on(&site);
     let mut log = String::new();
     reader.read_to_string(&mut log).unwrap();
     // whether the line of the start of the job is among them depends on how fast the pipe is emptied
@@ -569,5 +569,5 @@ fn a_log_that_nobody_reads_holds_nothing_up() {
 
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    run("closed", writer)(&scene);
+    run("closed", writer)(&site);
 }

@@ -7,22 +7,22 @@ use serde_json::json;
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use support::broker::{Packet, Step, Verdict};
-use support::scene::{
-    Process, SOON, Scene, WORKER, await_file, pid_1, read, read_json, until_exists, verdict,
-    wait_for, wait_until,
-};
+use support::broker::{Broker, Packet, Step, Verdict};
+use support::processes::pid_1;
+use support::site::{Site, WORKER, await_file, read, read_json, until_exists, verdict};
+use support::wait::{self, DEADLINE};
+use support::worker::Worker;
 
-fn supervise(scene: &Scene, configure: impl FnOnce(&mut Command)) -> Process {
-    let mut command = scene.command(["supervise"]);
+fn supervise(site: &Site<Broker>, configure: impl FnOnce(&mut Command)) -> Worker {
+    let mut command = site.command(["supervise"]);
     configure(&mut command);
-    scene.start(command)
+    site.start_as(command)
 }
 
-fn idle(scene: &Scene, configure: impl FnOnce(&mut Command)) -> Process {
-    let states = scene.states().len();
-    let supervisor = supervise(scene, configure);
-    scene.await_idle_after(states);
+fn idle(site: &Site<Broker>, configure: impl FnOnce(&mut Command)) -> Worker {
+    let states = site.mark();
+    let supervisor = supervise(site, configure);
+    site.await_idle(states);
     supervisor
 }
 
@@ -32,19 +32,19 @@ const STAYS: &str = "echo $PPID >> workers; (setsid sh -c 'trap \"\" TERM HUP IN
 
 #[test]
 fn each_job_has_a_fresh_worker_without_a_pause() {
-    let scene = Scene::new();
-    let mut supervisor = idle(&scene, |_| {});
+    let site = Site::scripted();
+    let mut supervisor = idle(&site, |_| {});
     let ids: Vec<String> = (0..5).map(|number| format!("job{number}")).collect();
     for (number, id) in ids.iter().enumerate() {
-        scene.submit(
+        site.submit(
             id,
             json!({ "steps": [format!("echo $PPID >> ../workers; exit {number}")] }),
         );
     }
     for (number, id) in ids.iter().enumerate() {
-        assert_eq!(scene.result(id)["exitCode"], number);
+        assert_eq!(site.result(id).json()["exitCode"], number);
     }
-    let workers = read(&scene.drive().join("workers"));
+    let workers = read(&site.drive.path().join("workers"));
     let mut workers: Vec<_> = workers.lines().collect();
     workers.sort_unstable();
     workers.dedup();
@@ -59,27 +59,25 @@ fn each_job_has_a_fresh_worker_without_a_pause() {
 
 #[test]
 fn errors_make_it_back_off_and_a_success_resets_that() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     // not authorised: the worker ends with 77
-    scene
-        .broker
+    site.broker
         .configure(|knobs| knobs.connack_code = Some(0x87));
-    let mut supervisor = supervise(&scene, |_| {});
+    let mut supervisor = supervise(&site, |_| {});
     for pause in ["100ms", "200ms", "400ms"] {
         supervisor.await_stderr(&format!("status 77; starting another in {pause}"));
     }
-    scene.broker.configure(|knobs| knobs.connack_code = None);
-    scene.await_idle_after(0);
-    let states = scene.states().len();
-    scene.submit("a", json!({ "steps": ["true"] }));
-    scene.result("a");
-    scene.await_idle_after(states); // the next one
+    site.broker.configure(|knobs| knobs.connack_code = None);
+    site.await_idle(0);
+    let states = site.mark();
+    site.submit("a", json!({ "steps": ["true"] }));
+    site.result("a").json();
+    site.await_idle(states); // the next one
     let said = supervisor.stderr().len();
-    scene
-        .broker
+    site.broker
         .configure(|knobs| knobs.connack_code = Some(0x87));
-    scene.broker.kick(WORKER);
-    let first = wait_for("another pause", || {
+    site.broker.kick(WORKER);
+    let first = wait::until_some("another pause", || {
         let log = supervisor.stderr();
         let line = log[said..]
             .lines()
@@ -95,30 +93,30 @@ fn errors_make_it_back_off_and_a_success_resets_that() {
 #[test]
 fn a_stop_is_passed_on_and_the_worker_s_status_handed_up() {
     for signal in [Signal::TERM, Signal::INT] {
-        let scene = Scene::new();
-        let mut supervisor = idle(&scene, |supervisor| {
+        let site = Site::scripted();
+        let mut supervisor = idle(&site, |supervisor| {
             supervisor.env("JOB_STOP_GRACE", "0.2");
         });
-        let dir = scene.submit("a", json!({ "steps": [STAYS] }));
+        let dir = site.submit("a", json!({ "steps": [STAYS] }));
         await_file(&dir.join("up"));
         supervisor.signal(signal);
         supervisor.exits_with(0);
-        scene.nothing_survives();
+        site.nothing_survives();
         assert_eq!(
             read_json(&dir.join("job.status.json"))["status"],
             "interrupted"
         );
-        assert_eq!(scene.broker.queued(WORKER), 1);
+        assert_eq!(site.broker.queued(WORKER), 1);
     }
 }
 
 #[test]
 fn a_second_stop_is_passed_on_too() {
-    let scene = Scene::new();
-    let mut supervisor = idle(&scene, |supervisor| {
+    let site = Site::scripted();
+    let mut supervisor = idle(&site, |supervisor| {
         supervisor.env("JOB_STOP_GRACE", "1000");
     });
-    let dir = scene.submit(
+    let dir = site.submit(
         "a",
         json!({ "steps": ["trap 'touch told' TERM; touch up; while :; do sleep 0.02; done"] }),
     );
@@ -135,11 +133,11 @@ fn a_second_stop_is_passed_on_too() {
 
 #[test]
 fn ctrl_c_at_a_terminal_is_one_signal_and_not_two() {
-    let scene = Scene::new();
-    let mut supervisor = idle(&scene, |supervisor| {
+    let site = Site::scripted();
+    let mut supervisor = idle(&site, |supervisor| {
         supervisor.env("JOB_STOP_GRACE", "30").process_group(0);
     });
-    let dir = scene.submit(
+    let dir = site.submit(
         "a",
         json!({ "steps": ["trap 'sleep 0.5; touch cleaned; exit' TERM; touch up; while :; do sleep 0.02; done"] }),
     );
@@ -151,22 +149,22 @@ fn ctrl_c_at_a_terminal_is_one_signal_and_not_two() {
 
 #[test]
 fn a_stop_at_any_moment_is_status_0() {
-    let scene = Scene::new();
-    let mut first = idle(&scene, |_| {}); // for a session
+    let site = Site::scripted();
+    let mut first = idle(&site, |_| {}); // for a session
     first.signal(Signal::TERM);
     first.exits_with(0);
     for round in 0..25 {
-        let states = scene.states().len();
-        let mut supervisor = supervise(&scene, |_| {});
+        let states = site.mark();
+        let mut supervisor = supervise(&site, |_| {});
         let ids: Vec<_> = (0..4)
             .map(|number| format!("job-{round}-{number}"))
             .collect();
         for id in &ids {
-            scene.submit(id, json!({ "steps": ["true"] }));
+            site.submit(id, json!({ "steps": ["true"] }));
         }
         // somewhere in the lives of its workers, most of which are being born
-        scene.await_idle_after(states);
-        scene.result(&ids[round % ids.len()]);
+        site.await_idle(states);
+        site.result(&ids[round % ids.len()]).json();
         supervisor.signal(Signal::TERM);
         supervisor.exits_with(0);
     }
@@ -174,9 +172,9 @@ fn a_stop_at_any_moment_is_status_0() {
 
 #[test]
 fn what_a_killed_worker_leaves_is_swept_and_its_job_runs_again() {
-    let scene = Scene::new();
-    let mut supervisor = idle(&scene, |_| {});
-    let dir = scene.submit("a", json!({ "steps": [STAYS] }));
+    let site = Site::scripted();
+    let mut supervisor = idle(&site, |_| {});
+    let dir = site.submit("a", json!({ "steps": [STAYS] }));
     await_file(&dir.join("up"));
     let worker = || {
         read(&dir.join("workers"))
@@ -186,7 +184,7 @@ fn what_a_killed_worker_leaves_is_swept_and_its_job_runs_again() {
     };
     let daemon_of = |attempt: &str| {
         let wanted = format!("JOB_ATTEMPT={attempt}");
-        support::scene::marked(&scene.mark(), wanted.as_bytes()).len()
+        support::processes::marked(&site.label(), wanted.as_bytes()).len()
     };
     kill_process(
         rustix::process::Pid::from_raw(worker().unwrap()).unwrap(),
@@ -194,45 +192,45 @@ fn what_a_killed_worker_leaves_is_swept_and_its_job_runs_again() {
     )
     .unwrap();
     supervisor.await_stderr("status 137; starting another in 100ms");
-    wait_until("the second attempt", || {
+    wait::until("the second attempt", || {
         read(&dir.join("workers")).lines().count() == 2
     });
     assert_eq!(daemon_of("1"), 0);
     fs::write(dir.join("gate"), "").unwrap();
-    let result = scene.result("a");
+    let result = site.result("a").json();
     assert_eq!(
         (verdict(&result), &result["attempt"]),
         (("success", "", 0), &json!(2))
     );
-    scene.broker.wait_for_queued(WORKER, 0, SOON);
+    site.broker.wait_for_queued(WORKER, 0, DEADLINE);
     supervisor.signal(Signal::TERM);
     supervisor.exits_with(0);
-    scene.nothing_survives();
+    site.nothing_survives();
 }
 
 #[test]
 fn a_job_that_kills_its_workers_is_given_up() {
-    let scene = Scene::new();
-    let mut supervisor = idle(&scene, |_| {});
-    scene.submit(
+    let site = Site::scripted();
+    let mut supervisor = idle(&site, |_| {});
+    site.submit(
         "a",
         json!({ "steps": ["kill -9 $PPID; sleep 1000"], "maxAttempts": 2 }),
     );
-    let result = scene.result("a");
+    let result = site.result("a").json();
     assert_eq!(
         (&result["reason"], &result["attempt"]),
         (&json!("interrupted"), &json!(2))
     );
     supervisor.signal(Signal::TERM);
     supervisor.exits_with(0);
-    scene.nothing_survives();
+    site.nothing_survives();
 }
 
 #[test]
 fn zombies_are_reaped_while_a_worker_lives() {
-    let scene = Scene::new();
-    let supervisor = idle(&scene, |_| {});
-    let dir = scene.submit(
+    let site = Site::scripted();
+    let supervisor = idle(&site, |_| {});
+    let dir = site.submit(
         "a",
         json!({ "steps": ["echo $PPID > workers; touch up; ".to_owned() + &until_exists("gate")] }),
     );
@@ -245,15 +243,15 @@ fn zombies_are_reaped_while_a_worker_lives() {
     )
     .unwrap();
     supervisor.await_stderr("status 137");
-    wait_until("no zombie to be left", || {
-        support::scene::zombies_of(supervisor.pid()) == 0
+    wait::until("no zombie to be left", || {
+        support::processes::zombies_of(supervisor.pid()) == 0
     });
 }
 
 #[test]
 fn a_configuration_error_is_said_at_once() {
-    let scene = Scene::new();
-    let mut supervisor = supervise(&scene, |supervisor| {
+    let site = Site::scripted();
+    let mut supervisor = supervise(&site, |supervisor| {
         supervisor.env("JOB_ON_STOP", "never");
     });
     supervisor.exits_with(78);
@@ -263,46 +261,46 @@ fn a_configuration_error_is_said_at_once() {
 #[test]
 #[ignore = "needs a PID namespace"]
 fn pid_1_supervises_and_survives_a_step_that_kills_everything() {
-    let scene = Scene::new();
-    let mut supervisor = pid_1(&scene, &["supervise"], |_| {});
-    scene.await_idle_after(0);
+    let site = Site::scripted();
+    let mut supervisor = pid_1(&site, &["supervise"], |_| {});
+    site.await_idle(0);
     // all but PID 1: its worker too
-    scene.submit(
+    site.submit(
         "a",
         json!({ "steps": ["(setsid sleep 1000 &); kill -9 -1; sleep 1000"], "maxAttempts": 2 }),
     );
-    assert_eq!(scene.result("a")["reason"], "interrupted");
-    let dir = scene.submit("b", json!({ "steps": ["(setsid sleep 1000 &); echo ran"] }));
-    assert_eq!(verdict(&scene.result("b")), ("success", "", 0));
+    assert_eq!(site.result("a").json()["reason"], "interrupted");
+    let dir = site.submit("b", json!({ "steps": ["(setsid sleep 1000 &); echo ran"] }));
+    assert_eq!(verdict(&site.result("b").json()), ("success", "", 0));
     assert!(read(&dir.join("job.log")).contains("running, processes: 1"));
-    scene.broker.wait_for_queued(WORKER, 0, SOON);
-    kill_process(support::scene::child_of(&supervisor), Signal::TERM).unwrap();
+    site.broker.wait_for_queued(WORKER, 0, DEADLINE);
+    kill_process(support::processes::child_of(&supervisor), Signal::TERM).unwrap();
     supervisor.exits_with(0);
-    scene.nothing_survives();
+    site.nothing_survives();
 }
 
 #[test]
 fn a_stop_between_result_and_acknowledgement_is_passed_on() {
-    let scene = Scene::new();
-    scene.broker.set_script(|step: &Step| match step.packet {
+    let site = Site::scripted();
+    site.broker.set_script(|step: &Step| match step.packet {
         Packet::PubAck { .. } if !step.from_client => Verdict::Drop,
         _ => Verdict::Pass,
     });
-    let mut supervisor = idle(&scene, |supervisor| {
+    let mut supervisor = idle(&site, |supervisor| {
         supervisor.env("JOB_STOP_GRACE", "0.2");
     });
-    scene.submit("a", json!({ "steps": ["true"] }));
-    scene.result("a");
+    site.submit("a", json!({ "steps": ["true"] }));
+    site.result("a").json();
     supervisor.signal(Signal::TERM);
     supervisor.exits_with(0);
-    assert_eq!(scene.broker.queued(WORKER), 1);
+    assert_eq!(site.broker.queued(WORKER), 1);
 }
 
 #[test]
 fn a_job_that_stops_its_workers_is_not_restarted_without_a_pause() {
-    let scene = Scene::new();
-    let mut supervisor = idle(&scene, |_| {});
-    let dir = scene.submit(
+    let site = Site::scripted();
+    let mut supervisor = idle(&site, |_| {});
+    let dir = site.submit(
         "a",
         json!({ "steps": ["echo >> ../starts; [ -e gate ] && exit; kill -TERM $PPID; sleep 1000"] }),
     );
@@ -312,18 +310,18 @@ fn a_job_that_stops_its_workers_is_not_restarted_without_a_pause() {
         ));
     }
     fs::write(dir.join("gate"), "").unwrap();
-    let result = scene.result("a");
+    let result = site.result("a").json();
     assert_eq!(verdict(&result).0, "success");
-    assert_eq!(read(&scene.drive().join("starts")).lines().count(), 4);
+    assert_eq!(read(&site.drive.path().join("starts")).lines().count(), 4);
     supervisor.signal(Signal::TERM);
     supervisor.exits_with(0);
 }
 
 #[test]
 fn a_stop_in_the_pause_is_heard_at_once() {
-    let scene = Scene::new();
-    let mut supervisor = idle(&scene, |_| {});
-    scene.submit("a", json!({ "steps": ["kill -TERM $PPID; sleep 1000"] }));
+    let site = Site::scripted();
+    let mut supervisor = idle(&site, |_| {});
+    site.submit("a", json!({ "steps": ["kill -TERM $PPID; sleep 1000"] }));
     supervisor.await_stderr("starting another in 3.2s");
     let asked = std::time::Instant::now();
     supervisor.signal(Signal::HUP);

@@ -4,7 +4,7 @@
 use crate::support;
 
 use serde_json::json;
-use support::scene::{Finished, Scene};
+use support::site::{Finished, Site};
 
 /// Says what it was told, and goes.
 const HEEDS_TERM: &str = "trap 'echo told to stop; exit 0' TERM; while :; do sleep 0.02; done";
@@ -28,9 +28,9 @@ fn is_timeout(finished: &Finished) {
 
 #[test]
 fn a_step_that_exceeds_its_own_limit_is_told_to_stop() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let steps = json!(["true", { "run": HEEDS_TERM, "timeoutSeconds": 0.2 }, "touch next"]);
-    let finished = scene.run("a", json!({ "steps": steps }), |_| {});
+    let finished = site.run("a", json!({ "steps": steps }));
     is_timeout(&finished);
     assert!(
         finished.log.contains("\ntold to stop\n"),
@@ -52,64 +52,64 @@ fn a_step_that_exceeds_its_own_limit_is_told_to_stop() {
 #[test]
 fn each_source_of_a_job_limit_counts_and_the_nearest_wins() {
     let never = || json!(["sleep 1000"]);
-    let scene = Scene::new();
-    is_timeout(&scene.run(
-        "file",
-        json!({ "steps": never(), "timeoutSeconds": 0.2 }),
-        |_| {},
+    let site = Site::scripted();
+    is_timeout(&site.run("file", json!({ "steps": never(), "timeoutSeconds": 0.2 })));
+    is_timeout(&site.run_on(
+        site.idle_worker(|worker| {
+            worker.env("JOB_TIMEOUT", "0.2");
+        }),
+        "env",
+        json!({ "steps": never() }),
     ));
-    is_timeout(&scene.run("env", json!({ "steps": never() }), |worker| {
-        worker.env("JOB_TIMEOUT", "0.2");
-    }));
-    is_timeout(&scene.run(
+    is_timeout(&site.run_on(
+        site.idle_worker(|worker| {
+            worker.env("JOB_TIMEOUT", "1000");
+        }),
         "file-over-env",
         json!({ "steps": never(), "timeoutSeconds": 0.2 }),
-        |worker| {
-            worker.env("JOB_TIMEOUT", "1000");
-        },
     ));
 
-    let mut worker = scene.idle_worker(|_| {});
-    let dir = scene.prepare(
+    let mut worker = site.idle_worker(|_| {});
+    let dir = site.prepare(
         "request",
         json!({ "steps": never(), "timeoutSeconds": 1000 }),
     );
-    scene.request(json!({ "id": "request", "workDir": dir, "timeoutSeconds": 0.2 }));
-    assert_eq!(scene.result("request")["reason"], "timeout");
+    site.request(json!({ "id": "request", "workDir": dir, "timeoutSeconds": 0.2 }));
+    assert_eq!(site.result("request").json()["reason"], "timeout");
     worker.exits_with(0);
 }
 
 #[test]
 fn a_job_limit_is_for_all_steps_together() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let steps: Vec<_> = (0..50)
         .map(|_| json!({ "run": "sleep 0.2", "timeoutSeconds": 60 }))
         .collect();
-    let finished = scene.run(
-        "a",
-        json!({ "steps": steps, "timeoutSeconds": 0.7 }),
-        |_| {},
-    );
+    let finished = site.run("a", json!({ "steps": steps, "timeoutSeconds": 0.7 }));
     is_timeout(&finished);
     assert_eq!(finished.result["steps"][49]["status"], "skipped");
 }
 
 #[test]
 fn whoever_ignores_term_is_killed_after_the_grace() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let step =
         json!({ "run": format!("({IGNORES_TERM}) & {IGNORES_TERM}"), "timeoutSeconds": 0.1 });
-    let finished = scene.run("a", json!({ "steps": [step] }), |worker| {
-        worker.env("JOB_STOP_GRACE", "0.2");
-    });
+    let finished = site.run_on(
+        site.idle_worker(|worker| {
+            worker.env("JOB_STOP_GRACE", "0.2");
+        }),
+        "a",
+        json!({ "steps": [step] }),
+    );
     is_timeout(&finished);
     assert_eq!(finished.result["steps"][0]["signal"], "SIGKILL");
-    scene.nothing_survives();
+    site.nothing_survives();
 }
 
 #[test]
 fn the_grace_is_for_every_process_of_the_job() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     // the shell of the step goes at once; what it has started, in its group and out of it, needs some time
     let cleans = |name: &str| {
         format!(
@@ -121,12 +121,12 @@ fn the_grace_is_for_every_process_of_the_job() {
         cleans("in"),
         cleans("out")
     );
-    let finished = scene.run(
+    let finished = site.run_on(
+        site.idle_worker(|worker| {
+            worker.env("JOB_STOP_GRACE", "30");
+        }),
         "a",
         json!({ "steps": [{ "run": step, "timeoutSeconds": 2 }] }),
-        |worker| {
-            worker.env("JOB_STOP_GRACE", "30");
-        },
     );
     is_timeout(&finished);
     for file in ["up", "in", "out"] {
@@ -137,18 +137,22 @@ fn the_grace_is_for_every_process_of_the_job() {
 
 #[test]
 fn a_step_that_has_stopped_itself_can_be_told_to_stop() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let step = json!({ "run": format!("trap 'echo told to stop; exit 1' TERM; kill -STOP $$; sleep 1000"), "timeoutSeconds": 0.2 });
-    let finished = scene.run("a", json!({ "steps": [step] }), |worker| {
-        worker.env("JOB_STOP_GRACE", "30");
-    });
+    let finished = site.run_on(
+        site.idle_worker(|worker| {
+            worker.env("JOB_STOP_GRACE", "30");
+        }),
+        "a",
+        json!({ "steps": [step] }),
+    );
     is_timeout(&finished);
     assert!(finished.log.contains("told to stop"), "{}", finished.log);
 }
 
 #[test]
 fn always_steps_run_after_a_timeout_and_cannot_turn_it_into_a_success() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let steps = json!([
         { "run": "sleep 1000", "timeoutSeconds": 0.1 },
         "touch next",
@@ -157,11 +161,7 @@ fn always_steps_run_after_a_timeout_and_cannot_turn_it_into_a_success() {
         { "run": "exit 7", "always": true },
         { "run": "touch last", "always": true }
     ]);
-    let finished = scene.run(
-        "a",
-        json!({ "steps": steps, "timeoutSeconds": 1000 }),
-        |_| {},
-    );
+    let finished = site.run("a", json!({ "steps": steps, "timeoutSeconds": 1000 }));
     is_timeout(&finished);
     let exists = |file: &str| finished.dir.join(file).exists();
     assert_eq!(
@@ -179,13 +179,9 @@ fn always_steps_run_after_a_timeout_and_cannot_turn_it_into_a_success() {
 
 #[test]
 fn an_always_step_has_ten_seconds_after_a_timeout_of_the_job() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let steps = json!(["sleep 1000", { "run": "sleep 1000", "always": true }, { "run": "touch last", "always": true }]);
-    let finished = scene.run(
-        "a",
-        json!({ "steps": steps, "timeoutSeconds": 0.1 }),
-        |_| {},
-    );
+    let finished = site.run("a", json!({ "steps": steps, "timeoutSeconds": 0.1 }));
     is_timeout(&finished);
     assert_eq!(finished.result["steps"][1]["exitCode"], 124);
     assert!(
@@ -198,85 +194,89 @@ fn an_always_step_has_ten_seconds_after_a_timeout_of_the_job() {
 
 #[test]
 fn a_first_failure_keeps_its_reason_when_an_always_step_times_out() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let steps = json!(["exit 3", { "run": "sleep 1000", "always": true, "timeoutSeconds": 0.1 }]);
-    let finished = scene.run("a", json!({ "steps": steps }), |_| {});
+    let finished = site.run("a", json!({ "steps": steps }));
     assert_eq!(finished.verdict(), ("failed", "step", 3));
 }
 
 #[test]
 fn the_worst_step_ends_and_leaves_nothing() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     // five daemons that ignore TERM, and a pipe that nobody empties
     let daemon =
         r#"(setsid sh -c "trap '' TERM HUP; while :; do sleep 0.02; done" &) ; "#.repeat(5);
     let step = format!(
         "trap '' TERM; {daemon} yes | sh -c \"trap '' TERM; while :; do sleep 0.02; done\""
     );
-    let finished = scene.run(
+    let finished = site.run_on(
+        site.idle_worker(|worker| {
+            worker.env("JOB_STOP_GRACE", "0.3");
+        }),
         "a",
         json!({ "steps": [{ "run": step, "timeoutSeconds": 0.5 }] }),
-        |worker| {
-            worker.env("JOB_STOP_GRACE", "0.3");
-        },
     );
     is_timeout(&finished);
-    scene.nothing_survives();
+    site.nothing_survives();
     assert!(finished.log.contains("killed "), "{}", finished.log);
 }
 
 #[test]
 fn no_grace_is_a_grace() {
-    let scene = Scene::new();
-    let finished = scene.run(
+    let site = Site::scripted();
+    let finished = site.run_on(
+        site.idle_worker(|worker| {
+            worker.env("JOB_STOP_GRACE", "0");
+        }),
         "a",
         json!({ "steps": [{ "run": IGNORES_TERM, "timeoutSeconds": 0.1 }] }),
-        |worker| {
-            worker.env("JOB_STOP_GRACE", "0");
-        },
     );
     is_timeout(&finished);
 }
 
 #[test]
 fn limits_beyond_all_clocks_are_no_limits() {
-    let scene = Scene::new();
+    let site = Site::scripted();
     let definition =
         json!({ "steps": [{ "run": "true", "timeoutSeconds": 1e19 }], "timeoutSeconds": 1e19 });
-    let finished = scene.run("a", definition, |worker| {
-        worker
-            .env("JOB_TIMEOUT", "1e19")
-            .env("JOB_STOP_GRACE", "1e19")
-            .env("JOB_DIR_WAIT", "1e19");
-    });
+    let finished = site.run_on(
+        site.idle_worker(|worker| {
+            worker
+                .env("JOB_TIMEOUT", "1e19")
+                .env("JOB_STOP_GRACE", "1e19")
+                .env("JOB_DIR_WAIT", "1e19");
+        }),
+        "a",
+        definition,
+    );
     assert_eq!(finished.verdict(), ("success", "", 0));
 
-    let mut worker = scene.idle_worker(|worker| {
+    let mut worker = site.idle_worker(|worker| {
         worker.env("JOB_STOP_GRACE", "1e19");
     });
-    scene.submit(
+    site.submit(
         "b",
         json!({ "steps": [{ "run": HEEDS_TERM, "timeoutSeconds": 0.1 }] }),
     );
-    assert_eq!(scene.result("b")["reason"], "timeout");
+    assert_eq!(site.result("b").json()["reason"], "timeout");
     worker.exits_with(0);
 }
 
 #[test]
 fn what_the_worker_is_configured_for_is_a_bound() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|worker| {
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|worker| {
         worker
             .env("JOB_TIMEOUT", "0.5")
             .env("JOB_MAX_ATTEMPTS", "2");
     });
     let steps =
         json!(["sleep 1000", { "run": "sleep 1000", "always": true, "timeoutSeconds": 1000 }]);
-    scene.submit(
+    site.submit(
         "a",
         json!({ "steps": steps, "timeoutSeconds": 1000, "maxAttempts": 9 }),
     );
-    let result = scene.result("a");
+    let result = site.result("a").json();
     worker.exits_with(0);
     assert_eq!(result["error"], "timed out after 0.5s");
     assert_eq!(
@@ -294,15 +294,15 @@ fn what_the_worker_is_configured_for_is_a_bound() {
 
 #[test]
 fn who_asks_for_less_than_the_bound_gets_less() {
-    let scene = Scene::new();
-    let mut worker = scene.idle_worker(|worker| {
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|worker| {
         worker.env("JOB_TIMEOUT", "1000");
     });
-    scene.submit(
+    site.submit(
         "a",
         json!({ "steps": ["sleep 1000"], "timeoutSeconds": 0.2, "maxAttempts": 1 }),
     );
-    assert_eq!(scene.result("a")["error"], "timed out after 0.2s");
+    assert_eq!(site.result("a").json()["error"], "timed out after 0.2s");
     worker.exits_with(0);
     assert!(!worker.stderr().contains("allows"), "{}", worker.stderr());
 }

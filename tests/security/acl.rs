@@ -72,11 +72,8 @@ fn connect(broker: &Mosquitto, user: &str) -> Controller {
 
 fn site(acl: &str) -> Site {
     let broker = guarded(acl);
-    Site {
-        controller: connect(&broker, "controller"),
-        broker,
-        drive: TempDir::new(),
-    }
+    let controller = connect(&broker, "controller");
+    Site::with(broker, controller)
 }
 
 fn as_worker(version: &str) -> impl Fn(&mut Command) {
@@ -252,7 +249,7 @@ fn a_result_that_could_not_be_written_is_published_once_it_can_be() {
         + "\nuser worker\ntopic write jobs/results/+\n";
     fs::write(&rights, repaired).expect("it is ours");
     site.restart_broker();
-    let mut worker = site.spawn(as_worker("5"));
+    let mut worker = site.worker(as_worker("5"));
     assert_eq!(site.result("a").json()["status"], "success");
     worker.exits_with(0);
     assert_eq!(support::site::read(&dir.join("ran")), "ran\n", "once");
@@ -295,7 +292,7 @@ mod refused {
 #[test]
 fn a_worker_that_may_not_show_its_presence_still_works() {
     let site = site(&without("jobs/workers/+"));
-    let mut worker = site.spawn(as_worker("5"));
+    let mut worker = site.worker(as_worker("5"));
     support::wait::until("the subscription", || {
         worker.stderr().contains("waiting for a job")
     });
@@ -367,11 +364,8 @@ fn check_takes_nothing_from_a_worker_whose_client_id_it_is_given() {
     for version in ["5", "4"] {
         let broker = Mosquitto::prepare().config("use_username_as_clientid true");
         let broker = guarded_by(broker, &example());
-        let site = Site {
-            controller: connect(&broker, "controller"),
-            broker,
-            drive: TempDir::new(),
-        };
+        let controller = connect(&broker, "controller");
+        let site = Site::with(broker, controller);
         let mut worker = site.idle_worker(as_worker(version));
         worker.sigterm();
         worker.exits_with(0);
@@ -379,7 +373,7 @@ fn check_takes_nothing_from_a_worker_whose_client_id_it_is_given() {
         let (good, wrong, status) = check(&site.broker, "worker", PASSWORD);
         assert_eq!(status, Some(78), "{good}");
         assert!(wrong.contains("session of another client id"), "{wrong}");
-        let mut worker = site.spawn(as_worker(version));
+        let mut worker = site.worker(as_worker(version));
         assert_eq!(site.result("a").json()["status"], "success");
         worker.exits_with(0);
     }

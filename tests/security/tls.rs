@@ -48,7 +48,7 @@ impl Secure {
     }
 
     fn worker(&self, host: &str, ca: &Path, configure: impl FnOnce(&mut Command)) -> Worker {
-        self.site.spawn(|command| {
+        self.site.worker(|command| {
             command
                 .env("MQTT_URL", format!("mqtts://{host}:{}", self.port))
                 .env("MQTT_CA_FILE", ca);
@@ -298,11 +298,7 @@ fn the_secure_broker_of_the_examples_serves_controller_and_worker() {
     let controller =
         Controller::connect_as(&broker, "controller", Some(("controller", "correct horse")));
     let secure = Secure {
-        site: Site {
-            controller,
-            broker,
-            drive: TempDir::new(),
-        },
+        site: Site::with(broker, controller),
         port,
     };
     secure.runs_a_job("localhost", &ca.file(), |command| {
@@ -400,7 +396,7 @@ fn a_key_of_another_certificate_is_a_configuration_error() {
 fn a_port_without_tls_is_told_from_a_broker_that_is_away() {
     let ca = Authority::new("ours");
     let site = Site::start();
-    let worker = site.spawn(|command| {
+    let worker = site.worker(|command| {
         let url = format!("mqtts://localhost:{}", site.broker.port());
         command.env("MQTT_URL", url).env("MQTT_CA_FILE", ca.file());
     });

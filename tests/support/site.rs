@@ -1,20 +1,138 @@
-//! A broker, a controller and a shared drive: the place where a test happens.
+//! A broker, a shared drive, and the built binary as processes of the test's: the place where a test happens.
+//!
+//! A site is on Mosquitto ([`Site::start`]), with a controller, where Mosquitto does what the test is about; and on a broker
+//! that follows a script ([`Site::scripted`]) where no real broker does so on demand. What a test says to it is the same.
+//!
+//! Every process that comes from a site, however it daemonises, carries the site's mark in its environment. So a test
+//! sees what a job has left running, and a test that fails leaves nothing running itself.
 
+use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
 
+use rumqttc::QoS;
 use serde_json::{Value, json};
 
+use super::broker::Broker;
 use super::controller::{Controller, Message};
 use super::mosquitto::Mosquitto;
+use super::processes::{Marked, survivors};
 use super::temp_dir::TempDir;
 use super::wait;
-use super::worker::Worker;
+use super::worker::{Worker, job_worker, without_configuration};
 
-pub struct Site {
-    pub controller: Controller,
-    pub broker: Mosquitto,
+/// The id of a worker that is not given another one.
+pub const WORKER: &str = "node-worker-01";
+
+/// A broker that a site can be on.
+pub trait Hub {
+    /// Who publishes requests and hears results.
+    type Controller;
+
+    fn controller(&self) -> Self::Controller;
+    fn url(&self) -> String;
+    fn publish(&self, controller: &Self::Controller, topic: &str, payload: Vec<u8>);
+    /// How many messages have been heard so far.
+    fn mark(&self, controller: &Self::Controller) -> usize;
+    /// What was heard on this topic after `mark`, in order.
+    fn heard_since(&self, controller: &Self::Controller, mark: usize, topic: &str) -> Vec<Message>;
+    /// The first message on `topic` that this function has not handed out yet.
+    fn next(&self, controller: &Self::Controller, topic: &str) -> Message;
+    /// Waits until the session of a worker that has left is empty, where the broker tells.
+    fn settle(&self, _worker: &str) {}
+}
+
+impl Hub for Mosquitto {
+    type Controller = Controller;
+
+    fn controller(&self) -> Controller {
+        Controller::connect(self)
+    }
+
+    fn url(&self) -> String {
+        self.url()
+    }
+
+    fn publish(&self, controller: &Controller, topic: &str, payload: Vec<u8>) {
+        controller.publish(topic, payload);
+    }
+
+    fn mark(&self, controller: &Controller) -> usize {
+        controller.mark()
+    }
+
+    fn heard_since(&self, controller: &Controller, mark: usize, topic: &str) -> Vec<Message> {
+        controller.heard_since(mark, topic)
+    }
+
+    fn next(&self, controller: &Controller, topic: &str) -> Message {
+        controller.next(topic)
+    }
+}
+
+/// How many messages of a topic have been handed out.
+type Taken = Mutex<HashMap<String, usize>>;
+
+/// The scripted broker publishes and hears by itself, so that nothing but the worker is in its transcript.
+impl Hub for Broker {
+    type Controller = Taken;
+
+    fn controller(&self) -> Taken {
+        Taken::default()
+    }
+
+    fn url(&self) -> String {
+        self.url()
+    }
+
+    fn publish(&self, _: &Taken, topic: &str, payload: Vec<u8>) {
+        self.publish(topic, payload);
+    }
+
+    fn mark(&self, _: &Taken) -> usize {
+        self.received("#").len()
+    }
+
+    fn heard_since(&self, _: &Taken, mark: usize, topic: &str) -> Vec<Message> {
+        let heard = self.received("#").into_iter().skip(mark);
+        heard
+            .filter(|message| message.topic == topic)
+            .map(|message| Message {
+                topic: message.topic,
+                payload: message.payload,
+                qos: if message.qos == 0 {
+                    QoS::AtMostOnce
+                } else {
+                    QoS::AtLeastOnce
+                },
+                retain: message.retain,
+            })
+            .collect()
+    }
+
+    /// A worker that came before the acknowledgement was read would be given the request once more.
+    fn settle(&self, worker: &str) {
+        self.wait_for_queued(worker, 0, wait::DEADLINE);
+    }
+
+    fn next(&self, taken: &Taken, topic: &str) -> Message {
+        let mut taken = taken.lock().expect("no thread panics while it holds this");
+        let taken = taken.entry(topic.to_owned()).or_default();
+        *taken += 1;
+        self.wait_for_message(topic, *taken, wait::DEADLINE);
+        self.heard_since(&Taken::default(), 0, topic)
+            .remove(*taken - 1)
+    }
+}
+
+pub struct Site<B: Hub = Mosquitto> {
+    // the first to be dropped: what runs on the drive is gone by then
+    marked: Marked,
+    pub controller: B::Controller,
+    pub broker: B,
     pub drive: TempDir,
 }
 
@@ -42,6 +160,20 @@ impl Finished {
     pub fn read(&self, file: &str) -> String {
         read(&self.dir.join(file))
     }
+
+    /// Status, reason and exit code of the result.
+    pub fn verdict(&self) -> (&str, &str, i64) {
+        verdict(&self.result)
+    }
+}
+
+/// Status, reason (or nothing) and exit code of a result (-1 for none).
+pub fn verdict(result: &Value) -> (&str, &str, i64) {
+    (
+        result["status"].as_str().expect("a status"),
+        result["reason"].as_str().unwrap_or_default(),
+        result["exitCode"].as_i64().unwrap_or(-1),
+    )
 }
 
 impl Site {
@@ -49,12 +181,55 @@ impl Site {
         Self::on(Mosquitto::start())
     }
 
-    pub fn on(broker: Mosquitto) -> Self {
+    /// Makes the broker keep jobs for the worker, by a worker that comes, subscribes and is stopped.
+    pub fn open_queue(&self, configure: impl FnOnce(&mut Command)) {
+        let mut worker = self.idle_worker(configure);
+        worker.sigterm();
+        worker.exits_with(0);
+    }
+
+    pub fn kill9_broker(&mut self) {
+        self.broker.kill9();
+        self.controller.await_loss();
+    }
+
+    /// Starts the broker again and waits until the controller hears everything again.
+    pub fn restart_broker(&mut self) {
+        self.broker.restart();
+        self.controller.await_subscription();
+    }
+}
+
+impl Site<Broker> {
+    pub fn scripted() -> Self {
+        Self::on(Broker::start())
+    }
+}
+
+impl<B: Hub> Site<B> {
+    pub fn on(broker: B) -> Self {
+        let controller = broker.controller();
+        Self::with(broker, controller)
+    }
+
+    pub fn with(broker: B, controller: B::Controller) -> Self {
+        let drive = TempDir::new();
         Self {
-            controller: Controller::connect(&broker),
+            marked: Marked::new(drive.path()),
+            controller,
             broker,
-            drive: TempDir::new(),
+            drive,
         }
+    }
+
+    /// What every process of this site has in its environment.
+    pub fn label(&self) -> String {
+        self.marked.label()
+    }
+
+    /// How many messages have been heard so far: for what waits for something after it.
+    pub fn mark(&self) -> usize {
+        self.broker.mark(&self.controller)
     }
 
     /// A directory on the shared drive.
@@ -72,35 +247,72 @@ impl Site {
     }
 
     pub fn request(&self, request: Value) {
-        self.controller.publish("jobs/pending", request.to_string());
+        let payload = request.to_string().into_bytes();
+        self.broker
+            .publish(&self.controller, "jobs/pending", payload);
     }
 
-    /// Prepares a directory and publishes a pointer to it, both under the name `id`.
+    /// Prepares a directory and publishes a pointer to it, both under the name `id`. There must be a session that keeps it.
     pub fn submit(&self, id: &str, definition: Value) -> PathBuf {
         let dir = self.prepare(id, definition);
         self.request(json!({ "id": id, "workDir": dir }));
         dir
     }
 
+    /// The binary with these arguments, not started yet, with none of the configuration of whoever runs the tests.
+    pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = job_worker();
+        command.args(arguments);
+        self.equip(&mut command);
+        command
+    }
+
+    /// Makes `command` a part of the site.
+    pub fn equip(&self, command: &mut Command) {
+        without_configuration(command);
+        command
+            .env("MQTT_URL", self.broker.url())
+            .env("JOB_DIR_WAIT", "0")
+            .current_dir(self.drive.path())
+            .stdin(Stdio::null());
+        self.marked.mark(command);
+    }
+
+    /// Starts a command as it is, with stdout and stderr in files of their own.
+    pub fn start_as(&self, command: Command) -> Worker {
+        Worker::start(command, self.drive.path())
+    }
+
     /// Starts a worker without waiting for anything.
-    pub fn spawn(&self, configure: impl FnOnce(&mut Command)) -> Worker {
-        Worker::spawn(&self.broker, configure)
+    pub fn worker(&self, configure: impl FnOnce(&mut Command)) -> Worker {
+        let mut command = self.command::<&str>([]);
+        configure(&mut command);
+        self.start_as(command)
     }
 
     /// Starts a worker and waits until it waits for a job.
     pub fn idle_worker(&self, configure: impl FnOnce(&mut Command)) -> Worker {
-        let mark = self.controller.mark();
-        let mut worker = self.spawn(configure);
+        let mut command = self.command::<&str>([]);
+        configure(&mut command);
+        self.idle(command)
+    }
+
+    /// Starts `command` and waits until it waits for a job.
+    pub fn idle(&self, command: Command) -> Worker {
+        let mark = self.mark();
+        let mut worker = self.start_as(command);
         self.await_state(&mut worker, mark, "idle");
         worker
     }
 
     /// Waits until the presence of `worker`, as heard since `mark`, was at `state`.
+    #[track_caller]
     pub fn await_state(&self, worker: &mut Worker, mark: usize, state: &str) {
         let topic = format!("{}/workers/{}", worker.topic_root, worker.id);
         wait::until(&format!("worker {} to be {state}", worker.id), || {
             let there = |message: &Message| message.json()["state"] == state;
-            let arrived = self.controller.heard_since(mark, &topic).iter().any(there);
+            let heard = self.broker.heard_since(&self.controller, mark, &topic);
+            let arrived = heard.iter().any(there);
             if !arrived && let Some(status) = worker.ended() {
                 panic!("the worker ended with {status} before it was {state}");
             }
@@ -108,27 +320,55 @@ impl Site {
         });
     }
 
-    /// Makes the broker keep jobs for the worker, by a worker that comes, subscribes and is stopped.
-    pub fn open_queue(&self, configure: impl FnOnce(&mut Command)) {
-        let mut worker = self.idle_worker(configure);
-        worker.sigterm();
-        worker.exits_with(0);
+    /// The states that the presence of [`WORKER`] has had since `mark`, in order.
+    pub fn states(&self, mark: usize) -> Vec<String> {
+        let topic = format!("jobs/workers/{WORKER}");
+        let heard = self.broker.heard_since(&self.controller, mark, &topic);
+        let states = heard
+            .iter()
+            .map(|message| message.json()["state"].as_str().map(str::to_owned));
+        states.flatten().collect()
     }
 
+    /// Waits until some process has said that [`WORKER`] waits for a job.
+    #[track_caller]
+    pub fn await_idle(&self, mark: usize) {
+        wait::until("an idle worker", || {
+            self.states(mark).iter().any(|state| state == "idle")
+        });
+    }
+
+    /// The next result of a job, as it was published.
+    #[track_caller]
     pub fn result(&self, id: &str) -> Message {
-        self.controller.next(&format!("jobs/results/{id}"))
+        self.broker
+            .next(&self.controller, &format!("jobs/results/{id}"))
     }
 
-    /// One job from its request to the end of its worker.
+    /// Waits for `n` results of a job in all.
+    #[track_caller]
+    pub fn results(&self, id: &str, n: usize) -> Vec<Value> {
+        let topic = format!("jobs/results/{id}");
+        let heard = wait::until_some(&format!("{n} results of {id}"), || {
+            let heard = self.broker.heard_since(&self.controller, 0, &topic);
+            (heard.len() >= n).then_some(heard)
+        });
+        heard.iter().map(Message::json).collect()
+    }
+
+    /// One job of a fresh worker, from its request to the end of the worker.
+    #[track_caller]
     pub fn run(&self, id: &str, definition: Value) -> Finished {
         self.run_on(self.idle_worker(|_| {}), id, definition)
     }
 
+    #[track_caller]
     pub fn run_on(&self, worker: Worker, id: &str, definition: Value) -> Finished {
         let dir = self.prepare(id, definition);
         self.run_request(worker, dir.clone(), json!({ "id": id, "workDir": dir }))
     }
 
+    #[track_caller]
     pub fn run_request(&self, worker: Worker, dir: PathBuf, request: Value) -> Finished {
         self.request(request.clone());
         let id = match &request["id"] {
@@ -139,9 +379,11 @@ impl Site {
     }
 
     /// Waits for the result of a job that has been requested, and for its worker to exit with 0.
+    #[track_caller]
     pub fn finish(&self, mut worker: Worker, dir: PathBuf, id: &str) -> Finished {
         let published = self.result(id);
         worker.exits_with(0);
+        self.broker.settle(&worker.id);
         let log =
             fs::read(dir.join("job.log")).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         Finished {
@@ -153,21 +395,29 @@ impl Site {
         }
     }
 
-    pub fn kill9_broker(&mut self) {
-        self.broker.kill9();
-        self.controller.await_loss();
-    }
-
-    /// Starts the broker again and waits until the controller hears everything again.
-    pub fn restart_broker(&mut self) {
-        self.broker.restart();
-        self.controller.await_subscription();
+    /// Nothing lives of the jobs of this site.
+    #[track_caller]
+    pub fn nothing_survives(&self) {
+        let left = survivors(&self.label());
+        assert!(left.is_empty(), "these are left: {left:?}");
     }
 }
 
 pub fn read(path: &Path) -> String {
-    fs::read_to_string(path)
-        .unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
+    let bytes =
+        fs::read(path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()));
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+pub fn read_json(path: &Path) -> Value {
+    serde_json::from_str(&read(path))
+        .unwrap_or_else(|error| panic!("{} is no JSON: {error}", path.display()))
+}
+
+/// Waits until a step has made this file.
+#[track_caller]
+pub fn await_file(path: &Path) {
+    wait::until(&format!("{} to exist", path.display()), || path.exists());
 }
 
 /// The names of what is in a directory, sorted.
@@ -190,4 +440,9 @@ pub fn names(dir: &Path) -> Vec<String> {
 /// A step that ends when `gate` is removed from the workDir (or the whole workDir is, at the end of a test).
 pub fn while_exists(gate: &str) -> String {
     format!("while [ -e {gate} ]; do sleep 0.02; done")
+}
+
+/// A step that runs until the file `gate` exists in the workDir.
+pub fn until_exists(gate: &str) -> String {
+    format!("until [ -e {gate} ]; do sleep 0.02; done")
 }

@@ -8,6 +8,7 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(5);
 
 /// Polls until `probe` yields a value. Panics after [`DEADLINE`], naming what was waited for.
+#[track_caller]
 pub fn until_some<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + DEADLINE;
     loop {
@@ -23,11 +24,13 @@ pub fn until_some<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
 }
 
 /// Polls until `condition` holds. Panics after [`DEADLINE`].
+#[track_caller]
 pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     until_some(what, || condition().then_some(()));
 }
 
 /// Asserts that `condition` holds for all of `duration`: the only way to see that something does not happen.
+#[track_caller]
 pub fn throughout(duration: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + duration;
     while Instant::now() < end {

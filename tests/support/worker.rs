@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::mosquitto::Mosquitto;
 use super::wait;
 
+/// A worker, or another use of the binary: with `run`, or with `supervise`.
 pub struct Worker {
     process: Child,
+    stdout: PathBuf,
     stderr: PathBuf,
     pub id: String,
     pub topic_root: String,
@@ -25,6 +27,13 @@ pub fn binary() -> PathBuf {
 /// The binary, in an environment that holds none of the configuration of whoever runs the tests.
 pub fn job_worker() -> Command {
     let mut command = Command::new(binary());
+    without_configuration(&mut command);
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Takes the configuration of whoever runs the tests away from a command.
+pub fn without_configuration(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("MQTT_")
@@ -35,8 +44,6 @@ pub fn job_worker() -> Command {
             command.env_remove(&name);
         }
     }
-    command.stdin(Stdio::null());
-    command
 }
 
 impl Worker {
@@ -49,15 +56,14 @@ impl Worker {
         Self::start(command, broker.dir())
     }
 
-    /// Starts `command` as it is, with its stderr in a new file in `dir`.
+    /// Starts `command` as it is, with stdout and stderr in new files in `dir`.
     pub fn start(mut command: Command, dir: &Path) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let stderr = dir.join(format!(
-            "worker-{}.stderr",
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        ));
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let [stdout, stderr] =
+            ["stdout", "stderr"].map(|name| dir.join(format!("worker-{number}.{name}")));
         command
-            .stdout(Stdio::null())
+            .stdout(File::create(&stdout).expect("a file for stdout"))
             .stderr(File::create(&stderr).expect("a file for stderr"));
         let configured = |name: &str, default: &str| {
             let value = command
@@ -75,6 +81,7 @@ impl Worker {
         let process = command.spawn().expect("the worker can be started");
         Self {
             process,
+            stdout,
             stderr,
             id,
             topic_root,
@@ -91,15 +98,29 @@ impl Worker {
             .into_owned()
     }
 
+    #[track_caller]
+    pub fn await_stderr(&self, text: &str) {
+        wait::until(&format!("{text:?} on stderr"), || {
+            self.stderr().contains(text)
+        });
+    }
+
+    pub fn stdout(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.stdout).expect("the file of its stdout"))
+            .into_owned()
+    }
+
     /// How it ended, if it has.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.process.try_wait().expect("the worker is our child")
     }
 
+    #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
         wait::until_some("the worker to exit", || self.ended())
     }
 
+    #[track_caller]
     pub fn exits_with(&mut self, code: i32) {
         let status = self.wait();
         assert_eq!(status.code(), Some(code), "the worker ended with {status}");
@@ -123,8 +144,13 @@ impl Worker {
         self.process.wait().expect("the worker is our child");
     }
 
-    fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.process), signal).expect("the worker is running");
+    }
+
+    /// As a terminal does on Ctrl-C; the process must have been started in a group of its own.
+    pub fn signal_group(&self, signal: Signal) {
+        kill_process_group(Pid::from_child(&self.process), signal).expect("it leads a group");
     }
 }
 

@@ -1,0 +1,107 @@
+//! Processes seen from outside: those of a site, those of its jobs, zombies, and PID 1 of a namespace.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::site::{Hub, Site};
+use super::wait;
+use super::worker::{Worker, binary};
+
+/// A variable that a worker passes on to its steps.
+const MARK: &str = "TEST_SITE";
+
+/// The processes that carry the mark of a drive; the end of this is theirs.
+pub struct Marked(PathBuf);
+
+impl Marked {
+    pub fn new(drive: &Path) -> Self {
+        Self(drive.to_owned())
+    }
+
+    /// The mark as it is in the environment.
+    pub fn label(&self) -> String {
+        format!("{MARK}={}", self.0.display())
+    }
+
+    pub fn mark(&self, command: &mut Command) {
+        command.env(MARK, &self.0);
+    }
+}
+
+impl Drop for Marked {
+    fn drop(&mut self) {
+        // what is killed may have forked before
+        while let left @ [_, ..] = &*marked(&self.label(), &[]) {
+            for pid in left {
+                let _ = kill_process(Pid::from_raw(*pid).expect("not 0"), Signal::KILL); // it may have ended by itself
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// What lives of the jobs of a site; a worker is not among it.
+pub fn survivors(label: &str) -> Vec<i32> {
+    // only the steps of a job have this variable, never a worker
+    marked(label, b"JOB_ATTEMPT=")
+}
+
+/// Living processes with the label in their environment, and with a variable that starts so.
+pub fn marked(label: &str, start: &[u8]) -> Vec<i32> {
+    let is_marked = |pid: &i32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default(); // empty for a zombie
+        let mut variables = environment.split(|byte| *byte == 0);
+        variables
+            .clone()
+            .any(|variable| variable == label.as_bytes())
+            && variables.any(|variable| variable.starts_with(start))
+    };
+    let own = std::process::id() as i32;
+    let pids = fs::read_dir("/proc").expect("/proc").flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| *pid != own && is_marked(pid)).collect()
+}
+
+/// How many children of a process have ended and are not reaped.
+pub fn zombies_of(parent: u32) -> usize {
+    let is_one = |pid: u32| {
+        let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+        let end = stat.iter().rposition(|byte| *byte == b')')?;
+        let mut fields = std::str::from_utf8(&stat[end + 1..])
+            .ok()?
+            .split_whitespace();
+        Some(fields.next()? == "Z" && fields.next()?.parse() == Ok(parent))
+    };
+    let pids = fs::read_dir("/proc").expect("/proc").flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| is_one(*pid) == Some(true)).count()
+}
+
+/// The binary as PID 1 of a namespace.
+pub fn pid_1<B: Hub>(
+    site: &Site<B>,
+    arguments: &[&str],
+    configure: impl FnOnce(&mut Command),
+) -> Worker {
+    let mut command = Command::new("unshare");
+    command
+        .args(["--pid", "--fork", "--mount-proc", "--kill-child"])
+        .arg(binary())
+        .args(arguments);
+    site.equip(&mut command);
+    configure(&mut command);
+    site.start_as(command)
+}
+
+/// The process that `unshare` waits for: PID 1 in there.
+pub fn child_of(process: &Worker) -> Pid {
+    wait::until_some("the child of unshare", || {
+        let children =
+            fs::read_to_string(format!("/proc/{0}/task/{0}/children", process.pid())).ok()?;
+        Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
+    })
+}
