@@ -31,7 +31,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const FIRST_ABSENCE_PAUSE: Duration = Duration::from_millis(500);
 const LAST_ABSENCE_PAUSE: Duration = Duration::from_secs(5);
 
-/// How long a controller that has lost its session, as we have, may take to subscribe again.
+/// How long a controller that has lost its connection, as we have, may take to subscribe again.
 const ABSENCE_LIMIT: Duration = Duration::from_secs(60);
 
 /// The same over MQTT 3.1.1, where nobody tells us whether it is back.
@@ -57,6 +57,8 @@ struct Held {
     custody: Custody,
     /// An acknowledgement was sent, and may have got lost.
     acknowledged: bool,
+    /// The connection was lost meanwhile. So may be that of the controller, with its subscription.
+    reconnected: bool,
 }
 
 impl Held {
@@ -68,6 +70,7 @@ impl Held {
             request,
             custody,
             acknowledged: false,
+            reconnected: false,
         }
     }
 
@@ -213,11 +216,12 @@ impl Machine {
         actions: &mut Vec<Action>,
     ) {
         (self.connected, self.delivered) = (true, false);
-        if !resumed && let Some(held) = self.held_mut() {
-            if held.custody == Custody::Awaited {
+        if let Some(held) = self.held_mut() {
+            held.reconnected = true;
+            if !resumed && held.custody == Custody::Awaited {
                 held.custody = Custody::Forgotten;
             }
-            if !tells_subscribers {
+            if !resumed && !tells_subscribers {
                 self.publish_at = Some(now + BLIND_ABSENCE_WAIT);
             }
         }
@@ -321,8 +325,7 @@ impl Machine {
     fn published(&mut self, subscribers: Subscribers, now: Instant, actions: &mut Vec<Action>) {
         self.state = match std::mem::replace(&mut self.state, State::Gone) {
             State::Publishing(held, result, absence)
-                if subscribers == Subscribers::None
-                    && (result.insist || held.custody == Custody::Forgotten) =>
+                if subscribers == Subscribers::None && (result.insist || held.reconnected) =>
             {
                 let waiting = absence.unwrap_or(Absence {
                     since: now,

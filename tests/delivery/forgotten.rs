@@ -158,11 +158,20 @@ fn a_stop_without_a_broker_leaves_the_job_interrupted(version: &str) {
     }
 }
 
-/// A job whose broker restarts without its memory in mid-run, and that ends before its controller has subscribed again,
+/// A job whose broker restarts in mid-run, without its memory, and that ends before its controller has subscribed again,
 /// which it does `absence` after the worker.
 fn result_reaches_a_controller_that_is_back_after(absence: Duration, version: &str) {
-    let (drive, mut broker) = (TempDir::new(), forgetful_broker());
-    let controller = Controller::connect(&broker);
+    result_of_a_restart_reaches_a_controller(forgetful_broker(), absence, version);
+}
+
+fn result_of_a_restart_reaches_a_controller(
+    mut broker: Mosquitto,
+    absence: Duration,
+    version: &str,
+) {
+    let drive = TempDir::new();
+    // a controller without a persistent session: the broker does not keep a subscription to results
+    let controller = Controller::hearing("jobs/workers/#", &broker, "before");
     let mut worker = Worker::spawn(&broker, speaking(version));
     wait::until("the worker to be idle", || {
         !controller.heard(PRESENCE).is_empty()
@@ -215,6 +224,16 @@ mod the_result_reaches_a_controller_that_is_back {
     #[test]
     fn after_10_s_in_mqtt_5() {
         reaches(Duration::from_secs(10), "5");
+    }
+
+    /// The broker remembers the worker, and has no session of the controller.
+    #[test]
+    fn after_1_s_of_a_broker_that_remembers_the_worker() {
+        super::result_of_a_restart_reaches_a_controller(
+            super::Mosquitto::start(),
+            Duration::from_secs(1),
+            "5",
+        );
     }
 
     #[test]

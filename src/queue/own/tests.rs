@@ -418,12 +418,21 @@ fn publishes_into_the_void(story: &mut Story) -> Duration {
 }
 
 #[test]
-fn a_result_waits_for_a_controller_that_has_lost_its_session_too() {
-    let mut story = Story::with_a_result(AfterResult::Leave);
-    story.hears(Input::Lost);
-    story.hears(connected(false));
-    let waited = publishes_into_the_void(&mut story).as_secs_f64();
-    assert!((60.0..65.1).contains(&waited), "{waited}");
+fn a_result_waits_for_a_controller_that_has_lost_its_connection_too() {
+    for resumed in [true, false] {
+        let mut story = Story::with_a_request();
+        story.hears(Input::Lost);
+        story.hears(connected(resumed));
+        if resumed {
+            story.hears(Input::Request(Message {
+                redelivered: true,
+                ..request("a", 1)
+            }));
+        }
+        story.hears(Input::Result(result(AfterResult::Leave)));
+        let waited = publishes_into_the_void(&mut story).as_secs_f64();
+        assert!((60.0..65.1).contains(&waited), "{waited}");
+    }
 }
 
 #[test]
@@ -488,7 +497,7 @@ fn a_result_waits_blindly_where_the_broker_does_not_tell() {
     assert_eq!(
         story.hears(Input::Result(result(AfterResult::Leave))),
         [Action::Publish(result(AfterResult::Leave))],
-        "on the same session nobody is missing"
+        "on the same session it does not wait for a controller that may be there"
     );
 }
 
