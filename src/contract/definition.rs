@@ -139,6 +139,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_definition_may_have_1_mib() {
+        assert_eq!(MAX_DEFINITION_BYTES, 1_048_576);
+    }
+
+    #[test]
     fn takes_the_example_of_the_contract() {
         let job = Definition::parse(
             br#"{ "steps": [ "npm install", { "run": "npm test", "name": "tests", "timeoutSeconds": 600 },

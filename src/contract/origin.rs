@@ -61,6 +61,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_what_a_queue_sends_again_is_redelivered() {
+        let from_queue = |redelivered| RequestOrigin::Queue {
+            worker: "w".into(),
+            redelivered,
+            identity: None,
+        };
+        assert!(from_queue(true).is_redelivered());
+        assert!(!from_queue(false).is_redelivered());
+        assert!(!RequestOrigin::ByHand.is_redelivered());
+    }
+
+    #[test]
     fn an_identity_differs_with_each_of_its_parts() {
         let ours = identity("w", 5, 7, b"a");
         assert_eq!(ours, "w 5 7 af63dc4c8601ec8c", "the same in every build");

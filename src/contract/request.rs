@@ -144,6 +144,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_request_that_is_too_large_is_answered_by_any_id_that_is_usable() {
+        let too_large = |id: &str| {
+            let padding = " ".repeat(MAX_REQUEST_BYTES);
+            let payload = format!("{{ \"id\": \"{id}\", \"workDir\": \"x\" {padding}}}");
+            Request::parse(payload.as_bytes()).unwrap_err()
+        };
+        // each character in its longest form
+        let rejection = too_large(&r"\ud83d\ude00".repeat(128));
+        let id = rejection.id.expect("a usable id");
+        assert_eq!(id.as_str().chars().count(), 128);
+        // a byte more is not even read
+        for length in [MAX_ID_BYTES - 1, 2 * MAX_ID_BYTES] {
+            let rejection = too_large(&"a".repeat(length));
+            assert!(rejection.id.is_none());
+            assert!(
+                rejection.error.ends_with("it has a too long `id`"),
+                "{}",
+                rejection.error
+            );
+        }
+    }
+
+    #[test]
     fn takes_the_example_of_the_contract() {
         let request = Request::parse(
             br#"{ "id": "job_2026_01", "workDir": "/data/active_jobs/job_2026_01", "steps": ["npm install"] }"#,

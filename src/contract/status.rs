@@ -202,6 +202,30 @@ pub fn millis(duration: Duration) -> u64 {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_rejection_is_known_by_its_reason() {
+        let rejected = Document::rejected(id(), None, "w", "why".into());
+        assert!(rejected.is_rejection());
+        let not_run = Document::not_run(id(), "w", Reason::Internal, "why".into());
+        assert!(!not_run.is_rejection());
+    }
+
+    #[test]
+    fn stops_are_told_where_there_were_any() {
+        let mut document = Document::not_run(id(), "w", Reason::Internal, "why".into());
+        for (stops, told) in [(0, false), (1, true), (2, true)] {
+            document.stops = stops;
+            let json = String::from_utf8(document.to_json()).unwrap();
+            assert_eq!(json.contains(&format!("\"stops\":{stops}")), told, "{json}");
+        }
+    }
+
+    #[test]
+    fn a_duration_is_told_in_milliseconds() {
+        assert_eq!(millis(Duration::from_micros(1_234_999)), 1234);
+        assert_eq!(millis(Duration::MAX), u64::MAX);
+    }
+
     fn id() -> JobId {
         JobId::from_text("a").unwrap()
     }

@@ -69,6 +69,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn each_topic_is_below_the_root() {
+        let topics = Topics::new("a/b", "w");
+        let id = JobId::from_text("7").unwrap();
+        assert_eq!(topics.result(&id), "a/b/results/7");
+        assert_eq!(topics.status(&id), "a/b/status/7");
+        assert_eq!(topics.cancelled_id("a/b/cancel/7"), Some("7"));
+        assert_eq!(topics.cancelled_id("a/cancel/7"), None);
+    }
+
+    #[test]
     fn an_old_root_is_known_by_its_topics() {
         assert_eq!(
             subscribed_for("a/b/pending"),

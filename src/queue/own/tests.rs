@@ -131,6 +131,105 @@ fn requests_behind_a_rejected_one_are_taken_in_their_order() {
         story.hears(Input::Published(Subscribers::Some)),
         [Action::Acknowledge(1), Action::Take(request("b", 2))]
     );
+    story.hears(Input::Result(result(AfterResult::WaitOn)));
+    assert_eq!(
+        story.hears(Input::Published(Subscribers::Some)),
+        [Action::Acknowledge(2), Action::Take(request("c", 3))]
+    );
+}
+
+#[test]
+fn a_message_on_another_topic_is_not_our_request_again() {
+    let mut story = Story::with_a_request();
+    let other = Message {
+        topic: "old/pending".into(),
+        redelivered: true,
+        ..request("a", 1)
+    };
+    story.hears(Input::Request(other.clone()));
+    story.hears(Input::Result(result(AfterResult::WaitOn)));
+    assert_eq!(
+        story.hears(Input::Published(Subscribers::Some)),
+        [Action::Acknowledge(1), Action::Take(other)]
+    );
+}
+
+#[test]
+fn what_is_said_of_a_packet_that_was_not_sent_changes_nothing() {
+    let mut story = Story::with_a_request();
+    assert_eq!(story.hears(Input::NotPublished), []);
+    assert_eq!(story.machine.deadline(), None);
+    assert_eq!(story.hears(Input::Closed), []);
+    assert_eq!(story.machine.held_request(), Some(&request("a", 1)));
+}
+
+#[test]
+fn each_wait_for_the_broker_has_its_length_and_nothing_happens_before() {
+    type Begin = fn(&mut Story) -> Vec<Action>;
+    let waits: [(Begin, Duration); 4] = [
+        (|story| story.hears(Input::NotPublished), RETRY_PAUSE),
+        (
+            |story| story.hears(Input::Published(Subscribers::Some)),
+            LEAVE_WAIT,
+        ),
+        (
+            |story| {
+                story.hears(Input::Lost);
+                story.hears(connected(true));
+                story.hears(Input::Published(Subscribers::Some))
+            },
+            REDELIVERY_WAIT,
+        ),
+        (|story| story.hears(Input::Stop { grace: SECOND }), SECOND),
+    ];
+    for (begin, length) in waits {
+        let mut story = Story::with_a_result(AfterResult::Leave);
+        begin(&mut story);
+        let deadline = story.now + length;
+        assert_eq!(story.machine.deadline(), Some(deadline));
+        story.now = deadline - Duration::from_millis(1);
+        assert_eq!(story.hears(Input::Expired), [], "too early");
+        story.now = deadline;
+        assert_ne!(story.hears(Input::Expired), []);
+    }
+}
+
+#[test]
+fn a_link_that_breaks_while_we_leave_is_the_end_where_nothing_is_to_be_acknowledged_again() {
+    // the broker keeps no request of QoS 0
+    let mut story = Story::new();
+    story.hears(connected(true));
+    story.hears(Input::Request(at_qos_0("a")));
+    story.hears(Input::Result(result(AfterResult::Leave)));
+    assert_eq!(
+        story.hears(Input::Published(Subscribers::Some)),
+        [Action::Disconnect]
+    );
+    assert_eq!(story.hears(Input::Lost), [Action::Exit]);
+    // a stop leaves no time to make sure of it
+    let mut story = Story::with_a_result(AfterResult::Leave);
+    story.hears(Input::Published(Subscribers::Some));
+    story.hears(Input::Stop { grace: SECOND });
+    assert_eq!(story.hears(Input::Lost), [Action::Exit]);
+}
+
+#[test]
+fn a_controller_has_60_s_to_come_back_and_no_longer() {
+    for (waited, is_over) in [(59_999, false), (60_000, true)] {
+        let mut story = Story::with_a_request();
+        story.hears(Input::Result(ResultMessage {
+            insist: true,
+            ..result(AfterResult::Leave)
+        }));
+        story.hears(Input::Published(Subscribers::None));
+        story.now += Duration::from_millis(waited);
+        let actions = story.hears(Input::Published(Subscribers::None));
+        assert_eq!(
+            actions.contains(&Action::Disconnect),
+            is_over,
+            "{actions:?}"
+        );
+    }
 }
 
 #[test]
