@@ -2,7 +2,7 @@
 
 use crate::config::{Config, unknown_variables};
 use crate::contract::{Definition, MAX_DEFINITION_BYTES};
-use crate::job::{WITHDRAWN, WorkDir};
+use crate::job::{CANCEL_FILE, WorkDir};
 use crate::mqtt::{self, Session};
 use std::ffi::OsStr;
 use std::hash::{BuildHasher, RandomState};
@@ -80,8 +80,8 @@ fn check_broker(config: &Config, findings: &mut Vec<Finding>) {
 fn check_job(dir: &OsStr, findings: &mut Vec<Finding>) -> Result<(), String> {
     let path = std::path::absolute(dir).map_err(|error| format!("{dir:?}: {error}"))?;
     let dir = WorkDir::open(path, None).map_err(|error| error.to_string())?;
-    if dir.has(WITHDRAWN) {
-        let file = dir.path().join(WITHDRAWN);
+    if dir.contains(CANCEL_FILE) {
+        let file = dir.path().join(CANCEL_FILE);
         let file = file.display();
         findings.push(Finding::Doubtful(format!(
             "job: withdrawn by {file}; it does not run while that file is there"

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 const LOOKOUT: Duration = Duration::from_micros(150);
 
 /// Signals that ask us to stop, whatever else they may mean elsewhere: each of them would end this process and leave its
-/// steps behind. Those from SIGHUP on are let be where they were ignored when we started, as `nohup` does.
+/// steps behind. Those from SIGHUP on stay ignored if they were ignored at start (`nohup`).
 ///
 /// SIGABRT is what a watchdog sends. The abort() of the C library ends this process all the same.
 const STOPS: [i32; 16] = [
@@ -43,8 +43,8 @@ pub enum Event<T> {
     Stop(i32),
     /// SIGCHLD: some child has ended.
     ChildEnded,
-    /// A [`Bell`] has rung.
-    Rung,
+    /// A [`Waker`] has woken us.
+    Woken,
     /// A thread has sent this.
     Sent(T),
 }
@@ -57,22 +57,22 @@ pub struct Inbox<T> {
     /// Whether a stop has come out of here.
     stop_told: Cell<bool>,
     child_ended: Arc<AtomicBool>,
-    own_bell: Bell,
+    own_waker: Waker,
     /// Whose turn it is, when a child has ended and something was sent.
     child_first: Cell<bool>,
 }
 
-/// Wakes the inbox without a word: whoever is woken knows where to look.
+/// Wakes the inbox without a message: [`Event::Woken`] says that there is something to look for.
 #[derive(Clone)]
-pub struct Bell {
-    rung: Arc<AtomicBool>,
+pub struct Waker {
+    woken: Arc<AtomicBool>,
     bell: Arc<UnixStream>,
 }
 
-impl Bell {
-    pub fn ring(&self) {
-        self.rung.store(true, Ordering::SeqCst);
-        let _ = (&*self.bell).write(&[0]); // full of rings: it wakes all the same
+impl Waker {
+    pub fn wake(&self) {
+        self.woken.store(true, Ordering::SeqCst);
+        let _ = (&*self.bell).write(&[0]); // a full socket wakes the inbox, too
     }
 }
 
@@ -123,8 +123,8 @@ fn try_open<T>() -> io::Result<(Outbox<T>, Inbox<T>)> {
         stops,
         stop_told: Cell::new(false),
         child_ended,
-        own_bell: Bell {
-            rung: Arc::new(AtomicBool::new(false)),
+        own_waker: Waker {
+            woken: Arc::new(AtomicBool::new(false)),
             bell: Arc::new(ring.try_clone()?),
         },
         child_first: Cell::new(false),
@@ -150,14 +150,14 @@ impl<T> Outbox<T> {
     /// Sends without waiting. Where the inbox is gone, so is whoever cared.
     pub fn send(&self, message: T) {
         let _ = self.sent.send(message);
-        let _ = (&self.bell).write(&[0]); // full of rings: it wakes all the same
+        let _ = (&self.bell).write(&[0]); // a full socket wakes the inbox, too
     }
 }
 
 impl<T> Inbox<T> {
-    /// What wakes this inbox with [`Event::Rung`].
-    pub fn bell(&self) -> &Bell {
-        &self.own_bell
+    /// What wakes this inbox with [`Event::Woken`].
+    pub fn waker(&self) -> &Waker {
+        &self.own_waker
     }
 
     /// Sleeps until something comes, and no longer than to `deadline`; `None` when that has passed. A passed deadline goes
@@ -189,8 +189,8 @@ impl<T> Inbox<T> {
                 return Some(Event::Stop(*signal));
             }
         }
-        if self.own_bell.rung.swap(false, Ordering::SeqCst) {
-            return Some(Event::Rung);
+        if self.own_waker.woken.swap(false, Ordering::SeqCst) {
+            return Some(Event::Woken);
         }
         // by turns, so that neither a stream of messages nor one of processes hides the other
         let sent = || self.sent.try_recv().ok().map(Event::Sent);

@@ -42,7 +42,7 @@ pub fn read_request(
 
 /// The rejection of a request that came at QoS 0 while the request `held` is held. For the id of that one, only
 /// `jobs/rejected` is told, where nobody takes it for the result.
-pub fn reject_at_qos_0(message: &Message, held: Option<&Message>) -> Rejection {
+pub fn qos_0_rejection(message: &Message, held: Option<&Message>) -> Rejection {
     let error = "published at QoS 0 while the worker had a job; publish at QoS 1, and the broker keeps it until its turn";
     let held = held.and_then(|held| request_in(held).0);
     let is_held = |id: &JobId| {

@@ -22,7 +22,7 @@
 //! This library is no public API: it is what `job-worker` and its tests share, and it changes with them.
 
 #![forbid(unsafe_code)]
-// A panic would take the job with it: an error is an error of the job, of the worker, or a defect that is said so.
+// A panic would end the job, too. Return an error, or report a defect as `Exit::Defect`.
 #![cfg_attr(
     not(test),
     warn(clippy::expect_used, clippy::panic, clippy::unwrap_used)

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 /// After how many connections that were lost while the same result was being published the broker is taken for one that
 /// does not tell its limit, and what that limit is then, in bytes of payload: less than any broker has.
-const UNTOLD_AFTER: u32 = 3;
-const UNTOLD_LIMIT: usize = 1024;
+const LOSSES_BEFORE_SHORT_FORM: u32 = 3;
+const ASSUMED_LIMIT: usize = 1024;
 
 /// Says things, where there is a connection. What must be said is said again on the next one.
 pub struct Outgoing {
@@ -55,8 +55,8 @@ impl Outgoing {
         };
         let losses = *self.losses.get_or_insert(0);
         let mut limit = connection.payload_limit(topic);
-        if losses >= UNTOLD_AFTER {
-            limit = limit.min(UNTOLD_LIMIT);
+        if losses >= LOSSES_BEFORE_SHORT_FORM {
+            limit = limit.min(ASSUMED_LIMIT);
         }
         if payload.len() > limit {
             log::warn!(
@@ -72,9 +72,9 @@ impl Outgoing {
         self.announce(&self.topics.status(id), document);
     }
 
-    /// Rejects a request as it came: at QoS 0, and only if the connection has room for it. A flood of them must not fill our
-    /// memory.
-    pub fn reject_at_qos_0(&self, rejection: Rejection, message: &Message) {
+    /// Announces the rejection of a request that came at QoS 0: at QoS 0, too, and only if the connection has room for it. A
+    /// flood of them must not fill our memory.
+    pub fn announce_rejection(&self, rejection: Rejection, message: &Message) {
         log::warn!("request rejected: {}", rejection.error);
         let (topic, payload) = self.rejection(rejection, message);
         self.announce(&topic, payload);

@@ -18,11 +18,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a sweep insists before it leaves what it cannot kill (another user's process, one stuck in the kernel).
-const SWEEP_PATIENCE: Duration = Duration::from_secs(10);
+const SWEEP_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long to look for those who are to be asked to end. Whom we do not find in this time is killed after the grace. With
-/// thousands of processes that fork and exit all the time, one look takes seconds.
-const LOOK_PATIENCE: Duration = Duration::from_millis(200);
+/// How long [`terminate`] scans /proc for processes outside of the group. One that is not found in time gets only the KILL.
+/// With thousands of processes that fork and exit all the time, one scan takes seconds.
+const SCAN_LIMIT: Duration = Duration::from_millis(200);
 
 /// How many children are reaped before anything else is looked at. More of them end meanwhile, if a job forks and exits all
 /// the time.
@@ -114,7 +114,7 @@ pub fn spawn<'a>(
 /// Who is left after [`reap_some`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Left {
-    /// Children that run, or that wait for the next turn.
+    /// Children that run, or that wait for the next last_scan.
     Some,
     /// No child at all, or none of ours.
     None,
@@ -182,7 +182,7 @@ pub fn terminate(group: Pid) {
     for signal in signals {
         let _ = kill_process_group(group, signal); // ESRCH: the group is empty already
     }
-    for process in descendants(LOOK_PATIENCE)
+    for process in descendants(SCAN_LIMIT)
         .iter()
         .filter(|process| process.group != group.as_raw_pid())
     {
@@ -200,15 +200,15 @@ pub fn sweep(mut ended: impl FnMut(Pid, Exit)) -> usize {
     let started = Instant::now();
     let mut killing = false;
     let mut killed = 0;
-    let mut fruitless = 0;
-    // a look at thousands takes longer than a fork, while the first looks catch almost all
-    let mut reach = REAPED_AT_ONCE;
-    let mut turn = Duration::ZERO;
+    let mut idle_passes = 0;
+    // A scan of thousands takes longer than a fork, while the first scans catch almost all.
+    let mut at_most = REAPED_AT_ONCE;
+    let mut last_scan = Duration::ZERO;
     loop {
         let reaping = Instant::now();
         let mut reaped = 0;
-        // for as long as the look before took, or a crowd of those who have ended would make each look longer than the last
-        while reaped < REAPED_AT_ONCE || reaping.elapsed() < turn {
+        // At least as long as the last scan took: otherwise zombies pile up, and each scan takes longer.
+        while reaped < REAPED_AT_ONCE || reaping.elapsed() < last_scan {
             match reap() {
                 Reaped::Child(pid, exit) => {
                     killed += usize::from(killing && exit == Exit::Signal(SIGKILL));
@@ -219,36 +219,36 @@ pub fn sweep(mut ended: impl FnMut(Pid, Exit)) -> usize {
             }
             reaped += 1;
         }
-        if started.elapsed() > SWEEP_PATIENCE {
+        if started.elapsed() > SWEEP_LIMIT {
             log::warn!("some processes of the job cannot be killed; going on without them");
             return killed;
         }
-        let looking = Instant::now();
+        let scanning = Instant::now();
         // the children of whoever is killed become ours, in as many passes as it takes
-        kill_children(reach);
-        reach = reach.saturating_mul(2);
+        kill_children(at_most);
+        at_most = at_most.saturating_mul(2);
         killing = true;
-        turn = looking.elapsed();
+        last_scan = scanning.elapsed();
         if reaped > 0 {
-            fruitless = 0; // who forks and exits all the time is only caught by looking at once
+            idle_passes = 0; // a process that forks and exits all the time is only caught by scanning at once
             continue;
         }
-        fruitless += 1;
-        if fruitless > 3 {
+        idle_passes += 1;
+        if idle_passes > 3 {
             // the children of somebody whom we may not kill do not become ours
-            for process in descendants(SWEEP_PATIENCE) {
+            for process in descendants(SWEEP_LIMIT) {
                 process.signal(Signal::KILL);
             }
         }
-        std::thread::sleep((FIRST_PAUSE * (1 << fruitless.min(16))).min(LAST_PAUSE));
+        std::thread::sleep((FIRST_PAUSE * (1 << idle_passes.min(16))).min(LAST_PAUSE));
     }
 }
 
-/// Kills the latest `reach` children, and the groups that they are in.
+/// Kills `at_most` of the newest children, and the groups that they are in.
 ///
 /// No member of a group escapes from a signal to it by forking, while the child that we know of may be gone before we have
 /// killed it.
-fn kill_children(reach: usize) {
+fn kill_children(at_most: usize) {
     let children = children();
     let is_ours = |group: Pid| {
         // whoever enters the container of a PID 1 leads a group, and its orphans become our children: the group of a leader
@@ -257,8 +257,8 @@ fn kill_children(reach: usize) {
     };
     let own = nix::unistd::getpgrp();
     let mut groups = HashMap::new();
-    // the latest first: the one of a chain that has just been forked is alive, thousands before it have ended
-    for child in children.iter().rev().take(reach) {
+    // Newest first: in a chain of forks only the newest child is still alive
+    for child in children.iter().rev().take(at_most) {
         // not rustix's, which takes a group for a number above 0: a group with a leader outside of our PID namespace has none
         let Ok(group) = getpgid(Some(nix::unistd::Pid::from_raw(child.as_raw_pid()))) else {
             continue; // reaped by nobody but us: it cannot be gone
@@ -286,7 +286,7 @@ fn children() -> Vec<Pid> {
             .filter(|pid| !foreign.contains(pid))
             .collect(),
         // a kernel without CONFIG_PROC_CHILDREN
-        Err(_) => descendants(SWEEP_PATIENCE)
+        Err(_) => descendants(SWEEP_LIMIT)
             .iter()
             .filter(|process| process.is_child)
             .map(|process| process.pid)

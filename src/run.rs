@@ -83,13 +83,13 @@ fn execute(
         ..config.job.clone()
     };
     let log = Path::new(&request.work_dir).join("job.log");
-    let bell = inbox.bell().clone();
+    let waker = inbox.waker().clone();
     let mut run = Run::new(
         request,
         RequestOrigin::ByHand,
         &job,
         &config.worker_id,
-        bell,
+        waker,
     );
     let mut terminal = None;
     let mut interrupted = false;
@@ -105,7 +105,7 @@ fn execute(
             Some(News::Over(outcome)) => break outcome,
             None => match inbox.next(run.next_wake()) {
                 Some(Event::ChildEnded) => run.child_ended(),
-                Some(Event::Rung) => run.drive_done(),
+                Some(Event::Woken) => run.drive_done(),
                 Some(Event::Stop(_)) if std::mem::replace(&mut interrupted, true) => {
                     run.stop_at_once()
                 }

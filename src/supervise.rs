@@ -3,6 +3,7 @@
 //! for itself: it kills and reaps what a worker that was killed has left behind.
 
 use crate::Exit;
+use crate::backoff::Backoff;
 use crate::inbox::{self, Event, Inbox};
 use crate::process::{self, Exit as Ended};
 use rustix::process::{Pid, Signal, kill_process};
@@ -28,7 +29,7 @@ pub fn run() -> Exit {
         return Exit::Defect;
     };
     process::adopt_orphans();
-    let mut pause = FIRST_PAUSE;
+    let mut backoff = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
     loop {
         let status = match start_worker() {
             Ok(worker) => match watch(worker, &inbox) {
@@ -40,11 +41,12 @@ pub fn run() -> Exit {
                 Exit::Defect.status()
             }
         };
+        if status == 0 {
+            backoff.reset();
+            continue;
+        }
+        let pause = backoff.next_pause();
         match status {
-            0 => {
-                pause = FIRST_PAUSE;
-                continue;
-            }
             // a step of its job does this, which would have a fresh worker at once, again and again
             STOPPED => {
                 log::warn!("the worker was stopped, and not by us; starting another in {pause:?}")
@@ -60,7 +62,6 @@ pub fn run() -> Exit {
                 Exit::Of(status)
             };
         }
-        pause = (pause * 2).min(LAST_PAUSE);
     }
 }
 
@@ -107,7 +108,7 @@ fn watch(worker: Pid, inbox: &Inbox<Infallible>) -> Watched {
                     break ended;
                 }
             }
-            None | Some(Event::Rung) => {}
+            None | Some(Event::Woken) => {}
         }
     };
     process::sweep(|_, _| {});
@@ -132,7 +133,7 @@ fn stop_asked_within(pause: Duration, inbox: &Inbox<Infallible>) -> bool {
             Some(Event::ChildEnded) => {
                 process::reap_some(|_, _| {}); // an orphan that PID 1 was given
             }
-            Some(Event::Rung) => {} // nobody here has a bell
+            Some(Event::Woken) => {} // nobody here has a waker
             None => return false,
         }
     }

@@ -7,7 +7,7 @@ use crate::Exit;
 use crate::config::{Config, OnStop};
 use crate::contract::{Document, Rejection, subscribed_for};
 use crate::inbox::{self, Event, Inbox};
-use crate::intake::{read_request, reject_at_qos_0};
+use crate::intake::{qos_0_rejection, read_request};
 use crate::job::{Interruption, News, Outcome, Run};
 use crate::mqtt::{self, Link, Message, Session, Subscribers, Unpublished};
 use crate::outgoing::Outgoing;
@@ -99,7 +99,7 @@ impl Worker {
                 // PID 1 of a container is given the orphans of others, such as of a health check
                 None => drop(process::reap_some(|_, _| {})),
             },
-            Some(Event::Rung) => {
+            Some(Event::Woken) => {
                 if let Some(run) = &mut self.run {
                     run.drive_done();
                 }
@@ -196,8 +196,8 @@ impl Worker {
             match action {
                 Action::Take(message) => self.take(&message)?,
                 Action::RejectNow(message) => {
-                    let rejection = reject_at_qos_0(&message, self.queue.held_request());
-                    self.outgoing.reject_at_qos_0(rejection, &message);
+                    let rejection = qos_0_rejection(&message, self.queue.held_request());
+                    self.outgoing.announce_rejection(rejection, &message);
                 }
                 Action::Publish(result) => self.outgoing.publish(&result.topic, result.payload),
                 Action::Warn(sentence) => log::warn!("{sentence}"),
@@ -232,8 +232,8 @@ impl Worker {
                         "job {id}: published at QoS 0, so it would be lost if this worker died; publish at QoS 1"
                     );
                 }
-                let bell = self.inbox.bell().clone();
-                let mut run = Run::new(request, origin, &self.config.job, worker, bell);
+                let waker = self.inbox.waker().clone();
+                let mut run = Run::new(request, origin, &self.config.job, worker, waker);
                 run.wake(Instant::now());
                 self.run = Some(run);
                 ControlFlow::Continue(())
@@ -249,7 +249,7 @@ impl Worker {
             topic,
             payload,
             after: AfterResult::WaitOn,
-            insist: false,
+            wait_for_subscriber: false,
         })
     }
 
@@ -276,7 +276,7 @@ impl Worker {
                         topic,
                         payload: document,
                         after: AfterResult::Leave,
-                        insist: true,
+                        wait_for_subscriber: true,
                     })?;
                 }
                 Some(News::Over(Outcome::Interrupted)) => self.requeue()?,
@@ -290,7 +290,7 @@ impl Worker {
         let Some(run) = &mut self.run else {
             return ControlFlow::Continue(());
         };
-        if self.queue.is_forgotten()
+        if self.queue.broker_lacks_request()
             && let Some(document) = run.fail_forgotten(FORGOTTEN)
         {
             return self.report(document);
@@ -317,8 +317,7 @@ impl Worker {
                 true => AfterResult::WaitOn,
                 false => AfterResult::Leave,
             },
-            // whatever interrupted an earlier attempt may have interrupted the controller, too
-            insist: document.attempt.is_some_and(|attempt| attempt > 1) || document.stops > 0,
+            wait_for_subscriber: follows_an_interruption(&document),
         })
     }
 
@@ -437,4 +436,10 @@ impl Worker {
             _ => ControlFlow::Break(Exit::Denied),
         }
     }
+}
+
+/// Whether an earlier attempt was interrupted. Whatever did that may have interrupted the controller, too, so that it is not
+/// subscribed yet.
+fn follows_an_interruption(document: &Document) -> bool {
+    document.attempt.is_some_and(|attempt| attempt > 1) || document.stops > 0
 }

@@ -13,7 +13,7 @@ pub struct Plan {
     pub timeout: Option<Duration>,
     pub max_attempts: u32,
     /// What the job asks for and does not get, one sentence each.
-    pub denied: Vec<String>,
+    pub capped: Vec<String>,
 }
 
 impl Plan {
@@ -36,19 +36,19 @@ impl Plan {
             .ok_or("job.json has no `steps`, and neither has the request")?;
         let mut env = file.env;
         env.extend(request.env.clone());
-        let mut denied = Vec::new();
+        let mut capped = Vec::new();
         let asked = request.timeout.or(file.timeout);
         if let (Some(asked), Some(bound)) = (asked, timeout)
             && asked > bound
         {
             let (asked, bound) = (asked.as_secs_f64(), bound.as_secs_f64());
-            denied.push(format!(
+            capped.push(format!(
                 "asks for timeoutSeconds {asked}, more than JOB_TIMEOUT allows: {bound}"
             ));
         }
         let attempts = request.max_attempts.or(file.max_attempts);
         if let Some(asked) = attempts.filter(|asked| *asked > max_attempts) {
-            denied.push(format!(
+            capped.push(format!(
                 "asks for maxAttempts {asked}, more than JOB_MAX_ATTEMPTS allows: {max_attempts}"
             ));
         }
@@ -61,7 +61,7 @@ impl Plan {
             env,
             timeout: asked.into_iter().chain(timeout).min(),
             max_attempts: attempts.unwrap_or(max_attempts).min(max_attempts),
-            denied,
+            capped,
         })
     }
 }
@@ -123,7 +123,7 @@ mod tests {
             let request = Request::parse(json.as_bytes()).unwrap();
             Plan::merge(&request.definition, None, Some(Duration::from_secs(9)), 3).unwrap()
         };
-        for (timeout, attempts, got, denied) in [
+        for (timeout, attempts, got, capped) in [
             (8.5, 2, (8.5, 2), 0),
             (9.0, 3, (9.0, 3), 0),
             (9.5, 3, (9.0, 3), 1),
@@ -133,7 +133,7 @@ mod tests {
             let limit = Some(Duration::from_secs_f64(got.0));
             assert_eq!((plan.timeout, plan.max_attempts), (limit, got.1));
             assert_eq!(plan.steps[0].timeout, limit);
-            assert_eq!(plan.denied.len(), denied, "{:?}", plan.denied);
+            assert_eq!(plan.capped.len(), capped, "{:?}", plan.capped);
         }
     }
 }

@@ -44,8 +44,8 @@ impl Topics {
     }
 }
 
-/// What a worker had subscribed to that gets a message on `topic`, the request filter first where it is a request; nothing
-/// where the topic is none of a worker's, under whatever root.
+/// The two filters, for requests and for cancels, of the root that `topic` belongs to; the one that matches it first. Empty
+/// if it is no topic that a worker subscribes to.
 pub fn subscribed_for(topic: &str) -> Vec<String> {
     let (root, is_request) = match topic.strip_suffix("/pending") {
         Some(root) => (root, true),

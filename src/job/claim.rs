@@ -7,12 +7,13 @@ use super::execution::Execution;
 use super::job::Job;
 use super::log::{JobLog, Lock, while_nothing_runs};
 use super::{OpenError, Outcome, WorkDir, drive, journal};
+use crate::backoff::Backoff;
 use crate::config::{Durability, JobConfig, PayloadSteps};
 use crate::contract::{
     Attempt, Decision, Definition, Document, JobId, MAX_DEFINITION_BYTES, Plan, Reason, Request,
     RequestOrigin,
 };
-use crate::inbox::Bell;
+use crate::inbox::Waker;
 use serde::de::IgnoredAny;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,7 +27,7 @@ const LAST_PAUSE: Duration = Duration::from_millis(500);
 const UNREMARKABLE_WAIT: Duration = Duration::from_secs(1);
 
 /// The file that withdraws a job, whatever it is.
-pub const WITHDRAWN: &str = "job.cancel";
+pub const CANCEL_FILE: &str = "job.cancel";
 
 /// A job that is being claimed.
 pub struct Claim {
@@ -34,7 +35,7 @@ pub struct Claim {
     origin: RequestOrigin,
     started: Instant,
     next_look: Instant,
-    pause: Duration,
+    backoff: Backoff,
     waiting: Option<Waiting>,
 }
 
@@ -63,7 +64,7 @@ impl Claim {
             origin,
             started,
             next_look: started,
-            pause: FIRST_PAUSE,
+            backoff: Backoff::new(FIRST_PAUSE, LAST_PAUSE),
             waiting: None,
         }
     }
@@ -121,8 +122,8 @@ impl Claim {
     }
 
     /// Tries to claim the job, without waiting.
-    pub fn look(&mut self, config: &JobConfig, worker: &str, bell: &Bell) -> Claimed {
-        match self.try_claim(config, worker, bell) {
+    pub fn look(&mut self, config: &JobConfig, worker: &str, waker: &Waker) -> Claimed {
+        match self.try_claim(config, worker, waker) {
             Ok(claimed) => claimed,
             Err(OpenError::Missing { what, why }) if self.started.elapsed() < config.dir_wait => {
                 if self.started.elapsed() >= UNREMARKABLE_WAIT {
@@ -152,8 +153,7 @@ impl Claim {
 
     fn wait(&mut self, config: &JobConfig) -> Claimed {
         let now = Instant::now();
-        self.next_look = now + self.pause;
-        self.pause = (self.pause * 2).min(LAST_PAUSE);
+        self.next_look = now + self.backoff.next_pause();
         // the end of the wait is a moment to look, too
         let end = self.started + config.dir_wait;
         if end > now {
@@ -187,7 +187,7 @@ impl Claim {
         &mut self,
         config: &JobConfig,
         worker: &str,
-        bell: &Bell,
+        waker: &Waker,
     ) -> Result<Claimed, OpenError> {
         let own = &self.request.definition;
         if config.payload_steps == PayloadSteps::Deny
@@ -199,11 +199,11 @@ impl Claim {
         let dir = self.open_dir(config)?;
         // a stored result needs neither the definition, which may be gone by now, nor the lock: it does not change
         if let (Decision::Stored, document) = self.decide(&dir, u32::MAX) {
-            drive::settle(&dir, config.durability);
+            drive::sync_directory(&dir, config.durability);
             return Ok(Claimed::Over(Outcome::Stored(document)));
         }
-        if dir.has(WITHDRAWN) {
-            let file = dir.path().join(WITHDRAWN);
+        if dir.contains(CANCEL_FILE) {
+            let file = dir.path().join(CANCEL_FILE);
             let error = format!(
                 "withdrawn by {}; remove that file to have the job run",
                 file.display()
@@ -244,7 +244,7 @@ impl Claim {
                 final_result(self.give_up(&dir, log, attempt, error, config, worker))
             }
             (Decision::Run(attempt), _) => {
-                for sentence in unknown.iter().chain(&plan.denied) {
+                for sentence in unknown.iter().chain(&plan.capped) {
                     log::warn!("job {}: {sentence}", self.id().as_str());
                 }
                 let job = Job {
@@ -257,7 +257,7 @@ impl Claim {
                     log,
                     attempt,
                 };
-                match Execution::start(job, config, worker, bell) {
+                match Execution::start(job, config, worker, waker) {
                     Ok(execution) => Claimed::Running(Box::new(execution)),
                     Err(error) => internal(error),
                 }

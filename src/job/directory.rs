@@ -119,11 +119,6 @@ impl WorkDir {
         are_the_same(fstat(&self.handle), stat(&self.path))
     }
 
-    /// Whether there is anything of this name in the directory.
-    pub fn has(&self, name: &str) -> bool {
-        statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
-    }
-
     /// Whether a name in the directory leads to this open file.
     pub fn leads_to(&self, name: &str, file: &File) -> bool {
         let follow = match self.fenced {

@@ -12,20 +12,20 @@ use super::log::JobLog;
 use super::{WorkDir, journal};
 use crate::config::Durability;
 use crate::contract::{Document, JobState, Reason};
-use crate::inbox::Bell;
+use crate::inbox::Waker;
 use std::fs::File;
 use std::io;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
 /// What the drive is to do.
-pub enum Order {
+pub enum Write {
     /// Write the first journal of this attempt.
-    Begin(Vec<u8>),
+    First(Vec<u8>),
     /// Write a journal in mid-run.
     Update(Vec<u8>),
     /// Make log and final journal complete, and close the log.
-    Finish(Box<(JobLog, Document)>),
+    Final(Box<(JobLog, Document)>),
 }
 
 /// What the drive has done.
@@ -36,26 +36,26 @@ pub enum Done {
     Finished(Box<Document>),
 }
 
-/// Takes the orders of one job, one after the other.
+/// Takes what one job writes, one after the other.
 pub struct Drive {
-    hands: Hands,
+    mode: Mode,
     done: Receiver<Done>,
-    early: Option<Done>,
+    peeked: Option<Done>,
 }
 
-enum Hands {
-    Own(Option<Place>, Sender<Done>),
-    Thread(Sender<Order>),
+enum Mode {
+    Inline(Option<OpenFiles>, Sender<Done>),
+    Thread(Sender<Write>),
 }
 
-/// What is open of the job since before its first step: the kernel tells a handle of the errors that came after it.
-struct Place {
+/// Handles opened before the first step: `syncfs` reports only errors that are newer than its handle.
+struct OpenFiles {
     dir: WorkDir,
     log: File,
 }
 
 impl Drive {
-    /// `bell` rings when an order is done, unless [`Self::give`] has done it itself.
+    /// `waker` wakes the inbox when a write is done, unless [`Self::give`] has done it itself.
     ///
     /// # Errors
     /// A sentence, where there are no more handles, or no thread.
@@ -63,9 +63,9 @@ impl Drive {
         dir: &WorkDir,
         log: &JobLog,
         durability: Durability,
-        bell: &Bell,
+        waker: &Waker,
     ) -> Result<Self, String> {
-        Self::try_open(dir, log, durability, bell)
+        Self::try_open(dir, log, durability, waker)
             .map_err(|error| format!("nobody can wait for the drive: {error}"))
     }
 
@@ -73,46 +73,46 @@ impl Drive {
         dir: &WorkDir,
         log: &JobLog,
         durability: Durability,
-        bell: &Bell,
+        waker: &Waker,
     ) -> io::Result<Self> {
         let (dir, log) = (dir.try_clone()?, log.handle()?);
         let in_memory = dir.is_in_memory();
-        let mut place = Some(Place { dir, log });
+        let mut files = Some(OpenFiles { dir, log });
         let (sender, done) = mpsc::channel();
         if durability == Durability::Cache || in_memory {
-            let hands = Hands::Own(place, sender);
+            let mode = Mode::Inline(files, sender);
             return Ok(Self {
-                hands,
+                mode,
                 done,
-                early: None,
+                peeked: None,
             });
         }
-        let (orders, given) = mpsc::channel();
-        let bell = bell.clone();
+        let (writes, given) = mpsc::channel();
+        let waker = waker.clone();
         std::thread::Builder::new()
             .name("drive".to_owned())
             .spawn(move || {
-                for order in given {
-                    let report = perform(&mut place, order, Durability::Disk);
+                for write in given {
+                    let report = perform(&mut files, write, Durability::Disk);
                     report.map(|report| sender.send(report));
-                    bell.ring();
+                    waker.wake();
                 }
             })?;
-        let hands = Hands::Thread(orders);
+        let mode = Mode::Thread(writes);
         Ok(Self {
-            hands,
+            mode,
             done,
-            early: None,
+            peeked: None,
         })
     }
 
-    /// Gives an order. What is done already is for the next [`Self::take`].
-    pub fn give(&mut self, order: Order) {
-        match &mut self.hands {
+    /// Gives it something to write. What is done already is for the next [`Self::take`].
+    pub fn give(&mut self, write: Write) {
+        match &mut self.mode {
             // a thread that is gone has finished the job: nobody gives it anything then
-            Hands::Thread(orders) => drop(orders.send(order)),
-            Hands::Own(place, done) => {
-                let report = perform(place, order, Durability::Cache);
+            Mode::Thread(writes) => drop(writes.send(write)),
+            Mode::Inline(files, done) => {
+                let report = perform(files, write, Durability::Cache);
                 report.map(|report| done.send(report));
             }
         }
@@ -120,34 +120,34 @@ impl Drive {
 
     /// Waits until something is done, and no longer than this; it is for the next [`Self::take`].
     pub fn wait(&mut self, patience: Duration) {
-        self.early = self
-            .early
+        self.peeked = self
+            .peeked
             .take()
             .or_else(|| self.done.recv_timeout(patience).ok());
     }
 
     /// The next thing that is done.
     pub fn take(&mut self) -> Option<Done> {
-        self.early.take().or_else(|| self.done.try_recv().ok())
+        self.peeked.take().or_else(|| self.done.try_recv().ok())
     }
 }
 
 /// Nothing is done once the job is finished: what was open of it is closed.
-fn perform(open: &mut Option<Place>, order: Order, durability: Durability) -> Option<Done> {
-    let place = open.as_ref()?;
-    let dir = &place.dir;
-    Some(match order {
-        Order::Begin(document) => {
+fn perform(open: &mut Option<OpenFiles>, write: Write, durability: Durability) -> Option<Done> {
+    let files = open.as_ref()?;
+    let dir = &files.dir;
+    Some(match write {
+        Write::First(document) => {
             Done::Written(store(dir, &document, durability).map(|()| document))
         }
-        Order::Update(document) => {
+        Write::Update(document) => {
             let written = journal::write(dir, &document, durability);
             let written = written.map_err(|error| unwritten(dir, &error));
             Done::Written(written.map(|()| document))
         }
-        Order::Finish(files) => {
-            let (mut log, document) = *files;
-            let finished = finish(dir, &place.log, &mut log, document, durability);
+        Write::Final(last) => {
+            let (mut log, document) = *last;
+            let finished = finish(dir, &files.log, &mut log, document, durability);
             drop(log);
             *open = None;
             Done::Finished(Box::new(finished))
@@ -233,7 +233,7 @@ pub fn store(dir: &WorkDir, document: &[u8], durability: Durability) -> Result<(
 }
 
 /// Makes sure that a stored journal is found by its name after a power cut: whoever wrote it may have died before that.
-pub fn settle(dir: &WorkDir, durability: Durability) {
+pub fn sync_directory(dir: &WorkDir, durability: Durability) {
     if durability == Durability::Disk
         && let Err(error) = dir.sync()
     {

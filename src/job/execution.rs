@@ -10,7 +10,7 @@ use crate::config::JobConfig;
 use crate::contract::{
     Attempt, Document, Follows, JobId, JobState, Reason, StepState, Timestamp, millis,
 };
-use crate::inbox::Bell;
+use crate::inbox::Waker;
 use crate::{host, process};
 use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ const ALWAYS_LIMIT: Duration = Duration::from_secs(10);
 /// next one KILL.
 const LOG_LOOK: Duration = Duration::from_millis(100);
 
-/// How long somebody waits for the drive who stops at once.
+/// How long to wait for the drive after a second stop signal.
 const LAST_WAIT: Duration = Duration::from_millis(200);
 
 /// A job whose steps are running.
@@ -50,7 +50,7 @@ pub struct Execution {
 }
 
 enum Stage {
-    /// The drive takes the first journal; no step has run. Why none is to run, where somebody has said so by now.
+    /// The first journal is being written, and no step has run. Holds the reason if the job was ended meanwhile.
     Beginning(Option<Interruption>),
     Steps,
     /// The drive takes log and result.
@@ -67,7 +67,7 @@ struct LogLimit {
 
 impl Execution {
     /// Begins the log, and has the drive take the journal. The first step starts when the drive has it: what has no journal
-    /// could be run again and again. `bell` rings for [`Self::drive_done`].
+    /// could be run again and again. `waker` wakes the inbox for [`Self::drive_done`].
     ///
     /// # Errors
     /// A sentence, where the log cannot be written. Nothing has been run then.
@@ -75,14 +75,14 @@ impl Execution {
         mut job: Job,
         config: &JobConfig,
         worker: &str,
-        bell: &Bell,
+        waker: &Waker,
     ) -> Result<Self, String> {
         let log_start = match job.attempt == Attempt::FIRST {
             true => 0,
             false => job.log.size(),
         };
         begin_log(&mut job, worker)?;
-        let drive = Drive::open(&job.dir, &job.log, config.durability, bell)?;
+        let drive = Drive::open(&job.dir, &job.log, config.durability, waker)?;
         let mut execution = Self {
             env: environment::of(&job, worker),
             record: Record::begin(job.document(worker), drive, config.durability),
@@ -234,7 +234,7 @@ impl Execution {
                     .log
                     .line(format_args!("{sentence}; asking the job to stop"));
                 step.interrupt(why, end_of_grace);
-                self.child_ended();
+                self.child_ended(); // the shell may have ended before: from now on all of the job has to
             }
             None => {
                 if let Stage::Beginning(interrupted) = &mut self.stage {
@@ -271,12 +271,12 @@ impl Execution {
         let Some(step) = self.step.take() else { return };
         let log_limit = self.log_limit_passed().filter(|_| !step.is_interrupted());
         if let Some(passed) = log_limit {
-            self.job.log.line(format_args!("{}", passed.sentence())); // it was quicker than our looks
+            self.job.log.line(format_args!("{}", passed.sentence())); // it ended before the size check
         }
         let ended = step.ended(log_limit);
         let (code, signal) = (ended.exit_code(), ended.exit.signal_name());
         let how = signal.as_ref().map(|name| format!(" ({name})"));
-        let place = self.job.place(ended.index);
+        let place = self.job.step_number(ended.index);
         self.job.log.line(format_args!(
             "{place}: exit {code}{} in {:.1}s",
             how.as_deref().unwrap_or_default(),
@@ -307,7 +307,7 @@ impl Execution {
                     None => format!("ended with exit code {code}"),
                     Some(signal) => format!("was ended by{signal}"),
                 };
-                let (place, name) = (self.job.place(step.index), self.job.name(step.index));
+                let (place, name) = (self.job.step_number(step.index), self.job.name(step.index));
                 self.fail(Reason::Step, code, format!("{place} ({name}) {ended}"));
             }
             None => {}
@@ -342,7 +342,7 @@ impl Execution {
             let step = &self.job.plan.steps[index];
             if self.failure.is_some() && !step.always {
                 self.record.document.steps[index].status = StepState::Skipped;
-                let place = self.job.place(index);
+                let place = self.job.step_number(index);
                 self.job.log.line(format_args!("{place}: skipped"));
                 continue;
             }
@@ -355,7 +355,7 @@ impl Execution {
                     return;
                 }
                 Err(error) => {
-                    let place = self.job.place(index);
+                    let place = self.job.step_number(index);
                     self.job.log.line(format_args!("{place}: {error}"));
                     let status = &mut self.record.document.steps[index];
                     (status.status, status.started_at) = (StepState::Failed, None);
@@ -377,7 +377,7 @@ impl Execution {
             self.record.note_change(&self.job, Instant::now());
             self.drive_done();
         }
-        let (place, label) = (self.job.place(index), self.job.label(index));
+        let (place, label) = (self.job.step_number(index), self.job.label(index));
         self.job.log.line(format_args!("{place}: {label}"));
         ready?;
         let number = (index + 1).to_string();
@@ -442,7 +442,7 @@ impl Execution {
 
     /// Makes the document of an interrupted job final, for a request that nobody will deliver again.
     pub fn fail_forgotten(&mut self, error: &str) -> Document {
-        // without that moment, the drive does not answer: whoever finds the journal takes the job for one that died
+        // `wake` clears it when the drive has not answered in time. Then do not write: the next worker counts a crash.
         let drive_answers = self.leave_drive_at.is_some();
         let steps = &self.record.document.steps;
         let code = steps.iter().filter_map(|step| step.exit_code).next_back();

@@ -64,7 +64,7 @@ impl Job {
     }
 
     /// What a person finds the step by in log and result, from 1.
-    pub fn place(&self, index: usize) -> String {
+    pub fn step_number(&self, index: usize) -> String {
         format!("step {}/{}", index + 1, self.plan.steps.len())
     }
 

@@ -17,7 +17,7 @@ mod step;
 
 use crate::contract::Document;
 
-pub use claim::WITHDRAWN;
+pub use claim::CANCEL_FILE;
 pub use directory::{OpenError, WorkDir};
 pub use interruption::Interruption;
 pub use run::{News, Run};

@@ -1,7 +1,7 @@
 //! The record of a running job: the status document, and its journal on the drive, which is written anew as the document
 //! changes.
 
-use super::drive::{Done, Drive, Order};
+use super::drive::{Done, Drive, Write};
 use super::job::Job;
 use super::{drive, journal};
 use crate::config::Durability;
@@ -31,7 +31,7 @@ pub struct Record {
 impl Record {
     /// Begins a record, and has the drive take its first journal: [`Self::next_done`] tells when it has.
     pub fn begin(document: Document, mut drive: Drive, durability: Durability) -> Self {
-        drive.give(Order::Begin(document.to_json()));
+        drive.give(Write::First(document.to_json()));
         let now = Instant::now();
         Self {
             document,
@@ -108,7 +108,7 @@ impl Record {
         (self.due, self.written) = (None, now);
         if !job.log.is_taken() {
             self.writing = true;
-            self.drive.give(Order::Update(self.document.to_json()));
+            self.drive.give(Write::Update(self.document.to_json()));
         }
     }
 
@@ -144,7 +144,7 @@ impl Record {
     pub fn finish(&mut self, job: &Job) -> io::Result<()> {
         (self.due, self.change) = (None, None);
         let (log, document) = (job.log.try_clone()?, self.document.clone());
-        self.drive.give(Order::Finish(Box::new((log, document))));
+        self.drive.give(Write::Final(Box::new((log, document))));
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use super::execution::Execution;
 use super::{Interruption, Outcome};
 use crate::config::JobConfig;
 use crate::contract::{Document, JobId, Request, RequestOrigin};
-use crate::inbox::Bell;
+use crate::inbox::Waker;
 use crate::process;
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ use std::time::Instant;
 pub struct Run {
     config: JobConfig,
     worker: String,
-    bell: Bell,
+    waker: Waker,
     stage: Stage,
     started: bool,
 }
@@ -38,18 +38,18 @@ pub enum News {
 }
 
 impl Run {
-    /// A run of the job that `request` points to. `bell` rings for [`Self::drive_done`].
+    /// A run of the job that `request` points to. `waker` wakes the inbox for [`Self::drive_done`].
     pub fn new(
         request: Request,
         origin: RequestOrigin,
         config: &JobConfig,
         worker: &str,
-        bell: Bell,
+        waker: Waker,
     ) -> Self {
         Self {
             config: config.clone(),
             worker: worker.to_owned(),
-            bell,
+            waker,
             stage: Stage::Claiming(Box::new(Claim::new(request, origin))),
             started: false,
         }
@@ -98,7 +98,7 @@ impl Run {
     pub fn wake(&mut self, now: Instant) {
         match &mut self.stage {
             Stage::Claiming(claim) if claim.next_look() <= now => {
-                match claim.look(&self.config, &self.worker, &self.bell) {
+                match claim.look(&self.config, &self.worker, &self.waker) {
                     Claimed::Waiting => {}
                     Claimed::Running(execution) => {
                         self.stage = Stage::Running(execution);

@@ -52,7 +52,7 @@ impl RunningStep {
         }
     }
 
-    /// What is to be done now. The grace is for cleaning up: whoever goes on filling the drive has none.
+    /// What is to be done now. The grace is for cleaning up: a job whose log passes its limit meanwhile is killed at once.
     pub fn due(
         &self,
         job: Option<(Instant, Duration)>,
@@ -80,14 +80,12 @@ impl RunningStep {
         over.into_iter().flatten().min()
     }
 
-    /// Ends it: TERM to the whole job now, and KILL at `kill_at`. Tells whether nobody has begun that before.
-    pub fn interrupt(&mut self, why: Interruption, kill_at: Instant) -> bool {
-        if self.interrupted.is_some() {
-            return false;
+    /// Ends it: TERM to the whole job now, and KILL at `kill_at`. A step that is being ended stays so for the first reason.
+    pub fn interrupt(&mut self, why: Interruption, kill_at: Instant) {
+        if self.interrupted.is_none() {
+            self.interrupted = Some((why, kill_at));
+            process::terminate(self.group);
         }
-        self.interrupted = Some((why, kill_at));
-        process::terminate(self.group);
-        true
     }
 
     /// Some child has ended. Tells whether the step is over: a job that is being ended is over when all of it is gone, not
@@ -110,7 +108,7 @@ impl RunningStep {
         })
     }
 
-    /// How it ended. `log_limit`: it was quicker than the looks at the size of the log.
+    /// How it ended. `log_limit` is set if it ended before the size check saw that the log is over its limit.
     pub fn ended(self, log_limit: Option<Interruption>) -> EndedStep {
         EndedStep {
             index: self.index,
@@ -131,5 +129,70 @@ impl EndedStep {
     pub fn exit_code(&self) -> i32 {
         let own = self.exit.code();
         self.interruption.map_or(own, |why| why.exit_code(own))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const LOG_LIMIT: Interruption = Interruption::LogLimit(7);
+
+    /// A step that began at `started`, with this limit of its own and this moment of its KILL.
+    fn step(started: Instant, limit: Option<Duration>, kill_at: Option<Instant>) -> RunningStep {
+        RunningStep {
+            index: 0,
+            group: Pid::INIT,
+            started,
+            limit,
+            exit: None,
+            interrupted: kill_at.map(|at| (Interruption::Stop, at)),
+        }
+    }
+
+    #[test]
+    fn a_step_is_due_when_its_time_is_over() {
+        let start = Instant::now();
+        let job = Some((start, 5 * SECOND));
+        let (timeout, kill) = (|limit| Some(Interruption::Timeout(limit)), start + SECOND);
+        // the step's limit, the job's, when it is killed, whether the log is too large, and after how many seconds; what is due
+        for (own, job, kill_at, log, seconds, expected) in [
+            (None, None, None, None, 9, None),
+            (Some(2 * SECOND), job, None, None, 1, None),
+            (Some(2 * SECOND), job, None, None, 2, timeout(2 * SECOND)),
+            (None, job, None, None, 5, timeout(5 * SECOND)),
+            (Some(9 * SECOND), job, None, None, 5, timeout(5 * SECOND)),
+            (None, None, None, Some(LOG_LIMIT), 1, Some(LOG_LIMIT)),
+            (
+                Some(SECOND),
+                None,
+                None,
+                Some(LOG_LIMIT),
+                1,
+                timeout(SECOND),
+            ),
+            (Some(SECOND), job, Some(kill), None, 0, None),
+        ] {
+            let step = step(start, own, kill_at);
+            let due = match step.due(job, log, start + seconds * SECOND) {
+                Some(Due::Interrupt(why)) => Some(why),
+                Some(Due::Kill) => panic!("nothing is to be killed here"),
+                None => None,
+            };
+            assert_eq!(due, expected);
+        }
+    }
+
+    #[test]
+    fn a_step_that_is_being_ended_is_killed_after_the_grace_or_when_it_fills_the_drive() {
+        let start = Instant::now();
+        let step = step(start, Some(SECOND), Some(start + 3 * SECOND));
+        assert_eq!(step.deadline(None), Some(start + 3 * SECOND));
+        assert!(step.due(None, None, start + 2 * SECOND).is_none());
+        for (log, seconds) in [(None, 3), (Some(LOG_LIMIT), 2)] {
+            let due = step.due(None, log, start + seconds * SECOND);
+            assert!(matches!(due, Some(Due::Kill)));
+        }
     }
 }

@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(10);
 
-/// After a connection that lasted this long the next pause is the first again. Two workers that kick each other with one
-/// client id never get there, so they slow down, and one of them gives up.
-const GOOD_CONNECTION: Duration = LAST_PAUSE;
+/// A connection that lasted this long was a good one. Two workers that kick each other with one client id never get there,
+/// so they slow down, and one of them gives up.
+const GOOD_CONNECTION: Duration = Duration::from_secs(10);
 
 /// What the connection's thread runs.
 pub struct Driver<F> {
@@ -110,7 +110,8 @@ impl<F: Fn(Event)> Driver<F> {
             if self.untried_hosts.is_empty() {
                 self.log_once(trouble, connected_at.is_some());
                 let lasted = connected_at.map(|at| at.elapsed());
-                std::thread::sleep(self.pause_after(lasted, is_drop));
+                self.judge(lasted, is_drop);
+                std::thread::sleep(self.backoff.next_pause());
             }
         }
     }
@@ -197,8 +198,9 @@ impl<F: Fn(Event)> Driver<F> {
         self.logged_trouble = trouble;
     }
 
-    /// The pause after a connection that lasted this long, or never came about: longer after each one that was no good one.
-    fn pause_after(&mut self, lasted: Option<Duration>, is_drop: bool) -> Duration {
+    /// Judges a connection that lasted this long, or never came about: a good one makes the next pause the first again, and a
+    /// broker that drops several early is told of.
+    fn judge(&mut self, lasted: Option<Duration>, is_drop: bool) {
         if lasted.is_some_and(|lasted| lasted >= GOOD_CONNECTION) {
             self.backoff.reset();
             self.early_drops = 0;
@@ -208,7 +210,6 @@ impl<F: Fn(Event)> Driver<F> {
                 (self.sink)(Event::DroppedEarly(self.early_drops));
             }
         }
-        self.backoff.next_pause()
     }
 }
 

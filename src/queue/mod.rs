@@ -20,8 +20,8 @@ pub struct ResultMessage {
     pub topic: String,
     pub payload: Vec<u8>,
     pub after: AfterResult,
-    /// Its controller may be on its way back: it is published until somebody is subscribed to it.
-    pub insist: bool,
+    /// Its controller may be on its way back: publish it until somebody is subscribed to it.
+    pub wait_for_subscriber: bool,
 }
 
 /// What a queue hears.

@@ -13,6 +13,7 @@
 //! request is acknowledged when the broker delivers it again there, or not at all if the broker has forgotten it.
 
 use super::{Action, AfterResult, Input, ResultMessage};
+use crate::backoff::Backoff;
 use crate::mqtt::{Message, Subscribers};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -28,14 +29,15 @@ const LEAVE_WAIT: Duration = Duration::from_secs(2);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Pause before a result that nobody has subscribed to is published again; it doubles from the first to the last.
-const FIRST_ABSENCE_PAUSE: Duration = Duration::from_millis(500);
-const LAST_ABSENCE_PAUSE: Duration = Duration::from_secs(5);
+const FIRST_REPUBLISH_PAUSE: Duration = Duration::from_millis(500);
+const LAST_REPUBLISH_PAUSE: Duration = Duration::from_secs(5);
 
-/// How long a controller that has lost its connection, as we have, may take to subscribe again.
-const ABSENCE_LIMIT: Duration = Duration::from_secs(60);
+/// How long a result is published again while nobody is subscribed to it (docs/reference.md, "Delivery").
+const REPUBLISH_LIMIT: Duration = Duration::from_secs(60);
 
-/// The same over MQTT 3.1.1, where nobody tells us whether it is back.
-const BLIND_ABSENCE_WAIT: Duration = Duration::from_secs(2);
+/// After a lost session over MQTT 3.1.1, which does not tell whether anybody is subscribed: the time that a controller gets
+/// to subscribe again.
+const RESUBSCRIBE_WAIT: Duration = Duration::from_secs(2);
 
 /// Who has a request that is not acknowledged yet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -96,7 +98,7 @@ impl Held {
 enum State {
     Waiting,
     Working(Held),
-    Publishing(Held, ResultMessage, Option<Absence>),
+    Publishing(Held, ResultMessage, Option<NoSubscriber>),
     /// The result has arrived; the request is to be acknowledged as soon as the broker delivers it on this connection.
     Acknowledging(Held, AfterResult),
     /// DISCONNECT is on its way; the request, in case its acknowledgement did not get through.
@@ -105,10 +107,19 @@ enum State {
 }
 
 /// The time in which nobody was subscribed to a result.
-#[derive(Clone, Copy, Debug)]
-struct Absence {
+#[derive(Clone, Debug)]
+struct NoSubscriber {
     since: Instant,
-    pause: Duration,
+    backoff: Backoff,
+}
+
+impl NoSubscriber {
+    fn since(now: Instant) -> Self {
+        Self {
+            since: now,
+            backoff: Backoff::new(FIRST_REPUBLISH_PAUSE, LAST_REPUBLISH_PAUSE),
+        }
+    }
 }
 
 /// The machine.
@@ -121,7 +132,7 @@ pub struct Machine {
     /// Requests that this connection delivered behind the one that is held.
     behind: VecDeque<Message>,
     deadline: Option<Instant>,
-    /// A result is not published before: its controller is as new to this broker as we are.
+    /// The earliest moment to publish: after a lost session the controller needs time to subscribe.
     publish_at: Option<Instant>,
     /// Somebody asked us to stop: the latest moment to go.
     stop_at: Option<Instant>,
@@ -153,7 +164,7 @@ impl Machine {
     }
 
     /// Whether the broker is there and does not have the request that is held: it cannot be given back to anybody.
-    pub fn is_forgotten(&self) -> bool {
+    pub fn broker_lacks_request(&self) -> bool {
         let held = self.held();
         self.connected
             && held
@@ -222,7 +233,7 @@ impl Machine {
                 held.custody = Custody::Forgotten;
             }
             if !resumed && !tells_subscribers {
-                self.publish_at = Some(now + BLIND_ABSENCE_WAIT);
+                self.publish_at = Some(now + RESUBSCRIBE_WAIT);
             }
         }
         match &self.state {
@@ -260,7 +271,10 @@ impl Machine {
             return match self.state {
                 State::Waiting => self.take(message, actions),
                 State::Leaving(_) | State::Gone => {}
-                _ => actions.push(Action::RejectNow(message)),
+                // it is held until it is acknowledged
+                State::Working(_) | State::Publishing(..) | State::Acknowledging(..) => {
+                    actions.push(Action::RejectNow(message))
+                }
             };
         }
         let first = !std::mem::replace(&mut self.delivered, true);
@@ -324,24 +338,21 @@ impl Machine {
 
     fn published(&mut self, subscribers: Subscribers, now: Instant, actions: &mut Vec<Action>) {
         self.state = match std::mem::replace(&mut self.state, State::Gone) {
-            State::Publishing(held, result, absence)
-                if subscribers == Subscribers::None && (result.insist || held.reconnected) =>
+            State::Publishing(held, result, no_subscriber)
+                if subscribers == Subscribers::None
+                    && (result.wait_for_subscriber || held.reconnected) =>
             {
-                let waiting = absence.unwrap_or(Absence {
-                    since: now,
-                    pause: FIRST_ABSENCE_PAUSE,
-                });
-                if now.duration_since(waiting.since) < ABSENCE_LIMIT {
-                    if absence.is_none() {
+                let is_new = no_subscriber.is_none();
+                let mut waiting = no_subscriber.unwrap_or_else(|| NoSubscriber::since(now));
+                if now.duration_since(waiting.since) < REPUBLISH_LIMIT {
+                    if is_new {
                         actions.push(Action::Warn(
                             "nobody is subscribed to the result, and its controller may be on its way back: \
                              publishing it again for 60 s",
                         ));
                     }
-                    self.deadline = Some(now + waiting.pause);
-                    let pause = (waiting.pause * 2).min(LAST_ABSENCE_PAUSE);
-                    self.state =
-                        State::Publishing(held, result, Some(Absence { pause, ..waiting }));
+                    self.deadline = Some(now + waiting.backoff.next_pause());
+                    self.state = State::Publishing(held, result, Some(waiting));
                     return;
                 }
                 actions.push(Action::Warn(

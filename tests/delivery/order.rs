@@ -212,6 +212,59 @@ fn killed_before_the_acknowledgement(version: &str, key: Value, runs: &str) {
     second.exits_with(0);
 }
 
+/// 0x10, no matching subscribers: a controller that went down with the worker is not back yet.
+#[test]
+fn the_result_of_a_later_attempt_waits_for_a_subscriber() {
+    let site = Site::scripted();
+    let mut first = site.speaking("5");
+    site.hand_out_held("a");
+    first.kill9();
+    nobody_is_subscribed(&site, true);
+    let mut second = site.speaking("5");
+    site.release("a"); // the step of the first attempt has the lock until it ends
+    waits_for_a_subscriber(&site, &mut second);
+    assert_eq!(site.runs("a"), "1\n2\n");
+}
+
+#[test]
+fn a_stored_result_waits_for_a_subscriber() {
+    let site = Site::scripted();
+    site.broker.set_script(|step| match step.packet {
+        Packet::PubAck { .. } if !step.from_client => Verdict::Drop,
+        _ => Verdict::Pass,
+    });
+    let mut first = site.speaking("5");
+    site.hand_out("a");
+    site.broker.wait_for_message("jobs/results/a", 1, DEADLINE);
+    first.kill9();
+    site.broker.set_script(|_| Verdict::Pass);
+    nobody_is_subscribed(&site, true);
+    let mut second = site.speaking("5");
+    waits_for_a_subscriber(&site, &mut second);
+    assert_eq!(site.runs("a"), "1\n");
+}
+
+fn nobody_is_subscribed(site: &Site<Broker>, nobody: bool) {
+    let answers = [("jobs/results/+".into(), 0x10)];
+    let answers = answers.into_iter().take(usize::from(nobody)).collect();
+    site.broker
+        .configure(|knobs| knobs.puback_failures = answers);
+}
+
+fn waits_for_a_subscriber(site: &Site<Broker>, worker: &mut Worker) {
+    wait::until("the warning", || {
+        worker
+            .stderr()
+            .contains("nobody is subscribed to the result")
+    });
+    let heard = site.broker.received("jobs/results/a").len();
+    nobody_is_subscribed(site, false);
+    site.broker
+        .wait_for_message("jobs/results/a", heard + 1, DEADLINE);
+    worker.exits_with(0);
+    site.broker.wait_for_queued(WORKER, 0, DEADLINE);
+}
+
 fn a_redelivery_on_the_live_connection_is_not_another_request(version: &str) {
     let site = Site::scripted();
     let mut worker = site.speaking(version);

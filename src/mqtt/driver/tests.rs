@@ -82,8 +82,8 @@ fn the_older_protocol_version_is_spoken_to_the_address_that_closed() {
 fn the_pauses_double_up_to_10_s_and_begin_anew_after_a_good_connection() {
     let mut driver = Driver::new(settings(1883), mpsc::channel().1, |_| {});
     let mut pause_after = |lasted: Option<u64>| {
-        let lasted = lasted.map(Duration::from_secs);
-        driver.pause_after(lasted, false).as_millis()
+        driver.judge(lasted.map(Duration::from_secs), false);
+        driver.backoff.next_pause().as_millis()
     };
     let pauses: Vec<_> = (0..9).map(|_| pause_after(None)).collect();
     let doubled = [100, 200, 400, 800, 1600, 3200, 6400];
@@ -100,7 +100,7 @@ fn early_drops_are_counted_until_a_connection_is_a_good_one() {
         sender.send(event).unwrap();
     });
     let mut count_after = |lasted: Option<u64>, is_drop| {
-        driver.pause_after(lasted.map(Duration::from_secs), is_drop);
+        driver.judge(lasted.map(Duration::from_secs), is_drop);
         events.try_iter().next().map(|event| match event {
             Event::DroppedEarly(times) => times,
             _ => 0,

@@ -29,7 +29,7 @@ fn result(after: AfterResult) -> ResultMessage {
         topic: "jobs/results/a".into(),
         payload: b"{}".to_vec(),
         after,
-        insist: false,
+        wait_for_subscriber: false,
     }
 }
 
@@ -218,7 +218,7 @@ fn a_controller_has_60_s_to_come_back_and_no_longer() {
     for (waited, is_over) in [(59_999, false), (60_000, true)] {
         let mut story = Story::with_a_request();
         story.hears(Input::Result(ResultMessage {
-            insist: true,
+            wait_for_subscriber: true,
             ..result(AfterResult::Leave)
         }));
         story.hears(Input::Published(Subscribers::None));
@@ -478,20 +478,23 @@ fn a_request_at_qos_0_during_a_job_is_rejected_at_once() {
 #[test]
 fn the_broker_has_a_request_until_it_loses_the_session() {
     let mut story = Story::with_a_request();
-    assert!(!story.machine.is_forgotten());
+    assert!(!story.machine.broker_lacks_request());
     story.hears(Input::Lost);
-    assert!(!story.machine.is_forgotten(), "it may still have it");
+    assert!(
+        !story.machine.broker_lacks_request(),
+        "it may still have it"
+    );
     story.hears(connected(true));
-    assert!(!story.machine.is_forgotten());
+    assert!(!story.machine.broker_lacks_request());
     story.hears(Input::Lost);
     story.hears(connected(false));
-    assert!(story.machine.is_forgotten());
+    assert!(story.machine.broker_lacks_request());
     story.hears(Input::Lost);
-    assert!(!story.machine.is_forgotten(), "nobody can be told");
+    assert!(!story.machine.broker_lacks_request(), "nobody can be told");
     let mut story = Story::new();
     story.hears(connected(true));
     story.hears(Input::Request(at_qos_0("a")));
-    assert!(story.machine.is_forgotten(), "it never kept it");
+    assert!(story.machine.broker_lacks_request(), "it never kept it");
     assert_eq!(story.machine.held_request(), Some(&at_qos_0("a")));
 }
 
@@ -538,7 +541,7 @@ fn a_result_waits_for_a_controller_that_has_lost_its_connection_too() {
 fn a_result_that_insists_waits_for_its_controller() {
     let mut story = Story::with_a_request();
     story.hears(Input::Result(ResultMessage {
-        insist: true,
+        wait_for_subscriber: true,
         ..result(AfterResult::Leave)
     }));
     let first = story.hears(Input::Published(Subscribers::None));
