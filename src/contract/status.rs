@@ -211,6 +211,15 @@ mod tests {
     }
 
     #[test]
+    fn a_rejection_repeats_no_directory_that_cannot_be_one() {
+        for (length, told) in [(1, true), (4096, true), (4097, false)] {
+            let dir = "d".repeat(length);
+            let rejected = Document::rejected(id(), Some(dir.clone()), "w", "why".into());
+            assert_eq!(rejected.work_dir, told.then_some(dir));
+        }
+    }
+
+    #[test]
     fn stops_are_told_where_there_were_any() {
         let mut document = Document::not_run(id(), "w", Reason::Internal, "why".into());
         for (stops, told) in [(0, false), (1, true), (2, true)] {

@@ -2,15 +2,13 @@
 
 use crate::support;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use serde_json::json;
 use support::log::{first_attempt, untimed};
-use support::site::{Site, read, while_exists};
-use support::wait;
+use support::site::{Site, read};
 
 const RULE: &str = "----------------------------------------";
 
@@ -136,70 +134,6 @@ fn the_current_directory_of_each_step_is_the_work_dir() {
 }
 
 #[test]
-fn steps_get_the_workers_environment_without_its_configuration() {
-    let site = Site::start();
-    let worker = site.idle_worker(|command| {
-        command.envs([
-            ("WORKER_ID", "env-worker"),
-            ("MQTT_USERNAME", "somebody"),
-            ("MQTT_PASSWORD", "secret"),
-            ("MQTT_KEEP_ALIVE", "20"),
-            ("MQTT_OF_SOMEONE_ELSE", "x"),
-            ("JOB_TIMEOUT", "3600"),
-            ("JOB_OF_SOMEONE_ELSE", "x"),
-            ("RUST_LOG", "debug"),
-            ("ORDINARY", "inherited"),
-            ("OVERRIDDEN", "by the worker"),
-        ]);
-    });
-    let definition = json!({
-        "steps": ["true", "env > environment"],
-        "env": { "OVERRIDDEN": "by the job", "MQTT_HOST": "the job's own", "JOB_ID": "forged" },
-    });
-    let finished = site.run_on(worker, "env", definition);
-    let text = finished.read("environment");
-    let environment: BTreeMap<&str, &str> = text
-        .lines()
-        .filter_map(|line| line.split_once('='))
-        .collect();
-
-    assert_eq!(environment["ORDINARY"], "inherited");
-    assert_eq!(environment["OVERRIDDEN"], "by the job");
-    assert!(environment.contains_key("PATH"));
-    assert!(!environment.contains_key("RUST_LOG"));
-    let with_prefix = |prefix: &str| -> BTreeMap<&str, &str> {
-        environment
-            .iter()
-            .filter(|(name, _)| name.starts_with(prefix))
-            .map(|(name, value)| (*name, *value))
-            .collect()
-    };
-    assert_eq!(
-        with_prefix("MQTT_"),
-        BTreeMap::from([("MQTT_HOST", "the job's own")])
-    );
-    assert_eq!(
-        with_prefix("WORKER_"),
-        BTreeMap::from([("WORKER_ID", "env-worker")])
-    );
-    let (dir, log) = (
-        finished.dir.display().to_string(),
-        finished.dir.join("job.log").display().to_string(),
-    );
-    assert_eq!(
-        with_prefix("JOB_"),
-        BTreeMap::from([
-            ("JOB_ATTEMPT", "1"),
-            ("JOB_ID", "env"),
-            ("JOB_LOG", &log),
-            ("JOB_STEP", "2"),
-            ("JOB_STEPS", "2"),
-            ("JOB_WORK_DIR", &dir),
-        ])
-    );
-}
-
-#[test]
 fn the_exit_code_is_that_of_the_step_or_128_plus_the_signal() {
     let cases = [
         ("exit 3", 3, None),
@@ -275,64 +209,6 @@ fn always_steps_run_after_a_failure_and_do_not_hide_it() {
     assert_eq!(finished.result["steps"][1]["status"], "skipped");
     assert_eq!(finished.result["steps"][2]["exitCode"], 9);
     assert_eq!(finished.result["steps"][3]["status"], "success");
-}
-
-#[test]
-fn a_step_beyond_its_own_time_ends_the_job_with_124_and_always_steps_run() {
-    let site = Site::start();
-    let definition = json!({ "steps": [
-        { "run": "sleep 300", "timeoutSeconds": 1 },
-        "touch ran",
-        { "run": "echo collected", "always": true },
-    ]});
-    let finished = site.run("slow", definition);
-    assert_eq!(finished.result["status"], "failed");
-    assert_eq!(finished.result["reason"], "timeout");
-    assert_eq!(finished.result["exitCode"], 124);
-    assert!(!finished.dir.join("ran").exists());
-    assert!(finished.log.contains("\ncollected\n"), "{}", finished.log);
-}
-
-#[test]
-fn a_cancelled_job_ends_with_130_and_always_steps_run() {
-    let site = Site::start();
-    let worker = site.idle_worker(|_| {});
-    let definition = json!({ "steps": [
-        "touch started; sleep 300",
-        "touch ran",
-        { "run": "echo collected", "always": true },
-    ]});
-    let dir = site.submit("cancelled", definition);
-    wait::until("the step to start", || dir.join("started").exists());
-    site.controller.publish("jobs/cancel/somebody-else", "");
-    site.controller.publish("jobs/cancel/cancelled", "");
-    let finished = site.finish(worker, dir, "cancelled");
-    assert_eq!(finished.result["status"], "failed");
-    assert_eq!(finished.result["reason"], "cancelled");
-    assert_eq!(finished.result["exitCode"], 130);
-    assert!(!finished.dir.join("ran").exists());
-    assert!(finished.log.contains("\ncollected\n"), "{}", finished.log);
-}
-
-#[test]
-fn a_job_whose_log_passes_the_limit_is_ended() {
-    let site = Site::start();
-    let worker = site.idle_worker(|command| {
-        command.env("JOB_LOG_LIMIT", "100000");
-    });
-    let finished = site.run_on(
-        worker,
-        "chatty",
-        json!({ "steps": ["while :; do echo chatter; done", "touch ran"] }),
-    );
-    assert_eq!(finished.result["status"], "failed");
-    assert_eq!(finished.result["reason"], "log_limit");
-    assert!(!finished.dir.join("ran").exists());
-    // What the step wrote before it was ended may follow.
-    assert!(
-        finished.log.lines().any(|line| line.contains("limit")),
-        "the log says why it ends"
-    );
 }
 
 #[test]
@@ -414,24 +290,5 @@ fn nothing_of_a_job_is_left_running_when_its_result_arrives() {
         log,
         read(&dir.join("job.log")),
         "the log is complete when the result arrives"
-    );
-}
-
-#[test]
-fn a_step_that_ignores_termination_is_killed_after_the_grace() {
-    let site = Site::start();
-    let worker = site.idle_worker(|command| {
-        command.env("JOB_STOP_GRACE", "1");
-    });
-    let step = format!("trap '' TERM; touch hold; {}", while_exists("hold"));
-    let finished = site.run_on(
-        worker,
-        "stubborn",
-        json!({ "steps": [{ "run": step, "timeoutSeconds": 1 }] }),
-    );
-    assert_eq!(finished.result["exitCode"], 124);
-    assert!(
-        finished.dir.join("hold").exists(),
-        "it did not end by itself"
     );
 }

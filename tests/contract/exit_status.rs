@@ -2,7 +2,7 @@
 
 use crate::support;
 
-use std::process::{Command, Output};
+use std::process::Command;
 
 use serde_json::json;
 use support::controller::Controller;
@@ -216,25 +216,6 @@ fn an_unusable_url_is_named_without_its_password() {
         assert!(stderr.contains("MQTT_URL"), "{stderr}");
         assert!(!stderr.contains("do-not-print-me"), "{stderr}");
     }
-}
-
-#[test]
-fn help_and_version_are_exit_0_on_stdout() {
-    let ask = |argument: &str| -> Output {
-        job_worker()
-            .arg(argument)
-            .output()
-            .expect("the worker can be started")
-    };
-    let help = ask("--help");
-    assert!(help.status.success());
-    let text = String::from_utf8_lossy(&help.stdout);
-    for word in ["supervise", "run", "check", "MQTT_URL"] {
-        assert!(text.contains(word), "{word} is in:\n{text}");
-    }
-    let version = ask("--version");
-    assert!(version.status.success());
-    assert!(String::from_utf8_lossy(&version.stdout).contains(env!("CARGO_PKG_VERSION")));
 }
 
 #[test]
