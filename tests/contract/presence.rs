@@ -186,12 +186,6 @@ fn a_killed_worker_is_offline_by_its_last_will() {
     let dir = site.prepare("a", json!({ "steps": ["echo $$ > pid; exec sleep 600"] }));
     site.request(json!({ "id": "a", "workDir": dir }));
     site.await_state(&mut worker, 0, "busy");
-    worker.kill9();
-    wait::until("the last will", || {
-        states(&site).last() == Some(&json!("offline"))
-    });
-    assert_eq!(retained(&site.broker, "observer")["state"], "offline");
-    // the step has outlived its worker
     let pid = wait::until_some("the step's pid", || {
         fs::read_to_string(dir.join("pid"))
             .ok()?
@@ -199,6 +193,12 @@ fn a_killed_worker_is_offline_by_its_last_will() {
             .parse()
             .ok()
     });
+    worker.kill9();
+    wait::until("the last will", || {
+        states(&site).last() == Some(&json!("offline"))
+    });
+    assert_eq!(retained(&site.broker, "observer")["state"], "offline");
+    // the step has outlived its worker
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
 }
