@@ -114,9 +114,17 @@ pub struct Message {
 }
 
 impl Message {
+    /// The packet identifier, where it tells the request from others of its session.
+    ///
+    /// 1 does not. With one request in flight, it is that of every request where a broker takes the lowest free one (HiveMQ)
+    /// or numbers each connection anew (RabbitMQ).
+    pub fn telling_packet_id(&self) -> Option<u16> {
+        self.packet_id.filter(|packet_id| *packet_id != 1)
+    }
+
     /// What no other request has in common with this one: see [`identity`]. `None` where the broker does not tell enough.
     pub fn identity(&self, client_id: &str) -> Option<String> {
-        let (subscription, packet_id) = (self.subscription?, self.packet_id?);
+        let (subscription, packet_id) = (self.subscription?, self.telling_packet_id()?);
         Some(identity(client_id, subscription, packet_id, &self.payload))
     }
 }

@@ -286,7 +286,15 @@ impl Machine {
                 .map_or(Custody::NeverKept, Custody::Delivered);
             return self.acknowledge(now, actions);
         }
-        if matches!(self.state, State::Leaving(_) | State::Gone) {
+        if let State::Leaving(held) = &mut self.state {
+            // the broker has given the identifier away again, so it has our acknowledgement
+            let is_reused = |held: &mut Held| {
+                !message.redelivered && held.request.packet_id == message.packet_id
+            };
+            held.take_if(is_reused);
+            return;
+        }
+        if matches!(self.state, State::Gone) {
             return;
         }
         // once more on the live connection, as NATS does

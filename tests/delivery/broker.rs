@@ -743,9 +743,9 @@ fn the_bytes_on_the_wire_are_those_of_the_specification() {
     five.send(&[0, 1, b't', 1, 0xC0, 0]);
     five.expect(&[0x90, 4, 0, 1, 0, 1, 0xD0, 0]);
     broker.publish("t", "x");
-    five.expect(&[0x32, 7, 0, 1, b't', 0, 1, 0, b'x']);
+    five.expect(&[0x32, 7, 0, 1, b't', 0, 2, 0, b'x']);
     // PUBACK with a reason, then UNSUBSCRIBE.
-    five.send(&[0x40, 3, 0, 1, 0x10, 0xA2, 6, 0, 2, 0, 0, 1, b't']);
+    five.send(&[0x40, 3, 0, 2, 0x10, 0xA2, 6, 0, 2, 0, 0, 1, b't']);
     five.expect(&[0xB0, 4, 0, 2, 0, 0]);
     // A DISCONNECT of MQTT 5 in its shortest form.
     five.send(&[0xE0, 0]);

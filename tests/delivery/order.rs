@@ -291,7 +291,7 @@ fn a_redelivery_on_the_live_connection_is_not_another_request(version: &str) {
                 qos: 1,
                 dup: true,
                 retain: false,
-                pkid: 1,
+                pkid: 2,
                 subscription: None,
             })
         }
@@ -611,6 +611,39 @@ fn a_version_that_is_asked_for_is_the_only_one() {
     site.hand_out("a");
     worker.exits_with(0);
     assert_eq!(greetings(&site.broker), [4]);
+}
+
+#[test]
+fn where_every_request_has_the_same_packet_identifier_a_new_one_runs() {
+    let site = Site::scripted();
+    // as HiveMQ does, which takes the lowest one that is free
+    let mut in_flight = 0;
+    site.broker
+        .set_script(move |step| match step.packet.clone() {
+            Packet::Publish { topic, pkid, .. } if !step.from_client && topic == "jobs/pending" => {
+                in_flight = pkid;
+                let mut packet = step.packet.clone();
+                if let Packet::Publish { pkid, .. } = &mut packet {
+                    *pkid = 1;
+                }
+                Verdict::Replace(packet)
+            }
+            Packet::PubAck { code, .. } if step.from_client => Verdict::Replace(Packet::PubAck {
+                pkid: in_flight,
+                code,
+            }),
+            _ => Verdict::Pass,
+        });
+    let mut first = site.idle_worker(|_| {});
+    fs::create_dir_all(site.dir("a")).unwrap();
+    fs::write(site.dir("a").join("gate"), "").unwrap();
+    site.hand_out("a");
+    wait::until("the step to run", || site.runs("a") == "1\n");
+    site.hand_out("a"); // the broker pushes it to the worker that leaves
+    site.release("a");
+    first.exits_with(0);
+    site.worker(|_| {}).exits_with(0);
+    assert_eq!(site.runs("a"), "1\n1\n");
 }
 
 #[test]

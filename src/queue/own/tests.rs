@@ -498,6 +498,16 @@ fn the_broker_has_a_request_until_it_loses_the_session() {
     assert_eq!(story.machine.held_request(), Some(&at_qos_0("a")));
 }
 
+#[test]
+fn a_packet_identifier_that_is_given_away_again_proves_our_acknowledgement() {
+    let mut story = Story::with_a_result(AfterResult::Leave);
+    let left = story.hears(Input::Published(Subscribers::Some));
+    assert_eq!(left, [Action::Acknowledge(1), Action::Disconnect]);
+    assert_eq!(story.hears(Input::Request(request("a", 1))), []);
+    // on another connection it would come with DUP set, and pass for the one that is done
+    assert_eq!(story.hears(Input::Lost), [Action::Exit]);
+}
+
 /// A result that nobody is subscribed to, until it counts as delivered; tells after how long that was.
 fn publishes_into_the_void(story: &mut Story) -> Duration {
     let start = story.now;

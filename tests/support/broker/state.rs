@@ -86,9 +86,10 @@ impl Session {
             Some(position) => position,
             None => {
                 let message = self.queue.pop_front()?;
+                // 1 is what brokers give that use one identifier for all: see `Message::telling_packet_id`
                 self.last_pkid = (1..=u16::MAX)
                     .map(|step| self.last_pkid.wrapping_add(step))
-                    .find(|&id| id != 0 && self.in_flight.iter().all(|other| other.pkid != id))
+                    .find(|&id| id > 1 && self.in_flight.iter().all(|other| other.pkid != id))
                     .expect("the window is smaller than the number of packet ids");
                 self.in_flight.push(InFlight {
                     pkid: self.last_pkid,

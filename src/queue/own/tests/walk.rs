@@ -6,6 +6,9 @@
 use super::*;
 use crate::contract::{Decision, EarlierRun, JobId, Request, RequestOrigin};
 
+/// 1 would tell nothing: see [`Message::telling_packet_id`].
+const FIRST_PACKET_ID: u16 = 2;
+
 /// What the broker and its controllers are like.
 #[derive(Clone, Copy, Debug)]
 struct Setting {
@@ -116,7 +119,7 @@ impl World {
             queue: Some(VecDeque::new()),
             delivered: 0,
             subscription: 1,
-            next_packet_id: 1,
+            next_packet_id: FIRST_PACKET_ID,
             published: 0,
             sent: VecDeque::new(),
             acks: 0,
@@ -163,7 +166,7 @@ impl World {
                 }
                 let resumed = self.queue.is_some();
                 if !resumed {
-                    (self.queue, self.next_packet_id) = (Some(VecDeque::new()), 1);
+                    (self.queue, self.next_packet_id) = (Some(VecDeque::new()), FIRST_PACKET_ID);
                     self.subscription += 1;
                 }
                 (self.connected, self.delivered, self.acks) = (true, 0, 0);
