@@ -195,7 +195,8 @@ mod tests {
                 r#"{"steps": [{"run": "x", "timeoutSeconds": -1}]}"#,
                 "seconds greater than 0, not -1",
             ),
-            (r#"{"timeoutSeconds": 1e999}"#, "seconds greater than 0"),
+            (r#"{"timeoutSeconds": 1e-999}"#, "seconds greater than 0"),
+            (r#"{"maxAttempts": 1e999}"#, "whole number from 1"),
             (r#"{"timeoutSeconds": 0}"#, "seconds greater than 0, not 0"),
             (r#"{"maxAttempts": 0}"#, "whole number from 1"),
             (r#"{"maxAttempts": 1.5}"#, "whole number from 1"),
@@ -209,6 +210,19 @@ mod tests {
             let error = Definition::parse(json.as_bytes()).unwrap_err();
             assert!(error.contains(said), "{json}: {error}");
         }
+    }
+
+    #[test]
+    fn takes_a_number_however_it_is_written() {
+        let read = |json: &str| Definition::parse(json.as_bytes()).unwrap();
+        for json in [r#"{"maxAttempts": 2.0}"#, r#"{"maxAttempts": 0.2e1}"#] {
+            assert_eq!(read(json).max_attempts, Some(2), "{json}");
+        }
+        let timeout = |number: &str| read(&format!(r#"{{"timeoutSeconds": {number}}}"#)).timeout;
+        assert_eq!(timeout("15e-1"), Some(Duration::from_millis(1500)));
+        assert_eq!(timeout("1e-300"), Some(Duration::from_nanos(1)));
+        assert_eq!(timeout("1e300"), timeout("1e999"));
+        assert!(timeout("1e300") > timeout("4e9"));
     }
 
     #[test]

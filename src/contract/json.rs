@@ -115,22 +115,35 @@ pub fn boolean(raw: &RawValue) -> Result<bool, String> {
         .map_err(|_| format!("must be true or false, not {}", type_name(raw)))
 }
 
-/// A duration in seconds, fractions allowed.
-pub fn seconds(raw: &RawValue) -> Result<Duration, String> {
-    let wanted = "must be a number of seconds greater than 0";
-    let value: f64 =
-        serde_json::from_str(raw.get()).map_err(|_| format!("{wanted}, not {}", type_name(raw)))?;
-    match Duration::try_from_secs_f64(value) {
-        Ok(duration) if !duration.is_zero() => Ok(duration),
-        _ => Err(format!("{wanted}, not {}", brief(raw.get()))),
+/// A longer duration counts as this long (136 years): the clock cannot tell a moment beyond its own end.
+const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// A number as far as a double can tell it, which is how schemas and most languages read it. `None`: no number.
+fn number(raw: &RawValue) -> Option<f64> {
+    match type_name(raw) {
+        "a number" => raw.get().parse().ok(),
+        _ => None,
     }
 }
 
-/// A whole number from 1.
+/// A duration in seconds, fractions allowed.
+pub fn seconds(raw: &RawValue) -> Result<Duration, String> {
+    let wanted = "must be a number of seconds greater than 0";
+    let value = number(raw).ok_or_else(|| format!("{wanted}, not {}", type_name(raw)))?;
+    if value <= 0.0 {
+        return Err(format!("{wanted}, not {}", brief(raw.get())));
+    }
+    let duration = Duration::try_from_secs_f64(value.min(FOREVER.as_secs_f64()));
+    Ok(duration.unwrap_or(FOREVER).max(Duration::from_nanos(1)))
+}
+
+/// A whole number from 1, also as `2.0` or `2e0`.
 pub fn count(raw: &RawValue) -> Result<u32, String> {
-    match serde_json::from_str(raw.get()) {
-        Ok(count) if count > 0 => Ok(count),
-        _ => Err(format!(
+    let is_count =
+        |value: &f64| value.fract() == 0.0 && (1.0..=f64::from(u32::MAX)).contains(value);
+    match number(raw).filter(is_count) {
+        Some(count) => Ok(count as u32),
+        None => Err(format!(
             "must be a whole number from 1 to {}, not {}",
             u32::MAX,
             brief(raw.get())

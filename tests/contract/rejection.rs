@@ -218,7 +218,7 @@ fn a_bad_job_json(version: &str) {
         ("binary", b"\x7fELF\0\0\0"),
         (
             "a value out of range",
-            b"{\"steps\": [\"touch ran\"], \"timeoutSeconds\": 1e999}",
+            b"{\"steps\": [\"touch ran\"], \"maxAttempts\": 1e999}",
         ),
     ];
     let drive = support::temp_dir::TempDir::new();

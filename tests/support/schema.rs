@@ -5,19 +5,18 @@ use serde_json::{Map, Value};
 use std::path::Path;
 
 pub struct Schema {
-    file: &'static str,
     root: Value,
 }
 
 impl Schema {
     /// Reads `docs/schema/{file}`.
-    pub fn read(file: &'static str) -> Self {
+    pub fn read(file: &str) -> Self {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("docs/schema")
             .join(file);
         let root = serde_json::from_slice(&std::fs::read(path).expect("the schema"))
             .expect("a schema is JSON");
-        Self { file, root }
+        Self { root }
     }
 
     /// What is wrong with a value, `Ok` where nothing is.
@@ -59,7 +58,9 @@ impl Schema {
         let fields = value.as_object();
         let text = value.as_str();
         let good = match keyword {
-            "$schema" | "$defs" | "title" | "description" | "format" | "then" | "else" => true,
+            "$schema" | "$id" | "$defs" | "title" | "description" | "format" | "then" | "else" => {
+                true
+            }
             "$ref" => return self.follow(operand.as_str().expect("a reference"), value),
             "type" if operand.is_array() => list().iter().any(|name| has_type(value, name)),
             "type" => has_type(value, operand),
@@ -71,7 +72,7 @@ impl Schema {
             "minLength" => text.is_none_or(|text| text.chars().count() as f64 >= number()),
             "maxLength" => text.is_none_or(|text| text.chars().count() as f64 <= number()),
             "pattern" => {
-                text.is_none_or(|text| has_none_of(text, operand.as_str().expect("a pattern")))
+                text.is_none_or(|text| has_one_of(text, operand.as_str().expect("a pattern")))
             }
             "required" => fields.is_none_or(|f| {
                 list()
@@ -114,6 +115,7 @@ impl Schema {
             "anyOf" => list()
                 .iter()
                 .any(|schema| self.apply(schema, value).is_ok()),
+            "not" => self.apply(operand, value).is_err(),
             "allOf" => {
                 return list()
                     .iter()
@@ -138,25 +140,13 @@ impl Schema {
         }
     }
 
-    /// `#/a/b` in this file, or `file#/a/b`.
+    /// `#/a/b`: a reference to another file is one that not every validator follows.
     fn follow(&self, reference: &str, value: &Value) -> Result<(), String> {
-        let (file, pointer) = reference
-            .split_once('#')
-            .expect("a reference with a fragment");
-        let other = match file {
-            "" => {
-                return self.apply(
-                    self.root.pointer(pointer).expect("what is referred to"),
-                    value,
-                );
-            }
-            "job.json" => Self::read("job.json"),
-            _ => panic!("{} refers to {file}", self.file),
-        };
-        other.apply(
-            other.root.pointer(pointer).expect("what is referred to"),
-            value,
-        )
+        let pointer = reference
+            .strip_prefix('#')
+            .expect("a reference in the file");
+        let referred = self.root.pointer(pointer);
+        self.apply(referred.expect("what is referred to"), value)
     }
 }
 
@@ -175,16 +165,14 @@ fn has_type(value: &Value, name: &Value) -> bool {
     }
 }
 
-/// The one form of pattern that the schemas need: `^[^…]*$`, with single characters and ranges.
-fn has_none_of(text: &str, pattern: &str) -> bool {
+/// The one form of pattern that the schemas need: a character, or one of several, as single ones and ranges in brackets.
+fn has_one_of(text: &str, pattern: &str) -> bool {
     let set = pattern
-        .strip_prefix("^[^")
-        .and_then(|rest| rest.strip_suffix("]*$"))
-        .expect("a set of characters");
-    let set: Vec<char> = set.chars().collect();
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    let set: Vec<char> = set.unwrap_or(pattern).chars().collect();
     let ranges = (0..set.len()).filter(|&i| i > 0 && i + 1 < set.len() && set[i] == '-');
     let ranges: Vec<_> = ranges.map(|i| set[i - 1]..=set[i + 1]).collect();
-    !text
-        .chars()
+    text.chars()
         .any(|c| set.contains(&c) && c != '-' || ranges.iter().any(|range| range.contains(&c)))
 }
