@@ -95,7 +95,7 @@ fn execute(
     let mut interrupted = false;
     let outcome = loop {
         match run.news() {
-            Some(News::Started) => {
+            Some(News::Started { .. }) => {
                 let from = run.log_start();
                 terminal = File::open(&log)
                     .ok()

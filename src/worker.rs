@@ -31,6 +31,8 @@ struct Worker {
     queue: Machine,
     /// The job of the request that is held.
     run: Option<Run>,
+    /// The broker has had a session of ours in this process.
+    had_session: bool,
     /// A signal has asked us to stop.
     stopping: bool,
     /// Another client has our session, and we are not done yet.
@@ -70,6 +72,7 @@ pub fn run(config: Config) -> Exit {
         link,
         queue: Machine::default(),
         run: None,
+        had_session: false,
         stopping: false,
         taken_over: false,
         denied: false,
@@ -130,6 +133,7 @@ impl Worker {
             } => {
                 let tells_subscribers = connection.tells_subscribers();
                 self.outgoing.connected(connection);
+                self.tell_of_session(resumed);
                 self.tell(Input::Connected {
                     resumed,
                     tells_subscribers,
@@ -155,6 +159,20 @@ impl Worker {
         }
     }
 
+    /// At the start nobody can tell a session that is lost from one that never was.
+    fn tell_of_session(&mut self, resumed: bool) {
+        let id = &self.config.worker_id;
+        match (resumed, std::mem::replace(&mut self.had_session, true)) {
+            (true, _) => {}
+            (false, true) => {
+                log::warn!("the broker does not know our session: what was queued is gone")
+            }
+            (false, false) => {
+                log::info!("the broker has no session for {id}: the queue begins now, and is empty")
+            }
+        }
+    }
+
     fn receive(&mut self, message: Message) -> ControlFlow<Exit> {
         let topics = &self.config.topics;
         if message.topic == topics.pending {
@@ -167,7 +185,10 @@ impl Worker {
             // a retained cancel would end every run of this job for ever
             _ if message.retained => {}
             Some(run) if run.id().as_str() == id => {
-                log::info!("job {id}: cancelled");
+                // what has not started ends at once, and the result says why
+                if run.has_started() {
+                    log::info!("job {id}: cancel received");
+                }
                 run.interrupt(Interruption::Cancelled("the controller"), Instant::now());
             }
             _ => log::debug!("the cancel of job {id} is ignored: it does not run here"),
@@ -263,7 +284,10 @@ impl Worker {
                     self.show_presence();
                     return ControlFlow::Continue(());
                 }
-                Some(News::Started) => log::info!("job {}: running", run.id().as_str()),
+                Some(News::Started { dir, attempt }) => {
+                    let (id, dir) = (run.id().as_str(), dir.display());
+                    log::info!("job {id}: running in {dir}, attempt {attempt}");
+                }
                 Some(News::Changed(document)) => self.outgoing.announce_status(run.id(), document),
                 Some(News::Over(Outcome::Final(document))) => self.report(*document)?,
                 Some(News::Over(Outcome::Stored(document))) => {
@@ -305,11 +329,8 @@ impl Worker {
 
     /// Publishes a final document.
     fn report(&mut self, document: Document) -> ControlFlow<Exit> {
+        log_result(&document);
         let id = &document.id;
-        match &document.error {
-            None => log::info!("job {}: success", id.as_str()),
-            Some(error) => log::warn!("job {}: {error}", id.as_str()),
-        }
         self.publish_result(ResultMessage {
             topic: self.config.topics.result(id),
             payload: document.to_json(),
@@ -442,4 +463,17 @@ impl Worker {
 /// subscribed yet.
 fn follows_an_interruption(document: &Document) -> bool {
     document.attempt.is_some_and(|attempt| attempt > 1) || document.stops > 0
+}
+
+/// Says in one line how a job ended.
+fn log_result(document: &Document) {
+    let (id, code) = (document.id.as_str(), document.exit_code.unwrap_or(1));
+    let seconds = document.duration_ms.map(|ms| ms as f64 / 1000.0);
+    let took = seconds.map(|seconds| format!(" in {seconds:.1} s"));
+    let took = took.unwrap_or_default();
+    match &document.error {
+        None => log::info!("job {id}: success{took}, exit code {code}"),
+        Some(error) if document.is_rejection() => log::warn!("job {id}: rejected: {error}"),
+        Some(error) => log::warn!("job {id}: failed{took}, exit code {code}: {error}"),
+    }
 }

@@ -5,7 +5,7 @@ use super::drive::{Done, Drive};
 use super::job::Job;
 use super::record::Record;
 use super::step::{Due, EndedStep, RunningStep};
-use super::{Interruption, Outcome, environment};
+use super::{Interruption, News, Outcome, environment};
 use crate::config::JobConfig;
 use crate::contract::{
     Attempt, Document, Follows, JobId, JobState, Reason, StepState, Timestamp, millis,
@@ -109,6 +109,14 @@ impl Execution {
 
     pub fn id(&self) -> &JobId {
         &self.job.id
+    }
+
+    /// What is to be told of its start.
+    pub fn started(&self) -> News {
+        News::Started {
+            dir: self.job.dir.path().to_owned(),
+            attempt: self.job.attempt.number,
+        }
     }
 
     /// Where in the log this attempt begins, in bytes.

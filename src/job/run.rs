@@ -9,6 +9,7 @@ use crate::config::JobConfig;
 use crate::contract::{Document, JobId, Request, RequestOrigin};
 use crate::inbox::Waker;
 use crate::process;
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// A job from its request to its result.
@@ -31,7 +32,10 @@ enum Stage {
 /// What is new of a run.
 pub enum News {
     /// It has its directory, and its first step is about to run.
-    Started,
+    Started {
+        dir: PathBuf,
+        attempt: u32,
+    },
     /// The status document has changed.
     Changed(Vec<u8>),
     Over(Outcome),
@@ -173,7 +177,9 @@ impl Run {
     pub fn news(&mut self) -> Option<News> {
         match &mut self.stage {
             Stage::Claiming(_) => None,
-            Stage::Running(_) if !std::mem::replace(&mut self.started, true) => Some(News::Started),
+            Stage::Running(execution) if !std::mem::replace(&mut self.started, true) => {
+                Some(execution.started())
+            }
             Stage::Running(execution) => match execution.take_change() {
                 Some(document) => Some(News::Changed(document)),
                 None => execution.take_outcome().map(News::Over),

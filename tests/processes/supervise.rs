@@ -95,7 +95,10 @@ fn a_stop_is_passed_on_and_the_worker_s_status_handed_up() {
     for signal in [Signal::TERM, Signal::INT] {
         let site = Site::scripted();
         let mut supervisor = idle(&site, |supervisor| {
-            supervisor.env("JOB_STOP_GRACE", "0.2");
+            // a stop waits for the drive only as long as the grace
+            supervisor
+                .env("JOB_STOP_GRACE", "0.2")
+                .env("JOB_SYNC", "off");
         });
         let dir = site.submit("a", json!({ "steps": [STAYS] }));
         await_file(&dir.join("up"));
