@@ -241,6 +241,7 @@ fn a_worker_that_may_not_write_rejections_says_so() {
 fn a_result_that_could_not_be_written_is_published_once_it_can_be() {
     let mut site = site(&without("jobs/results/+"));
     let mut worker = site.idle_worker(as_worker("5"));
+    site.request(json!({})); // it is rejected, and has packet identifier 1, which tells nothing
     let dir = site.submit("a", json!({ "steps": ["echo ran >> ran"] }));
     worker.exits_with(77);
     site.kill9_broker();
