@@ -245,7 +245,7 @@ check "the restart loop: a fresh process for each" is 3 "$(grep -hx '[0-9]*' "$s
 say "a killed container"
 job killed 'echo attempt $JOB_ATTEMPT' '[ -e ../go ] || sleep 600'
 request killed
-check "a killed container: its job runs" until_true grep -q 'attempt 1' "$scratch/data/killed/job.log"
+check "a killed container: its job runs" until_true grep -qx 'attempt 1' "$scratch/data/killed/job.log"
 docker kill "$project-worker-1" >/dev/null
 touch "$scratch/data/go"
 compose up -d --no-build worker >/dev/null 2>&1
@@ -271,7 +271,7 @@ say "docker stop in mid-job"
 rm "$scratch/data/go"
 job stopped 'echo attempt $JOB_ATTEMPT' '[ -e ../go ] || sleep 600'
 request stopped
-check "docker stop: the job runs" until_true grep -q 'attempt 1' "$scratch/data/stopped/job.log"
+check "docker stop: the job runs" until_true grep -qx 'attempt 1' "$scratch/data/stopped/job.log"
 compose stop worker >/dev/null 2>&1
 check "docker stop: the worker ends by itself, with 0" is 0 "$(worker_state ExitCode)"
 check "docker stop: the job is interrupted" status_is stopped interrupted
