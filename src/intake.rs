@@ -1,7 +1,49 @@
 //! What a message of the queue is: a request that can be run, or one that is rejected, and why.
 
 use crate::contract::{JobId, Rejection, Request, RequestOrigin, Topics};
-use crate::mqtt::Message;
+use crate::mqtt::{Event, Message};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+
+/// What may wait for the main thread that came at QoS 0, in bytes: a flood of it must not fill our memory.
+const MAX_UNREAD_BYTES: usize = 1 << 20;
+
+/// What has come at QoS 0 and waits for the main thread.
+#[derive(Clone, Default)]
+pub struct Unread {
+    bytes: Arc<AtomicUsize>,
+    has_dropped: Arc<AtomicBool>,
+}
+
+impl Unread {
+    /// Whether an event is passed on to the main thread. What came at QoS 0 is dropped when too much of it waits there:
+    /// whoever publishes at QoS 0 accepts a loss.
+    pub fn admit(&self, event: &Event) -> bool {
+        let more = bytes_at_qos_0(event);
+        let room = |waiting| {
+            (waiting == 0 || waiting + more <= MAX_UNREAD_BYTES).then_some(waiting + more)
+        };
+        let admitted = more == 0 || self.bytes.fetch_update(Relaxed, Relaxed, room).is_ok();
+        if !admitted && !self.has_dropped.swap(true, Relaxed) {
+            log::warn!("more comes at QoS 0 than can be read: some of it is dropped");
+        }
+        admitted
+    }
+
+    /// The main thread has got an event.
+    pub fn was_read(&self, event: &Event) {
+        self.bytes.fetch_sub(bytes_at_qos_0(event), Relaxed);
+    }
+}
+
+fn bytes_at_qos_0(event: &Event) -> usize {
+    match event {
+        Event::Message(message) if message.packet_id.is_none() => {
+            message.topic.len() + message.payload.len()
+        }
+        _ => 0,
+    }
+}
 
 /// Reads the request that a message brings.
 ///
@@ -62,5 +104,37 @@ fn request_in(message: &Message) -> (Option<JobId>, Option<String>) {
     match Request::parse(&message.payload) {
         Ok(request) => (Some(request.id), Some(request.work_dir)),
         Err(rejection) => (rejection.id, rejection.work_dir),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(bytes: usize, packet_id: Option<u16>) -> Event {
+        Event::Message(Message {
+            topic: "t".into(),
+            payload: vec![0; bytes].into(),
+            packet_id,
+            redelivered: false,
+            subscription: None,
+            retained: false,
+        })
+    }
+
+    #[test]
+    fn a_flood_at_qos_0_is_dropped_and_nothing_else() {
+        let unread = Unread::default();
+        let large = message(MAX_UNREAD_BYTES, None);
+        assert!(unread.admit(&large), "one always has room");
+        assert!(!unread.admit(&message(0, None)));
+        assert!(unread.admit(&message(MAX_UNREAD_BYTES, Some(1))));
+        assert!(unread.admit(&Event::Lost));
+        unread.was_read(&Event::Lost);
+        assert!(!unread.admit(&message(1, None)));
+        unread.was_read(&large);
+        assert!(unread.admit(&message(MAX_UNREAD_BYTES - 2, None)));
+        assert!(unread.admit(&message(0, None)), "just enough room");
+        assert!(!unread.admit(&message(0, None)));
     }
 }

@@ -7,7 +7,7 @@ use crate::Exit;
 use crate::config::{Config, OnStop};
 use crate::contract::{Document, Rejection, subscribed_for};
 use crate::inbox::{self, Event, Inbox};
-use crate::intake::{qos_0_rejection, read_request};
+use crate::intake::{Unread, qos_0_rejection, read_request};
 use crate::job::{Interruption, News, Outcome, Run};
 use crate::mqtt::{self, Link, Message, Session, Subscribers, Unpublished};
 use crate::outgoing::Outgoing;
@@ -27,6 +27,8 @@ struct Worker {
     config: Config,
     inbox: Inbox<mqtt::Event>,
     link: Link,
+    /// What has come at QoS 0 and is still in the inbox.
+    unread: Unread,
     outgoing: Outgoing,
     queue: Machine,
     /// The job of the request that is held.
@@ -57,7 +59,14 @@ pub fn run(config: Config) -> Exit {
         session: Session::Kept,
         last_will: Some((topics.presence.clone(), presence.offline())),
     };
-    let link = match mqtt::open(settings, move |event| outbox.send(event)) {
+    let unread = Unread::default();
+    let gate = unread.clone();
+    let sink = move |event| {
+        if gate.admit(&event) {
+            outbox.send(event);
+        }
+    };
+    let link = match mqtt::open(settings, sink) {
         Ok(link) => link,
         Err(error) => {
             log::error!("no thread for the connection: {error}");
@@ -70,6 +79,7 @@ pub fn run(config: Config) -> Exit {
         config,
         inbox,
         link,
+        unread,
         queue: Machine::default(),
         run: None,
         had_session: false,
@@ -95,7 +105,10 @@ impl Worker {
     /// Waits for the next event, passes it on, and does what that leads to.
     fn take_turn(&mut self) -> ControlFlow<Exit> {
         match self.inbox.next(self.next_wake()) {
-            Some(Event::Sent(event)) => self.hear(event)?,
+            Some(Event::Sent(event)) => {
+                self.unread.was_read(&event);
+                self.hear(event)?;
+            }
             Some(Event::Stop(signal)) => self.stop(signal)?,
             Some(Event::ChildEnded) => match &mut self.run {
                 Some(run) => run.child_ended(),
@@ -264,7 +277,10 @@ impl Worker {
     }
 
     fn reject(&mut self, rejection: Rejection, message: &Message) -> ControlFlow<Exit> {
-        log::warn!("request rejected: {}", rejection.error);
+        match &rejection.id {
+            Some(id) => log::warn!("job {}: rejected: {}", id.as_str(), rejection.error),
+            None => log::warn!("request rejected: {}", rejection.error),
+        }
         let (topic, payload) = self.outgoing.rejection(rejection, message);
         self.publish_result(ResultMessage {
             topic,

@@ -346,12 +346,16 @@ impl Case<'_> {
             };
         }
         verdict.repeated_results += results.len() - runs.len() - given_up.len();
-        // a request that is run anew has another result; so has, over 3.1.1, one that was given up
+        // a request that is run anew has another result; so has one that was given up, over 3.1.1, or where another run has
+        // taken the place of the journal that said so
         let anew = anew + self.request.published.len() - 1;
         let given_up = given_up.len();
+        let overwritten = own
+            .windows(2)
+            .any(|pair| self.is_overwritten(pair[0], pair[1]));
         if runs.len() > 1 + anew
             || given_up > 1 + anew
-            || runs.len() + given_up > 1 + anew && !self.unknown()
+            || runs.len() + given_up > 1 + anew && !self.unknown() && !overwritten
         {
             return Err(format!("results of several runs: {results:#?}"));
         }
@@ -386,11 +390,7 @@ impl Case<'_> {
         if results == 0 && life.end != End::Done {
             return Ok(Cause::Interrupted);
         }
-        let overwritten = self
-            .starts
-            .iter()
-            .filter(|start| earlier.place < start.place && start.place < later.place)
-            .any(|start| self.notes.requests[start.token].id == self.request.id);
+        let overwritten = self.is_overwritten(earlier, later);
         let another_key = self.request.told_to_publish_again > 0;
         if self.request.key.is_some() && !overwritten && !another_key {
             return Err(format!("{story}: its key had a result"));
@@ -420,6 +420,14 @@ impl Case<'_> {
             true if crashed => Ok(Cause::GoneBack),
             _ => Err(format!("{story}: without cause")),
         }
+    }
+
+    /// Whether another run in the directory has taken the place of the journal between these two.
+    fn is_overwritten(&self, earlier: &Start, later: &Start) -> bool {
+        self.starts
+            .iter()
+            .filter(|start| earlier.place < start.place && start.place < later.place)
+            .any(|start| self.notes.requests[start.token].id == self.request.id)
     }
 
     fn check_result(

@@ -170,7 +170,7 @@ fn a_long_text_is_not_repeated_at_length() {
         );
     }
     wait::until("the log", || {
-        worker.stderr().matches("request rejected: ").count() == 2
+        worker.stderr().matches(": rejected: ").count() == 2
     });
     assert!(worker.stderr().len() < 10_000);
 }
