@@ -70,6 +70,7 @@ pub struct Waker {
 }
 
 impl Waker {
+    /// Wakes the inbox.
     pub fn wake(&self) {
         self.woken.store(true, Ordering::SeqCst);
         let _ = (&*self.bell).write(&[0]); // a full socket wakes the inbox, too

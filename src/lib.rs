@@ -22,6 +22,7 @@
 //! This library is no public API: it is what `job-worker` and its tests share, and it changes with them.
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 // A panic would end the job, too. Return an error, or report a defect as `Exit::Defect`.
 #![cfg_attr(
     not(test),
@@ -54,12 +55,15 @@ pub enum Exit {
     Done,
     /// We were asked to stop.
     Stopped,
+    /// The command line cannot be understood.
     Usage,
+    /// The configuration cannot be used.
     Config,
     /// The broker denies us what we need.
     Denied,
     /// Another client took over our client id.
     TakenOver,
+    /// An error of this program, or of a system that lacks what it needs.
     Defect,
     /// The exit code of a job (`job-worker run`), or of a worker (`job-worker supervise`).
     Of(u8),

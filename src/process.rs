@@ -35,7 +35,9 @@ const LAST_PAUSE: Duration = Duration::from_millis(50);
 /// How a process ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Exit {
+    /// It exited with this code.
     Code(i32),
+    /// This signal ended it.
     Signal(i32),
 }
 

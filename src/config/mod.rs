@@ -1,8 +1,6 @@
 //! The environment, turned into a validated [`Config`] (docs/reference.md, "Configuration"). Every variable is named in this
 //! module and only here.
 
-#![warn(missing_docs)]
-
 mod unknown;
 mod url;
 

@@ -24,9 +24,13 @@ pub struct Step {
 /// What `job.json` may say, and a request may override.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Definition {
+    /// What to run, in this order; `None` where it does not say.
     pub steps: Option<Vec<Step>>,
+    /// Added to the environment of each step.
     pub env: BTreeMap<String, String>,
+    /// Limit of the whole job.
     pub timeout: Option<Duration>,
+    /// How many attempts a job gets whose worker dies.
     pub max_attempts: Option<u32>,
     /// Fields that mean nothing to us, with their place; to be named once in the worker's log.
     pub unknown: Vec<String>,

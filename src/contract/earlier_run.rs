@@ -38,6 +38,7 @@ enum Progress {
 /// What is to be done about a request.
 #[derive(Debug, PartialEq)]
 pub enum Decision {
+    /// The job runs, as this attempt.
     Run(Attempt),
     /// The job ends here without another attempt; the sentence says why.
     GiveUp(Attempt, String),
@@ -52,6 +53,7 @@ pub struct Attempt {
     pub number: u32,
     /// See [`Document::stops`](super::Document::stops).
     pub stops: u32,
+    /// What it follows.
     pub follows: Follows,
 }
 

@@ -7,10 +7,13 @@ use std::time::Duration;
 /// What a job will do.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
+    /// What to run, in this order.
     pub steps: Vec<Step>,
+    /// Added to the environment of each step.
     pub env: BTreeMap<String, String>,
     /// Limit of the whole job.
     pub timeout: Option<Duration>,
+    /// How many attempts the job gets if its worker dies.
     pub max_attempts: u32,
     /// What the job asks for and does not get, one sentence each.
     pub capped: Vec<String>,

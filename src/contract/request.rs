@@ -19,6 +19,7 @@ const MAX_ID_BYTES: usize = 128 * 12 + 2;
 /// A usable request.
 #[derive(Clone, Debug)]
 pub struct Request {
+    /// What its result is published under.
     pub id: JobId,
     /// As the controller wrote it: absolute, or relative to a base that the configuration knows.
     pub work_dir: String,
@@ -31,9 +32,11 @@ pub struct Request {
 /// Why a request cannot be run, and whether it can be answered by its id.
 #[derive(Debug)]
 pub struct Rejection {
+    /// The id of the request, where that much could be read.
     pub id: Option<JobId>,
     /// As the request wrote it, where that much could be read.
     pub work_dir: Option<String>,
+    /// A sentence that says what is wrong, and what is accepted.
     pub error: String,
 }
 

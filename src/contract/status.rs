@@ -11,8 +11,11 @@ use std::time::{Duration, SystemTime};
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
+    /// Its steps run.
     Running,
+    /// Over: every step has succeeded, or there was none.
     Success,
+    /// Over: [`Document::reason`] says why.
     Failed,
     /// On disk only: stopped before its end, will be run again.
     Interrupted,
@@ -22,12 +25,19 @@ pub enum JobState {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
+    /// A step has failed.
     Step,
+    /// It, or a step, has run longer than its limit.
     Timeout,
+    /// Its controller has cancelled it.
     Cancelled,
+    /// Its log has passed its limit.
     LogLimit,
+    /// Its worker died in too many attempts, or was stopped too often.
     Interrupted,
+    /// The request could not be run.
     Rejected,
+    /// The worker or the drive has failed.
     Internal,
 }
 
@@ -35,10 +45,15 @@ pub enum Reason {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StepState {
+    /// It has not been started yet.
     Pending,
+    /// It runs.
     Running,
+    /// Its exit code was 0.
     Success,
+    /// Its exit code was another one, or a signal has ended it.
     Failed,
+    /// It is not run, since an earlier step has failed or the job was ended.
     Skipped,
 }
 
@@ -46,9 +61,12 @@ pub enum StepState {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StepStatus {
+    /// The name that the job gives it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// How far it is.
     pub status: StepState,
+    /// Its exit code, once it is over.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
     /// Name of the signal that ended the step.
@@ -66,32 +84,43 @@ pub struct StepStatus {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Document {
+    /// The id of the job, with the JSON type that the request gave it.
     pub id: JobId,
+    /// How far the job is.
     pub status: JobState,
+    /// Absolute path of the log; `None` where none could be opened.
     pub log_file: Option<String>,
+    /// The exit code of the job, once it is over.
     pub exit_code: Option<i32>,
+    /// Why it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
+    /// A sentence for a person that says why it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// What a person should know of a job all the same, in one sentence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
+    /// The attempt, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
+    /// The worker that runs it.
     pub worker: String,
     /// The name of the worker's host.
     pub host: &'static str,
     /// As the request wrote it; `None` where that could not be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub work_dir: Option<String>,
+    /// When this attempt began.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
+    /// When it was over.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Timestamp>,
     /// Milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<u64>,
+    /// One entry for each step of the plan.
     pub steps: Vec<StepStatus>,
     /// The idempotency key of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -165,6 +194,7 @@ fn is_zero(count: &u32) -> bool {
 pub struct Timestamp(SystemTime);
 
 impl Timestamp {
+    /// This moment.
     pub fn now() -> Self {
         Self(SystemTime::now())
     }

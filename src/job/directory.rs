@@ -25,9 +25,12 @@ pub struct WorkDir {
 pub enum OpenError {
     /// It is not there, not whole, or not readable: on a network drive that may be a matter of seconds.
     Missing {
+        /// What is not usable yet.
         what: String,
+        /// Why it is not.
         why: String,
     },
+    /// A sentence that says why it never will be.
     Unusable(String),
 }
 

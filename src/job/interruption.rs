@@ -17,6 +17,7 @@ pub enum Interruption {
 }
 
 impl Interruption {
+    /// The reason that the status document gives.
     pub fn reason(self) -> Reason {
         match self {
             Self::Timeout(_) => Reason::Timeout,

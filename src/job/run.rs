@@ -33,11 +33,14 @@ enum Stage {
 pub enum News {
     /// It has its directory, and its first step is about to run.
     Started {
+        /// Its workDir.
         dir: PathBuf,
+        /// The attempt, from 1.
         attempt: u32,
     },
     /// The status document has changed.
     Changed(Vec<u8>),
+    /// It is over.
     Over(Outcome),
 }
 

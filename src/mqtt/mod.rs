@@ -4,8 +4,6 @@
 //! connection that broke is gone with it, and nothing of it can reach the next one: an acknowledgement sent late would
 //! acknowledge somebody else's message there. What must survive a connection is asked for again by the worker.
 
-#![warn(missing_docs)]
-
 mod adapter;
 mod driver;
 mod probe;

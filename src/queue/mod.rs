@@ -17,8 +17,11 @@ pub enum AfterResult {
 /// The result of the request that is held, ready to be published.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ResultMessage {
+    /// Where it is published.
     pub topic: String,
+    /// What is published.
     pub payload: Vec<u8>,
+    /// What follows once the broker has it.
     pub after: AfterResult,
     /// Its controller may be on its way back: publish it until somebody is subscribed to it.
     pub wait_for_subscriber: bool,
@@ -27,13 +30,16 @@ pub struct ResultMessage {
 /// What a queue hears.
 #[derive(Clone, Debug)]
 pub enum Input {
+    /// There is a connection.
     Connected {
         /// The broker has kept our session.
         resumed: bool,
         /// The broker tells whether a message of ours goes to anybody (MQTT 5).
         tells_subscribers: bool,
     },
+    /// The connection is gone.
     Lost,
+    /// A request has come.
     Request(Message),
     /// The broker has the result.
     Published(Subscribers),
@@ -47,6 +53,7 @@ pub enum Input {
     Requeue,
     /// Somebody asks us to stop; what is still to be said may take this long.
     Stop {
+        /// How long the rest may take.
         grace: Duration,
     },
     /// The deadline has passed.
@@ -60,8 +67,11 @@ pub enum Action {
     Take(Message),
     /// Reject this request: it came at QoS 0 while another one is held, and the broker does not keep it.
     RejectNow(Message),
+    /// Publish the result.
     Publish(ResultMessage),
+    /// Acknowledge the request that came under this packet identifier.
     Acknowledge(u16),
+    /// End the connection in order.
     Disconnect,
     /// Tell the operator.
     Warn(&'static str),
