@@ -7,11 +7,9 @@ use super::record::Record;
 use super::step::{Due, EndedStep, RunningStep};
 use super::{Interruption, News, Outcome, environment};
 use crate::config::JobConfig;
-use crate::contract::{
-    Attempt, Document, Follows, JobId, JobState, Reason, StepState, Timestamp, millis,
-};
+use crate::contract::{Attempt, Document, JobId, JobState, Reason, StepState, Timestamp, millis};
 use crate::inbox::Waker;
-use crate::{host, process};
+use crate::process;
 use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
 
@@ -81,7 +79,7 @@ impl Execution {
             true => 0,
             false => job.log.size(),
         };
-        begin_log(&mut job, worker)?;
+        job.begin_log(worker)?;
         let drive = Drive::open(&job.dir, &job.log, config.durability, waker)?;
         let mut execution = Self {
             env: environment::of(&job, worker),
@@ -467,25 +465,4 @@ impl Execution {
         }
         self.record.document.clone()
     }
-}
-
-/// Begins a fresh log, or goes on in the old one, and says which attempt this is, of whom, and what it follows.
-fn begin_log(job: &mut Job, worker: &str) -> Result<(), String> {
-    let begun = match job.attempt.follows {
-        Follows::Nothing => job.log.begin(&job.id, &job.dir),
-        Follows::Crash | Follows::Stop => job.log.resume(&job.id, &job.dir),
-    };
-    begun.map_err(|error| format!("{} cannot be written: {error}", job.log.path()))?;
-    let (number, most) = (job.attempt.number, job.plan.max_attempts);
-    let (again, before) = match job.attempt.follows {
-        Follows::Nothing => ("", ""),
-        Follows::Crash => ("", "; the worker died in the attempt before"),
-        Follows::Stop => (" again", "; the worker was asked to stop in mid-run"),
-    };
-    job.log.line(format_args!(
-        "attempt {number} of {most}{again}, {worker} on {host}, job-worker {version}{before}",
-        host = host::name(),
-        version = env!("CARGO_PKG_VERSION"),
-    ));
-    Ok(())
 }

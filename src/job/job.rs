@@ -2,7 +2,9 @@
 
 use super::WorkDir;
 use super::log::JobLog;
-use crate::contract::{Attempt, Document, JobId, JobState, Plan, StepState, StepStatus, Timestamp};
+use crate::contract::{
+    Attempt, Document, Follows, JobId, JobState, Plan, StepState, StepStatus, Timestamp,
+};
 use crate::host;
 
 /// A claimed job, ready to run. Its lock is that of `log`.
@@ -61,6 +63,30 @@ impl Job {
             stops: self.attempt.stops,
             forgotten: false,
         }
+    }
+
+    /// Begins a fresh log, or goes on in the old one, and says which attempt this is, of whom, and what it follows.
+    ///
+    /// # Errors
+    /// A sentence, where the log cannot be written.
+    pub fn begin_log(&mut self, worker: &str) -> Result<(), String> {
+        let begun = match self.attempt.follows {
+            Follows::Nothing => self.log.begin(&self.id, &self.dir),
+            Follows::Crash | Follows::Stop => self.log.resume(&self.id, &self.dir),
+        };
+        begun.map_err(|error| format!("{} cannot be written: {error}", self.log.path()))?;
+        let (number, most) = (self.attempt.number, self.plan.max_attempts);
+        let (again, before) = match self.attempt.follows {
+            Follows::Nothing => ("", ""),
+            Follows::Crash => ("", "; the worker died in the attempt before"),
+            Follows::Stop => (" again", "; the worker was asked to stop in mid-run"),
+        };
+        self.log.line(format_args!(
+            "attempt {number} of {most}{again}, {worker} on {host}, job-worker {version}{before}",
+            host = host::name(),
+            version = env!("CARGO_PKG_VERSION"),
+        ));
+        Ok(())
     }
 
     /// What a person finds the step by in log and result, from 1.
