@@ -91,7 +91,7 @@ pub fn log(broker: &Broker, scratch: &Scratch) -> Vec<Figure> {
         let worker = time(&mut command(program(), broker, id)).as_secs_f64();
         let size = size(&dir);
         assert!(
-            size > GIB && size < GIB + 2 * BEGIN as u64,
+            size > GIB && size < GIB + 4096,
             "all of it is in the log, which has {size} bytes"
         );
         scratch.dir("log");
