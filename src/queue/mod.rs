@@ -1,6 +1,7 @@
 //! The queue that requests come from: what it hears, and what it wants to be done. No I/O and no clock of its own.
 
 pub mod own;
+mod publication;
 
 use crate::mqtt::{Message, Subscribers};
 use std::time::Duration;

@@ -12,8 +12,8 @@
 //! When the link breaks, nothing that was sent counts: the result is published again on the next connection, and the
 //! request is acknowledged when the broker delivers it again there, or not at all if the broker has forgotten it.
 
+use super::publication::{Publication, RESUBSCRIBE_WAIT, RETRY_PAUSE};
 use super::{Action, AfterResult, Input, ResultMessage};
-use crate::backoff::Backoff;
 use crate::mqtt::{Message, Subscribers};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -24,20 +24,6 @@ const REDELIVERY_WAIT: Duration = Duration::from_secs(2);
 
 /// How long a DISCONNECT may take to leave. Without it the broker only publishes our last will.
 const LEAVE_WAIT: Duration = Duration::from_secs(2);
-
-/// Pause before a result that the broker did not take is published again.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
-
-/// Pause before a result that nobody has subscribed to is published again; it doubles from the first to the last.
-const FIRST_REPUBLISH_PAUSE: Duration = Duration::from_millis(500);
-const LAST_REPUBLISH_PAUSE: Duration = Duration::from_secs(5);
-
-/// How long a result is published again while nobody is subscribed to it (docs/reference.md, "Delivery").
-const REPUBLISH_LIMIT: Duration = Duration::from_secs(60);
-
-/// After a lost session over MQTT 3.1.1, which does not tell whether anybody is subscribed: the time that a controller gets
-/// to subscribe again.
-const RESUBSCRIBE_WAIT: Duration = Duration::from_secs(2);
 
 /// Who has a request that is not acknowledged yet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -98,28 +84,12 @@ impl Held {
 enum State {
     Waiting,
     Working(Held),
-    Publishing(Held, ResultMessage, Option<NoSubscriber>),
+    Publishing(Held, Publication),
     /// The result has arrived; the request is to be acknowledged as soon as the broker delivers it on this connection.
     Acknowledging(Held, AfterResult),
     /// DISCONNECT is on its way; the request, in case its acknowledgement did not get through.
     Leaving(Option<Held>),
     Gone,
-}
-
-/// The time in which nobody was subscribed to a result.
-#[derive(Clone, Debug)]
-struct NoSubscriber {
-    since: Instant,
-    backoff: Backoff,
-}
-
-impl NoSubscriber {
-    fn since(now: Instant) -> Self {
-        Self {
-            since: now,
-            backoff: Backoff::new(FIRST_REPUBLISH_PAUSE, LAST_REPUBLISH_PAUSE),
-        }
-    }
 }
 
 /// The machine.
@@ -326,7 +296,7 @@ impl Machine {
 
     fn result(&mut self, result: ResultMessage, now: Instant, actions: &mut Vec<Action>) {
         self.state = match std::mem::replace(&mut self.state, State::Gone) {
-            State::Working(held) => State::Publishing(held, result, None),
+            State::Working(held) => State::Publishing(held, Publication::new(result)),
             other => other,
         };
         self.publish(now, actions);
@@ -334,43 +304,28 @@ impl Machine {
 
     /// Publishes the result, if that can be done on the present connection and its controller has had the time to subscribe.
     fn publish(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let State::Publishing(_, result, _) = &self.state else {
+        let State::Publishing(_, publication) = &self.state else {
             return;
         };
         match self.publish_at.filter(|at| *at > now) {
             _ if !self.connected => {}
             Some(at) => self.deadline = Some(at),
-            None => actions.push(Action::Publish(result.clone())),
+            None => actions.push(Action::Publish(publication.result.clone())),
         }
     }
 
     fn published(&mut self, subscribers: Subscribers, now: Instant, actions: &mut Vec<Action>) {
-        self.state = match std::mem::replace(&mut self.state, State::Gone) {
-            State::Publishing(held, result, no_subscriber)
-                if subscribers == Subscribers::None
-                    && (result.wait_for_subscriber || held.reconnected) =>
-            {
-                let is_new = no_subscriber.is_none();
-                let mut waiting = no_subscriber.unwrap_or_else(|| NoSubscriber::since(now));
-                if now.duration_since(waiting.since) < REPUBLISH_LIMIT {
-                    if is_new {
-                        actions.push(Action::Warn(
-                            "nobody is subscribed to the result, and its controller may be on its way back: \
-                             publishing it again for 60 s",
-                        ));
-                    }
-                    self.deadline = Some(now + waiting.backoff.next_pause());
-                    self.state = State::Publishing(held, result, Some(waiting));
-                    return;
-                }
-                actions.push(Action::Warn(
-                    "nobody has subscribed to the result for 60 s: it counts as delivered",
-                ));
-                State::Acknowledging(held, result.after)
+        if let State::Publishing(held, publication) = &mut self.state {
+            let wait = held.reconnected;
+            let next = publication.published(subscribers, wait, now);
+            actions.extend(next.warning.map(Action::Warn));
+            if next.again_at.is_some() {
+                self.deadline = next.again_at;
+                return;
             }
-            State::Publishing(held, result, _) => State::Acknowledging(held, result.after),
-            other => other,
-        };
+            let after = publication.result.after;
+            self.state = State::Acknowledging(held.clone(), after);
+        }
         self.acknowledge(now, actions);
     }
 
