@@ -3,7 +3,7 @@
 use crate::config::{Config, unknown_variables};
 use crate::contract::{Definition, MAX_DEFINITION_BYTES};
 use crate::job::{CANCEL_FILE, WorkDir};
-use crate::mqtt::{self, Session};
+use crate::mqtt::{self, Life, Session, Subscription};
 use std::ffi::OsStr;
 use std::hash::{BuildHasher, RandomState};
 
@@ -56,9 +56,12 @@ fn check_broker(config: &Config, findings: &mut Vec<Finding>) {
     let settings = mqtt::Settings {
         broker: config.broker.clone(),
         client_id: format!("{id}-check-{:08x}", random as u32),
-        requests: topics.pending.clone(),
-        cancels: topics.cancel_filter.clone(),
         session: Session::Fleeting,
+        life: Life::Lasting,
+        subscriptions: vec![
+            Subscription::Requests(topics.pending.clone()),
+            Subscription::Cancels(topics.cancel_filter.clone()),
+        ],
         last_will: None,
     };
     let (good, error) = match mqtt::probe(settings) {

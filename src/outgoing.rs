@@ -1,7 +1,7 @@
 //! What the worker says, on whatever connection there is: results, status, presence, rejections.
 
 use crate::contract::{Document, JobId, Rejection, Topics, rejection_notice, shorten};
-use crate::mqtt::{Connection, Message};
+use crate::mqtt::{Connection, Message, Retention};
 use crate::presence::Presence;
 use std::sync::Arc;
 
@@ -64,7 +64,7 @@ impl Outgoing {
                 payload.len()
             );
         }
-        connection.publish(topic, shorten(payload, limit));
+        connection.publish(topic, shorten(payload, limit), Retention::None);
     }
 
     /// Announces the status document of a running job.
@@ -99,14 +99,14 @@ impl Outgoing {
     fn announce(&self, topic: &str, payload: Vec<u8>) {
         self.with_connection(|connection| {
             let payload = shorten(payload, connection.payload_limit(topic));
-            connection.announce(topic, payload, false);
+            connection.announce(topic, payload, Retention::None);
         });
     }
 
     /// Shows whether we have a job, and what that waits for.
     pub fn show_presence(&mut self, job: Option<&JobId>, waiting_for: Option<&str>) {
         if let Some(document) = self.presence.show(job, waiting_for) {
-            self.with_connection(|c| c.announce(&self.topics.presence, document, true));
+            self.with_connection(|c| c.announce(&self.topics.presence, document, Retention::Kept));
         }
     }
 
@@ -125,7 +125,11 @@ impl Outgoing {
     /// Ends the connection in order. No last will is published then: we say it ourselves.
     pub fn disconnect(&self) {
         self.with_connection(|connection| {
-            connection.announce(&self.topics.presence, self.presence.offline(), true);
+            connection.announce(
+                &self.topics.presence,
+                self.presence.offline(),
+                Retention::Kept,
+            );
             connection.disconnect();
         });
     }

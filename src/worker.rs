@@ -11,7 +11,9 @@ use crate::contract::{Document, Rejection, subscribed_for};
 use crate::inbox::{self, Event, Inbox};
 use crate::intake::{Unread, qos_0_rejection, read_request};
 use crate::job::{Interruption, News, Outcome, Run};
-use crate::mqtt::{self, Link, Message, Session, Subscribers, Unpublished};
+use crate::mqtt::{
+    self, LastWill, Life, Link, Message, Retention, Session, Subscribers, Subscription, Unpublished,
+};
 use crate::outgoing::Outgoing;
 use crate::presence::Presence;
 use crate::process;
@@ -56,10 +58,17 @@ pub fn run(config: Config) -> Exit {
     let settings = mqtt::Settings {
         broker: config.broker.clone(),
         client_id: config.worker_id.clone(),
-        requests: topics.pending.clone(),
-        cancels: topics.cancel_filter.clone(),
         session: Session::Kept,
-        last_will: Some((topics.presence.clone(), presence.offline())),
+        life: Life::Lasting,
+        subscriptions: vec![
+            Subscription::Requests(topics.pending.clone()),
+            Subscription::Cancels(topics.cancel_filter.clone()),
+        ],
+        last_will: Some(LastWill {
+            topic: topics.presence.clone(),
+            payload: presence.offline(),
+            retention: Retention::Kept,
+        }),
     };
     let unread = Unread::default();
     let gate = unread.clone();

@@ -39,7 +39,7 @@ pub trait Adapter {
     /// Waits for the next event that concerns the worker.
     fn next(&mut self) -> Result<Event, Failure>;
 
-    /// Subscribes to requests and cancels; [`Event::Ready`] tells when the broker has agreed.
+    /// Subscribes; [`Event::Ready`] tells when the broker has agreed.
     fn subscribe(&self);
 }
 
@@ -59,6 +59,8 @@ pub enum Failure {
     Dropped(String),
     /// Anything else, which may pass.
     Lost(String),
+    /// We have closed it, or nobody wants to hear of it any more.
+    Closed,
 }
 
 impl Failure {
@@ -138,7 +140,7 @@ impl Limits {
 /// - `connect`: sets the options of the version, and starts to connect
 /// - `keep_alive`: the keep-alive in force
 /// - `greeted`: heeds what the broker says in its CONNACK
-/// - `subscribe`, `acknowledgement`, `message`, `published`: our words in those of the version, and the other way round
+/// - `subscribe`, `publish`, `announce`, `acknowledgement`, `message`, `published`: our words in those of the version, and the other way round
 /// - `denial`: why the broker denies a subscription
 /// - `given_reason`: what a broker means that says why it ends the connection
 ///
@@ -151,8 +153,11 @@ macro_rules! define_open {
             let limits = Limits::default();
             Box::new(Incoming {
                 connection,
-                sender: Arc::new(Sender { client, limits }),
-                settings: settings.clone(),
+                sender: Arc::new(Sender {
+                    client,
+                    limits,
+                    settings: settings.clone(),
+                }),
                 last_heard: None,
                 published: None,
                 unread: VecDeque::new(),
@@ -179,18 +184,22 @@ macro_rules! define_open {
         struct Sender {
             client: Client,
             limits: Limits,
+            settings: Arc<Settings>,
         }
 
         // The errors that are dropped here all say that the connection is gone. The worker hears that as an event.
         impl mqtt::Connection for Sender {
-            fn publish(&self, topic: &str, payload: Vec<u8>) {
-                let _ = self.client.publish(topic, QoS::AtLeastOnce, false, payload);
+            fn subscribe(&self) {
+                subscribe(&self.client, &self.settings.subscriptions, &self.limits);
             }
 
-            fn announce(&self, topic: &str, payload: Vec<u8>, retain: bool) {
+            fn publish(&self, topic: &str, payload: Vec<u8>, retention: Retention) {
+                publish(&self.client, topic, payload, retention);
+            }
+
+            fn announce(&self, topic: &str, payload: Vec<u8>, retention: Retention) {
                 if payload.len() <= self.payload_limit(topic) && self.limits.admit_announcement() {
-                    let qos = QoS::AtMostOnce;
-                    let _ = self.client.try_publish(topic, qos, retain, payload);
+                    announce(&self.client, topic, payload, retention);
                 }
             }
 
@@ -218,7 +227,6 @@ macro_rules! define_open {
         struct Incoming {
             connection: Connection,
             sender: Arc<Sender>,
-            settings: Arc<Settings>,
             /// When the broker was last heard; `None` until its CONNACK has come.
             last_heard: Option<Instant>,
             /// The packet identifier of the result that the broker is to acknowledge.
@@ -240,8 +248,7 @@ macro_rules! define_open {
             }
 
             fn subscribe(&self) {
-                let Sender { client, limits } = &*self.sender;
-                subscribe(client, &self.settings, limits);
+                mqtt::Connection::subscribe(&*self.sender);
             }
         }
 
@@ -294,10 +301,11 @@ macro_rules! define_open {
                         }
                     }
                     Event::Incoming(Packet::SubAck(ack)) => {
-                        let filters = [&self.settings.requests, &self.settings.cancels];
+                        let subscriptions = &self.sender.settings.subscriptions;
+                        let filters = subscriptions.iter().map(Subscription::filter);
                         let denied = |(filter, code)| Some((filter, denial(code)?));
                         if let Some((filter, reason)) =
-                            filters.into_iter().zip(&ack.return_codes).find_map(denied)
+                            filters.zip(&ack.return_codes).find_map(denied)
                         {
                             return Err(Failure::Denied(format!(
                                 "the broker denies the subscription to {filter}: {reason}"

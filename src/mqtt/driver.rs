@@ -1,12 +1,13 @@
 //! Keeps a connection to the broker: where to connect to, in which protocol version, and when to try again.
 
 use super::adapter::{Adapter, Failure};
-use super::{EARLY_DROPS, Event, Protocol, Settings, v3, v5, without_brackets};
+use super::{EARLY_DROPS, Event, Life, Protocol, Settings, v3, v5, without_brackets};
 use crate::backoff::Backoff;
 use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ pub struct Driver<F> {
     settings: Arc<Settings>,
     /// Says that a connection may be made although another client took ours over.
     resume: Receiver<()>,
+    /// Nobody wants to hear of this link any more.
+    is_abandoned: Arc<AtomicBool>,
     /// Where events go.
     sink: F,
     /// Our subscriptions are known to be part of the session.
@@ -42,11 +45,17 @@ pub struct Driver<F> {
 }
 
 impl<F: Fn(Event)> Driver<F> {
-    pub fn new(settings: Settings, resume: Receiver<()>, sink: F) -> Self {
+    pub fn new(
+        settings: Settings,
+        resume: Receiver<()>,
+        is_abandoned: Arc<AtomicBool>,
+        sink: F,
+    ) -> Self {
         let protocol = settings.broker.protocol;
         Self {
             settings: Arc::new(settings),
             resume,
+            is_abandoned,
             sink,
             is_subscribed: false,
             version: protocol.unwrap_or(Protocol::V5),
@@ -68,6 +77,9 @@ impl<F: Fn(Event)> Driver<F> {
                 Ok(host) => self.drive_connection(host, &mut connected_at),
                 Err(error) => Failure::Lost(error.to_string()),
             };
+            if matches!(failure, Failure::Closed) {
+                return;
+            }
             if connected_at.is_some() {
                 (self.sink)(Event::Lost);
                 self.logged_trouble.clear();
@@ -83,6 +95,9 @@ impl<F: Fn(Event)> Driver<F> {
                 }
                 Failure::TakenOver => {
                     (self.sink)(Event::TakenOver);
+                    if self.settings.life == Life::Once {
+                        return;
+                    }
                     match self.resume.recv() {
                         Ok(()) => continue,
                         Err(_) => return,
@@ -102,10 +117,17 @@ impl<F: Fn(Event)> Driver<F> {
                 | Failure::NotGreeted(trouble)
                 | Failure::Dropped(trouble)
                 | Failure::Lost(trouble) => trouble,
+                Failure::Closed => return,
             };
             if !self.version_is_certain {
                 // 3.1.1 did not help: the broker has another trouble
                 (self.version, self.greeting_has_failed) = (Protocol::V5, false);
+            }
+            if self.settings.life == Life::Once && self.untried_hosts.is_empty() {
+                if connected_at.is_none() {
+                    (self.sink)(Event::Lost);
+                }
+                return;
             }
             if self.untried_hosts.is_empty() {
                 self.log_once(trouble, connected_at.is_some());
@@ -141,6 +163,7 @@ impl<F: Fn(Event)> Driver<F> {
         };
         loop {
             match adapter.next() {
+                _ if self.is_abandoned.load(Relaxed) => return Failure::Closed,
                 Err(failure) => return failure,
                 Ok(event @ Event::Connected { resumed, .. }) => {
                     *connected_at = Some(Instant::now());
@@ -149,7 +172,8 @@ impl<F: Fn(Event)> Driver<F> {
                     (self.sink)(event);
                     match resumed && self.is_subscribed {
                         true => (self.sink)(Event::Ready),
-                        false => adapter.subscribe(),
+                        false if self.settings.life == Life::Lasting => adapter.subscribe(),
+                        false => {}
                     }
                 }
                 Ok(Event::Ready) => {
@@ -161,6 +185,9 @@ impl<F: Fn(Event)> Driver<F> {
                     // would run again: so the broker closes first.
                     while self.version == Protocol::V3 && adapter.next().is_ok() {}
                     (self.sink)(Event::Closed);
+                    if self.settings.life == Life::Once {
+                        return Failure::Closed;
+                    }
                     // the process ends now: taking the client apart, page by page, would only delay that
                     loop {
                         std::thread::park();
@@ -182,7 +209,11 @@ impl<F: Fn(Event)> Driver<F> {
                 "the broker has no MQTT 5: speaking 3.1.1 (MQTT_PROTOCOL_VERSION=4 skips the try)"
             );
         }
-        log::info!("connected to the broker at {host}:{port}");
+        let level = match self.settings.life {
+            Life::Lasting => log::Level::Info,
+            Life::Once => log::Level::Debug,
+        };
+        log::log!(level, "connected to the broker at {host}:{port}");
     }
 
     fn log_once(&mut self, trouble: String, was_connected: bool) {

@@ -19,6 +19,7 @@ pub use probe::probe;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{self, Sender};
 use std::time::Duration;
 
@@ -74,24 +75,79 @@ pub struct Settings {
     pub broker: Broker,
     /// MQTT client id, which names the session.
     pub client_id: String,
-    /// Topic of the requests, subscribed at QoS 1.
-    pub requests: String,
-    /// Filter of the cancels, subscribed at QoS 0: a cancel counts now or never, and must not wait behind an
-    /// unacknowledged request.
-    pub cancels: String,
-    /// What becomes of the session.
+    /// What the broker keeps for us while we are away.
     pub session: Session,
-    /// Topic and payload that the broker publishes, retained, when we are gone without a word.
-    pub last_will: Option<(String, Vec<u8>)>,
+    /// How long it lasts.
+    pub life: Life,
+    /// What to subscribe to.
+    pub subscriptions: Vec<Subscription>,
+    /// What the broker publishes when we are gone without a word.
+    pub last_will: Option<LastWill>,
 }
 
-/// What becomes of the session when the connection is gone.
+/// What the broker keeps for us while we are away.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Session {
-    /// The broker keeps it, with what comes meanwhile.
+    /// Subscriptions and messages, for as long as it allows.
     Kept,
-    /// It begins with the connection and ends with it.
+    /// Nothing.
     Fleeting,
+}
+
+/// How long a link lasts.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Life {
+    /// Through one connection after the other. Each subscribes by itself.
+    Lasting,
+    /// Through one connection. Whoever has it subscribes.
+    Once,
+}
+
+/// What to subscribe to.
+#[derive(Clone, Debug)]
+pub enum Subscription {
+    /// The topic of the requests, at QoS 1.
+    Requests(String),
+    /// The filter of the cancels, at QoS 0: a cancel counts now or never, and must not wait behind an unacknowledged request.
+    Cancels(String),
+    /// The filter of the workers' presence, at QoS 0, with what is retained there.
+    Presence(String),
+}
+
+impl Subscription {
+    fn filter(&self) -> &str {
+        match self {
+            Self::Requests(filter) | Self::Cancels(filter) | Self::Presence(filter) => filter,
+        }
+    }
+}
+
+/// A message that the broker publishes for us.
+#[derive(Clone, Debug)]
+pub struct LastWill {
+    /// Where it goes.
+    pub topic: String,
+    /// What it says.
+    pub payload: Vec<u8>,
+    /// For how long.
+    pub retention: Retention,
+}
+
+/// What the broker does with a message for those who subscribe later.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Retention {
+    /// Nothing.
+    None,
+    /// Keeps it.
+    Kept,
+    /// Keeps it for this many seconds, over MQTT 5.
+    KeptFor(u32),
+}
+
+impl Retention {
+    fn is_kept(self) -> bool {
+        self != Self::None
+    }
 }
 
 /// A message from the broker.
@@ -129,10 +185,12 @@ impl Message {
 
 /// What the worker may ask of a connection. What it asks of one that broke vanishes.
 pub trait Connection: Send + Sync {
+    /// Subscribes, where the link has one connection; [`Event::Ready`] tells when the broker has agreed.
+    fn subscribe(&self);
     /// Publishes at QoS 1; [`Event::Published`] tells when the broker has it.
-    fn publish(&self, topic: &str, payload: Vec<u8>);
+    fn publish(&self, topic: &str, payload: Vec<u8>, retention: Retention);
     /// Publishes at QoS 0, unless many such messages still wait to be sent or this one is larger than the broker takes.
-    fn announce(&self, topic: &str, payload: Vec<u8>, retain: bool);
+    fn announce(&self, topic: &str, payload: Vec<u8>, retention: Retention);
     /// Acknowledges a message of this connection.
     fn acknowledge(&self, packet_id: u16);
     /// Gives up a subscription.
@@ -162,7 +220,7 @@ pub enum Event {
     Published(Result<Subscribers, Unpublished>),
     /// Our DISCONNECT is sent, and all that was asked for before it.
     Closed,
-    /// The connection is gone. The link makes another one.
+    /// The connection is gone. The link makes another one, unless it has only one; then this comes also where there was none.
     Lost,
     /// Another client has taken our session. The link makes no other connection until [`Link::resume`].
     TakenOver,
@@ -196,12 +254,18 @@ pub enum Unpublished {
 /// The running link.
 pub struct Link {
     resume: Sender<()>,
+    is_abandoned: Arc<AtomicBool>,
 }
 
 impl Link {
     /// Makes another connection although another client took ours over.
     pub fn resume(&self) {
         let _ = self.resume.send(()); // fails where the broker denies us, which the worker has heard
+    }
+
+    /// Leaves the link to itself: nothing more is heard of it, and a connection that still comes is closed at once.
+    pub fn abandon(&self) {
+        self.is_abandoned.store(true, Relaxed);
     }
 }
 
@@ -211,10 +275,15 @@ impl Link {
 /// The system has no room for another thread.
 pub fn open(settings: Settings, sink: impl Fn(Event) + Send + 'static) -> io::Result<Link> {
     let (resume, resumed) = mpsc::channel();
+    let is_abandoned = Arc::new(AtomicBool::new(false));
+    let driver = Driver::new(settings, resumed, is_abandoned.clone(), sink);
     std::thread::Builder::new()
         .name("mqtt".into())
-        .spawn(move || Driver::new(settings, resumed, sink).run())?;
-    Ok(Link { resume })
+        .spawn(move || driver.run())?;
+    Ok(Link {
+        resume,
+        is_abandoned,
+    })
 }
 
 /// A host name or address as resolvers and certificates know it: an IPv6 address without its brackets.

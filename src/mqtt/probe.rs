@@ -2,7 +2,9 @@
 
 use super::adapter::{Adapter, Failure};
 use super::driver::without_port;
-use super::{Connection, Event, Protocol, Session, Settings, v3, v5, without_brackets};
+use super::{
+    Connection, Event, Protocol, Session, Settings, Subscription, v3, v5, without_brackets,
+};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -70,9 +72,11 @@ fn take_steps(settings: &Arc<Settings>, done: impl Fn(String)) -> Result<(), Str
     let is_ready = |event: &Event| matches!(event, Event::Ready);
     await_event(&mut *greeted.adapter, is_ready)
         .map_err(|failure| format!("subscriptions: {}", reason(failure)))?;
+    let filters = settings.subscriptions.iter().map(Subscription::filter);
+    let filters: Vec<_> = filters.collect();
     done(format!(
-        "subscriptions: granted to {} and {}",
-        settings.requests, settings.cancels
+        "subscriptions: granted to {}",
+        filters.join(" and ")
     ));
     greeted.leave();
     Ok(())
@@ -214,6 +218,7 @@ fn reason(failure: Failure) -> String {
         | Failure::NotGreeted(reason)
         | Failure::Dropped(reason)
         | Failure::Lost(reason) => reason,
+        Failure::Closed => "the connection is closed".to_owned(),
         Failure::TakenOver => "another client has connected with our id".to_owned(),
     }
 }

@@ -4,7 +4,7 @@
 use super::adapter::{
     Adapter, Failure, IN_FLIGHT, Limits, MAX_PACKET_BYTES, SEND_QUEUE_LENGTH, define_open, patience,
 };
-use super::{Message, Session, Settings, Subscribers, Unpublished};
+use super::{Message, Retention, Session, Settings, Subscribers, Subscription, Unpublished};
 use crate::mqtt;
 #[cfg(feature = "tls")]
 use rumqttc::mqttbytes::Error as CodecError;
@@ -22,14 +22,14 @@ define_open!(timeout: ConnectionError::NetworkTimeout);
 const TELLS_SUBSCRIBERS: bool = false;
 
 fn connect(mut options: MqttOptions, settings: &Settings) -> (Client, Connection) {
-    if let Some((topic, payload)) = &settings.last_will {
-        let qos = QoS::AtMostOnce;
-        options.set_last_will(LastWill::new(topic, payload.clone(), qos, true));
-    }
     options
         .set_clean_session(settings.session == Session::Fleeting)
         .set_max_packet_size(MAX_PACKET_BYTES as usize, MAX_PACKET_BYTES as usize)
         .set_inflight(IN_FLIGHT);
+    if let Some(will) = &settings.last_will {
+        let (payload, retain) = (will.payload.clone(), will.retention.is_kept());
+        options.set_last_will(LastWill::new(&will.topic, payload, QoS::AtMostOnce, retain));
+    }
     let (client, mut connection) = Client::new(options, SEND_QUEUE_LENGTH);
     set_network(&mut connection, |network| network.set_tcp_nodelay(true));
     (client, connection)
@@ -53,10 +53,22 @@ fn greeted(connection: &mut Connection, _: &ConnAck, _: &Limits) {
     });
 }
 
-fn subscribe(client: &Client, settings: &Settings, _: &Limits) {
-    let requests = SubscribeFilter::new(settings.requests.clone(), QoS::AtLeastOnce);
-    let cancels = SubscribeFilter::new(settings.cancels.clone(), QoS::AtMostOnce);
-    let _ = client.subscribe_many([requests, cancels]);
+fn subscribe(client: &Client, subscriptions: &[Subscription], _: &Limits) {
+    let _ = client.subscribe_many(subscriptions.iter().map(|to| {
+        let qos = match to {
+            Subscription::Requests(_) => QoS::AtLeastOnce,
+            Subscription::Cancels(_) | Subscription::Presence(_) => QoS::AtMostOnce,
+        };
+        SubscribeFilter::new(to.filter().to_owned(), qos)
+    }));
+}
+
+fn publish(client: &Client, topic: &str, payload: Vec<u8>, retention: Retention) {
+    let _ = client.publish(topic, QoS::AtLeastOnce, retention.is_kept(), payload);
+}
+
+fn announce(client: &Client, topic: &str, payload: Vec<u8>, retention: Retention) {
+    let _ = client.try_publish(topic, QoS::AtMostOnce, retention.is_kept(), payload);
 }
 
 fn denial(code: &SubscribeReasonCode) -> Option<String> {

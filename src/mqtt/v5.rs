@@ -4,7 +4,7 @@
 use super::adapter::{
     Adapter, Failure, IN_FLIGHT, Limits, MAX_PACKET_BYTES, SEND_QUEUE_LENGTH, define_open, patience,
 };
-use super::{Message, Session, Settings, Subscribers, Unpublished};
+use super::{Message, Retention, Session, Settings, Subscribers, Subscription, Unpublished};
 use crate::mqtt;
 use rumqttc::Outgoing;
 #[cfg(feature = "tls")]
@@ -12,8 +12,8 @@ use rumqttc::v5::mqttbytes::Error as CodecError;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
     ConnAck, ConnectProperties, ConnectReturnCode as Code, DisconnectReasonCode, Filter, LastWill,
-    Packet, PubAck, PubAckReason, Publish, RetainForwardRule, SubscribeProperties,
-    SubscribeReasonCode,
+    LastWillProperties, Packet, PubAck, PubAckReason, Publish, PublishProperties,
+    RetainForwardRule, SubscribeProperties, SubscribeReasonCode,
 };
 use rumqttc::v5::{
     Client, Connection, ConnectionError, Event, MqttOptions, RecvTimeoutError, StateError,
@@ -32,23 +32,31 @@ const TELLS_SUBSCRIBERS: bool = true;
 const SESSION_NEVER_EXPIRES: u32 = u32::MAX;
 
 fn connect(mut options: MqttOptions, settings: &Settings) -> (Client, Connection) {
-    if let Some((topic, payload)) = &settings.last_will {
-        let qos = QoS::AtMostOnce;
-        options.set_last_will(LastWill::new(topic, payload.clone(), qos, true, None));
-    }
+    let is_kept = settings.session == Session::Kept;
     options
-        .set_clean_start(settings.session == Session::Fleeting)
+        .set_clean_start(!is_kept)
         .set_connect_properties(ConnectProperties {
-            session_expiry_interval: Some(match settings.session {
-                Session::Kept => SESSION_NEVER_EXPIRES,
-                Session::Fleeting => 0,
-            }),
+            session_expiry_interval: is_kept.then_some(SESSION_NEVER_EXPIRES),
             // one unacknowledged request at a time: those behind it stay with the broker
             receive_maximum: Some(1),
             max_packet_size: Some(MAX_PACKET_BYTES),
             ..ConnectProperties::new()
         })
         .set_outgoing_inflight_upper_limit(IN_FLIGHT);
+    if let Some(will) = &settings.last_will {
+        let properties = expiry(will.retention).map(|seconds| LastWillProperties {
+            delay_interval: None,
+            payload_format_indicator: None,
+            message_expiry_interval: Some(seconds),
+            content_type: None,
+            response_topic: None,
+            correlation_data: None,
+            user_properties: Vec::new(),
+        });
+        let (payload, retain) = (will.payload.clone(), will.retention.is_kept());
+        let qos = QoS::AtMostOnce;
+        options.set_last_will(LastWill::new(&will.topic, payload, qos, retain, properties));
+    }
     let mut network = options.network_options();
     network.set_tcp_nodelay(true);
     options.set_network_options(network);
@@ -84,22 +92,49 @@ fn greeted(connection: &mut Connection, ack: &ConnAck, limits: &Limits) {
     }
 }
 
-fn subscribe(client: &Client, settings: &Settings, limits: &Limits) {
-    let requests = Filter {
-        // shows a retained request as one even when it comes live, and delivers it once and not at every start
-        preserve_retain: true,
-        retain_forward_rule: RetainForwardRule::OnNewSubscribe,
-        ..Filter::new(&settings.requests, QoS::AtLeastOnce)
-    };
-    let cancels = Filter {
-        retain_forward_rule: RetainForwardRule::Never,
-        ..Filter::new(&settings.cancels, QoS::AtMostOnce)
-    };
-    let filters = [requests, cancels];
+fn subscribe(client: &Client, subscriptions: &[Subscription], limits: &Limits) {
+    let filters = subscriptions.iter().map(|to| match to {
+        Subscription::Requests(topic) => Filter {
+            // shows a retained request as one even when it comes live, and delivers it once and not at every start
+            preserve_retain: true,
+            retain_forward_rule: RetainForwardRule::OnNewSubscribe,
+            ..Filter::new(topic, QoS::AtLeastOnce)
+        },
+        Subscription::Cancels(filter) => Filter {
+            retain_forward_rule: RetainForwardRule::Never,
+            ..Filter::new(filter, QoS::AtMostOnce)
+        },
+        Subscription::Presence(filter) => Filter::new(filter, QoS::AtMostOnce),
+    });
     let _ = match limits.subscription_identifiers.load(Relaxed) {
         true => client.subscribe_many_with_properties(filters, new_identifier()),
         false => client.subscribe_many(filters),
     };
+}
+
+fn publish(client: &Client, topic: &str, payload: Vec<u8>, retention: Retention) {
+    let (qos, retain, properties) = (QoS::AtLeastOnce, retention.is_kept(), properties(retention));
+    let _ = client.publish_with_properties(topic, qos, retain, payload, properties);
+}
+
+fn announce(client: &Client, topic: &str, payload: Vec<u8>, retention: Retention) {
+    let (qos, retain, properties) = (QoS::AtMostOnce, retention.is_kept(), properties(retention));
+    let _ = client.try_publish_with_properties(topic, qos, retain, payload, properties);
+}
+
+fn properties(retention: Retention) -> PublishProperties {
+    PublishProperties {
+        message_expiry_interval: expiry(retention),
+        ..PublishProperties::default()
+    }
+}
+
+/// After how many seconds the broker forgets a message.
+fn expiry(retention: Retention) -> Option<u32> {
+    match retention {
+        Retention::None | Retention::Kept => None,
+        Retention::KeptFor(seconds) => Some(seconds),
+    }
 }
 
 /// A Subscription Identifier that no other SUBSCRIBE has had: the broker marks what it queues for a subscription with it, so

@@ -1,7 +1,7 @@
 use super::*;
 #[cfg(feature = "tls")]
 use crate::mqtt::tls;
-use crate::mqtt::{Broker, Session};
+use crate::mqtt::{Broker, Session, Subscription};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc;
@@ -23,9 +23,12 @@ fn settings(port: u16) -> Settings {
     Settings {
         broker,
         client_id: "w".into(),
-        requests: "jobs/pending".into(),
-        cancels: "jobs/cancel/+".into(),
         session: Session::Kept,
+        life: Life::Lasting,
+        subscriptions: vec![
+            Subscription::Requests("jobs/pending".into()),
+            Subscription::Cancels("jobs/cancel/+".into()),
+        ],
         last_will: None,
     }
 }
@@ -48,7 +51,9 @@ fn first_event(
     });
     let (sender, events) = mpsc::channel();
     let (_resume, resumed) = mpsc::channel();
-    let mut driver = Driver::new(settings, resumed, move |event| sender.send(event).unwrap());
+    let mut driver = Driver::new(settings, resumed, Arc::default(), move |event| {
+        sender.send(event).unwrap()
+    });
     driver.untried_hosts = addresses.iter().map(ToString::to_string).collect();
     std::thread::spawn(move || driver.run());
     events.recv_timeout(Duration::from_secs(30)).ok()
@@ -80,7 +85,7 @@ fn the_older_protocol_version_is_spoken_to_the_address_that_closed() {
 
 #[test]
 fn the_pauses_double_up_to_10_s_and_begin_anew_after_a_good_connection() {
-    let mut driver = Driver::new(settings(1883), mpsc::channel().1, |_| {});
+    let mut driver = Driver::new(settings(1883), mpsc::channel().1, Arc::default(), |_| {});
     let mut pause_after = |lasted: Option<u64>| {
         driver.judge(lasted.map(Duration::from_secs), false);
         driver.backoff.next_pause().as_millis()
@@ -96,9 +101,14 @@ fn the_pauses_double_up_to_10_s_and_begin_anew_after_a_good_connection() {
 #[test]
 fn early_drops_are_counted_until_a_connection_is_a_good_one() {
     let (sender, events) = mpsc::channel();
-    let mut driver = Driver::new(settings(1883), mpsc::channel().1, move |event| {
-        sender.send(event).unwrap();
-    });
+    let mut driver = Driver::new(
+        settings(1883),
+        mpsc::channel().1,
+        Arc::default(),
+        move |event| {
+            sender.send(event).unwrap();
+        },
+    );
     let mut count_after = |lasted: Option<u64>, is_drop| {
         driver.judge(lasted.map(Duration::from_secs), is_drop);
         events.try_iter().next().map(|event| match event {
@@ -134,7 +144,7 @@ fn addresses_keep_what_belongs_to_them() {
 fn with_tls_a_fallback_leaves_no_address_behind() {
     let mut settings = settings(8883);
     settings.broker.tls = Some(tls::Tls::new(rustls::RootCertStore::empty(), None).unwrap());
-    let mut driver = Driver::new(settings, mpsc::channel().1, |_| {});
+    let mut driver = Driver::new(settings, mpsc::channel().1, Arc::default(), |_| {});
     let name = driver.next_host().unwrap();
     driver.untried_hosts.push_front(name.clone()); // for the other protocol version
     assert_eq!(driver.next_host().unwrap(), name);
