@@ -23,7 +23,7 @@ Configuration is by environment variables, all optional:
   MQTT_URL (mqtt://localhost:1883), MQTT_USERNAME, MQTT_PASSWORD, MQTT_PASSWORD_FILE,
   MQTT_CA_FILE, MQTT_CERT_FILE, MQTT_KEY_FILE (for mqtts://, feature `tls`),
   MQTT_PROTOCOL_VERSION (auto), MQTT_TOPIC_ROOT (jobs), MQTT_KEEP_ALIVE (30),
-  WORKER_ID (node-worker-01), JOB_ROOT, JOB_PAYLOAD_STEPS (allow), JOB_SHELL (/bin/sh),
+  WORKER_ID (node-worker-01), JOB_POOL, JOB_ROOT, JOB_PAYLOAD_STEPS (allow), JOB_SHELL (/bin/sh),
   JOB_TIMEOUT, JOB_STOP_GRACE (8), JOB_DIR_WAIT (5), JOB_MAX_ATTEMPTS (3), JOB_LOG_LIMIT,
   JOB_ON_STOP (requeue), JOB_SYNC (on), RUST_LOG (info)
 ";

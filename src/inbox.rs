@@ -80,7 +80,16 @@ impl Waker {
 /// The sending end.
 pub struct Outbox<T> {
     sent: Sender<T>,
-    bell: UnixStream,
+    bell: Arc<UnixStream>,
+}
+
+impl<T> Clone for Outbox<T> {
+    fn clone(&self) -> Self {
+        Self {
+            sent: self.sent.clone(),
+            bell: self.bell.clone(),
+        }
+    }
 }
 
 /// Opens an inbox, which gets the signals of this process from now on; `None` where that cannot be, which is logged.
@@ -133,7 +142,7 @@ fn try_open<T>() -> io::Result<(Outbox<T>, Inbox<T>)> {
     Ok((
         Outbox {
             sent: sender,
-            bell: ring,
+            bell: Arc::new(ring),
         },
         inbox,
     ))
@@ -151,7 +160,7 @@ impl<T> Outbox<T> {
     /// Sends without waiting. Where the inbox is gone, so is whoever cared.
     pub fn send(&self, message: T) {
         let _ = self.sent.send(message);
-        let _ = (&self.bell).write(&[0]); // a full socket wakes the inbox, too
+        let _ = (&*self.bell).write(&[0]); // a full socket wakes the inbox, too
     }
 }
 

@@ -38,13 +38,16 @@ mod host;
 pub mod inbox;
 mod intake;
 pub mod job;
+mod links;
 mod logging;
+mod member;
 pub mod mqtt;
 mod outgoing;
 mod presence;
 pub mod process;
 pub mod queue;
 mod run;
+mod served;
 pub mod supervise;
 pub mod worker;
 

@@ -10,6 +10,26 @@ use std::sync::Arc;
 const LOSSES_BEFORE_SHORT_FORM: u32 = 3;
 const ASSUMED_LIMIT: usize = 1024;
 
+/// Where a rejection goes, and what it says there.
+pub fn rejection(
+    topics: &Topics,
+    worker: &str,
+    rejection: Rejection,
+    message: &Message,
+) -> (String, Vec<u8>) {
+    match rejection.id {
+        Some(id) => {
+            let topic = topics.result(&id);
+            let document = Document::rejected(id, rejection.work_dir, worker, rejection.error);
+            (topic, document.to_json())
+        }
+        None => (
+            topics.rejected.clone(),
+            rejection_notice(worker, &rejection.error, &message.payload),
+        ),
+    }
+}
+
 /// Says things, where there is a connection. What must be said is said again on the next one.
 pub struct Outgoing {
     topics: Topics,
@@ -82,18 +102,7 @@ impl Outgoing {
 
     /// Where a rejection goes, and what it says there.
     pub fn rejection(&self, rejection: Rejection, message: &Message) -> (String, Vec<u8>) {
-        match rejection.id {
-            Some(id) => {
-                let topic = self.topics.result(&id);
-                let document =
-                    Document::rejected(id, rejection.work_dir, &self.worker, rejection.error);
-                (topic, document.to_json())
-            }
-            None => (
-                self.topics.rejected.clone(),
-                rejection_notice(&self.worker, &rejection.error, &message.payload),
-            ),
-        }
+        self::rejection(&self.topics, &self.worker, rejection, message)
     }
 
     fn announce(&self, topic: &str, payload: Vec<u8>) {
@@ -108,6 +117,17 @@ impl Outgoing {
         if let Some(document) = self.presence.show(job, waiting_for) {
             self.with_connection(|c| c.announce(&self.topics.presence, document, Retention::Kept));
         }
+    }
+
+    /// The presence of a worker that has this job, or none, for a head's own connection, and where it goes.
+    pub fn say_presence(&mut self, job: Option<&JobId>) -> (String, Vec<u8>) {
+        (self.topics.presence.clone(), self.presence.say(job))
+    }
+
+    /// Tells of a claim of the pool that cannot be read.
+    pub fn tell_damaged(&self, error: &str) {
+        let notice = rejection_notice(&self.worker, error, b"");
+        self.announce(&self.topics.rejected, notice);
     }
 
     /// Acknowledges a request.
@@ -125,11 +145,8 @@ impl Outgoing {
     /// Ends the connection in order. No last will is published then: we say it ourselves.
     pub fn disconnect(&self) {
         self.with_connection(|connection| {
-            connection.announce(
-                &self.topics.presence,
-                self.presence.offline(),
-                Retention::Kept,
-            );
+            let retention = self.presence.offline_retention();
+            connection.announce(&self.topics.presence, self.presence.offline(), retention);
             connection.disconnect();
         });
     }

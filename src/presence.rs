@@ -1,16 +1,38 @@
 //! The retained document on `jobs/workers/{workerId}` (docs/reference.md, "Topics").
 
 use crate::contract::{JobId, Timestamp};
-use serde::Serialize;
+use crate::mqtt::Retention;
+use serde::{Deserialize, Serialize};
+
+/// How long the broker keeps it that a member of a pool is offline: a day.
+const OFFLINE_SECONDS: u32 = 86_400;
 
 /// What was last said of this worker.
 pub struct Presence {
     worker: String,
+    pool: Option<Pool>,
     since: Timestamp,
     /// What was shown on this connection: the job, if there is one, and what that waits for.
     shown: Option<(Option<String>, Option<String>)>,
     /// The same over all connections.
     current: Option<String>,
+}
+
+/// The pool of a worker.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Pool {
+    pub name: String,
+    /// Tells pools of one name apart.
+    pub id: String,
+}
+
+/// What a member of a pool reads in another worker's presence.
+#[derive(Debug, Deserialize)]
+pub struct Seen {
+    pub worker: String,
+    pub state: String,
+    #[serde(default)]
+    pub pool: Option<Pool>,
 }
 
 #[derive(Serialize)]
@@ -22,14 +44,17 @@ struct Document<'a> {
     job: Option<&'a JobId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     waiting_for: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pool: Option<&'a Pool>,
     since: Timestamp,
     version: &'static str,
 }
 
 impl Presence {
-    pub fn new(worker: &str) -> Self {
+    pub fn new(worker: &str, pool: Option<Pool>) -> Self {
         Self {
             worker: worker.to_owned(),
+            pool,
             since: Timestamp::now(),
             shown: None,
             current: None,
@@ -57,6 +82,20 @@ impl Presence {
         Some(self.document(state, job, waiting_for, self.since))
     }
 
+    /// The same at any rate, as being said now.
+    pub fn say(&mut self, job: Option<&JobId>) -> Vec<u8> {
+        self.shown = None;
+        self.show(job, None).unwrap_or_default() // it is not shown
+    }
+
+    /// For how long it is worth knowing that we are gone: members of a pool come and go, and each has a name of its own.
+    pub fn offline_retention(&self) -> Retention {
+        match self.pool {
+            Some(_) => Retention::KeptFor(OFFLINE_SECONDS),
+            None => Retention::Kept,
+        }
+    }
+
     /// What is true when we are gone.
     pub fn offline(&self) -> Vec<u8> {
         self.document("offline", None, None, Timestamp::now())
@@ -74,6 +113,7 @@ impl Presence {
             state,
             job,
             waiting_for,
+            pool: self.pool.as_ref(),
             since,
             version: env!("CARGO_PKG_VERSION"),
         };
@@ -90,7 +130,7 @@ mod tests {
         let said = |bytes: Option<Vec<u8>>| {
             bytes.map(|b| serde_json::from_slice::<serde_json::Value>(&b).unwrap())
         };
-        let mut presence = Presence::new("w");
+        let mut presence = Presence::new("w", None);
         let job = JobId::from_text("a").unwrap();
         let idle = said(presence.show(None, None)).unwrap();
         assert_eq!(

@@ -10,15 +10,15 @@ use crate::config::{Config, OnStop};
 use crate::contract::{Document, Rejection, subscribed_for};
 use crate::inbox::{self, Event, Inbox};
 use crate::intake::{Unread, qos_0_rejection, read_request};
-use crate::job::{Interruption, News, Outcome, Run};
-use crate::mqtt::{
-    self, LastWill, Life, Link, Message, Retention, Session, Subscribers, Subscription, Unpublished,
-};
+use crate::job::{Interruption, Kept, News, Outcome, Run};
+use crate::links::{Heard, own_link};
+use crate::member::{Meaning, Member};
+use crate::mqtt::{self, Link, Message, Subscribers, Unpublished};
 use crate::outgoing::Outgoing;
 use crate::presence::Presence;
 use crate::process;
-use crate::queue::own::Machine;
 use crate::queue::{Action, AfterResult, Input, ResultMessage};
+use crate::served::Queue;
 use std::mem::ManuallyDrop;
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -29,12 +29,12 @@ const FORGOTTEN: &str = "the worker was asked to stop, and the broker has forgot
 
 struct Worker {
     config: Config,
-    inbox: Inbox<mqtt::Event>,
+    inbox: Inbox<Heard>,
     link: Link,
     /// What has come at QoS 0 and is still in the inbox.
     unread: Unread,
     outgoing: Outgoing,
-    queue: Machine,
+    queue: Queue,
     /// The job of the request that is held.
     run: Option<Run>,
     /// The broker has had a session of ours in this process.
@@ -43,6 +43,8 @@ struct Worker {
     stopping: bool,
     /// Another client has our session, and we are not done yet.
     taken_over: bool,
+    /// Whether the queue had no request when it was asked last.
+    waiting: bool,
     /// The broker does not want us any more, and we are not done yet.
     denied: bool,
 }
@@ -53,28 +55,27 @@ pub fn run(config: Config) -> Exit {
         return Exit::Defect;
     };
     process::adopt_orphans();
-    let presence = Presence::new(&config.worker_id);
-    let topics = &config.topics;
-    let settings = mqtt::Settings {
-        broker: config.broker.clone(),
-        client_id: config.worker_id.clone(),
-        session: Session::Kept,
-        life: Life::Lasting,
-        subscriptions: vec![
-            Subscription::Requests(topics.pending.clone()),
-            Subscription::Cancels(topics.cancel_filter.clone()),
-        ],
-        last_will: Some(LastWill {
-            topic: topics.presence.clone(),
-            payload: presence.offline(),
-            retention: Retention::Kept,
-        }),
+    let queue = match &config.pool {
+        None => Queue::Own(Box::default()),
+        Some(pool) => match Member::open(&config, pool, outbox.clone()) {
+            Ok(member) => Queue::Pool(Box::new(member)),
+            Err(error) => {
+                log::error!("JOB_POOL={:?}: {error}", pool.name);
+                return Exit::Config;
+            }
+        },
     };
+    let pool = match &queue {
+        Queue::Own(_) => None,
+        Queue::Pool(member) => Some(member.pool()),
+    };
+    let presence = Presence::new(&config.worker_id, pool);
+    let settings = own_link(&config, &presence);
     let unread = Unread::default();
     let gate = unread.clone();
     let sink = move |event| {
         if gate.admit(&event) {
-            outbox.send(event);
+            outbox.send(Heard::Own(event));
         }
     };
     let link = match mqtt::open(settings, sink) {
@@ -91,11 +92,12 @@ pub fn run(config: Config) -> Exit {
         inbox,
         link,
         unread,
-        queue: Machine::default(),
+        queue,
         run: None,
         had_session: false,
         stopping: false,
         taken_over: false,
+        waiting: true,
         denied: false,
     });
     worker.live()
@@ -116,10 +118,11 @@ impl Worker {
     /// Waits for the next event, passes it on, and does what that leads to.
     fn take_turn(&mut self) -> ControlFlow<Exit> {
         match self.inbox.next(self.next_wake()) {
-            Some(Event::Sent(event)) => {
+            Some(Event::Sent(Heard::Own(event))) => {
                 self.unread.was_read(&event);
                 self.hear(event)?;
             }
+            Some(Event::Sent(Heard::Head(turn, event))) => self.hear_head(turn, event)?,
             Some(Event::Stop(signal)) => self.stop(signal)?,
             Some(Event::ChildEnded) => match &mut self.run {
                 Some(run) => run.child_ended(),
@@ -185,6 +188,9 @@ impl Worker {
 
     /// At the start nobody can tell a session that is lost from one that never was.
     fn tell_of_session(&mut self, resumed: bool) {
+        if matches!(self.queue, Queue::Pool(_)) {
+            return; // it has another one for the queue
+        }
         let id = &self.config.worker_id;
         match (resumed, std::mem::replace(&mut self.had_session, true)) {
             (true, _) => {}
@@ -202,6 +208,18 @@ impl Worker {
         if message.topic == topics.pending {
             return self.tell(Input::Request(message));
         }
+        if let Queue::Pool(member) = &mut self.queue
+            && topics.is_presence(&message.topic)
+        {
+            return match member.understand(&message) {
+                Meaning::Nothing => ControlFlow::Continue(()),
+                Meaning::Input(input) => {
+                    let actions = member.feed(input, Instant::now());
+                    self.act(actions)
+                }
+                Meaning::ForeignPool => self.foreign_pool(&message),
+            };
+        }
         let Some(id) = topics.cancelled_id(&message.topic) else {
             return self.give_up_subscriptions(message);
         };
@@ -209,13 +227,19 @@ impl Worker {
             // a retained cancel would end every run of this job for ever
             _ if message.retained => {}
             Some(run) if run.id().as_str() == id => {
+                if let Some(claim) = self.queue.claim() {
+                    claim.cancel();
+                }
                 // what has not started ends at once, and the result says why
                 if run.has_started() {
                     log::info!("job {id}: cancel received");
                 }
                 run.interrupt(Interruption::Cancelled("the controller"), Instant::now());
             }
-            _ => log::debug!("the cancel of job {id} is ignored: it does not run here"),
+            _ => match self.queue.claim() {
+                Some(claim) if claim.history.request.id.as_str() == id => claim.cancel(),
+                _ => log::debug!("the cancel of job {id} is ignored: it does not run here"),
+            },
         }
         ControlFlow::Continue(())
     }
@@ -234,12 +258,50 @@ impl Worker {
         }
     }
 
+    /// There is another pool of our name, with another directory.
+    fn foreign_pool(&self, message: &Message) -> ControlFlow<Exit> {
+        log::error!(
+            "{} belongs to another pool with the name of ours: all members need JOB_ROOT on the same drive, and another \
+             pool needs another JOB_POOL",
+            message.topic
+        );
+        match self.queue.is_waiting() {
+            true => ControlFlow::Break(Exit::Config),
+            false => ControlFlow::Continue(()),
+        }
+    }
+
+    fn hear_head(&mut self, turn: u64, event: mqtt::Event) -> ControlFlow<Exit> {
+        let denied = match &event {
+            mqtt::Event::Denied(reason) => Some(format!("as the head of the pool: {reason}")),
+            _ => None,
+        };
+        if let Queue::Pool(member) = &mut self.queue {
+            let actions = member.hear_head(turn, event, Instant::now());
+            self.act(actions)?;
+        }
+        denied.map_or(ControlFlow::Continue(()), |reason| self.denied(&reason))
+    }
+
     /// Gives an event to the queue, and does what it says.
     fn tell(&mut self, input: Input) -> ControlFlow<Exit> {
-        let was_waiting = self.queue.is_waiting();
-        for action in self.queue.handle(input, Instant::now()) {
+        let actions = self.queue.handle(input, Instant::now());
+        self.act(actions)
+    }
+
+    fn act(&mut self, actions: Vec<Action>) -> ControlFlow<Exit> {
+        let was_waiting = self.waiting;
+        for action in actions {
             match action {
                 Action::Take(message) => self.take(&message)?,
+                Action::TakeClaim => self.take_claim()?,
+                Action::Confirm => {
+                    if let Queue::Pool(member) = &self.queue {
+                        let (topic, payload) = self.outgoing.say_presence(member.job());
+                        member.confirm(&topic, payload);
+                    }
+                }
+                Action::TellDamaged(error) => self.outgoing.tell_damaged(&error),
                 Action::RejectNow(message) => {
                     let rejection = qos_0_rejection(&message, self.queue.held_request());
                     self.outgoing.announce_rejection(rejection, &message);
@@ -251,7 +313,8 @@ impl Worker {
                 Action::Exit => return ControlFlow::Break(Exit::Done),
             }
         }
-        if self.queue.is_waiting() && !was_waiting {
+        self.waiting = self.queue.is_waiting();
+        if self.waiting && !was_waiting {
             self.show_presence();
         }
         ControlFlow::Continue(())
@@ -259,7 +322,9 @@ impl Worker {
 
     fn show_presence(&mut self) {
         let waiting_for = self.run.as_ref().and_then(Run::waiting_for);
+        let claim = self.queue.claim();
         let job = self.run.as_ref().map(Run::id);
+        let job = job.or(claim.map(|claim| &claim.history.request.id));
         self.outgoing.show_presence(job, waiting_for);
     }
 
@@ -285,6 +350,39 @@ impl Worker {
             }
             Err(rejection) => self.reject(rejection, message),
         }
+    }
+
+    /// Deals with the request of the claim that is ours.
+    fn take_claim(&mut self) -> ControlFlow<Exit> {
+        let Some(claim) = self.queue.claim().cloned() else {
+            return ControlFlow::Continue(());
+        };
+        let (request, origin) = (claim.history.request.clone(), claim.origin());
+        if let Some(document) = &claim.history.result {
+            log::info!(
+                "job {}: over already, its result is sent again",
+                request.id.as_str()
+            );
+            return self.publish_result(ResultMessage {
+                topic: self.config.topics.result(&request.id),
+                payload: document.clone(),
+                after: AfterResult::Leave,
+                wait_for_subscriber: true,
+            });
+        }
+        if let Err(error) = claim.let_steps_inherit() {
+            log::warn!("the steps cannot inherit the lock of their claim: {error}");
+        }
+        let waker = self.inbox.waker().clone();
+        let worker = &self.config.worker_id;
+        let mut run = Run::new(request, origin, &self.config.job, worker, waker);
+        run.record_in(claim.clone());
+        match claim.is_cancelled() {
+            true => run.interrupt(Interruption::Cancelled("the controller"), Instant::now()),
+            false => run.wake(Instant::now()),
+        }
+        self.run = Some(run);
+        ControlFlow::Continue(())
     }
 
     fn reject(&mut self, rejection: Rejection, message: &Message) -> ControlFlow<Exit> {
@@ -331,6 +429,15 @@ impl Worker {
                     })?;
                 }
                 Some(News::Over(Outcome::Interrupted)) => self.requeue()?,
+                Some(News::Over(Outcome::Busy)) => {
+                    log::info!(
+                        "job {}: something else has its directory; it is run later",
+                        run.id().as_str()
+                    );
+                    self.run = None;
+                    self.tell(Input::Postpone)?;
+                }
+                Some(News::Over(Outcome::Lost)) => self.give_up()?,
             }
         }
         ControlFlow::Continue(())
@@ -348,6 +455,9 @@ impl Worker {
         }
         let id = run.id().as_str();
         log::info!("job {id}: interrupted, it will be run again");
+        if let Some(claim) = self.queue.claim() {
+            claim.stopped(run.has_started());
+        }
         self.run = None;
         self.tell(Input::Requeue)
     }
@@ -356,6 +466,11 @@ impl Worker {
 
     /// Publishes a final document.
     fn report(&mut self, document: Document) -> ControlFlow<Exit> {
+        match self.queue.keep(&document) {
+            Kept::Yes => {}
+            Kept::Failed(error) => log::warn!("{error}; the result is published all the same"),
+            Kept::Lost => return self.give_up(),
+        }
         log_result(&document);
         let id = &document.id;
         self.publish_result(ResultMessage {
@@ -367,6 +482,17 @@ impl Worker {
             },
             wait_for_subscriber: follows_an_interruption(&document),
         })
+    }
+
+    /// Somebody else has the request by now, and publishes its result.
+    fn give_up(&mut self) -> ControlFlow<Exit> {
+        if let Some(run) = self.run.take() {
+            log::warn!(
+                "job {}: another worker has its claim by now, and the result is left to that one",
+                run.id().as_str()
+            );
+        }
+        self.tell(Input::GiveUp)
     }
 
     fn publish_result(&mut self, result: ResultMessage) -> ControlFlow<Exit> {
@@ -409,6 +535,9 @@ impl Worker {
             log::warn!("{name} once more: stopping at once");
             if let Some(run) = &mut self.run {
                 run.stop_at_once();
+                if let Some(claim) = self.queue.claim() {
+                    claim.stopped(run.has_started());
+                }
             }
             return ControlFlow::Break(Exit::Done);
         }

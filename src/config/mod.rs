@@ -5,6 +5,7 @@ mod unknown;
 mod url;
 
 use crate::contract::{Topics, check_name};
+use crate::host;
 #[cfg(feature = "tls")]
 use crate::mqtt::tls::{self, Tls};
 use crate::mqtt::{Broker, Credentials, Protocol};
@@ -27,6 +28,20 @@ pub struct Config {
     pub worker_id: String,
     /// How jobs are run.
     pub job: JobConfig,
+    /// The pool whose queue this worker serves; `None` for one of its own.
+    pub pool: Option<PoolConfig>,
+}
+
+/// Where the pools of a drive are, below `JOB_ROOT`.
+pub const POOLS: &str = ".job-worker";
+
+/// A pool: any number of workers that serve one queue.
+#[derive(Clone, Debug)]
+pub struct PoolConfig {
+    /// MQTT client id of the session that is the queue.
+    pub name: String,
+    /// `JOB_ROOT`, which holds the pool's directory.
+    pub root: PathBuf,
 }
 
 /// What of the environment counts for a job that is run by hand, without a broker.
@@ -43,6 +58,8 @@ pub struct RunConfig {
 pub struct JobConfig {
     /// Base of relative directories, and the fence around all.
     pub root: Option<PathBuf>,
+    /// No workDir may contain this directory, or lie in it.
+    pub reserved: Option<PathBuf>,
     /// Whether a request may bring its own steps.
     pub payload_steps: PayloadSteps,
     /// The program that runs each step.
@@ -123,7 +140,13 @@ impl Config {
     /// As [`Config::from_env`].
     pub fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Self, Vec<String>> {
         let mut env = Reader::new(lookup);
-        let worker_id = env.worker_id();
+        let mut job = env.job();
+        let pool = env.pool(&job);
+        let worker_id = match &pool {
+            None => env.worker_id("node-worker-01"),
+            Some(_) => env.worker_id(host::name()),
+        };
+        job.reserved = pool.as_ref().map(|pool| pool.root.join(POOLS));
         let root = env
             .value(
                 "MQTT_TOPIC_ROOT",
@@ -133,14 +156,14 @@ impl Config {
             .unwrap_or_else(|| "jobs".to_owned());
         env.gone(
             "MQTT_SHARE_GROUP",
-            "`$share` makes jobs wait behind busy workers; give each worker a queue of its own (MQTT_TOPIC_ROOT), \
-             and a new WORKER_ID, since the session of the old one keeps its share",
+            "`$share` makes jobs wait behind busy workers; workers that share a queue are a pool (JOB_POOL)",
         );
         let config = Self {
             broker: env.broker(),
             topics: Topics::new(&root, &worker_id),
             worker_id,
-            job: env.job(),
+            job,
+            pool,
         };
         env.result(config)
     }
@@ -154,7 +177,7 @@ impl RunConfig {
     pub fn from_env() -> Result<Self, Vec<String>> {
         let mut env = Reader::new(|name: &str| std::env::var_os(name));
         let config = Self {
-            worker_id: env.worker_id(),
+            worker_id: env.worker_id("node-worker-01"),
             job: env.job(),
         };
         env.result(config)
@@ -197,11 +220,16 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
         }
     }
 
-    fn worker_id(&mut self) -> String {
+    /// The name of this worker. A host name may be no usable one.
+    fn worker_id(&mut self, default: &str) -> String {
         let id = self.value("WORKER_ID", NAME, |id| {
             check_name(id).ok().map(|()| id.to_owned())
         });
-        id.unwrap_or_else(|| "node-worker-01".to_owned())
+        if let (None, Err(fault)) = (&id, check_name(default)) {
+            let error = format!("the host name {default:?} {fault}: set WORKER_ID");
+            self.errors.push(error);
+        }
+        id.unwrap_or_else(|| default.to_owned())
     }
 
     fn broker(&mut self) -> Broker {
@@ -243,8 +271,31 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
         }
     }
 
+    fn pool(&mut self, job: &JobConfig) -> Option<PoolConfig> {
+        let expected = format!("{NAME}, and neither . nor ..");
+        let name = self.value("JOB_POOL", &expected, |name| {
+            let is_one = check_name(name).is_ok() && !matches!(name, "." | "..");
+            is_one.then(|| name.to_owned())
+        })?;
+        if job.root.is_none() {
+            self.errors.push(
+                "JOB_POOL is set without JOB_ROOT: set it to the directory that all members share"
+                    .to_owned(),
+            );
+        }
+        // the kernel's own name of the directory, as that of a workDir is
+        let root = job.root.as_ref()?.canonicalize();
+        root.map(|root| PoolConfig { name, root })
+            .map_err(|error| {
+                self.errors
+                    .push(format!("JOB_ROOT cannot be resolved: {error}"))
+            })
+            .ok()
+    }
+
     fn job(&mut self) -> JobConfig {
         JobConfig {
+            reserved: None,
             root: self.value("JOB_ROOT", "a directory that exists", |path| {
                 std::path::absolute(path).ok().filter(|path| path.is_dir())
             }),
@@ -666,6 +717,6 @@ mod tests {
     #[test]
     fn a_variable_that_is_gone_says_what_replaces_it() {
         let errors = config(&[("MQTT_SHARE_GROUP", "g")]).unwrap_err();
-        assert!(errors[0].contains("is gone: ") && errors[0].contains("MQTT_TOPIC_ROOT"));
+        assert!(errors[0].contains("is gone: ") && errors[0].contains("JOB_POOL"));
     }
 }

@@ -3,12 +3,13 @@
 use std::ffi::OsString;
 
 /// What a worker's environment may set.
-pub const OURS: [&str; 23] = [
+pub const OURS: [&str; 24] = [
     "JOB_DIR_WAIT",
     "JOB_LOG_LIMIT",
     "JOB_MAX_ATTEMPTS",
     "JOB_ON_STOP",
     "JOB_PAYLOAD_STEPS",
+    "JOB_POOL",
     "JOB_ROOT",
     "JOB_SHELL",
     "JOB_STOP_GRACE",

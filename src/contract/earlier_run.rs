@@ -75,6 +75,26 @@ impl Attempt {
         stops: 0,
         follows: Follows::Nothing,
     };
+
+    /// What is to be done about a request whose claim counts this attempt.
+    pub fn decide(self, max_attempts: u32) -> Decision {
+        if self.number > max_attempts {
+            let number = self.number - 1;
+            return Decision::GiveUp(Self { number, ..self }, died(number));
+        }
+        match self.follows == Follows::Stop && self.stops >= MAX_STOPS {
+            true => Decision::GiveUp(self, stopped()),
+            false => Decision::Run(self),
+        }
+    }
+}
+
+fn died(attempts: u32) -> String {
+    format!("interrupted: the worker died in each of {attempts} attempts (maxAttempts)")
+}
+
+fn stopped() -> String {
+    format!("interrupted: the worker was stopped {MAX_STOPS} times during this job")
 }
 
 /// Whether an earlier run was a run of this request.
@@ -133,6 +153,13 @@ impl EarlierRun {
     /// An old result is never the result of a new request: a second run is better than that. But an attempt that died is
     /// counted wherever it may be the request's own, or a job that takes its host down would do so for ever.
     pub fn decide(&self, key: Option<&str>, origin: &RequestOrigin, max_attempts: u32) -> Decision {
+        if let RequestOrigin::Claim { attempt, .. } = origin {
+            let is_final = self.progress == Progress::Final && !self.forgotten;
+            return match is_final && key.is_some() && self.key.as_deref() == key {
+                true => Decision::Stored,
+                false => attempt.decide(max_attempts),
+            };
+        }
         let same = self.is_of(key, origin);
         let attempt = |number, follows| Attempt {
             number,
@@ -143,20 +170,15 @@ impl EarlierRun {
             _ if same == SameRequest::No => Decision::Run(Attempt::FIRST),
             Progress::Final if same == SameRequest::Yes && !self.forgotten => Decision::Stored,
             Progress::Final => Decision::Run(Attempt::FIRST),
-            Progress::Died if self.attempt >= max_attempts => Decision::GiveUp(
-                attempt(self.attempt, Follows::Crash),
-                format!(
-                    "interrupted: the worker died in each of {} attempts (maxAttempts)",
-                    self.attempt
-                ),
-            ),
+            Progress::Died if self.attempt >= max_attempts => {
+                Decision::GiveUp(attempt(self.attempt, Follows::Crash), died(self.attempt))
+            }
             Progress::Died => {
                 Decision::Run(attempt(self.attempt.saturating_add(1), Follows::Crash))
             }
-            Progress::Interrupted if self.stops >= MAX_STOPS => Decision::GiveUp(
-                attempt(self.attempt, Follows::Stop),
-                format!("interrupted: the worker was stopped {MAX_STOPS} times during this job"),
-            ),
+            Progress::Interrupted if self.stops >= MAX_STOPS => {
+                Decision::GiveUp(attempt(self.attempt, Follows::Stop), stopped())
+            }
             Progress::Interrupted => Decision::Run(attempt(self.attempt, Follows::Stop)),
         }
     }
@@ -173,7 +195,7 @@ impl EarlierRun {
         }
         match origin {
             RequestOrigin::ByHand if self.origin.is_some() => SameRequest::No,
-            RequestOrigin::ByHand => SameRequest::Unknown,
+            RequestOrigin::ByHand | RequestOrigin::Claim { .. } => SameRequest::Unknown,
             RequestOrigin::Queue { worker, .. }
                 if self.worker.as_ref().is_some_and(|w| w != worker) =>
             {

@@ -1,5 +1,7 @@
 //! Where a request came from, and what tells it from every other request.
 
+use super::earlier_run::Attempt;
+
 /// Where a request came from.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum RequestOrigin {
@@ -14,6 +16,15 @@ pub enum RequestOrigin {
         /// What no other request has in common with it; `None` where the broker does not tell enough.
         identity: Option<String>,
     },
+    /// From a pool: its claim, and not the directory, is the record of its attempts.
+    Claim {
+        /// See [`Self::Queue`].
+        redelivered: bool,
+        /// See [`Self::Queue`].
+        identity: Option<String>,
+        /// Which attempt this is, as the claim counts them.
+        attempt: Attempt,
+    },
 }
 
 impl RequestOrigin {
@@ -24,6 +35,9 @@ impl RequestOrigin {
             Self::Queue {
                 redelivered: true,
                 ..
+            } | Self::Claim {
+                redelivered: true,
+                ..
             }
         )
     }
@@ -32,7 +46,7 @@ impl RequestOrigin {
     pub fn identity(&self) -> Option<&str> {
         match self {
             Self::ByHand => None,
-            Self::Queue { identity, .. } => identity.as_deref(),
+            Self::Queue { identity, .. } | Self::Claim { identity, .. } => identity.as_deref(),
         }
     }
 }
@@ -50,7 +64,7 @@ pub fn identity(client_id: &str, subscription: u32, packet_id: u16, text: &[u8])
 }
 
 /// FNV-1a, 64 bits: the same in every build, unlike the hash of the standard library.
-fn fnv_1a(bytes: &[u8]) -> u64 {
+pub fn fnv_1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     })

@@ -14,6 +14,8 @@ pub struct Topics {
     pub rejected: String,
     /// Presence of this worker.
     pub presence: String,
+    /// Presence of whichever worker.
+    pub presence_filter: String,
 }
 
 impl Topics {
@@ -24,6 +26,7 @@ impl Topics {
             cancel_filter: format!("{root}/cancel/+"),
             rejected: format!("{root}/rejected"),
             presence: format!("{root}/workers/{worker}"),
+            presence_filter: format!("{root}/workers/+"),
             root: root.to_owned(),
         }
     }
@@ -36,6 +39,17 @@ impl Topics {
     /// Where the progress of a job goes.
     pub fn status(&self, id: &JobId) -> String {
         format!("{}/status/{}", self.root, id.as_str())
+    }
+
+    /// What all topics begin with.
+    pub fn root(&self) -> &str {
+        &self.root
+    }
+
+    /// Whether this is the presence of a worker.
+    pub fn is_presence(&self, topic: &str) -> bool {
+        let above = self.presence_filter.strip_suffix('+').unwrap_or_default();
+        topic.starts_with(above)
     }
 
     /// Whose cancel came on this topic; `None` where it is none.

@@ -6,7 +6,7 @@ use super::directory::is_passing;
 use super::execution::Execution;
 use super::job::Job;
 use super::log::{JobLog, Lock, while_nothing_runs};
-use super::{OpenError, Outcome, WorkDir, drive, journal};
+use super::{OpenError, Outcome, RequestRecord, WorkDir, drive, journal};
 use crate::backoff::Backoff;
 use crate::config::{Durability, JobConfig, PayloadSteps};
 use crate::contract::{
@@ -15,7 +15,9 @@ use crate::contract::{
 };
 use crate::inbox::Waker;
 use serde::de::IgnoredAny;
+use std::fs::TryLockError;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -25,6 +27,9 @@ const LAST_PAUSE: Duration = Duration::from_millis(500);
 
 /// How long a directory or a `job.json` may be missing before that is told: most come sooner.
 const UNREMARKABLE_WAIT: Duration = Duration::from_secs(1);
+
+/// How long a request of a pool waits for a lock that something else has.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The file that withdraws a job, whatever it is.
 pub const CANCEL_FILE: &str = "job.cancel";
@@ -37,6 +42,9 @@ pub struct Claim {
     next_look: Instant,
     backoff: Backoff,
     waiting: Option<Waiting>,
+    /// Since when something else has the lock.
+    busy_since: Option<Instant>,
+    record: Option<Arc<dyn RequestRecord>>,
 }
 
 /// What a claim waits for.
@@ -66,7 +74,14 @@ impl Claim {
             next_look: started,
             backoff: Backoff::new(FIRST_PAUSE, LAST_PAUSE),
             waiting: None,
+            busy_since: None,
+            record: None,
         }
+    }
+
+    /// See [`super::Run::record_in`].
+    pub fn record_in(&mut self, record: Arc<dyn RequestRecord>) {
+        self.record = Some(record);
     }
 
     pub fn id(&self) -> &JobId {
@@ -123,6 +138,13 @@ impl Claim {
 
     /// Tries to claim the job, without waiting.
     pub fn look(&mut self, config: &JobConfig, worker: &str, waker: &Waker) -> Claimed {
+        // giving up has failed, too: whatever kills the worker is perhaps the directory itself
+        if let RequestOrigin::Claim { attempt, .. } = &self.origin
+            && attempt.number > config.max_attempts.saturating_add(1)
+            && let Decision::GiveUp(_, error) = attempt.decide(config.max_attempts)
+        {
+            return self.not_run(worker, Reason::Interrupted, error);
+        }
         match self.try_claim(config, worker, waker) {
             Ok(claimed) => claimed,
             Err(OpenError::Missing { what, why }) if self.started.elapsed() < config.dir_wait => {
@@ -167,11 +189,7 @@ impl Claim {
     }
 
     fn open_dir(&self, config: &JobConfig) -> Result<WorkDir, OpenError> {
-        let base = config.root.as_deref().unwrap_or(Path::new(""));
-        let path = std::path::absolute(base.join(&self.request.work_dir)).map_err(|error| {
-            OpenError::Unusable(format!("workDir {:?}: {error}", self.request.work_dir))
-        })?;
-        WorkDir::open(path, config.root.as_deref()).map_err(|error| match error {
+        open_dir(&self.request, config).map_err(|error| match error {
             // whoever got it may have removed the directory
             OpenError::Missing { what, why } if self.origin.is_redelivered() => {
                 OpenError::Missing {
@@ -233,6 +251,12 @@ impl Claim {
                     }
                     _ => "is in use by another worker, or by what one has left",
                 };
+                let now = Instant::now();
+                let since = *self.busy_since.get_or_insert(now);
+                // in a pool, nobody waits for a directory while there are other jobs
+                if self.record.is_some() && now.duration_since(since) >= LOCK_PATIENCE {
+                    return Ok(Claimed::Over(Outcome::Busy));
+                }
                 self.wait_for(format!("the lock on {}", log.path()), why.to_owned());
                 return Ok(self.wait(config));
             }
@@ -256,6 +280,7 @@ impl Claim {
                     dir,
                     log,
                     attempt,
+                    record: self.record.clone(),
                 };
                 match Execution::start(job, config, worker, waker) {
                     Ok(execution) => Claimed::Running(Box::new(execution)),
@@ -285,7 +310,9 @@ impl Claim {
             None if own.steps.is_none() => {
                 let why = match self.origin {
                     RequestOrigin::ByHand => "does not exist",
-                    RequestOrigin::Queue { .. } => "does not exist, and the request has no `steps`",
+                    RequestOrigin::Queue { .. } | RequestOrigin::Claim { .. } => {
+                        "does not exist, and the request has no `steps`"
+                    }
                 };
                 return Err(missing(why.to_owned()));
             }
@@ -316,7 +343,7 @@ impl Claim {
         );
         let plan = plan.map_err(|error| match self.origin {
             RequestOrigin::ByHand => "job.json has no `steps`".to_owned(),
-            RequestOrigin::Queue { .. } => error,
+            RequestOrigin::Queue { .. } | RequestOrigin::Claim { .. } => error,
         });
         Ok((plan.map_err(OpenError::Unusable)?, unknown))
     }
@@ -324,7 +351,12 @@ impl Claim {
     /// What is to be done, and the document of the earlier run that says so.
     fn decide(&self, dir: &WorkDir, max_attempts: u32) -> (Decision, Vec<u8>) {
         match journal::read(dir, &self.request.id) {
-            None => (Decision::Run(Attempt::FIRST), Vec::new()),
+            None => match &self.origin {
+                RequestOrigin::Claim { attempt, .. } => (attempt.decide(max_attempts), Vec::new()),
+                RequestOrigin::ByHand | RequestOrigin::Queue { .. } => {
+                    (Decision::Run(Attempt::FIRST), Vec::new())
+                }
+            },
             Some((run, document)) => {
                 let decision = run.decide(self.request.key.as_deref(), &self.origin, max_attempts);
                 (decision, document)
@@ -370,6 +402,38 @@ impl Claim {
             log::warn!("{error}");
         }
         document
+    }
+}
+
+/// Whether something has the lock on the `job.log` of a request, as far as that can be told.
+pub fn is_busy(request: &Request, config: &JobConfig) -> bool {
+    let log = open_dir(request, config)
+        .ok()
+        .and_then(|dir| JobLog::open_if_there(&dir).ok());
+    log.is_some_and(|log| matches!(log.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
+fn open_dir(request: &Request, config: &JobConfig) -> Result<WorkDir, OpenError> {
+    let work_dir = &request.work_dir;
+    let base = config.root.as_deref().unwrap_or(Path::new(""));
+    let path = std::path::absolute(base.join(work_dir))
+        .map_err(|error| OpenError::Unusable(format!("workDir {work_dir:?}: {error}")))?;
+    let dir = WorkDir::open(path, config.root.as_deref())?;
+    let Some(reserved) = &config.reserved else {
+        return Ok(dir);
+    };
+    let real = dir.real_path().map_err(|error| {
+        OpenError::Unusable(format!(
+            "workDir {work_dir:?} cannot be told from others: {error}"
+        ))
+    })?;
+    match real.starts_with(reserved) || reserved.starts_with(&real) {
+        true => Err(OpenError::Unusable(format!(
+            "workDir {} contains the directory of the pool, {}, or lies in it",
+            dir.path().display(),
+            reserved.display()
+        ))),
+        false => Ok(dir),
     }
 }
 

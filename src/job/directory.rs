@@ -3,7 +3,7 @@
 
 use crate::config::Durability;
 use rustix::fs::{
-    AtFlags, Mode, OFlags, Stat, fstat, fstatfs, openat, renameat, stat, statat, unlinkat,
+    AtFlags, Dir, Mode, OFlags, Stat, fstat, fstatfs, openat, renameat, stat, statat, unlinkat,
 };
 use rustix::io::Errno;
 use std::fmt::{self, Display, Formatter};
@@ -180,6 +180,40 @@ impl WorkDir {
     /// What the system said.
     pub fn remove(&self, name: &str) -> io::Result<()> {
         Ok(unlinkat(&self.handle, name, AtFlags::empty())?)
+    }
+
+    /// Gives a file another name, in the place of whatever had that.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        Ok(renameat(&self.handle, from, &self.handle, to)?)
+    }
+
+    /// The names in the directory, sorted.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn names(&self) -> io::Result<Vec<String>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        // the handle that we have only names the directory
+        let directory = openat(&self.handle, ".", flags, Mode::empty())?;
+        let mut names = Vec::new();
+        for entry in Dir::new(directory)? {
+            if let Ok(name) = entry?.file_name().to_str() {
+                names.push(name.to_owned());
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Where the directory really is, after all symlinks.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn real_path(&self) -> io::Result<PathBuf> {
+        std::fs::read_link(path_of(&self.handle))
     }
 
     /// Opens a regular file in the directory.

@@ -8,13 +8,15 @@
 //! The drive may be slow, or hang for ever, and a worker must hear signals and keep its connection all the same. So a
 //! thread of its own waits for the drive. Without `JOB_SYNC`, and in memory, there is nothing to wait for and no thread.
 
+use super::job::Job;
 use super::log::JobLog;
-use super::{WorkDir, journal};
+use super::{Kept, RequestRecord, WorkDir, journal};
 use crate::config::Durability;
 use crate::contract::{Document, JobState, Reason};
 use crate::inbox::Waker;
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
@@ -34,6 +36,8 @@ pub enum Done {
     Written(Result<Vec<u8>, String>),
     /// The document as it is to be published.
     Finished(Box<Document>),
+    /// Somebody else has the request by now: nothing was written.
+    Lost,
 }
 
 /// Takes what one job writes, one after the other.
@@ -52,6 +56,7 @@ enum Mode {
 struct OpenFiles {
     dir: WorkDir,
     log: File,
+    record: Option<Arc<dyn RequestRecord>>,
 }
 
 impl Drive {
@@ -59,25 +64,16 @@ impl Drive {
     ///
     /// # Errors
     /// A sentence, where there are no more handles, or no thread.
-    pub fn open(
-        dir: &WorkDir,
-        log: &JobLog,
-        durability: Durability,
-        waker: &Waker,
-    ) -> Result<Self, String> {
-        Self::try_open(dir, log, durability, waker)
+    pub fn open(job: &Job, durability: Durability, waker: &Waker) -> Result<Self, String> {
+        Self::try_open(job, durability, waker)
             .map_err(|error| format!("nobody can wait for the drive: {error}"))
     }
 
-    fn try_open(
-        dir: &WorkDir,
-        log: &JobLog,
-        durability: Durability,
-        waker: &Waker,
-    ) -> io::Result<Self> {
-        let (dir, log) = (dir.try_clone()?, log.handle()?);
+    fn try_open(job: &Job, durability: Durability, waker: &Waker) -> io::Result<Self> {
+        let (dir, log) = (job.dir.try_clone()?, job.log.handle()?);
         let in_memory = dir.is_in_memory();
-        let mut files = Some(OpenFiles { dir, log });
+        let record = job.record.clone();
+        let mut files = Some(OpenFiles { dir, log, record });
         let (sender, done) = mpsc::channel();
         if durability == Durability::Cache || in_memory {
             let mode = Mode::Inline(files, sender);
@@ -147,27 +143,31 @@ fn perform(open: &mut Option<OpenFiles>, write: Write, durability: Durability) -
         }
         Write::Final(last) => {
             let (mut log, document) = *last;
-            let finished = finish(dir, &files.log, &mut log, document, durability);
+            let finished = finish(files, &mut log, document, durability);
             drop(log);
             *open = None;
-            Done::Finished(Box::new(finished))
+            finished.map_or(Done::Lost, |document| Done::Finished(Box::new(document)))
         }
     })
 }
 
-/// Makes log and journal of a job complete, in the order in which nothing is promised too early.
+/// Makes log and journal of a job complete, in the order in which nothing is promised too early; `None` where somebody else
+/// has the request by now.
 fn finish(
-    dir: &WorkDir,
-    opened_before: &File,
+    files: &OpenFiles,
     log: &mut JobLog,
     mut document: Document,
     durability: Durability,
-) -> Document {
+) -> Option<Document> {
+    let OpenFiles { dir, record, .. } = files;
+    if record.as_ref().is_some_and(|record| !record.is_ours()) {
+        return None;
+    }
     let is_final = document.status != JobState::Interrupted;
     log.line(format_args!("{}", last_line(&document)));
     if is_final && durability == Durability::Disk {
         // these may be the files of others on the same drive
-        if let Err(error) = sync_file_system(opened_before) {
+        if let Err(error) = sync_file_system(&files.log) {
             let warning = format!("the drive may not have all that the steps wrote: {error}");
             log.line(format_args!("warning: {warning}"));
             log.line(format_args!("{}", last_line(&document)));
@@ -179,9 +179,7 @@ fn finish(
     }
     if log.is_taken() {
         log::warn!("the journal is another worker's by now");
-        return document;
-    }
-    if let Err(error) = store(dir, &document.to_json(), durability) {
+    } else if let Err(error) = store(dir, &document.to_json(), durability) {
         // a step may remove the directory of its own job: then nobody misses the journal
         if dir.is_removed() {
             document.warning = Some(error);
@@ -191,7 +189,19 @@ fn finish(
             let _ = store(dir, &document.to_json(), durability);
         }
     }
-    document
+    match record
+        .as_ref()
+        .filter(|_| is_final)
+        .map(|record| record.keep(&document))
+    {
+        None | Some(Kept::Yes) => Some(document),
+        Some(Kept::Lost) => None,
+        Some(Kept::Failed(error)) => {
+            fail(&mut document, log, error, durability);
+            let _ = store(dir, &document.to_json(), durability); // the first error is the one to tell
+            Some(document)
+        }
+    }
 }
 
 /// A job that seemed to succeed fails where the drive does not keep what it is given.

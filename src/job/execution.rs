@@ -80,7 +80,7 @@ impl Execution {
             false => job.log.size(),
         };
         job.begin_log(worker)?;
-        let drive = Drive::open(&job.dir, &job.log, config.durability, waker)?;
+        let drive = Drive::open(&job, config.durability, waker)?;
         let mut execution = Self {
             env: environment::of(&job, worker),
             record: Record::begin(job.document(worker), drive, config.durability),
@@ -181,6 +181,7 @@ impl Execution {
     pub fn drive_done(&mut self) {
         while let Some(done) = self.record.next_done() {
             match (done, &self.stage) {
+                (Done::Lost, _) => self.outcome = Some(Outcome::Lost),
                 (Done::Finished(document), _) => {
                     self.outcome = Some(match document.status {
                         JobState::Interrupted => Outcome::Interrupted,

@@ -1,11 +1,12 @@
 //! A claimed job, ready to run.
 
-use super::WorkDir;
 use super::log::JobLog;
+use super::{RequestRecord, WorkDir};
 use crate::contract::{
     Attempt, Document, Follows, JobId, JobState, Plan, StepState, StepStatus, Timestamp,
 };
 use crate::host;
+use std::sync::Arc;
 
 /// A claimed job, ready to run. Its lock is that of `log`.
 pub struct Job {
@@ -19,6 +20,7 @@ pub struct Job {
     pub dir: WorkDir,
     pub log: JobLog,
     pub attempt: Attempt,
+    pub record: Option<Arc<dyn RequestRecord>>,
 }
 
 impl Job {

@@ -4,12 +4,13 @@
 
 use super::claim::{Claim, Claimed};
 use super::execution::Execution;
-use super::{Interruption, Outcome};
+use super::{Interruption, Outcome, RequestRecord};
 use crate::config::JobConfig;
 use crate::contract::{Document, JobId, Request, RequestOrigin};
 use crate::inbox::Waker;
 use crate::process;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// A job from its request to its result.
@@ -59,6 +60,13 @@ impl Run {
             waker,
             stage: Stage::Claiming(Box::new(Claim::new(request, origin))),
             started: false,
+        }
+    }
+
+    /// Has the final document kept in `record`, too, before anybody else can have the job.
+    pub fn record_in(&mut self, record: Arc<dyn RequestRecord>) {
+        if let Stage::Claiming(claim) = &mut self.stage {
+            claim.record_in(record);
         }
     }
 

@@ -1,7 +1,9 @@
 //! The queue that requests come from: what it hears, and what it wants to be done. No I/O and no clock of its own.
 
 pub mod own;
+pub mod pool;
 mod publication;
+pub mod spool;
 
 use crate::mqtt::{Message, Subscribers};
 use std::time::Duration;
@@ -50,8 +52,12 @@ pub enum Input {
     Closed,
     /// The request is dealt with.
     Result(ResultMessage),
-    /// The job is interrupted: its request stays with the broker.
+    /// The job is interrupted: its request stays with the broker, or with the pool.
     Requeue,
+    /// In a pool: the request is to be run when something else does not have its directory any more.
+    Postpone,
+    /// In a pool: somebody else has the request by now.
+    GiveUp,
     /// Somebody asks us to stop; what is still to be said may take this long.
     Stop {
         /// How long the rest may take.
@@ -66,6 +72,8 @@ pub enum Input {
 pub enum Action {
     /// Deal with this request, and give an [`Input::Result`] or [`Input::Requeue`].
     Take(Message),
+    /// In a pool: deal with the request of the claim that is ours, likewise.
+    TakeClaim,
     /// Reject this request: it came at QoS 0 while another one is held, and the broker does not keep it.
     RejectNow(Message),
     /// Publish the result.
@@ -74,6 +82,10 @@ pub enum Action {
     Acknowledge(u16),
     /// End the connection in order.
     Disconnect,
+    /// Say something that the broker answers, on the connection of a pool's head.
+    Confirm,
+    /// Tell on `jobs/rejected` of a claim of the pool that cannot be read.
+    TellDamaged(String),
     /// Tell the operator.
     Warn(&'static str),
     /// This life is over.

@@ -164,7 +164,7 @@ impl Machine {
             Input::Closed if matches!(self.state, State::Leaving(_)) => self.go(&mut actions),
             Input::Closed => {}
             Input::Result(result) => self.result(result, now, &mut actions),
-            Input::Requeue => self.leave(None, now, &mut actions),
+            Input::Requeue | Input::Postpone | Input::GiveUp => self.leave(None, now, &mut actions),
             Input::Stop { grace } => self.stop(grace, now, &mut actions),
             Input::Expired => self.expired(now, &mut actions),
         }

@@ -5,6 +5,7 @@
 //! | what a request, a `job.json` or an argument may say, and what is published, written and exited with | `contract` |
 //! | how steps run, what they find, what a result and a status document tell | `contract` |
 //! | nothing lost, nothing run twice: acknowledgements, redelivery, the link, the session, the drive | `delivery` |
+//! | several workers on one queue: who takes what, who takes over, what a member leaves behind | `pool` |
 //! | what is told to stop, and ends: steps, descendants, worker, supervisor; timeouts, limits, cancelling | `processes` |
 //! | what somebody hostile may not do: rights, fences, forged lines, TLS | `security` |
 //! | faults and input at random: kills, power cuts, mutations | `campaign` |

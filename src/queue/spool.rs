@@ -1,0 +1,451 @@
+//! The pool's directory: who is the head, which requests have become claims, and the claims themselves.
+//!
+//! A request becomes a claim exactly once, whenever the head dies, since one step alone counts:
+//!
+//! 1. The claim is written under a name that does not count, `n-KEY`, and locked.
+//! 2. `taken` names the request and the key.
+//! 3. The claim gets the name that counts, `c-KEY`.
+//! 4. The request is acknowledged.
+//!
+//! Each step is on the disk before the next. Whoever becomes the head first removes what does not count: the line in `taken`, then
+//! the claim. So a request that is found in `taken` has become a claim, which may be done by now, and is acknowledged again.
+//!
+//! All of it happens under the lock on `head.lock`. Whoever locks a file makes sure that its name still leads to it.
+
+mod claim;
+mod description;
+mod taken;
+
+pub use claim::{Claim, Why};
+#[cfg(test)]
+pub use taken::Memory;
+
+use crate::config::{Durability, POOLS, PayloadSteps, PoolConfig};
+use crate::contract::Request;
+use crate::job::{OpenError, WorkDir};
+use crate::mqtt::Message;
+use claim::{History, Unreadable};
+use description::{Description, NAME as DESCRIPTION};
+use rustix::fs::OFlags;
+use std::collections::BTreeSet;
+use std::fs::{File, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use taken::Taken;
+
+const LOCK: &str = "head.lock";
+
+/// How long another member may take to describe the pool.
+const CREATION_PATIENCE: Duration = Duration::from_secs(10);
+const CREATION_PAUSE: Duration = Duration::from_millis(20);
+
+/// The open directory of a pool.
+#[derive(Debug)]
+pub struct Spool {
+    dir: WorkDir,
+    id: String,
+    /// The MQTT client id of the pool's session.
+    pool: String,
+    worker: String,
+    durability: Durability,
+    lock: Option<File>,
+    head: Option<Taken>,
+    /// Claims that cannot be taken over, each of which is told of once.
+    left_alone: BTreeSet<String>,
+}
+
+/// What came of a try for the head.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Try {
+    /// We are the head.
+    Ours,
+    /// Somebody else has it, of this name.
+    Held(String),
+}
+
+/// What became of a request.
+#[derive(Debug)]
+pub enum Taking {
+    /// It is a claim now, and ours.
+    Claim(Box<Claim>),
+    /// It is a claim already, or was.
+    Before,
+    /// One with its workDir and key is in progress.
+    InProgress,
+}
+
+/// A claim that nobody has.
+#[derive(Debug)]
+pub enum Orphan {
+    /// It is ours now.
+    Claim(Box<Claim>),
+    /// It cannot be read, and is out of the way by now.
+    Damaged {
+        /// The name that it had.
+        name: String,
+        /// What is wrong with it.
+        error: String,
+    },
+}
+
+impl Spool {
+    /// Opens the directory of a pool, or makes it.
+    ///
+    /// # Errors
+    /// A sentence: it cannot be used, its drive has no locks, or the pool is configured in another way.
+    pub fn open(
+        config: &PoolConfig,
+        topic_root: &str,
+        payload_steps: PayloadSteps,
+        worker: &str,
+        durability: Durability,
+    ) -> Result<Self, String> {
+        let path = config.root.join(POOLS).join(&config.name);
+        let shown = path.display();
+        std::fs::create_dir_all(&path)
+            .map_err(|error| format!("the pool's directory {shown} cannot be made: {error}"))?;
+        let dir = WorkDir::open(path.clone(), Some(&config.root)).map_err(|error| match error {
+            OpenError::Missing { what, why } => format!("the pool's directory: {what} {why}"),
+            OpenError::Unusable(error) => format!("the pool's directory: {error}"),
+        })?;
+        let durability = match dir.is_in_memory() {
+            true => Durability::Cache,
+            false => durability,
+        };
+        let mut spool = Self {
+            dir,
+            id: String::new(),
+            pool: config.name.clone(),
+            worker: worker.to_owned(),
+            durability,
+            lock: None,
+            head: None,
+            left_alone: BTreeSet::new(),
+        };
+        let ours = Description::new(&path, topic_root, payload_steps);
+        let place = || format!("{shown}/{DESCRIPTION}");
+        let theirs = spool
+            .describe(&ours)
+            .map_err(|error| format!("{}: {error}", place()))?;
+        ours.agrees_with(&theirs)
+            .map_err(|difference| format!("{}: {difference}", place()))?;
+        spool.id = theirs.id;
+        Ok(spool)
+    }
+
+    /// What tells this pool from another one of the same name.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The description that is there, or ours if there is none.
+    fn describe(&mut self, ours: &Description) -> io::Result<Description> {
+        let give_up = Instant::now() + CREATION_PATIENCE;
+        loop {
+            if let Some(there) = self.dir.read(DESCRIPTION, 64 << 10)? {
+                return Ok(serde_json::from_slice(&there)?);
+            }
+            // whoever describes the pool has the head's lock
+            if self.try_lock()? {
+                let described = match self.dir.read(DESCRIPTION, 64 << 10)? {
+                    Some(there) => Ok(serde_json::from_slice(&there)?),
+                    None => self.write_description(ours),
+                };
+                self.lock = None;
+                return described;
+            }
+            if Instant::now() > give_up {
+                return Err(io::Error::other("does not exist, and head.lock is held"));
+            }
+            std::thread::sleep(CREATION_PAUSE);
+        }
+    }
+
+    fn write_description(&self, ours: &Description) -> io::Result<Description> {
+        let text = serde_json::to_vec(ours)?;
+        self.dir.replace(DESCRIPTION, &text, self.durability)?;
+        self.sync()?;
+        if self.durability == Durability::Disk {
+            // the directory itself is new, and the one that all pools are in may be
+            for above in self.dir.path().ancestors().skip(1).take(2) {
+                File::open(above)?.sync_all()?;
+            }
+        }
+        Ok(serde_json::from_slice(&text)?)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        match self.durability {
+            Durability::Disk => self.dir.sync(),
+            Durability::Cache => Ok(()),
+        }
+    }
+
+    /// Tries to get the lock on `head.lock`, without waiting.
+    fn try_lock(&mut self) -> io::Result<bool> {
+        let file = match self
+            .lock
+            .take()
+            .filter(|file| self.dir.leads_to(LOCK, file))
+        {
+            Some(file) => file,
+            None => self.dir.open_file(LOCK, OFlags::RDWR | OFlags::CREATE)?,
+        };
+        let got = match file.try_lock() {
+            Ok(()) => self.dir.leads_to(LOCK, &file),
+            Err(TryLockError::WouldBlock) => false,
+            Err(TryLockError::Error(error)) => {
+                let error = format!("head.lock cannot be locked, and a pool needs locks: {error}");
+                return Err(io::Error::other(error));
+            }
+        };
+        self.lock = Some(file);
+        Ok(got)
+    }
+
+    /// Tries to become the head, without waiting. Then nothing is left that does not count.
+    ///
+    /// # Errors
+    /// What the system said; somebody else may become the head.
+    pub fn try_head(&mut self) -> io::Result<Try> {
+        if !self.try_lock()? {
+            let mut holder = vec![0; 256];
+            let bytes = self
+                .lock
+                .as_ref()
+                .map_or(Ok(0), |lock| lock.read_at(&mut holder, 0))?;
+            let holder = String::from_utf8_lossy(&holder[..bytes]);
+            return Ok(Try::Held(holder.trim_end().to_owned()));
+        }
+        let begun = self.begin_turn();
+        if begun.is_err() {
+            self.free_head();
+        }
+        begun.map(|()| Try::Ours)
+    }
+
+    fn begin_turn(&mut self) -> io::Result<()> {
+        if let Some(lock) = &self.lock {
+            lock.set_len(0)?;
+            lock.write_all_at(format!("{}\n", self.worker).as_bytes(), 0)?;
+        }
+        let uncounted = self.names("n-")?;
+        let keys: Vec<u64> = uncounted.iter().filter_map(|name| key_of(name)).collect();
+        self.head = Some(Taken::open(&self.dir, &keys, self.durability)?);
+        step()?;
+        // only now: a request that is in `taken` and whose claim is gone has been run
+        for name in uncounted {
+            self.dir.remove(&name)?;
+        }
+        step()
+    }
+
+    /// Lets somebody else be the head.
+    pub fn free_head(&mut self) {
+        self.head = None;
+        self.lock = None;
+    }
+
+    /// Whether we are the head. A network drive that was away for long may have given the lock to somebody else.
+    fn is_head(&self) -> bool {
+        let is_ours = |lock: &File| lock.try_lock().is_ok() && self.dir.leads_to(LOCK, lock);
+        self.head.is_some() && self.lock.as_ref().is_some_and(is_ours)
+    }
+
+    /// The broker has a new session for us: nothing of the old one comes again.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn new_session(&mut self) -> io::Result<()> {
+        match &mut self.head {
+            Some(taken) => taken.clear(&self.dir, self.durability),
+            None => Err(not_the_head()),
+        }
+    }
+
+    /// Makes a claim of a request.
+    ///
+    /// # Errors
+    /// What the system said. It may count or not: whoever becomes the head next finds out.
+    pub fn take(&mut self, message: &Message, request: &Request) -> io::Result<Taking> {
+        if !self.is_head() {
+            return Err(not_the_head());
+        }
+        let counts = self.names("c-")?;
+        let Some(taken) = &mut self.head else {
+            return Err(not_the_head());
+        };
+        if taken.has(message) {
+            return Ok(Taking::Before);
+        }
+        if request.key.is_some() && counts.iter().any(|name| is_for(&self.dir, name, request)) {
+            return Ok(Taking::InProgress);
+        }
+        let latest = counts.iter().filter_map(|name| key_of(name));
+        let latest = latest.chain(taken.last_key()).max().unwrap_or(0);
+        // in the order of taking, whatever the clocks of the hosts say
+        let key = now().max(latest.saturating_add(1));
+        let (new, counted) = (format!("n-{key:016x}"), format!("c-{key:016x}"));
+        step()?;
+        let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL;
+        let mut file = self.dir.open_file(&new, flags)?;
+        step()?;
+        file.try_lock()?;
+        file.write_all(&Claim::begin(message, &self.pool, &self.worker)?)?;
+        if self.durability == Durability::Disk {
+            file.sync_all()?;
+            self.dir.sync()?;
+        }
+        step()?;
+        taken.note(key, message, self.durability)?;
+        step()?;
+        self.dir.rename(&new, &counted)?;
+        step()?;
+        self.sync()?;
+        step()?;
+        let claim = Claim::read(&self.dir, file, counted, self.durability);
+        claim
+            .map(|claim| Taking::Claim(Box::new(claim)))
+            .map_err(io::Error::other)
+    }
+
+    /// The broker has our acknowledgement of the latest request.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn confirm(&mut self) -> io::Result<()> {
+        match &mut self.head {
+            Some(taken) => taken.confirm(self.durability),
+            None => Err(not_the_head()),
+        }
+    }
+
+    /// Takes the first claim that nobody has. `is_busy` tells whether something has the lock on the `job.log` of a request.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn take_orphan(
+        &mut self,
+        is_busy: impl Fn(&Request) -> bool,
+    ) -> io::Result<Option<Orphan>> {
+        for name in self.names("c-")? {
+            let free = self.lock_claim(&name).map_err(Unreadable::from);
+            let claim = free.and_then(|file| match file {
+                None => Ok(None),
+                Some(file) => self.take_over(&name, file, &is_busy),
+            });
+            match claim {
+                Ok(Some(claim)) => return Ok(Some(Orphan::Claim(Box::new(claim)))),
+                Ok(None) => {}
+                // none of these may keep the others waiting
+                Err(Unreadable::Io(error)) => {
+                    if self.left_alone.insert(name.clone()) {
+                        log::error!("the claim {name} cannot be taken over: {error}");
+                    }
+                }
+                Err(Unreadable::Version(version)) => {
+                    if self.left_alone.insert(name.clone()) {
+                        log::warn!(
+                            "the claim {name} is of version {version}, and is left to a worker that knows it"
+                        );
+                    }
+                }
+                Err(Unreadable::Damaged(error)) => {
+                    self.dir.rename(&name, &name.replacen("c-", "bad-", 1))?;
+                    return Ok(Some(Orphan::Damaged { name, error }));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The file of a claim, locked, if nobody has that lock.
+    fn lock_claim(&self, name: &str) -> io::Result<Option<File>> {
+        let file = match self.dir.open_file(name, OFlags::RDWR | OFlags::APPEND) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None), // done meanwhile
+            file => file?,
+        };
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            locked => locked?,
+        }
+        Ok(self.dir.leads_to(name, &file).then_some(file))
+    }
+
+    fn take_over(
+        &self,
+        name: &str,
+        file: File,
+        is_busy: impl Fn(&Request) -> bool,
+    ) -> Result<Option<Claim>, Unreadable> {
+        let mut claim = Claim::read(&self.dir, file, name.to_owned(), self.durability)?;
+        if claim.history.is_published {
+            let _ = claim.remove(); // that it cannot be removed was told by whoever published it
+            return Ok(None);
+        }
+        if claim.history.waits_for_lock && is_busy(&claim.history.request) {
+            return Ok(None);
+        }
+        claim.take_over(&self.worker)?;
+        Ok(Some(claim))
+    }
+
+    fn names(&self, prefix: &str) -> io::Result<Vec<String>> {
+        let mut names = self.dir.names()?;
+        names.retain(|name| name.starts_with(prefix));
+        Ok(names)
+    }
+}
+
+/// Whether a claim is for the workDir and the key of a request, and its result is still to come.
+fn is_for(dir: &WorkDir, name: &str, request: &Request) -> bool {
+    let Ok(file) = dir.open_file(name, OFlags::RDONLY) else {
+        return false; // done meanwhile
+    };
+    History::read(&file).is_ok_and(|(history, _)| {
+        let there = &history.request;
+        history.result.is_none()
+            && there.key == request.key
+            && Path::new(&there.work_dir) == Path::new(&request.work_dir)
+    })
+}
+
+fn key_of(name: &str) -> Option<u64> {
+    u64::from_str_radix(name.split_once('-')?.1, 16).ok()
+}
+
+/// Nanoseconds since 1970.
+fn now() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(0)
+}
+
+fn not_the_head() -> io::Error {
+    io::Error::other("head.lock is not ours any more")
+}
+
+impl From<Unreadable> for Box<dyn std::error::Error + Send + Sync> {
+    fn from(unreadable: Unreadable) -> Self {
+        match unreadable {
+            Unreadable::Io(error) => Box::new(error),
+            Unreadable::Damaged(error) => error.into(),
+            Unreadable::Version(version) => format!("it is of version {version}").into(),
+        }
+    }
+}
+
+/// A moment between two steps, at which a test may have the worker die.
+#[cfg(not(test))]
+fn step() -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+use tests::step;
+
+#[cfg(test)]
+mod tests;

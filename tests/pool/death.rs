@@ -1,0 +1,167 @@
+//! Members that die: their job is another's next attempt, and nothing waits for them.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::members::{await_queue, claims, member_of, supervised};
+use super::support::site::Site;
+use super::support::wait;
+
+on_both_protocols!(
+    a_job_of_a_dead_member_is_the_next_attempt_of_another,
+    a_job_that_kills_its_worker_ends,
+    a_stopped_member_gives_its_job_back,
+    a_result_that_was_not_published_is_published_by_another,
+);
+
+#[test]
+fn a_head_that_hangs_is_named_and_goes_on_when_it_can() {
+    let site = Site::start();
+    let impatient = |name: &'static str| {
+        let site = &site;
+        move |command: &mut Command| {
+            member_of(site, name, "5")(command);
+            command.env("MQTT_KEEP_ALIVE", "5");
+        }
+    };
+    let mut head = site.idle_worker(impatient("first"));
+    await_queue(&site);
+    let mut other = site.idle_worker(impatient("second"));
+    head.freeze();
+    site.submit("a", json!({ "steps": ["true"] }));
+    wait::until("the other one to name it", || {
+        other
+            .stderr()
+            .contains("says that worker first is gone, and it still holds head.lock")
+    });
+    assert!(site.controller.heard("jobs/results/").is_empty());
+    head.thaw();
+    assert_eq!(site.result("a").json()["status"], "success");
+    wait::until("one of them to end", || {
+        head.ended().is_some() || other.ended().is_some()
+    });
+    wait::until("no claim to be left", || claims(&site).is_empty());
+}
+
+/// All processes below this one, and itself.
+fn kill_tree(pid: u32) {
+    let children =
+        std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let kill = |pid: &str| {
+        let _ = Command::new("kill")
+            .args(["-9", pid])
+            .stderr(Stdio::null())
+            .status();
+    };
+    kill(&pid.to_string());
+    for child in children.split_whitespace() {
+        kill_tree(child.parse().unwrap());
+    }
+}
+
+fn a_job_of_a_dead_member_is_the_next_attempt_of_another(version: &str) {
+    let site = Site::start();
+    let first = supervised(&site, "first", version);
+    await_queue(&site);
+    let dir = site.submit(
+        "a",
+        json!({ "steps": ["touch began; [ $JOB_ATTEMPT = 2 ] || sleep 60"] }),
+    );
+    wait::until("the job to run", || dir.join("began").exists());
+    let _second = supervised(&site, "second", version);
+    site.submit("b", json!({ "steps": ["true"] }));
+    assert_eq!(site.result("b").json()["worker"], "second");
+    kill_tree(first.pid());
+    let died = Instant::now();
+    let result = site.result("a").json();
+    eprintln!("taken over after {:?}", died.elapsed());
+    assert!(
+        died.elapsed() < Duration::from_secs(7),
+        "{:?}",
+        died.elapsed()
+    );
+    assert_eq!(result["status"], "success", "{result}");
+    assert_eq!(result["attempt"], 2);
+    assert_eq!(result["worker"], "second");
+    site.submit("c", json!({ "steps": ["true"] }));
+    site.result("c");
+    wait::until("no claim to be left", || claims(&site).is_empty());
+}
+
+fn a_job_that_kills_its_worker_ends(version: &str) {
+    let site = Site::start();
+    let _member = supervised(&site, "a", version);
+    await_queue(&site);
+    let dir = site.submit(
+        "a",
+        json!({ "steps": ["echo >> runs; kill -9 $PPID; sleep 60"] }),
+    );
+    let result = site.result("a").json();
+    assert_eq!(
+        (&result["status"], &result["reason"]),
+        (&json!("failed"), &json!("interrupted"))
+    );
+    let runs = std::fs::read_to_string(dir.join("runs")).unwrap();
+    assert_eq!(runs.lines().count(), 3);
+    site.submit("b", json!({ "steps": ["true"] }));
+    site.result("b");
+}
+
+fn a_stopped_member_gives_its_job_back(version: &str) {
+    let site = Site::start();
+    let mut first = site.idle_worker(member_of(&site, "first", version));
+    await_queue(&site);
+    let dir = site.submit(
+        "a",
+        json!({ "steps": ["touch began; [ -e go ] || sleep 60"] }),
+    );
+    wait::until("the job to run", || dir.join("began").exists());
+    std::fs::write(dir.join("go"), "").unwrap();
+    first.sigterm();
+    first.exits_with(0);
+    let mut second = site.worker(member_of(&site, "second", version));
+    let result = site.result("a").json();
+    assert_eq!(
+        (&result["status"], &result["attempt"]),
+        (&json!("success"), &json!(1))
+    );
+    assert_eq!(result["worker"], "second");
+    second.exits_with(0);
+    assert_eq!(claims(&site), [""; 0]);
+}
+
+fn a_result_that_was_not_published_is_published_by_another(version: &str) {
+    let mut site = Site::start();
+    let mut first = site.idle_worker(member_of(&site, "first", version));
+    await_queue(&site);
+    let dir = site.submit(
+        "a",
+        json!({ "steps": ["echo >> runs; touch began; while [ ! -e go ]; do sleep 0.02; done"] }),
+    );
+    wait::until("the job to run", || dir.join("began").exists());
+    site.kill9_broker();
+    std::fs::write(dir.join("go"), "").unwrap();
+    wait::until("the result on the drive", || {
+        let status = std::fs::read_to_string(dir.join("job.status.json")).unwrap_or_default();
+        status.contains("success")
+    });
+    let claim = claims(&site).pop().expect("a claim");
+    let path = site.drive.path().join(".job-worker/the-pool").join(claim);
+    wait::until("the result in the claim", || {
+        std::fs::read_to_string(&path).unwrap().contains("success")
+    });
+    first.kill9();
+    // whatever becomes of the directory
+    std::fs::remove_dir_all(&dir).unwrap();
+    site.restart_broker();
+    let mut second = site.worker(member_of(&site, "second", version));
+    let result = site.result("a").json();
+    assert_eq!(
+        (&result["status"], &result["worker"]),
+        (&json!("success"), &json!("first"))
+    );
+    second.exits_with(0);
+    assert_eq!(claims(&site), [""; 0]);
+}

@@ -1,0 +1,11 @@
+//! Several workers that share one queue: `JOB_POOL`.
+
+#[macro_use]
+#[path = "../support/mod.rs"]
+mod support;
+
+mod campaign;
+mod cut;
+mod death;
+mod members;
+mod taking;

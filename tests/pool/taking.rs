@@ -1,0 +1,247 @@
+//! How requests are taken: what is rejected, what waits, what is in progress already, and whose configuration does not fit.
+
+use std::fs;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::members::{await_queue, claims, member_of, supervised};
+use super::support::controller::Controller;
+use super::support::site::{Site, while_exists};
+use super::support::wait;
+
+on_both_protocols!(
+    what_cannot_be_used_is_rejected_and_the_head_goes_on,
+    a_directory_runs_one_job_at_a_time,
+    a_key_in_progress_is_not_run_twice,
+    a_job_is_cancelled,
+    a_full_drive_leaves_the_request_with_the_broker,
+    a_workdir_around_the_pool_is_rejected,
+);
+
+fn what_cannot_be_used_is_rejected_and_the_head_goes_on(version: &str) {
+    let site = Site::start();
+    let mut worker = site.idle_worker(member_of(&site, "a", version));
+    await_queue(&site);
+    site.controller.publish("jobs/pending", "no json");
+    site.request(json!({ "id": "bad", "workDir": 7 }));
+    site.controller.publish_at_qos_0("jobs/pending", "nothing");
+    let dir = site.prepare("good", json!({ "steps": ["true"] }));
+    site.request(json!({ "id": "good", "workDir": dir }));
+    assert_eq!(
+        site.controller.next("jobs/rejected").json()["payload"],
+        "no json"
+    );
+    assert_eq!(site.result("bad").json()["reason"], "rejected");
+    assert_eq!(site.result("good").json()["status"], "success");
+    worker.exits_with(0);
+    assert_eq!(claims(&site), [""; 0]);
+}
+
+fn a_directory_runs_one_job_at_a_time(version: &str) {
+    let site = Site::start();
+    let _members: Vec<_> = ["a", "b", "c"]
+        .iter()
+        .map(|name| supervised(&site, name, version))
+        .collect();
+    await_queue(&site);
+    let dir = site.directory("shared");
+    fs::write(dir.join("gate"), "").unwrap();
+    let step = format!("mkdir busy && {} && rmdir busy", while_exists("gate"));
+    site.request(json!({ "id": "first", "workDir": dir, "steps": [step] }));
+    wait::until("the first to run", || dir.join("busy").exists());
+    for id in ["second", "third"] {
+        site.request(json!({ "id": id, "workDir": dir, "steps": [step] }));
+    }
+    // nobody waits for the directory
+    site.submit("other", json!({ "steps": ["true"] }));
+    site.result("other");
+    site.submit("another", json!({ "steps": ["true"] }));
+    site.result("another");
+    fs::remove_file(dir.join("gate")).unwrap();
+    for id in ["first", "second", "third"] {
+        let result = site.result(id).json();
+        assert_eq!(
+            (&result["status"], &result["attempt"]),
+            (&json!("success"), &json!(1)),
+            "{result}"
+        );
+    }
+}
+
+fn a_key_in_progress_is_not_run_twice(version: &str) {
+    let site = Site::start();
+    let _members: Vec<_> = ["a", "b"]
+        .iter()
+        .map(|name| supervised(&site, name, version))
+        .collect();
+    await_queue(&site);
+    let dir = site.directory("keyed");
+    fs::write(dir.join("gate"), "").unwrap();
+    let step = format!("echo >> runs; {}", while_exists("gate"));
+    let request = json!({ "id": "keyed", "workDir": dir, "key": "k", "steps": [step] });
+    site.request(request.clone());
+    wait::until("the job to run", || dir.join("runs").exists());
+    site.request(request.clone());
+    site.request(request.clone());
+    site.submit("other", json!({ "steps": ["true"] }));
+    site.result("other");
+    fs::remove_file(dir.join("gate")).unwrap();
+    assert_eq!(site.result("keyed").json()["status"], "success");
+    site.request(request);
+    assert_eq!(site.result("keyed").json()["status"], "success");
+    assert_eq!(
+        fs::read_to_string(dir.join("runs"))
+            .unwrap()
+            .lines()
+            .count(),
+        1
+    );
+}
+
+fn a_job_is_cancelled(version: &str) {
+    let site = Site::start();
+    let mut worker = site.idle_worker(member_of(&site, "a", version));
+    await_queue(&site);
+    let dir = site.submit("a", json!({ "steps": ["touch began; sleep 60"] }));
+    wait::until("the job to run", || dir.join("began").exists());
+    site.controller.publish("jobs/cancel/a", "");
+    assert_eq!(site.result("a").json()["reason"], "cancelled");
+    worker.exits_with(0);
+}
+
+fn a_workdir_around_the_pool_is_rejected(version: &str) {
+    let site = Site::start();
+    let _worker = supervised(&site, "a", version);
+    await_queue(&site);
+    for dir in [".", ".job-worker", ".job-worker/the-pool"] {
+        site.request(json!({ "id": "a", "workDir": dir, "steps": ["touch was-here"] }));
+        let result = site.result("a").json();
+        assert_eq!(result["reason"], "rejected", "{dir}");
+        assert!(
+            result["error"]
+                .as_str()
+                .unwrap()
+                .contains("the directory of the pool"),
+            "{result}"
+        );
+    }
+}
+
+fn a_full_drive_leaves_the_request_with_the_broker(version: &str) {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("left out: only root may mount");
+        return;
+    }
+    let site = Site::start();
+    let drive = site.drive.path().to_owned();
+    let mount = |arguments: &[&str]| {
+        std::process::Command::new("mount")
+            .args(arguments)
+            .arg(&drive)
+            .status()
+            .is_ok_and(|s| s.success())
+    };
+    if !mount(&["-t", "tmpfs", "-o", "size=1m", "tmpfs"]) {
+        eprintln!("left out: no mount here");
+        return;
+    }
+    struct Unmount(std::path::PathBuf);
+    impl Drop for Unmount {
+        fn drop(&mut self) {
+            let _ = std::process::Command::new("umount")
+                .arg("-l")
+                .arg(&self.0)
+                .status();
+        }
+    }
+    let _unmount = Unmount(drive.clone());
+    let mut worker = site.idle_worker(member_of(&site, "a", version));
+    await_queue(&site);
+    let dir = site.prepare("a", json!({ "steps": ["true"] }));
+    let filler = drive.join("filler");
+    let _ = fs::write(&filler, vec![1; 2 << 20]);
+    site.request(json!({ "id": "a", "workDir": dir }));
+    wait::until("the head to say so", || {
+        worker.stderr().contains("cannot be taken")
+    });
+    wait::throughout(Duration::from_millis(1500), "nothing is run", || {
+        site.controller.heard("jobs/results/").is_empty()
+    });
+    fs::remove_file(&filler).unwrap();
+    assert_eq!(site.result("a").json()["status"], "success");
+    worker.exits_with(0);
+    assert_eq!(claims(&site), [""; 0]);
+}
+
+#[test]
+fn a_queue_of_its_own_becomes_a_pool_with_all_that_is_in_it() {
+    let site = Site::start();
+    site.open_queue(|command| {
+        command.env("WORKER_ID", "the-pool");
+    });
+    for id in ["a", "b"] {
+        site.submit(id, json!({ "steps": ["true"] }));
+    }
+    let _member = supervised(&site, "m", "5");
+    for id in ["a", "b"] {
+        assert_eq!(site.result(id).json()["worker"], "m");
+    }
+    wait::until("the old subscription to be given up", || {
+        site.controller.publish("jobs/cancel/nobody", "");
+        site.broker
+            .log()
+            .contains("Received UNSUBSCRIBE from the-pool")
+    });
+    site.submit("c", json!({ "steps": ["true"] }));
+    assert_eq!(site.result("c").json()["status"], "success");
+    assert!(site.controller.heard("jobs/rejected").is_empty());
+}
+
+#[test]
+fn a_member_with_another_configuration_ends() {
+    let site = Site::start();
+    let _first = site.idle_worker(member_of(&site, "a", "5"));
+    for (name, value) in [("JOB_PAYLOAD_STEPS", "deny"), ("MQTT_TOPIC_ROOT", "other")] {
+        let mut other = site.worker(|command| {
+            member_of(&site, "b", "5")(command);
+            command.env(name, value);
+        });
+        other.exits_with(78);
+        assert!(other.stderr().contains(name), "{}", other.stderr());
+    }
+    let mut without_root = site.worker(|command| {
+        member_of(&site, "b", "5")(command);
+        command.env_remove("JOB_ROOT");
+    });
+    without_root.exits_with(78);
+}
+
+#[test]
+fn a_member_of_another_pool_with_the_name_ends() {
+    let site = Site::start();
+    let _first = site.idle_worker(member_of(&site, "a", "5"));
+    let elsewhere = site.directory("elsewhere");
+    let mut other = site.worker(|command| {
+        member_of(&site, "b", "5")(command);
+        command.env("JOB_ROOT", &elsewhere);
+    });
+    other.exits_with(78);
+    assert!(
+        other.stderr().contains("another pool"),
+        "{}",
+        other.stderr()
+    );
+}
+
+#[test]
+fn a_member_leaves_nothing_on_the_broker_but_that_it_is_gone() {
+    let site = Site::start();
+    let mut member = site.idle_worker(member_of(&site, "a", "5"));
+    member.sigterm();
+    member.exits_with(0);
+    let late = Controller::hearing("jobs/workers/+", &site.broker, "late");
+    let presence = late.next("jobs/workers/a").json();
+    assert_eq!(presence["state"], "offline");
+    assert_eq!(presence["pool"]["name"], "the-pool");
+}
