@@ -1,21 +1,31 @@
 //! `job-worker supervise`: a process that keeps one fresh worker alive (docs/reference.md, "Commands"). It restarts
 //! at once after a job, which no restart policy of Docker does, and it is the proper PID 1 that a worker cannot be
-//! for itself: it kills and reaps what a worker that was killed has left behind.
+//! for itself: it kills and reaps what a worker that was killed has left behind. Between two workers it becomes the
+//! program that an upgrade has put in its place.
+
+mod program;
 
 use crate::Exit;
 use crate::backoff::Backoff;
 use crate::inbox::{self, Event, Inbox};
 use crate::process::{self, Exit as Ended};
+use nix::sys::signal::SigSet;
+use program::Program;
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::convert::Infallible;
+use std::io;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Pause after a worker that ended with an error; it doubles from the first to the last, and a success resets it.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(30);
+
+/// How long to look for a stop that has already been told.
+const DRAIN: Duration = Duration::from_millis(1);
 
 /// The argument that makes a worker tell us of a stop by [`STOPPED`]. Not for users, to whom a stop is a success.
 pub const SUPERVISED: &str = "--supervised";
@@ -29,6 +39,7 @@ pub fn run() -> Exit {
         return Exit::Defect;
     };
     process::adopt_orphans();
+    let mut program = Program::of_this_process();
     let mut backoff = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
     loop {
         let status = match start_worker() {
@@ -41,6 +52,11 @@ pub fn run() -> Exit {
                 Exit::Defect.status()
             }
         };
+        if let Some(new) = program.as_mut().and_then(Program::replaced)
+            && let Renewal::StopAsked = renew(new, &inbox)
+        {
+            return Exit::Done;
+        }
         if status == 0 {
             backoff.reset();
             continue;
@@ -65,15 +81,59 @@ pub fn run() -> Exit {
     }
 }
 
-fn start_worker() -> std::io::Result<Pid> {
+fn start_worker() -> io::Result<Pid> {
+    start(Command::new("/proc/self/exe").arg(SUPERVISED))
+}
+
+fn start(command: &mut Command) -> io::Result<Pid> {
     // in a group of its own: at a terminal, Ctrl-C would reach it twice, and a second signal means "at once".
     // The handle is let go: reaping is done in `process` alone
-    Ok(Pid::from_child(
-        &Command::new("/proc/self/exe")
-            .arg(SUPERVISED)
-            .process_group(0)
-            .spawn()?,
-    ))
+    Ok(Pid::from_child(&command.process_group(0).spawn()?))
+}
+
+/// How it ended to become another program, where it has not become it.
+enum Renewal {
+    /// That one does not run, and we stay what we are.
+    Failed,
+    /// Somebody asked us to stop meanwhile.
+    StopAsked,
+}
+
+/// Becomes the program at `path`, under the same pid and with the same arguments, if that one runs at all: it may be half
+/// written, or for another processor.
+fn renew(path: &Path, inbox: &Inbox<Infallible>) -> Renewal {
+    let mut trial = Command::new(path);
+    trial.arg("--version").stdout(Stdio::null());
+    let error = match start(&mut trial).map(|trial| watch(trial, inbox)) {
+        Ok(Watched::Stopped(_)) => return Renewal::StopAsked,
+        Ok(Watched::Ended(0)) => {
+            // A signal that comes from here on waits for the handlers of the new program; there is no other thread.
+            if let Err(error) = SigSet::all().thread_block() {
+                log::warn!("cannot block signals: {error}");
+            }
+            if stop_asked_within(DRAIN, inbox) {
+                return Renewal::StopAsked;
+            }
+            log::info!(
+                "{} was replaced: going on as the new program",
+                path.display()
+            );
+            let mut arguments = std::env::args_os();
+            let name = arguments.next().unwrap_or_default();
+            let error = Command::new(path).arg0(name).args(arguments).exec();
+            if let Err(error) = SigSet::all().thread_unblock() {
+                log::warn!("cannot unblock signals: {error}");
+            }
+            error.to_string()
+        }
+        Ok(Watched::Ended(status)) => format!("its --version ends with status {status}"),
+        Err(error) => error.to_string(),
+    };
+    log::warn!(
+        "{} was replaced, and the new program does not run: {error}; going on with the old one",
+        path.display()
+    );
+    Renewal::Failed
 }
 
 enum Watched {

@@ -10,3 +10,4 @@ mod orphans;
 mod stop;
 mod supervise;
 mod timeout;
+mod upgrade;

@@ -1,0 +1,163 @@
+//! A program that is replaced under a running `job-worker supervise` (docs/reference.md, "Commands").
+
+use crate::support;
+
+use rustix::process::Signal;
+use serde_json::json;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::PathBuf;
+use std::process::Command;
+use support::broker::Broker;
+use support::site::{Site, WORKER, await_file, read, until_exists, verdict};
+use support::wait::{self, DEADLINE};
+use support::worker::{Worker, binary};
+
+/// A copy of the binary on the drive, whose place others can take.
+struct Installed {
+    path: PathBuf,
+}
+
+impl Installed {
+    fn on(site: &Site<Broker>) -> Self {
+        let installed = Self {
+            path: site.drive.path().join("job-worker"),
+        };
+        installed.upgrade();
+        installed
+    }
+
+    fn supervise(&self, site: &Site<Broker>) -> Worker {
+        let mut command = Command::new(&self.path);
+        command.arg("supervise");
+        site.equip(&mut command);
+        let states = site.mark();
+        let supervisor = site.start_as(command);
+        site.await_idle(states);
+        supervisor
+    }
+
+    /// As a package manager does: a new file takes the name of the old one.
+    fn upgrade(&self) {
+        let new = self.path.with_extension("new");
+        // by another process: a file that this one has open for writing could not be executed, and neither could one that a
+        // child inherits which another test is just starting
+        let copied = Command::new("cp").arg(binary()).arg(&new).status();
+        assert!(copied.expect("cp is there").success());
+        fs::rename(&new, &self.path).expect("the drive can be written");
+    }
+
+    fn break_with(&self, content: &[u8]) {
+        let new = self.path.with_extension("new");
+        fs::write(&new, content).expect("the drive can be written");
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).expect("it is ours");
+        fs::rename(&new, &self.path).expect("the drive can be written");
+    }
+
+    /// Whether a process runs from the file that has the name now.
+    fn is_run_by(&self, pid: u32) -> bool {
+        let running = fs::metadata(format!("/proc/{pid}/exe")).expect("it is running");
+        let there = fs::metadata(&self.path).expect("it is installed");
+        running.ino() == there.ino()
+    }
+}
+
+/// A job that names its worker and waits for `gate`.
+fn held_job(site: &Site<Broker>, id: &str) -> (PathBuf, u32) {
+    let steps = ["echo $PPID >worker; touch up; ".to_owned() + &until_exists("gate")];
+    let dir = site.submit(id, json!({ "steps": steps }));
+    await_file(&dir.join("up"));
+    let worker = read(&dir.join("worker")).trim().parse().expect("a pid");
+    (dir, worker)
+}
+
+/// Lets the job end, and waits for the next worker.
+fn let_go(site: &Site<Broker>, id: &str, dir: &std::path::Path) {
+    let states = site.mark();
+    fs::write(dir.join("gate"), "").expect("the drive can be written");
+    let result = site.result(id).json();
+    assert_eq!(
+        (verdict(&result), &result["attempt"]),
+        (("success", "", 0), &json!(1))
+    );
+    site.await_idle(states);
+}
+
+#[test]
+fn a_new_program_is_taken_after_the_job_under_the_same_pid() {
+    let site = Site::scripted();
+    let installed = Installed::on(&site);
+    let mut supervisor = installed.supervise(&site);
+    for id in ["a", "b"] {
+        let (dir, worker) = held_job(&site, id);
+        assert!(installed.is_run_by(worker) && installed.is_run_by(supervisor.pid()));
+        installed.upgrade();
+        assert!(!installed.is_run_by(supervisor.pid()));
+        let_go(&site, id, &dir);
+        assert!(installed.is_run_by(supervisor.pid()), "{id}");
+    }
+    site.broker.wait_for_queued(WORKER, 0, DEADLINE);
+    supervisor.signal(Signal::TERM);
+    supervisor.exits_with(0);
+    site.nothing_survives();
+}
+
+#[test]
+fn a_new_program_that_does_not_run_stops_nobody() {
+    let site = Site::scripted();
+    let installed = Installed::on(&site);
+    let mut supervisor = installed.supervise(&site);
+    let whole = fs::read(binary()).expect("the binary is there");
+    let broken: [(&str, &[u8]); 3] = [
+        ("text", b"not a program"),
+        ("cut", &whole[..64 << 10]),
+        ("alien", b"#!/bin/false\n"),
+    ];
+    for (number, (id, content)) in broken.into_iter().enumerate() {
+        let (dir, _) = held_job(&site, id);
+        installed.break_with(content);
+        let_go(&site, id, &dir);
+        let warnings = supervisor.stderr().matches("does not run").count();
+        assert_eq!(warnings, number + 1, "{}", supervisor.stderr());
+        // told once, not at each job
+        let (dir, _) = held_job(&site, &format!("{id}-again"));
+        let_go(&site, &format!("{id}-again"), &dir);
+        let warnings = supervisor.stderr().matches("does not run").count();
+        assert_eq!(warnings, number + 1, "{}", supervisor.stderr());
+    }
+    let (dir, _) = held_job(&site, "gone");
+    fs::remove_file(&installed.path).expect("the drive can be written");
+    let_go(&site, "gone", &dir);
+    let (dir, _) = held_job(&site, "good");
+    installed.upgrade();
+    let_go(&site, "good", &dir);
+    assert!(installed.is_run_by(supervisor.pid()));
+    supervisor.signal(Signal::TERM);
+    supervisor.exits_with(0);
+}
+
+#[test]
+fn a_stop_in_mid_upgrade_is_not_lost() {
+    let site = Site::scripted();
+    let installed = Installed::on(&site);
+    for round in 0..25 {
+        let mut supervisor = installed.supervise(&site);
+        let id = format!("job-{round}");
+        let states = site.mark();
+        let (dir, _) = held_job(&site, &id);
+        installed.upgrade();
+        fs::write(dir.join("gate"), "").expect("the drive can be written");
+        site.result(&id).json();
+        // from the end of the worker on, through the whole change, to the start of the next one
+        if round % 5 == 0 {
+            site.await_idle(states);
+        } else {
+            wait::until("the worker to leave", || {
+                site.states(states).iter().any(|state| state == "offline")
+            });
+            std::thread::sleep(std::time::Duration::from_micros(400 * (round % 5)));
+        }
+        supervisor.signal(Signal::TERM);
+        supervisor.exits_with(0);
+    }
+}
