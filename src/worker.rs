@@ -3,17 +3,19 @@
 //! Everything that happens comes through one inbox. What is to be done about requests and their acknowledgements is decided
 //! in [`crate::queue`], what becomes of the job in [`crate::job`]; this file passes events on and does what they say.
 
+mod pool;
+mod result;
 mod unwelcome;
 
 use crate::Exit;
 use crate::config::{Config, OnStop};
-use crate::contract::{Document, Rejection, subscribed_for};
+use crate::contract::{Rejection, subscribed_for};
 use crate::inbox::{self, Event, Inbox};
 use crate::intake::{Unread, qos_0_rejection, read_request};
-use crate::job::{Interruption, Kept, News, Outcome, Run};
+use crate::job::{Interruption, News, Outcome, Run};
 use crate::links::{Heard, own_link};
-use crate::member::{Meaning, Member};
-use crate::mqtt::{self, Link, Message, Subscribers, Unpublished};
+use crate::member::Member;
+use crate::mqtt::{self, Link, Message};
 use crate::outgoing::Outgoing;
 use crate::presence::Presence;
 use crate::process;
@@ -22,10 +24,6 @@ use crate::served::Queue;
 use std::mem::ManuallyDrop;
 use std::ops::ControlFlow;
 use std::time::Instant;
-
-/// What the result of an interrupted job says whose request the broker has forgotten.
-const FORGOTTEN: &str = "the worker was asked to stop, and the broker has forgotten the request, so nobody will run it again: \
-                         publish it again";
 
 struct Worker {
     config: Config,
@@ -208,17 +206,8 @@ impl Worker {
         if message.topic == topics.pending {
             return self.tell(Input::Request(message));
         }
-        if let Queue::Pool(member) = &mut self.queue
-            && topics.is_presence(&message.topic)
-        {
-            return match member.understand(&message) {
-                Meaning::Nothing => ControlFlow::Continue(()),
-                Meaning::Input(input) => {
-                    let actions = member.feed(input, Instant::now());
-                    self.act(actions)
-                }
-                Meaning::ForeignPool => self.foreign_pool(&message),
-            };
+        if topics.is_presence(&message.topic) {
+            return self.hear_presence(&message);
         }
         let Some(id) = topics.cancelled_id(&message.topic) else {
             return self.give_up_subscriptions(message);
@@ -256,31 +245,6 @@ impl Worker {
             true => self.tell(Input::Request(message)),
             false => ControlFlow::Continue(()), // a cancel of a job that does not run here
         }
-    }
-
-    /// There is another pool of our name, with another directory.
-    fn foreign_pool(&self, message: &Message) -> ControlFlow<Exit> {
-        log::error!(
-            "{} belongs to another pool with the name of ours: all members need JOB_ROOT on the same drive, and another \
-             pool needs another JOB_POOL",
-            message.topic
-        );
-        match self.queue.is_waiting() {
-            true => ControlFlow::Break(Exit::Config),
-            false => ControlFlow::Continue(()),
-        }
-    }
-
-    fn hear_head(&mut self, turn: u64, event: mqtt::Event) -> ControlFlow<Exit> {
-        let denied = match &event {
-            mqtt::Event::Denied(reason) => Some(format!("as the head of the pool: {reason}")),
-            _ => None,
-        };
-        if let Queue::Pool(member) = &mut self.queue {
-            let actions = member.hear_head(turn, event, Instant::now());
-            self.act(actions)?;
-        }
-        denied.map_or(ControlFlow::Continue(()), |reason| self.denied(&reason))
     }
 
     /// Gives an event to the queue, and does what it says.
@@ -352,39 +316,6 @@ impl Worker {
         }
     }
 
-    /// Deals with the request of the claim that is ours.
-    fn take_claim(&mut self) -> ControlFlow<Exit> {
-        let Some(claim) = self.queue.claim().cloned() else {
-            return ControlFlow::Continue(());
-        };
-        let (request, origin) = (claim.history.request.clone(), claim.origin());
-        if let Some(document) = &claim.history.result {
-            log::info!(
-                "job {}: over already, its result is sent again",
-                request.id.as_str()
-            );
-            return self.publish_result(ResultMessage {
-                topic: self.config.topics.result(&request.id),
-                payload: document.clone(),
-                after: AfterResult::Leave,
-                wait_for_subscriber: true,
-            });
-        }
-        if let Err(error) = claim.let_steps_inherit() {
-            log::warn!("the steps cannot inherit the lock of their claim: {error}");
-        }
-        let waker = self.inbox.waker().clone();
-        let worker = &self.config.worker_id;
-        let mut run = Run::new(request, origin, &self.config.job, worker, waker);
-        run.record_in(claim.clone());
-        match claim.is_cancelled() {
-            true => run.interrupt(Interruption::Cancelled("the controller"), Instant::now()),
-            false => run.wake(Instant::now()),
-        }
-        self.run = Some(run);
-        ControlFlow::Continue(())
-    }
-
     fn reject(&mut self, rejection: Rejection, message: &Message) -> ControlFlow<Exit> {
         match &rejection.id {
             Some(id) => log::warn!("job {}: rejected: {}", id.as_str(), rejection.error),
@@ -416,17 +347,8 @@ impl Worker {
                 Some(News::Changed(document)) => self.outgoing.announce_status(run.id(), document),
                 Some(News::Over(Outcome::Final(document))) => self.report(*document)?,
                 Some(News::Over(Outcome::Stored(document))) => {
-                    log::info!(
-                        "job {}: over already, its result is sent again",
-                        run.id().as_str()
-                    );
-                    let topic = self.config.topics.result(run.id());
-                    self.publish_result(ResultMessage {
-                        topic,
-                        payload: document,
-                        after: AfterResult::Leave,
-                        wait_for_subscriber: true,
-                    })?;
+                    let id = run.id().clone();
+                    self.publish_stored(&id, document)?;
                 }
                 Some(News::Over(Outcome::Interrupted)) => self.requeue()?,
                 Some(News::Over(Outcome::Busy)) => {
@@ -441,90 +363,6 @@ impl Worker {
             }
         }
         ControlFlow::Continue(())
-    }
-
-    /// The job is interrupted. Its request stays with the broker, or gets its result now if the broker has forgotten it.
-    fn requeue(&mut self) -> ControlFlow<Exit> {
-        let Some(run) = &mut self.run else {
-            return ControlFlow::Continue(());
-        };
-        if self.queue.broker_lacks_request()
-            && let Some(document) = run.fail_forgotten(FORGOTTEN)
-        {
-            return self.report(document);
-        }
-        let id = run.id().as_str();
-        log::info!("job {id}: interrupted, it will be run again");
-        if let Some(claim) = self.queue.claim() {
-            claim.stopped(run.has_started());
-        }
-        self.run = None;
-        self.tell(Input::Requeue)
-    }
-
-    // Report.
-
-    /// Publishes a final document.
-    fn report(&mut self, document: Document) -> ControlFlow<Exit> {
-        match self.queue.keep(&document) {
-            Kept::Yes => {}
-            Kept::Failed(error) => log::warn!("{error}; the result is published all the same"),
-            Kept::Lost => return self.give_up(),
-        }
-        log_result(&document);
-        let id = &document.id;
-        self.publish_result(ResultMessage {
-            topic: self.config.topics.result(id),
-            payload: document.to_json(),
-            after: match document.is_rejection() {
-                true => AfterResult::WaitOn,
-                false => AfterResult::Leave,
-            },
-            wait_for_subscriber: follows_an_interruption(&document),
-        })
-    }
-
-    /// Somebody else has the request by now, and publishes its result.
-    fn give_up(&mut self) -> ControlFlow<Exit> {
-        if let Some(run) = self.run.take() {
-            log::warn!(
-                "job {}: another worker has its claim by now, and the result is left to that one",
-                run.id().as_str()
-            );
-        }
-        self.tell(Input::GiveUp)
-    }
-
-    fn publish_result(&mut self, result: ResultMessage) -> ControlFlow<Exit> {
-        self.run = None;
-        if self.denied {
-            return ControlFlow::Break(Exit::Denied);
-        }
-        self.resume();
-        self.tell(Input::Result(result))?;
-        match self.stopping {
-            true => self.tell(Input::Stop {
-                grace: self.config.job.stop_grace,
-            }),
-            false => ControlFlow::Continue(()),
-        }
-    }
-
-    fn published(&mut self, outcome: Result<Subscribers, Unpublished>) -> ControlFlow<Exit> {
-        self.outgoing.published();
-        match outcome {
-            Ok(subscribers) => self.tell(Input::Published(subscribers)),
-            Err(Unpublished::ForNow(reason)) => {
-                log::warn!("the broker does not take the result ({reason}); publishing it again");
-                self.tell(Input::NotPublished)
-            }
-            Err(Unpublished::NotAuthorized) => {
-                let root = self.config.topics.rejected.trim_end_matches("rejected");
-                self.denied(&format!(
-                    "the broker denies our result: we may not write to {root}results/+ or {root}rejected"
-                ))
-            }
-        }
     }
 
     // Leave.
@@ -556,24 +394,5 @@ impl Worker {
                 ControlFlow::Continue(())
             }
         }
-    }
-}
-
-/// Whether an earlier attempt was interrupted. Whatever did that may have interrupted the controller, too, so that it is not
-/// subscribed yet.
-fn follows_an_interruption(document: &Document) -> bool {
-    document.attempt.is_some_and(|attempt| attempt > 1) || document.stops > 0
-}
-
-/// Says in one line how a job ended.
-fn log_result(document: &Document) {
-    let (id, code) = (document.id.as_str(), document.exit_code.unwrap_or(1));
-    let seconds = document.duration_ms.map(|ms| ms as f64 / 1000.0);
-    let took = seconds.map(|seconds| format!(" in {seconds:.1} s"));
-    let took = took.unwrap_or_default();
-    match &document.error {
-        None => log::info!("job {id}: success{took}, exit code {code}"),
-        Some(error) if document.is_rejection() => log::warn!("job {id}: rejected: {error}"),
-        Some(error) => log::warn!("job {id}: failed{took}, exit code {code}: {error}"),
     }
 }

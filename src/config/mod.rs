@@ -1,6 +1,7 @@
 //! The environment, turned into a validated [`Config`] (docs/reference.md, "Configuration"). Every variable is named in this
 //! module and only here.
 
+mod pool;
 mod unknown;
 mod url;
 
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use url::Url;
 
+pub use pool::{POOLS, PoolConfig};
 pub use unknown::warning as unknown_variables;
 
 /// Everything that the environment may say, valid by construction.
@@ -30,18 +32,6 @@ pub struct Config {
     pub job: JobConfig,
     /// The pool whose queue this worker serves; `None` for one of its own.
     pub pool: Option<PoolConfig>,
-}
-
-/// Where the pools of a drive are, below `JOB_ROOT`.
-pub const POOLS: &str = ".job-worker";
-
-/// A pool: any number of workers that serve one queue.
-#[derive(Clone, Debug)]
-pub struct PoolConfig {
-    /// MQTT client id of the session that is the queue.
-    pub name: String,
-    /// `JOB_ROOT`, which holds the pool's directory.
-    pub root: PathBuf,
 }
 
 /// What of the environment counts for a job that is run by hand, without a broker.
@@ -269,28 +259,6 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
                 )
                 .map_or(Duration::from_secs(30), Duration::from_secs),
         }
-    }
-
-    fn pool(&mut self, job: &JobConfig) -> Option<PoolConfig> {
-        let expected = format!("{NAME}, and neither . nor ..");
-        let name = self.value("JOB_POOL", &expected, |name| {
-            let is_one = check_name(name).is_ok() && !matches!(name, "." | "..");
-            is_one.then(|| name.to_owned())
-        })?;
-        if job.root.is_none() {
-            self.errors.push(
-                "JOB_POOL is set without JOB_ROOT: set it to the directory that all members share"
-                    .to_owned(),
-            );
-        }
-        // the kernel's own name of the directory, as that of a workDir is
-        let root = job.root.as_ref()?.canonicalize();
-        root.map(|root| PoolConfig { name, root })
-            .map_err(|error| {
-                self.errors
-                    .push(format!("JOB_ROOT cannot be resolved: {error}"))
-            })
-            .ok()
     }
 
     fn job(&mut self) -> JobConfig {

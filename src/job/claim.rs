@@ -6,6 +6,7 @@ use super::directory::is_passing;
 use super::execution::Execution;
 use super::job::Job;
 use super::log::{JobLog, Lock, while_nothing_runs};
+use super::place::open_dir;
 use super::{OpenError, Outcome, RequestRecord, WorkDir, drive, journal};
 use crate::backoff::Backoff;
 use crate::config::{Durability, JobConfig, PayloadSteps};
@@ -15,8 +16,6 @@ use crate::contract::{
 };
 use crate::inbox::Waker;
 use serde::de::IgnoredAny;
-use std::fs::TryLockError;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -402,38 +401,6 @@ impl Claim {
             log::warn!("{error}");
         }
         document
-    }
-}
-
-/// Whether something has the lock on the `job.log` of a request, as far as that can be told.
-pub fn is_busy(request: &Request, config: &JobConfig) -> bool {
-    let log = open_dir(request, config)
-        .ok()
-        .and_then(|dir| JobLog::open_if_there(&dir).ok());
-    log.is_some_and(|log| matches!(log.try_lock(), Err(TryLockError::WouldBlock)))
-}
-
-fn open_dir(request: &Request, config: &JobConfig) -> Result<WorkDir, OpenError> {
-    let work_dir = &request.work_dir;
-    let base = config.root.as_deref().unwrap_or(Path::new(""));
-    let path = std::path::absolute(base.join(work_dir))
-        .map_err(|error| OpenError::Unusable(format!("workDir {work_dir:?}: {error}")))?;
-    let dir = WorkDir::open(path, config.root.as_deref())?;
-    let Some(reserved) = &config.reserved else {
-        return Ok(dir);
-    };
-    let real = dir.real_path().map_err(|error| {
-        OpenError::Unusable(format!(
-            "workDir {work_dir:?} cannot be told from others: {error}"
-        ))
-    })?;
-    match real.starts_with(reserved) || reserved.starts_with(&real) {
-        true => Err(OpenError::Unusable(format!(
-            "workDir {} contains the directory of the pool, {}, or lies in it",
-            dir.path().display(),
-            reserved.display()
-        ))),
-        false => Ok(dir),
     }
 }
 

@@ -11,15 +11,17 @@ mod interruption;
 mod job;
 mod journal;
 mod log;
+mod place;
 mod record;
 mod run;
 mod step;
 
 use crate::contract::Document;
 
-pub use claim::{CANCEL_FILE, is_busy};
+pub use claim::CANCEL_FILE;
 pub use directory::{OpenError, WorkDir};
 pub use interruption::Interruption;
+pub use place::is_busy;
 pub use run::{News, Run};
 
 /// How a run ends.

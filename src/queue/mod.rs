@@ -1,4 +1,5 @@
-//! The queue that requests come from: what it hears, and what it wants to be done. No I/O and no clock of its own.
+//! The queue that requests come from: what it hears, and what it wants to be done. The machines, [`own`] and [`pool`], have no I/O and
+//! no clock of their own; [`spool`] is what a pool has on the drive.
 
 pub mod own;
 pub mod pool;

@@ -11,6 +11,7 @@
 //! From the moment at which a request is a claim, the drive holds it, and the machine never needs the broker to keep it: the claim
 //! is removed after the broker has the result. The session is the head's, and the head is whoever has the lock on `head.lock`.
 
+mod head;
 mod words;
 
 pub use words::{Action, Input, Looked, Took, Tried};
@@ -19,6 +20,7 @@ use super::AfterResult;
 use super::publication::{Publication, RESUBSCRIBE_WAIT, RETRY_PAUSE};
 use crate::backoff::Backoff;
 use crate::mqtt::{Message, Subscribers};
+use head::{Head, Then};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -56,41 +58,6 @@ enum State {
     /// DISCONNECT is on its way.
     Leaving,
     Gone,
-}
-
-/// What a head is about.
-#[derive(Clone, Copy, Debug)]
-enum Head {
-    /// For claims that nobody has, before anything else.
-    Looking,
-    Connecting,
-    /// For a request. `ready`: the subscription stands.
-    Waiting {
-        ready: bool,
-    },
-    /// The request with this packet identifier becomes a claim.
-    Taking(Option<u16>),
-    /// It is rejected; it is acknowledged when the broker has the rejection.
-    Rejecting(Option<u16>),
-    /// A request that needs no claim is acknowledged; the next one is taken when the broker has that.
-    Settling {
-        packet_id: Option<u16>,
-        /// It is the latest in `taken`.
-        is_latest: bool,
-    },
-    /// A request that is a claim is acknowledged.
-    Confirming,
-    /// DISCONNECT is on its way.
-    Closing(Then),
-}
-
-/// What follows when the head's connection has ended.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Then {
-    /// The job of the claim.
-    Run,
-    Stand,
-    Leave,
 }
 
 /// The machine.
@@ -299,110 +266,6 @@ impl Machine {
         }
     }
 
-    fn looked(&mut self, looked: Looked, now: Instant, todo: &mut Vec<Action>) {
-        match (self.head(), looked) {
-            (Some(Head::Looking), Looked::Claimed) => {
-                self.insist = true;
-                todo.push(Action::FreeHead);
-                self.run(todo);
-            }
-            (Some(Head::Looking), Looked::Nothing) => {
-                self.state = State::Head(Head::Connecting);
-                self.deadline = Some(now + ANSWER_WAIT);
-                todo.push(Action::OpenHead);
-            }
-            (Some(Head::Waiting { .. }), Looked::Claimed) => {
-                self.insist = true;
-                self.close(Then::Run, now, todo);
-            }
-            (Some(Head::Waiting { .. }), Looked::Nothing) => {
-                self.deadline = Some(now + self.looks.next_pause());
-            }
-            _ => {}
-        }
-    }
-
-    fn head_ready(&mut self, now: Instant) {
-        if let State::Head(Head::Waiting { ready }) = &mut self.state {
-            *ready = true;
-            self.broker_pauses.reset();
-            self.looks.reset();
-            self.deadline = Some(now + self.looks.next_pause());
-        }
-    }
-
-    fn request(&mut self, message: Message, todo: &mut Vec<Action>) {
-        match self.head() {
-            Some(Head::Waiting { .. }) => self.take(message, todo),
-            // one request at a time, and at QoS 0 the broker does not keep the others
-            _ if message.packet_id.is_none() => todo.push(Action::RejectNow(message)),
-            Some(Head::Rejecting(packet_id) | Head::Settling { packet_id, .. }) => {
-                // once more on the live connection, as NATS does
-                let is_known = |other: &Message| other.packet_id == message.packet_id;
-                if packet_id != message.packet_id && !self.behind.iter().any(is_known) {
-                    self.behind.push_back(message);
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn take(&mut self, message: Message, todo: &mut Vec<Action>) {
-        self.state = State::Head(Head::Taking(message.packet_id));
-        todo.push(Action::Take(message));
-    }
-
-    fn took(&mut self, took: Took, now: Instant, todo: &mut Vec<Action>) {
-        let Some(Head::Taking(packet_id)) = self.head() else {
-            return;
-        };
-        self.deadline = Some(now + ANSWER_WAIT);
-        self.drive_pauses.reset();
-        self.state = State::Head(match took {
-            Took::Rejected => Head::Rejecting(packet_id),
-            Took::Claimed => {
-                self.insist = !self.connected;
-                Head::Confirming
-            }
-            Took::Known | Took::InProgress => Head::Settling {
-                packet_id,
-                is_latest: took == Took::Known,
-            },
-        });
-        if took != Took::Rejected {
-            todo.extend(packet_id.map(Action::Acknowledge));
-            todo.push(Action::Confirm);
-        }
-    }
-
-    fn head_published(&mut self, now: Instant, todo: &mut Vec<Action>) {
-        match self.head() {
-            Some(Head::Confirming) => {
-                todo.push(Action::Confirmed);
-                self.close(Then::Run, now, todo);
-            }
-            Some(Head::Settling { is_latest, .. }) => {
-                if is_latest {
-                    todo.push(Action::Confirmed);
-                }
-                self.wait_on(now, todo);
-            }
-            Some(Head::Rejecting(packet_id)) => {
-                todo.extend(packet_id.map(Action::Acknowledge));
-                self.wait_on(now, todo);
-            }
-            _ => {}
-        }
-    }
-
-    fn wait_on(&mut self, now: Instant, todo: &mut Vec<Action>) {
-        self.state = State::Head(Head::Waiting { ready: true });
-        self.deadline = Some(now + self.looks.next_pause());
-        if let Some(message) = self.behind.pop_front() {
-            self.take(message, todo);
-        }
-    }
-
     fn drive_failed(&mut self, now: Instant, todo: &mut Vec<Action>) {
         let pause = self.drive_pauses.next_pause();
         match self.head() {
@@ -415,41 +278,6 @@ impl Machine {
             Some(_) => {
                 self.stand_at = Some(now + pause);
                 self.close(Then::Stand, now, todo);
-            }
-        }
-    }
-
-    fn close(&mut self, then: Then, now: Instant, todo: &mut Vec<Action>) {
-        self.state = State::Head(Head::Closing(then));
-        self.deadline = Some(now + LEAVE_WAIT);
-        self.behind.clear(); // the broker delivers them again
-        todo.push(Action::CloseHead);
-    }
-
-    /// The head's connection has ended, in order or not.
-    fn head_ended(&mut self, now: Instant, todo: &mut Vec<Action>) {
-        let Some(head) = self.head() else {
-            return;
-        };
-        self.behind.clear();
-        todo.extend([Action::AbandonHead, Action::FreeHead]);
-        match head {
-            // it counts, whether the broker has our acknowledgement or not
-            Head::Confirming | Head::Closing(Then::Run) if self.stopping => {
-                todo.push(Action::GiveBack);
-                self.leave(now, todo);
-            }
-            Head::Confirming | Head::Closing(Then::Run) => self.run(todo),
-            Head::Closing(Then::Leave) => self.leave(now, todo),
-            Head::Closing(Then::Stand) => self.stand(now, todo),
-            Head::Looking
-            | Head::Connecting
-            | Head::Waiting { .. }
-            | Head::Taking(_)
-            | Head::Rejecting(_)
-            | Head::Settling { .. } => {
-                let pause = self.broker_pauses.next_pause();
-                self.stand_later(pause, now, todo);
             }
         }
     }

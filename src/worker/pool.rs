@@ -1,0 +1,78 @@
+//! What a member of a pool does beside what every worker does: it hears the others and the head's connection, and takes its request
+//! from a claim.
+
+use super::Worker;
+use crate::Exit;
+use crate::job::{Interruption, Run};
+use crate::member::Meaning;
+use crate::mqtt::{self, Message};
+use crate::served::Queue;
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+impl Worker {
+    /// Takes what came on the connection of the head.
+    pub(super) fn hear_head(&mut self, turn: u64, event: mqtt::Event) -> ControlFlow<Exit> {
+        let denied = match &event {
+            mqtt::Event::Denied(reason) => Some(format!("as the head of the pool: {reason}")),
+            _ => None,
+        };
+        if let Queue::Pool(member) = &mut self.queue {
+            let actions = member.hear_head(turn, event, Instant::now());
+            self.act(actions)?;
+        }
+        denied.map_or(ControlFlow::Continue(()), |reason| self.denied(&reason))
+    }
+
+    /// Takes the presence of a worker, which only a member of a pool hears.
+    pub(super) fn hear_presence(&mut self, message: &Message) -> ControlFlow<Exit> {
+        let Queue::Pool(member) = &mut self.queue else {
+            return ControlFlow::Continue(());
+        };
+        match member.understand(message) {
+            Meaning::Nothing => ControlFlow::Continue(()),
+            Meaning::Input(input) => {
+                let actions = member.feed(input, Instant::now());
+                self.act(actions)
+            }
+            Meaning::ForeignPool => self.foreign_pool(message),
+        }
+    }
+
+    /// There is another pool of our name, with another directory.
+    fn foreign_pool(&self, message: &Message) -> ControlFlow<Exit> {
+        log::error!(
+            "{} belongs to another pool with the name of ours: all members need JOB_ROOT on the same drive, and another \
+             pool needs another JOB_POOL",
+            message.topic
+        );
+        match self.queue.is_waiting() {
+            true => ControlFlow::Break(Exit::Config),
+            false => ControlFlow::Continue(()),
+        }
+    }
+
+    /// Deals with the request of the claim that is ours.
+    pub(super) fn take_claim(&mut self) -> ControlFlow<Exit> {
+        let Some(claim) = self.queue.claim().cloned() else {
+            return ControlFlow::Continue(());
+        };
+        let (request, origin) = (claim.history.request.clone(), claim.origin());
+        if let Some(document) = &claim.history.result {
+            return self.publish_stored(&request.id, document.clone());
+        }
+        if let Err(error) = claim.let_steps_inherit() {
+            log::warn!("the steps cannot inherit the lock of their claim: {error}");
+        }
+        let waker = self.inbox.waker().clone();
+        let worker = &self.config.worker_id;
+        let mut run = Run::new(request, origin, &self.config.job, worker, waker);
+        run.record_in(claim.clone());
+        match claim.is_cancelled() {
+            true => run.interrupt(Interruption::Cancelled("the controller"), Instant::now()),
+            false => run.wake(Instant::now()),
+        }
+        self.run = Some(run);
+        ControlFlow::Continue(())
+    }
+}
