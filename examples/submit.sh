@@ -1,89 +1,235 @@
 #!/bin/sh
 # A whole controller: runs commands as a job on a worker, follows the log, and exits with the job's exit code.
 #
-#   submit.sh 'npm ci' 'npm test'                each argument is a step
+#   submit.sh [OPTION...] STEP...                each STEP is one shell command line
+#
+#   submit.sh 'npm ci' 'npm test'
 #   INPUT=./project submit.sh 'make'             what is in the directory is copied to the job first
+#   submit.sh --json 'make' | jq .durationMs
 #
-# Ctrl-C cancels the job and waits for its end; a second one leaves at once. A job that is still in the queue is withdrawn: no
-# worker runs it, also when nobody waits any more. The job's directory stays: it holds what the job has made. Exits with 75
-# where there is no broker.
+# Options:
+#   --json       print the result on stdout as the worker has published it; the log goes to stderr
+#   --id ID      the job's id, and the name of its directory (default: made of host, time and process)
+#   --help       this text
+#   -h -p -u -P -V --cafile --capath --cert --key --ciphers --tls-version --tls-use-os-certs --insecure
+#                as the Mosquitto clients have them. They read ~/.config/mosquitto_pub and mosquitto_sub, too: a password
+#                is better there than behind -P, where everybody on this host sees it
 #
-#   JOBS_DIR                                     the shared drive, as the workers see it, too (default: here)
+# Environment:
+#   JOBS_DIR                                     the shared drive (default: here)
+#   WORKERS_DIR                                  the same drive, where the workers have it under another path
 #   MQTT_HOST, MQTT_PORT, MQTT_TOPIC_ROOT        (default: localhost, 1883, jobs)
 #
-# User name, password and TLS come from the Mosquitto clients' own files, ~/.config/mosquitto_pub and mosquitto_sub.
+# Ctrl-C withdraws a job that is still in the queue: no worker will run it. It cancels a job that runs, and waits for its end;
+# a second one leaves at once. The job's directory stays: it holds what the job has made.
+#
+# Exit status:
+#   0 to 255     the job's exit code, but for 64 and 75: a job that ends with one of these makes it 1, and is told on stderr
+#   130          cancelled or withdrawn
+#   64           usage
+#   75           nothing was run, or nobody knows: no broker, no worker has ever been there, the drive takes nothing, ...
+#                stderr says which. A start that has failed leaves no directory behind
 set -eu
-[ $# -gt 0 ] || { sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 64; }
+
+say() { printf 'submit: %s\n' "$*" >&2 || true; } # also where nobody reads it any more
+
+# However this ends, it is by `leave`: no other status is taken for the job's. Until the request is out, nothing is left behind.
+code=75 scratch='' listener='' looker='' heard_of='' new=''
+leave() { code=$1; exit "$1"; }
+fail() { say "$1"; leave 75; }
+usage() { say "$1 (submit.sh --help)"; leave 64; }
+clean_up() {
+    trap '' HUP INT TERM
+    for process in $listener $looker; do kill "$process" 2>/dev/null || true; done
+    [ -z "$heard_of" ] || listen -E -W 5 >/dev/null 2>&1 || true # without -c: the broker forgets us
+    [ -z "$new" ] || rm -rf "$new"
+    [ -z "$scratch" ] || rm -rf "$scratch"
+    exit "$code"
+}
+trap clean_up EXIT
+trap 'leave 130' HUP INT TERM
+json() { printf '%s' "$1" | sed 's/\\/\\\\/g; s/"/\\"/g; s/	/\\t/g' | awk '{ printf "%s%s", sep, $0; sep = "\\n" }'; }
+quoted() { printf " '%s'" "$(printf '%s' "$1" | sed "s/'/'\\\\''/g")"; } # for eval
+
+raw='' id=$(uname -n)_$(date +%Y%m%d_%H%M%S)_$$ options=
+while [ $# -gt 0 ]; do
+    case $1 in
+    --help) sed -n '2,/^set -eu/s/^# \{0,1\}//p' "$0"; leave 0 ;;
+    --json) raw=yes ;;
+    --insecure | --tls-use-os-certs) options="$options $1" ;;
+    --id | -h | -p | -u | -P | -V | --cafile | --capath | --cert | --key | --ciphers | --tls-version)
+        [ $# -gt 1 ] || usage "$1 needs a value"
+        if [ "$1" = --id ]; then id=$2; else options="$options $1$(quoted "$2")"; fi
+        shift ;;
+    --) shift; break ;;
+    -*) usage "unknown option $1" ;;
+    *) break ;;
+    esac
+    shift
+done
+[ $# -gt 0 ] || usage "no step is given"
+case $id in '' | *[/+#[:cntrl:]]*) usage "an id has none of / + # and no control characters: '$id'" ;; esac
+[ ${#id} -le 128 ] || usage "an id has at most 128 characters"
 
 root=${MQTT_TOPIC_ROOT:-jobs}
-pub() { mosquitto_pub ${MQTT_HOST:+-h "$MQTT_HOST"} ${MQTT_PORT:+-p "$MQTT_PORT"} -q 1 "$@"; }
-sub() { mosquitto_sub ${MQTT_HOST:+-h "$MQTT_HOST"} ${MQTT_PORT:+-p "$MQTT_PORT"} -q 1 "$@"; }
-json() { printf '%s' "$1" | sed 's/\\/\\\\/g; s/"/\\"/g; s/	/\\t/g' | awk '{ printf "%s%s", sep, $0; sep = "\\n" }'; }
+host="${MQTT_HOST:+-h$(quoted "$MQTT_HOST")}${MQTT_PORT:+ -p$(quoted "$MQTT_PORT")}"
+pub() { eval "mosquitto_pub -q 1 $version $host $options \"\$@\""; }
+sub() { eval "$replace mosquitto_sub -q 1 $host $options \"\$@\""; }
+version='' replace=''
+# The broker keeps the result for us from before the request is out: it can neither come too early nor be missed.
+listen() { sub -i "submit_$id" -t "$root/results/$id" "$@"; }
 
-# The directory: mkdir fails where there is one, so nobody else has it; its name is the id.
-drive=$(cd "${JOBS_DIR:-.}" && pwd)
-id=$(uname -n)_$(date +%Y%m%d_%H%M%S)_$$
+for program in mosquitto_pub mosquitto_sub awk; do
+    command -v $program >/dev/null || fail "$program is missing; nothing is published"
+done
+drive=$(cd "${JOBS_DIR:-.}" && pwd) || fail "JOBS_DIR cannot be entered; nothing is published"
 dir=$drive/$id
-mkdir "$dir"
-[ -z "${INPUT:-}" ] || cp -R "$INPUT/." "$dir"
+scratch=$(mktemp -d) || fail "there is no room for our own files; nothing is published"
+pause=0.2
+sleep 0.01 2>/dev/null || pause=1
+
+# The directory: mkdir fails where there is one, so nobody else has it.
+[ ! -e "$dir" ] || usage "$dir is there already"
+mkdir "$dir" || fail "the job's directory cannot be made; nothing is published"
+new=$dir
+if [ -n "${INPUT:-}" ]; then
+    cp -R "$INPUT/." "$dir" || fail "INPUT cannot be copied; nothing is published"
+    rm -f "$dir/job.cancel" "$dir/job.status.json" "$dir/job.log" # of another job
+fi
 {
     printf '{ "steps": ['
     comma=
     for step; do printf '%s"%s"' "$comma" "$(json "$step")"; comma=', '; done
     printf '] }\n'
-} > "$dir/job.json"
+} > "$dir/job.json" || fail "job.json cannot be written; nothing is published"
+listen -c -E -W 10 || fail "the broker does not let us listen for the result; nothing is published"
+heard_of=yes
 
-# The broker keeps the result for us from before the request is out: it can neither come too early nor be missed.
-listen() { sub -i "submit_$id" -t "$root/results/$id" "$@"; }
-listen -c -E || { echo "submit: no broker; nothing is published, the job is in $dir" >&2; exit 75; }
-scratch=$(mktemp)
-listener=
-clean_up() {
-    [ -z "$listener" ] || kill "$listener" 2>/dev/null || true
-    listen -E 2>/dev/null || true # without -c: the broker forgets us
-    rm -f "$scratch"
-}
-trap clean_up EXIT
-cancels=0
-# The file is for a job that is still in the queue, the message for one that runs; the file first, or a worker could take the
-# job between the two.
+# Ctrl-C from now on. The file is for a job that is still in the queue, the message for one that runs; the file first, or a
+# worker could take the job between the two.
+cancelled='' withdrawn=
 cancel() {
-    cancels=$((cancels + 1))
-    if ! touch "$dir/job.cancel"; then
-        echo "submit: the job cannot be withdrawn; it will run if a worker takes it" >&2
-    elif [ $cancels -lt 2 ]; then
-        echo "submit: cancelled; waiting for the worker that has the job, or takes it, to say so (Ctrl-C again: leave)" >&2
-    else
-        echo "submit: left; the job will not be started any more, and one that runs is asked to stop" >&2
-    fi
-    [ $cancels -lt 2 ] || exit 130
+    [ -z "$cancelled" ] || { say "left without waiting for the end of job $id"; leave 130; }
+    cancelled=yes
+    if (: > "$dir/job.cancel") 2>/dev/null; then withdrawn=yes; else say "job.cancel cannot be written"; fi
+    say "cancelled; waiting for what the worker says, if one has the job (Ctrl-C again: leave)"
 }
-trap cancel INT TERM
+trap cancel HUP INT TERM
 
-pub -t "$root/pending" -m "{ \"id\": \"$id\", \"workDir\": \"$(json "$dir")\" }"
-echo "submit: job $id in $dir" >&2
+# The `key` makes it harmless that a request comes twice. Only MQTT 5 says that nobody is subscribed (16), or who may not.
+request="{ \"id\": \"$(json "$id")\", \"key\": \"$(json "$id")\", \"workDir\": \"$(json "${WORKERS_DIR:-$drive}/$id")\" }"
+new=
+version='-V 5'
+answer=$(pub -d -t "$root/pending" -m "$request" 2>/dev/null) || {
+    version=
+    answer=$(pub -d -t "$root/pending" -m "$request")
+} || {
+    : > "$dir/job.cancel" || say "job.cancel cannot be written"
+    fail "the broker has not confirmed the request; where it has it all the same, $dir/job.cancel keeps the job from running"
+}
+case $answer in
+*'PUBACK (Mid: 1, RC:16)'*)
+    new=$dir
+    fail "no worker has ever been on this broker for $root/pending, so nobody would keep the request; nothing is published" ;;
+*'PUBACK (Mid: 1, RC:1'[2-9][0-9]\)*)
+    new=$dir
+    fail "the broker denies what we publish on $root/pending; nothing is published" ;;
+esac
+set +e # Ctrl-C ends the commands below, too
+say "job $id in $dir"
+
+# A field of a document. A quote in a string has a backslash before it, so this finds no field within another's text.
+field() { # document, name
+    case $1 in *"\"$2\":"*) ;; *) return 0 ;; esac
+    value=${1#*"\"$2\":"}
+    printf '%s\n' "$value" | sed -e 's/^"\([^"\\]*\(\\.[^"\\]*\)*\)".*/\1/; t text' -e 's/[^0-9].*//; b' \
+        -e ':text' -e 's/\\\(["\\]\)/\1/g'
+}
+journal() { cat "$dir/job.status.json" 2>/dev/null || true; }
+
+# Says what the job waits for, where that is news.
+look() {
+    trap - EXIT HUP INT TERM
+    status=0
+    sub -t "$root/workers/+" --retained-only -W 1 > "$scratch/workers" 2>/dev/null || status=$?
+    busy=$(grep '"state":"busy"' "$scratch/workers" || true)
+    idle=$(grep '"state":"idle"' "$scratch/workers" || true)
+    ours=$(printf '%s\n' "$busy" | grep -F "\"job\":\"$(json "$id")\"" || true)
+    if [ $status -ne 27 ]; then # the end of -W
+        text="the broker does not answer; waiting until it is back"
+    elif [ -n "$ours" ]; then
+        reason=$(field "$ours" waitingFor)
+        text=${reason:+worker $(field "$ours" worker) has the job, and waits for $reason}
+    elif [ -n "$idle" ]; then
+        text="in the queue; worker $(field "$idle" worker) is idle and has not taken it"
+    elif [ -n "$busy" ]; then
+        text="in the queue; worker $(field "$busy" worker) is busy with job $(field "$busy" job)"
+        [ "$(printf '%s\n' "$busy" | wc -l)" -eq 1 ] || text="$text, and so are the others with theirs"
+    else
+        text="no worker is there; the broker keeps the job until one comes"
+    fi
+    [ "$text" = "$(cat "$scratch/told" 2>/dev/null)" ] || [ -z "$text" ] || say "$text"
+    printf '%s' "$text" > "$scratch/told"
+}
 
 # An open file remembers how far it has been read, so each `cat` shows what is new.
 log=
 follow() {
     if [ -z "$log" ] && [ -r "$dir/job.log" ]; then log=$dir/job.log; exec 3< "$log"; fi
-    [ -z "$log" ] || cat <&3 || true
+    if [ -z "$log" ]; then return; elif [ -n "$raw" ]; then cat <&3 >&2; else cat <&3; fi
 }
-until [ -s "$scratch" ]; do
+
+# A cancel counts only while a worker has the job, so it is sent again and again; beside us, since bash takes a Ctrl-C that its
+# command deals with for dealt with.
+canceller='' since=
+cancel_or_withdraw() {
+    if [ -z "$canceller" ] || ! kill -0 "$canceller" 2>/dev/null; then
+        pub -t "$root/cancel/$id" -n 2>/dev/null & canceller=$!
+    fi
+    since=${since:-$now}
+    [ -n "$withdrawn" ] && [ "$now" -gt $((since + 1)) ] || return
+    case $state in '' | interrupted)
+        say "withdrawn: job $id is still in the queue, and will not be run; a worker that takes it finds $dir/job.cancel"
+        leave 130 ;;
+    esac
+}
+
+result='' last='' next_look=$(($(date +%s) + 2)) final=
+: > "$scratch/result"
+while [ -z "$result" ]; do
     if [ -z "$listener" ] || ! kill -0 "$listener" 2>/dev/null; then # Ctrl-C ends it, too
-        listen -c -C 1 > "$scratch" & listener=$!
+        if [ -s "$scratch/result" ]; then result=$(cat "$scratch/result"); continue; fi
+        (replace='exec'; listen -c -C 1 >> "$scratch/result" 2>/dev/null) & listener=$!
     fi
     follow
-    # again and again, since a cancel counts only while a worker has the job; beside us, since bash takes a Ctrl-C that its
-    # command deals with for dealt with
-    [ $cancels -eq 0 ] || pub -t "$root/cancel/$id" -n &
-    sleep 1 || true
+    now=$(date +%s) || continue
+    if [ "$now" != "$last" ]; then
+        document=$(journal) state='' last=$now
+        [ "$(field "$document" key)" != "$id" ] || state=$(field "$document" status)
+        case $state in success | failed) final=${final:-$now} ;; esac
+        if [ -n "$cancelled" ]; then
+            cancel_or_withdraw
+        elif [ "$now" -ge "$next_look" ] && [ "$state" != running ] && [ -z "$final" ]; then
+            next_look=$((now + 5))
+            look & looker=$!
+        fi
+        # The drive has the result, too: for a broker that does not come back, or has forgotten us.
+        [ -z "$final" ] || [ "$now" -le $((final + 5)) ] || result=$document
+    fi
+    [ -n "$result" ] || sleep $pause
 done
-wait "$listener" || true
+trap : HUP INT TERM # to stop a long log
 (: < "$dir/job.log") 2>/dev/null || true # opening it makes a network drive look for what is new
 follow
+trap '' HUP INT TERM
 
-result=$(cat "$scratch")
-echo "submit: $result" >&2
-code=${result#*'"exitCode":'}
-exit "${code%%[!0-9]*}"
+[ -z "$raw" ] || printf '%s\n' "$result"
+job_code=$(field "$result" exitCode) error=$(field "$result" error) warning=$(field "$result" warning)
+took=$(field "$result" durationMs)
+[ -z "$took" ] || took=" in $((took / 1000)).$((took % 1000 / 100)) s"
+say "job $id: $(field "$result" status)$took, exit code $job_code${error:+: $error}"
+[ -z "$warning" ] || say "warning: $warning"
+case $job_code in
+64 | 75) say "exiting with 1 instead of $job_code, which would mean that submit.sh itself has failed"; leave 1 ;;
+*) leave "$job_code" ;;
+esac
