@@ -45,6 +45,12 @@ fn bytes_at_qos_0(event: &Event) -> usize {
     }
 }
 
+/// Whether a message on the topic of requests asks for nothing: it takes a retained request off the broker. Nobody would be
+/// helped by a rejection of it.
+pub fn clears_a_retained_request(message: &Message) -> bool {
+    message.payload.is_empty() && message.packet_id.is_none()
+}
+
 /// Reads the request that a message brings.
 ///
 /// # Errors

@@ -11,7 +11,7 @@ use crate::Exit;
 use crate::config::{Config, OnStop};
 use crate::contract::{Rejection, subscribed_for};
 use crate::inbox::{self, Event, Inbox};
-use crate::intake::{Unread, qos_0_rejection, read_request};
+use crate::intake::{Unread, clears_a_retained_request, qos_0_rejection, read_request};
 use crate::job::{Interruption, News, Outcome, Run};
 use crate::links::{Heard, own_link};
 use crate::member::Member;
@@ -204,6 +204,9 @@ impl Worker {
     fn receive(&mut self, message: Message) -> ControlFlow<Exit> {
         let topics = &self.config.topics;
         if message.topic == topics.pending {
+            if clears_a_retained_request(&message) {
+                return ControlFlow::Continue(());
+            }
             return self.tell(Input::Request(message));
         }
         if topics.is_presence(&message.topic) {

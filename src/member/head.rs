@@ -3,7 +3,7 @@
 use super::{LONG_GONE, Member, drive_failed};
 use crate::config::Config;
 use crate::contract::subscribed_for;
-use crate::intake::read_request;
+use crate::intake::{clears_a_retained_request, read_request};
 use crate::links::{Heard, head_link};
 use crate::mqtt::{self, Message, Retention};
 use crate::outgoing::rejection;
@@ -58,7 +58,7 @@ impl Member {
     fn is_request(&self, message: &Message) -> bool {
         let pending = &self.config.topics.pending;
         if message.topic == *pending {
-            return true;
+            return !clears_a_retained_request(message);
         }
         let subscribed = subscribed_for(&message.topic);
         if let Some(connection) = &self.connection {

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use support::mosquitto::tool;
 use support::site::{Site, names};
 use support::wait;
 
@@ -455,8 +456,14 @@ fn a_retained_request_is_never_run(version: &str) {
     assert_eq!(answer["payload"], request);
     assert_eq!(answer["worker"], "node-worker-01");
 
+    // what docs/troubleshooting.md says: the broker has it no more, and the empty message is no request
+    let mut cure = Command::new(tool("mosquitto_pub"));
+    cure.args(["-p", &site.broker.port().to_string(), "-h", "127.0.0.1"])
+        .args(["-t", "jobs/pending", "-r", "-n"]);
+    assert!(cure.status().unwrap().success());
     lives_on(&site, worker, configure);
     assert_eq!(names(&dir), ["job.json"]);
+    assert_eq!(site.controller.heard("jobs/rejected").len(), 1);
     assert_eq!(site.controller.heard("jobs/results/retained").len(), 0);
 }
 

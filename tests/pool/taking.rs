@@ -26,6 +26,8 @@ fn what_cannot_be_used_is_rejected_and_the_head_goes_on(version: &str) {
     site.controller.publish("jobs/pending", "no json");
     site.request(json!({ "id": "bad", "workDir": 7 }));
     site.controller.publish_at_qos_0("jobs/pending", "nothing");
+    // it takes a retained request off the broker, and is none itself
+    site.controller.publish_at_qos_0("jobs/pending", "");
     let dir = site.prepare("good", json!({ "steps": ["true"] }));
     site.request(json!({ "id": "good", "workDir": dir }));
     assert_eq!(
@@ -36,6 +38,8 @@ fn what_cannot_be_used_is_rejected_and_the_head_goes_on(version: &str) {
     assert_eq!(site.result("good").json()["status"], "success");
     worker.exits_with(0);
     assert_eq!(claims(&site), [""; 0]);
+    let rejected = site.controller.heard("jobs/rejected");
+    assert!(rejected.iter().all(|notice| notice.json()["payload"] != ""));
 }
 
 fn a_directory_runs_one_job_at_a_time(version: &str) {
