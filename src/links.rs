@@ -15,6 +15,8 @@ pub enum Heard {
     Own(mqtt::Event),
     /// On the connection of the head, in this turn.
     Head(u64, mqtt::Event),
+    /// A head of this host may have left.
+    HeadFree,
 }
 
 /// The worker's own connection: with the session that is its queue, or in a pool with a session that ends with it.

@@ -4,6 +4,7 @@ mod head;
 
 use crate::config::{Config, JobConfig, PoolConfig};
 use crate::contract::JobId;
+use crate::host;
 use crate::inbox::Outbox;
 use crate::intake::Unread;
 use crate::job;
@@ -11,7 +12,7 @@ use crate::links::Heard;
 use crate::mqtt::{Connection, Link, Message, Protocol};
 use crate::presence::{Pool, Seen};
 use crate::queue::pool::{self, Looked, Machine};
-use crate::queue::spool::{Claim, Orphan, Spool, Why};
+use crate::queue::spool::{Claim, Holder, Orphan, Spool, Watch, Why};
 use crate::queue::{Action, Input};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -36,6 +37,8 @@ pub struct Member {
     /// The protocol version that the broker speaks.
     protocol: Option<Protocol>,
     claim: Option<Arc<Claim>>,
+    /// While we stand for the head.
+    watch: Option<Watch>,
     /// Who is gone, as the broker says, and since when.
     gone: Option<(String, Instant)>,
 }
@@ -72,6 +75,7 @@ impl Member {
             connection: None,
             protocol: None,
             claim: None,
+            watch: None,
             gone: None,
         })
     }
@@ -127,17 +131,29 @@ impl Member {
         match &*seen.state {
             _ if message.retained || seen.worker == self.config.worker_id => Meaning::Nothing,
             "idle" => Meaning::Input(pool::Input::ClaimsFreed),
+            "busy" if self.watches(&seen.worker) => Meaning::Nothing,
             "busy" => Meaning::Input(pool::Input::HeadLeaves),
-            // it may have been the head, and it may have had a job
-            _ => Meaning::Input(match self.turn_is_ours() {
-                true => pool::Input::ClaimsFreed,
-                false => pool::Input::HeadLeaves,
-            }),
+            // it may have had a job, or have been the head
+            _ if self.turn_is_ours() => Meaning::Input(pool::Input::ClaimsFreed),
+            _ if self.is_holder(|holder| holder.worker == seen.worker) => {
+                Meaning::Input(pool::Input::HeadLeaves)
+            }
+            _ => Meaning::Nothing,
         }
     }
 
     fn is_gone(&self, worker: &str) -> bool {
         self.gone.as_ref().is_some_and(|(gone, _)| gone == worker)
+    }
+
+    /// Whether we are told when this worker is not the head any more.
+    fn watches(&self, worker: &str) -> bool {
+        let is_here = |holder: Holder| holder.worker == worker && holder.host == host::name();
+        self.watch.is_some() && self.is_holder(is_here)
+    }
+
+    fn is_holder(&self, is_it: impl FnOnce(Holder) -> bool) -> bool {
+        self.spool.holder().is_ok_and(is_it)
     }
 
     fn turn_is_ours(&self) -> bool {

@@ -121,6 +121,7 @@ impl Worker {
                 self.hear(event)?;
             }
             Some(Event::Sent(Heard::Head(turn, event))) => self.hear_head(turn, event)?,
+            Some(Event::Sent(Heard::HeadFree)) => self.hear_head_free()?,
             Some(Event::Stop(signal)) => self.stop(signal)?,
             Some(Event::ChildEnded) => match &mut self.run {
                 Some(run) => run.child_ended(),

@@ -9,7 +9,7 @@ use crate::mqtt::{self, Message, Retention};
 use crate::outgoing::rejection;
 use crate::queue::Action;
 use crate::queue::pool::{self, Took, Tried};
-use crate::queue::spool::{Taking, Try};
+use crate::queue::spool::{Holder, Taking, Try};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -77,9 +77,22 @@ impl Member {
     }
 
     pub(super) fn try_head(&mut self) -> pool::Input {
-        match self.spool.try_head() {
-            Ok(Try::Ours) => pool::Input::Tried(Tried::Ours),
-            Ok(Try::Held(holder)) => {
+        let mut tried = self.spool.try_head();
+        if matches!(tried, Ok(Try::Held(_))) && self.watch.is_none() {
+            let outbox = self.outbox.clone();
+            let watch = self.spool.watch(move || outbox.send(Heard::HeadFree));
+            self.watch = watch
+                .inspect_err(|error| log::debug!("head.lock cannot be watched: {error}"))
+                .ok();
+            // it may have become free before that
+            tried = self.spool.try_head();
+        }
+        match tried {
+            Ok(Try::Ours) => {
+                self.watch = None;
+                pool::Input::Tried(Tried::Ours)
+            }
+            Ok(Try::Held(Holder { worker: holder, .. })) => {
                 // its next process may be the head before it says that it is there
                 let is_long = |(_, since): &(_, Instant)| since.elapsed() >= LONG_GONE;
                 if self.is_gone(&holder) && self.gone.as_ref().is_some_and(is_long) {

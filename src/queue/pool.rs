@@ -27,11 +27,13 @@ use std::time::{Duration, Instant};
 /// Pause between two tries for the head, when nobody says that it is free.
 const TRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// Pauses before the tries when a head is about to leave: it disconnects before it frees the lock.
-const HURRIED_PAUSES: [Duration; 3] = [
+/// Pauses before the tries when a head of another host is about to leave: it disconnects before it frees the lock.
+const HURRIED_PAUSES: [Duration; 5] = [
     Duration::from_millis(2),
     Duration::from_millis(8),
     Duration::from_millis(32),
+    Duration::from_millis(100),
+    Duration::from_millis(300),
 ];
 
 /// How long the broker may take to answer the head.
@@ -140,6 +142,8 @@ impl Machine {
             Input::Closed if matches!(self.state, State::Leaving) => self.go(todo),
             Input::Closed => {}
             Input::HeadLeaves => self.hurry(now),
+            Input::HeadFree if self.may_stand(now) => todo.push(Action::TryHead),
+            Input::HeadFree => {}
             Input::ClaimsFreed => {
                 if matches!(self.state, State::Head(Head::Waiting { ready: true })) {
                     self.looks.reset();
@@ -241,9 +245,14 @@ impl Machine {
         self.stand(now, todo);
     }
 
+    /// Whether a try for the head is worth it.
+    fn may_stand(&self, now: Instant) -> bool {
+        let is_time = self.stand_at.is_none_or(|at| at <= now);
+        matches!(self.state, State::Standing) && self.connected && is_time
+    }
+
     fn hurry(&mut self, now: Instant) {
-        let may_stand = self.connected && self.stand_at.is_none_or(|at| at <= now);
-        if matches!(self.state, State::Standing) && may_stand {
+        if self.may_stand(now) {
             self.hurried = 0;
             self.wait_for_try(now);
         }

@@ -16,14 +16,17 @@ mod claim;
 mod description;
 mod orphan;
 mod taken;
+mod watch;
 
 pub use claim::{Claim, Why};
 pub use orphan::Orphan;
 #[cfg(test)]
 pub use taken::Memory;
+pub use watch::Watch;
 
 use crate::config::{Durability, POOLS, PayloadSteps, PoolConfig};
 use crate::contract::Request;
+use crate::host;
 use crate::job::{OpenError, WorkDir};
 use crate::mqtt::Message;
 use claim::{History, Unreadable};
@@ -63,8 +66,17 @@ pub struct Spool {
 pub enum Try {
     /// We are the head.
     Ours,
-    /// Somebody else has it, of this name.
-    Held(String),
+    /// Somebody else has it.
+    Held(Holder),
+}
+
+/// Who has the lock on `head.lock`.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Holder {
+    /// The worker.
+    pub worker: String,
+    /// The name of its host.
+    pub host: String,
 }
 
 /// What became of a request.
@@ -199,13 +211,7 @@ impl Spool {
     /// What the system said; somebody else may become the head.
     pub fn try_head(&mut self) -> io::Result<Try> {
         if !self.try_lock()? {
-            let mut holder = vec![0; 256];
-            let bytes = self
-                .lock
-                .as_ref()
-                .map_or(Ok(0), |lock| lock.read_at(&mut holder, 0))?;
-            let holder = String::from_utf8_lossy(&holder[..bytes]);
-            return Ok(Try::Held(holder.trim_end().to_owned()));
+            return Ok(Try::Held(self.holder()?));
         }
         let begun = self.begin_turn();
         if begun.is_err() {
@@ -214,10 +220,38 @@ impl Spool {
         begun.map(|()| Try::Ours)
     }
 
+    /// Who was the head last.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn holder(&self) -> io::Result<Holder> {
+        let mut text = vec![0; 512];
+        let bytes = match &self.lock {
+            Some(lock) => lock.read_at(&mut text, 0)?,
+            None => 0,
+        };
+        let text = String::from_utf8_lossy(&text[..bytes]);
+        let mut words = text.split_whitespace().map(str::to_owned);
+        let mut word = || words.next().unwrap_or_default();
+        Ok(Holder {
+            worker: word(),
+            host: word(),
+        })
+    }
+
+    /// Calls somebody whenever a head of this host may have left.
+    ///
+    /// # Errors
+    /// See [`Watch::open`].
+    pub fn watch(&self, is_free: impl Fn() + Send + 'static) -> io::Result<Watch> {
+        Watch::open(&self.dir, is_free)
+    }
+
     fn begin_turn(&mut self) -> io::Result<()> {
         if let Some(lock) = &self.lock {
             lock.set_len(0)?;
-            lock.write_all_at(format!("{}\n", self.worker).as_bytes(), 0)?;
+            let holder = format!("{} {}\n", self.worker, host::name());
+            lock.write_all_at(holder.as_bytes(), 0)?;
         }
         let uncounted = self.names("n-")?;
         let keys: Vec<u64> = uncounted.iter().filter_map(|name| key_of(name)).collect();
@@ -233,7 +267,10 @@ impl Spool {
     /// Lets somebody else be the head.
     pub fn free_head(&mut self) {
         self.head = None;
-        self.lock = None;
+        if let Some(lock) = self.lock.take() {
+            // before it is closed, which is what the others hear
+            let _ = lock.unlock(); // closing it does that, too
+        }
     }
 
     /// Whether we are the head. A network drive that was away for long may have given the lock to somebody else.

@@ -6,6 +6,7 @@ use crate::Exit;
 use crate::job::{Interruption, Run};
 use crate::member::Meaning;
 use crate::mqtt::{self, Message};
+use crate::queue::pool;
 use crate::served::Queue;
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -22,6 +23,15 @@ impl Worker {
             self.act(actions)?;
         }
         denied.map_or(ControlFlow::Continue(()), |reason| self.denied(&reason))
+    }
+
+    /// A head of this host may have left.
+    pub(super) fn hear_head_free(&mut self) -> ControlFlow<Exit> {
+        let Queue::Pool(member) = &mut self.queue else {
+            return ControlFlow::Continue(());
+        };
+        let actions = member.feed(pool::Input::HeadFree, Instant::now());
+        self.act(actions)
     }
 
     /// Takes the presence of a worker, which only a member of a pool hears.

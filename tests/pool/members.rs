@@ -66,32 +66,42 @@ fn no_short_job_waits_for_a_long_one(version: &str) {
         .collect();
     await_queue(&site);
     site.submit("long", json!({ "steps": ["sleep 20"] }));
+    wait::until("the long job to begin", || {
+        !site.controller.heard("jobs/status/long").is_empty()
+    });
+    // a machine that is busy with something else may take longer, and not each time
     let started = Instant::now();
+    let mut slowest = Vec::new();
+    while slowest.iter().min() >= Some(&Duration::from_millis(500)) || slowest.is_empty() {
+        assert!(started.elapsed() < Duration::from_secs(15), "{slowest:?}");
+        slowest.push(slowest_of_8(&site, slowest.len()));
+    }
+    eprintln!("the slowest short job in each round: {slowest:?}");
+    assert!(site.controller.heard("jobs/results/long").is_empty());
+}
+
+/// How long the slowest of 8 short jobs takes from its request to its result.
+fn slowest_of_8(site: &Site, round: usize) -> Duration {
     let mut published = BTreeMap::new();
     for number in 0..8 {
-        let id = format!("short-{number}");
-        let dir = site.prepare(&id, json!({ "steps": ["date +%s.%N"] }));
+        let id = format!("short-{round}-{number}");
+        let dir = site.prepare(&id, json!({ "steps": ["true"] }));
         site.request(json!({ "id": id, "workDir": dir }));
         published.insert(id, Instant::now());
     }
     let mut slowest = Duration::ZERO;
-    let mut orders = Vec::new();
+    let mut begun = Vec::new();
     for (id, at) in &published {
         let result = site.result(id);
         slowest = slowest.max(at.elapsed());
         let result = result.json();
         assert_eq!(result["status"], "success", "{result}");
-        orders.push((result["startedAt"].as_str().unwrap().to_owned(), id.clone()));
+        begun.push((result["startedAt"].as_str().unwrap().to_owned(), id.clone()));
     }
-    assert!(started.elapsed() < Duration::from_secs(15));
-    assert!(
-        slowest < Duration::from_millis(1500),
-        "one waited {slowest:?}"
-    );
-    eprintln!("slowest short job: {slowest:?}");
-    // they are begun in the order of the queue, as far as milliseconds tell
-    let by_time: Vec<String> = orders.iter().map(|(at, _)| at.clone()).collect();
-    assert!(by_time.is_sorted(), "{orders:?}");
+    // in the order of the queue, as far as milliseconds tell
+    let by_time: Vec<String> = begun.iter().map(|(at, _)| at.clone()).collect();
+    assert!(by_time.is_sorted(), "{begun:?}");
+    slowest
 }
 
 fn one_member_alone_runs_all_in_their_order(version: &str) {

@@ -119,8 +119,9 @@ impl Machine {
     pub(super) fn head_published(&mut self, now: Instant, todo: &mut Vec<Action>) {
         match self.head() {
             Some(Head::Confirming) => {
-                todo.push(Action::Confirmed);
                 self.close(Then::Run, now, todo);
+                // while DISCONNECT is on its way
+                todo.push(Action::Confirmed);
             }
             Some(Head::Settling { is_latest, .. }) => {
                 if is_latest {

@@ -88,7 +88,7 @@ impl Story {
         let mut story = Self::confirming();
         assert_eq!(
             story.hears(Input::HeadPublished),
-            [Action::Confirmed, Action::CloseHead]
+            [Action::CloseHead, Action::Confirmed]
         );
         assert_eq!(
             story.hears(Input::HeadClosed),
@@ -146,6 +146,22 @@ fn a_lock_that_is_held_is_tried_each_second_and_soon_when_a_head_leaves() {
         assert_eq!(story.waits(), (pause, vec![Action::TryHead]));
         story.hears(Input::Tried(Tried::Held));
     }
+}
+
+#[test]
+fn a_lock_that_is_free_is_tried_at_once_if_it_is_wanted() {
+    let mut story = Story::new();
+    story.hears(Input::Tried(Tried::Held));
+    assert_eq!(story.hears(Input::HeadFree), [Action::TryHead]);
+    // another one was faster, and is heard when it leaves
+    story.hears(Input::Tried(Tried::Held));
+    assert_eq!(story.waits(), (SECOND, vec![Action::TryHead]));
+    story.hears(Input::Lost);
+    assert_eq!(story.hears(Input::HeadFree), []);
+    story.hears(CONNECTED);
+    story.hears(Input::DriveFailed);
+    assert_eq!(story.hears(Input::HeadFree), []);
+    assert_eq!(Story::working().hears(Input::HeadFree), []);
 }
 
 #[test]
@@ -257,7 +273,7 @@ fn a_rejection_that_the_broker_does_not_take_leaves_the_request_with_it() {
     let mut confirming = Story::confirming();
     assert_eq!(
         confirming.hears(Input::HeadNotPublished),
-        [Action::Confirmed, Action::CloseHead]
+        [Action::CloseHead, Action::Confirmed]
     );
 }
 

@@ -23,6 +23,8 @@ pub enum Input {
     Closed,
     /// A member has taken a request, so that the head is free soon; or one is gone, which may have been the head.
     HeadLeaves,
+    /// A head of this host may have left.
+    HeadFree,
     /// A member is done or gone: claims may be free that were not.
     ClaimsFreed,
     // What the drive has done.

@@ -141,7 +141,9 @@ impl Claim {
         durability: Durability,
     ) -> Result<Self, Unreadable> {
         let (history, end) = History::read(&file)?;
-        file.set_len(end)?; // what is torn would spoil the next line
+        if file.metadata()?.len() > end {
+            file.set_len(end)?; // what is torn would spoil the next line
+        }
         Ok(Self {
             dir: dir.try_clone()?,
             file,

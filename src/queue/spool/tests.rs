@@ -452,7 +452,11 @@ fn a_key_in_progress_makes_no_second_claim() {
 fn one_worker_is_the_head() {
     let place = Place::new();
     let head = place.head();
-    assert_eq!(place.spool().try_head().unwrap(), Try::Held("w".to_owned()));
+    let holder = Holder {
+        worker: "w".to_owned(),
+        host: host::name().to_owned(),
+    };
+    assert_eq!(place.spool().try_head().unwrap(), Try::Held(holder));
     drop(head);
     place.head();
     // whoever has locked a file that is gone has locked nothing
@@ -460,6 +464,30 @@ fn one_worker_is_the_head() {
     std::fs::remove_file(place.pool().join(LOCK)).unwrap();
     assert!(take(&mut head, &message(TEXT, 2, Some(5), false)).is_err());
     place.head();
+}
+
+#[test]
+fn who_watches_is_told_when_the_head_leaves_and_not_before() {
+    let place = Place::new();
+    let mut head = place.head();
+    let mut other = place.spool();
+    let (tell, told) = std::sync::mpsc::channel();
+    let watch = other.watch(move || tell.send(()).unwrap()).unwrap();
+    assert!(matches!(other.try_head().unwrap(), Try::Held(_)));
+    assert!(told.try_recv().is_err());
+    for _ in 0..100 {
+        head.free_head();
+        told.recv_timeout(Duration::from_secs(10)).unwrap();
+        // the one try that it is worth must not come too early
+        assert_eq!(other.try_head().unwrap(), Try::Ours);
+        other.free_head();
+        told.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert_eq!(head.try_head().unwrap(), Try::Ours);
+    }
+    drop(watch);
+    head.free_head();
+    let error = told.recv_timeout(Duration::from_secs(10)).unwrap_err();
+    assert_eq!(error, std::sync::mpsc::RecvTimeoutError::Disconnected);
 }
 
 #[test]
