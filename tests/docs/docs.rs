@@ -314,6 +314,21 @@ fn the_reference_has_every_variable_and_every_command_of_the_help() {
     assert!(count > 2, "only {count} commands");
 }
 
+/// Whoever comes from another system is not sent to what does not exist.
+#[test]
+fn the_reference_has_every_variable_of_the_page_of_words() {
+    let page = fs::read_to_string(repository().join("docs/words.md")).unwrap();
+    let reference = fs::read_to_string(repository().join("docs/reference.md")).unwrap();
+    let mut count = 0;
+    for word in page.split(|c: char| !c.is_ascii_uppercase() && c != '_') {
+        if word.starts_with("JOB_") || word.starts_with("MQTT_") {
+            assert!(reference.contains(&format!("`{word}`")), "no {word}");
+            count += 1;
+        }
+    }
+    assert!(count > 5, "only {count} variables");
+}
+
 #[test]
 fn the_reference_has_every_field_of_the_schemas() {
     for (schema, heading) in [
