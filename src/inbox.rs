@@ -11,9 +11,9 @@ use signal_hook::consts::{
     SIGABRT, SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGSYS, SIGTERM, SIGTRAP,
     SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU, SIGXFSZ,
 };
-use signal_hook::{flag, low_level::pipe};
-use std::cell::Cell;
-use std::io::{self, Read, Write};
+use signal_hook::iterator::{backend::SignalDelivery, exfiltrator::SignalOnly};
+use std::cell::{Cell, RefCell};
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -51,12 +51,14 @@ pub enum Event<T> {
 
 /// The receiving end, for one thread.
 pub struct Inbox<T> {
-    bell: UnixStream,
     sent: Receiver<T>,
-    stops: Vec<(i32, Arc<AtomicBool>)>,
+    /// Signals, and the end of the bell that we hear.
+    signals: RefCell<SignalDelivery<UnixStream, SignalOnly>>,
+    /// Stops that have been raised and not told yet.
+    stops: RefCell<Vec<i32>>,
     /// Whether a stop has come out of here.
     stop_told: Cell<bool>,
-    child_ended: Arc<AtomicBool>,
+    child_ended: Cell<bool>,
     own_waker: Waker,
     /// Whose turn it is, when a child has ended and something was sent.
     child_first: Cell<bool>,
@@ -103,36 +105,31 @@ pub fn open<T>() -> Option<(Outbox<T>, Inbox<T>)> {
 
 fn try_open<T>() -> io::Result<(Outbox<T>, Inbox<T>)> {
     let (bell, ring) = UnixStream::pair()?;
-    bell.set_nonblocking(true)?;
     ring.set_nonblocking(true)?;
-    let raised = |signal| {
-        let raised = Arc::new(AtomicBool::new(false));
-        flag::register(signal, raised.clone())?;
-        pipe::register(signal, ring.try_clone()?)?; // handlers run in this order: the flag is up when the bell rings
-        io::Result::Ok(raised)
-    };
     let ignored = ignored_signals();
-    let mut stops = Vec::with_capacity(STOPS.len());
-    // SIGRTMIN+3 is the stop signal of images that are made for systemd
-    for signal in STOPS.into_iter().chain([SIGRTMIN() + 3]) {
-        if matches!(signal, SIGTERM | SIGINT) || ignored & (1 << (signal - 1)) == 0 {
-            stops.push((signal, raised(signal)?));
-        }
-    }
-    let child_ended = raised(SIGCHLD)?;
-    // a handler, so that writing beyond RLIMIT_FSIZE is an error and not our end. Steps do not inherit it
-    flag::register(SIGXFSZ, Arc::default())?;
+    let stops = STOPS
+        .into_iter()
+        .chain([SIGRTMIN() + 3]) // the stop signal of images that are made for systemd
+        .filter(|signal| matches!(*signal, SIGTERM | SIGINT) || ignored & (1 << (signal - 1)) == 0);
+    // SIGXFSZ has a handler so that writing beyond RLIMIT_FSIZE is an error and not our end. Steps do not inherit it.
+    // All at once: each registration copies those before it
+    let signals = SignalDelivery::with_pipe(
+        bell,
+        ring.try_clone()?,
+        SignalOnly,
+        stops.chain([SIGCHLD, SIGXFSZ]),
+    )?;
     // a parent may have blocked them, and we would wait for ever for the end of a step
     SigSet::all().thread_unblock()?;
     // in the background of a terminal with `stty tostop`, a line of our own log would stop us
     SigSet::from(Signal::SIGTTOU).thread_block()?;
     let (sender, sent) = mpsc::channel();
     let inbox = Inbox {
-        bell,
         sent,
-        stops,
+        signals: RefCell::new(signals),
+        stops: RefCell::default(),
         stop_told: Cell::new(false),
-        child_ended,
+        child_ended: Cell::new(false),
         own_waker: Waker {
             woken: Arc::new(AtomicBool::new(false)),
             bell: Arc::new(ring.try_clone()?),
@@ -190,13 +187,19 @@ impl<T> Inbox<T> {
     }
 
     fn look(&self) -> Option<Event<T>> {
-        for (signal, raised) in &self.stops {
+        // this silences the bell before it looks at the signals, and we look at all else after it
+        for signal in self.signals.borrow_mut().pending() {
+            match signal {
+                SIGCHLD => self.child_ended.set(true),
+                SIGXFSZ => {}
+                stop => self.stops.borrow_mut().push(stop),
+            }
+        }
+        while let Some(signal) = self.stops.borrow_mut().pop() {
             // a terminal that goes sends more than one SIGHUP, a service manager one behind its SIGTERM: that is not somebody
             // who insists
-            if raised.swap(false, Ordering::SeqCst)
-                && !(self.stop_told.replace(true) && *signal == SIGHUP)
-            {
-                return Some(Event::Stop(*signal));
+            if !(self.stop_told.replace(true) && signal == SIGHUP) {
+                return Some(Event::Stop(signal));
             }
         }
         if self.own_waker.woken.swap(false, Ordering::SeqCst) {
@@ -204,11 +207,7 @@ impl<T> Inbox<T> {
         }
         // by turns, so that neither a stream of messages nor one of processes hides the other
         let sent = || self.sent.try_recv().ok().map(Event::Sent);
-        let child_ended = || {
-            self.child_ended
-                .swap(false, Ordering::SeqCst)
-                .then_some(Event::ChildEnded)
-        };
+        let child_ended = || self.child_ended.take().then_some(Event::ChildEnded);
         match self.child_first.replace(!self.child_first.get()) {
             true => child_ended().or_else(sent),
             false => sent().or_else(child_ended),
@@ -219,11 +218,11 @@ impl<T> Inbox<T> {
     fn sleep(&self, patience: Option<Duration>) {
         // not a timeout of the socket: the kernel's coarse timers end it up to an eighth late
         let patience = patience.and_then(|patience| patience.try_into().ok());
+        let signals = self.signals.borrow();
         let _ = poll(
-            &mut [PollFd::new(&self.bell, PollFlags::IN)],
+            &mut [PollFd::new(signals.get_read(), PollFlags::IN)],
             patience.as_ref(),
-        );
-        let _ = (&self.bell).read(&mut [0; 64]); // time over, or a signal: look, in any case
+        ); // time over, or a signal: look, in any case
     }
 }
 
