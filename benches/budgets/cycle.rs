@@ -5,7 +5,9 @@ use crate::report::{Figure, Table};
 use crate::scratch::Scratch;
 use crate::statistics::Sample;
 use crate::support::mosquitto::tool;
-use crate::worker::{HOW_STATIC, command, program, static_program, time};
+use crate::worker::{
+    HOW_EARLIER, HOW_STATIC, command, earlier_program, program, static_program, time,
+};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -95,20 +97,26 @@ pub fn measure(broker: &Broker, scratch: &Scratch, disk: &Scratch) -> (Vec<Figur
     }
 
     let index = |id: &str| contenders.iter().position(|contender| contender.id == id);
-    let against = |other: usize| {
+    let compare = |one: usize, other: usize| {
         of(other)
-            .filter_map(|(round, time)| Some(round.times[0]? / time))
+            .filter_map(|(round, time)| Some(round.times[one]? / time))
             .collect::<Sample>()
     };
+    let against = |other| compare(0, other);
     let limit = "× (spawn of `sh -c true` + spawn of `/bin/true` + 3 round trips)";
     let cycle = "whole cycle: process start → job of one `true` step → result acknowledged → exit";
     let shell = "the same against a `mosquitto_sub -C 1` + `sh` + `mosquitto_pub` script";
     let node = "the same against a one-shot worker on mqtt.js";
+    let earlier = "the same, static musl, against an earlier static program";
     let figures = vec![
         Figure::at_most(cycle, 1.6, limit, &to_reference(0)),
         match index("static") {
             Some(index) => Figure::at_most("the same, static musl", 1.6, "×", &to_reference(index)),
             None => Figure::skipped("the same, static musl", HOW_STATIC),
+        },
+        match (index("static"), index("earlier")) {
+            (Some(now), Some(before)) => Figure::at_most(earlier, 1.02, "×", &compare(now, before)),
+            _ => Figure::skipped(earlier, HOW_EARLIER),
         },
         match index("shell") {
             Some(index) => Figure::at_most(shell, 0.4, "×", &against(index)),
@@ -188,6 +196,13 @@ fn contenders<'a>(broker: &Broker, scratch: &'a Scratch, disk: &'a Scratch) -> V
     });
     if let Some(program) = static_program() {
         all.push(contender("job-worker, static (musl)", "static", &program));
+    }
+    if let Some(program) = earlier_program() {
+        all.push(contender(
+            "an earlier job-worker, static (musl)",
+            "earlier",
+            &program,
+        ));
     }
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/budgets/one-shot.sh");
     let mut shell = contender(

@@ -1,5 +1,6 @@
 //! Measures every figure of the budgets side by side in one run, and prints BENCHMARKS.md: `cargo bench --bench budgets`. With
-//! `-- --write` it also writes that file. `-- --only-sync` measures nothing but the cost of `JOB_SYNC`.
+//! `-- --write` it also writes that file. `-- --only-cycle` and `-- --only-sync` measure nothing but the whole cycle, and the cost
+//! of `JOB_SYNC`.
 //!
 //! What is compared is measured in the same round, one after the other, so that other work on the machine meets all alike;
 //! the ratios of these pairs are what to look at, not the milliseconds. Mosquitto and its clients are needed, npm is not, nor is a
@@ -40,6 +41,11 @@ fn main() {
         return;
     }
 
+    if asked("--only-cycle") {
+        let (figures, cycles) = cycle::measure(&broker, &scratch, &disk);
+        println!("{}\n{cycles}", Figure::table(figures));
+        return;
+    }
     stage("the whole cycle, against its limit, a shell loop and mqtt.js");
     let (mut figures, cycles) = cycle::measure(&broker, &scratch, &disk);
     stage("the cycle at growing queues");

@@ -19,6 +19,15 @@ pub fn static_program() -> Option<PathBuf> {
     std::env::var_os("JOB_WORKER_STATIC").map(PathBuf::from)
 }
 
+/// What to do where there is no earlier program.
+pub const HOW_EARLIER: &str =
+    "set JOB_WORKER_EARLIER, beside JOB_WORKER_STATIC, to a binary of an earlier release";
+
+/// The static program of an earlier release: figures of two runs cannot be compared, those of one run can.
+pub fn earlier_program() -> Option<PathBuf> {
+    std::env::var_os("JOB_WORKER_EARLIER").map(PathBuf::from)
+}
+
 /// A command in an environment that holds `PATH` and what a worker needs, so that nothing of the caller's is measured.
 pub fn command(program: impl AsRef<Path>, broker: &Broker, id: &str) -> Command {
     let mut command = Command::new(program.as_ref());
