@@ -5,13 +5,14 @@ use crate::contract::{Document, JobId, Request, RequestOrigin};
 use crate::inbox::{self, Event, Inbox};
 use crate::job::{Interruption, News, Outcome, Run};
 use crate::{Exit, process};
+use rustix::fs::OFlags;
 use signal_hook::consts::SIGINT;
 use signal_hook::low_level::signal_name;
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};
 use std::io::Write;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
@@ -97,9 +98,7 @@ fn execute(
         match run.news() {
             Some(News::Started { .. }) => {
                 let from = run.log_start();
-                terminal = File::open(&log)
-                    .ok()
-                    .map(|file| Terminal::show(file, log.clone(), from));
+                terminal = open_log(&log).map(|file| Terminal::show(file, log.clone(), from));
             }
             Some(News::Changed(_)) => {}
             Some(News::Over(outcome)) => break outcome,
@@ -162,6 +161,19 @@ impl Terminal {
     }
 }
 
+/// The log, if it is a file just now: a step may have put a FIFO or a link to somewhere else in its place.
+fn open_log(path: &Path) -> Option<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let log = File::options()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path)
+        .ok()?;
+    log.metadata()
+        .is_ok_and(|meta| meta.is_file())
+        .then_some(log)
+}
+
 /// Shows what the log gets, until the job is over.
 fn show(mut log: File, path: &Path, from: u64, over: &Receiver<()>) {
     let mut shown = from;
@@ -172,7 +184,7 @@ fn show(mut log: File, path: &Path, from: u64, over: &Receiver<()>) {
         let file = |meta: Metadata| (meta.dev(), meta.ino());
         if let (Ok(there), Ok(shown)) = (path.metadata(), log.metadata())
             && file(there) != file(shown)
-            && let Ok(new) = File::open(path)
+            && let Some(new) = open_log(path)
         {
             log = new;
         }

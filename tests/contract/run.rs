@@ -101,6 +101,24 @@ fn the_log_is_shown_while_it_grows() {
 }
 
 #[test]
+fn what_a_step_puts_in_the_place_of_the_log_is_neither_waited_for_nor_shown() {
+    let site = Site::scripted();
+    fs::write(site.drive.path().join("secret"), "of another\n").unwrap();
+    for place in ["mkfifo new", "ln -s ../secret new"] {
+        let step =
+            format!("for i in $(seq 100); do rm -f new; {place}; mv new job.log; sleep 0.01; done");
+        let dir = site.prepare("a", json!({ "steps": [step, "echo later"] }));
+        let mut worker = run(&site, &[&dir.display().to_string()]);
+        worker.exits_with(0);
+        let shown = worker.stdout();
+        assert!(
+            shown.contains("later") && !shown.contains("of another"),
+            "{shown}"
+        );
+    }
+}
+
+#[test]
 fn an_attempt_after_a_crash_shows_only_what_is_new() {
     let site = Site::scripted();
     let dir = site
