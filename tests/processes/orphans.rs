@@ -7,7 +7,7 @@ use rustix::process::{Pid, Signal, test_kill_process};
 use serde_json::json;
 use std::fs;
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 use support::broker::{Broker, Packet, Step, Verdict};
 use support::log::untimed;
@@ -278,11 +278,19 @@ fn starving(chains: u32) -> String {
     )
 }
 
+/// One storm of processes at a time, so that none starves the other.
+static STORM: Mutex<()> = Mutex::new(());
+
+fn only_storm() -> MutexGuard<'static, ()> {
+    STORM.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Half a second is promised, where nothing else uses the machine. Starved, it took as long as the chains went on.
 const NOT_STARVED: Duration = Duration::from_secs(8);
 
 #[test]
 fn who_forks_and_exits_all_the_time_delays_no_timeout() {
+    let _alone = only_storm();
     for chains in [50, 150] {
         let site = Site::scripted();
         let step = json!({ "run": starving(chains), "timeoutSeconds": 0.5 });
@@ -302,6 +310,7 @@ fn who_forks_and_exits_all_the_time_delays_no_timeout() {
 
 #[test]
 fn who_forks_and_exits_all_the_time_delays_no_cancel_and_no_stop() {
+    let _alone = only_storm();
     let site = Site::scripted();
     for (id, grace) in [("cancel", "0.5"), ("stop", "0.5"), ("second", "1000")] {
         let mut worker = site.idle_worker(|worker| {
@@ -329,6 +338,7 @@ fn who_forks_and_exits_all_the_time_delays_no_cancel_and_no_stop() {
 
 #[test]
 fn who_forks_and_exits_all_the_time_delays_no_sweep_of_a_supervisor() {
+    let _alone = only_storm();
     let site = Site::scripted();
     let mut supervisor = site.start_as(site.command(["supervise"]));
     site.await_idle(0);
