@@ -93,7 +93,7 @@ fn execute(
         waker,
     );
     let mut terminal = None;
-    let mut interrupted = false;
+    let mut asked_before = false;
     let outcome = loop {
         match run.news() {
             Some(News::Started { .. }) => {
@@ -105,7 +105,7 @@ fn execute(
             None => match inbox.next(run.next_wake()) {
                 Some(Event::ChildEnded) => run.child_ended(),
                 Some(Event::Woken) => run.drive_done(),
-                Some(Event::Stop(_)) if std::mem::replace(&mut interrupted, true) => {
+                Some(Event::Stop(_)) if std::mem::replace(&mut asked_before, true) => {
                     run.stop_at_once()
                 }
                 Some(Event::Stop(signal)) => {
@@ -120,7 +120,7 @@ fn execute(
     }
     match outcome {
         Outcome::Final(document) => Ok(*document),
-        Outcome::Interrupted => Err("stopped before the drive had the result".to_owned()),
+        Outcome::Unfinished => Err("stopped before the drive had the result".to_owned()),
         // cannot be: a hand-made run belongs to no request
         Outcome::Stored(_) | Outcome::Busy | Outcome::Lost => {
             Err("the job is over already".to_owned())

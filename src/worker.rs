@@ -354,7 +354,7 @@ impl Worker {
                     let id = run.id().clone();
                     self.publish_stored(&id, document)?;
                 }
-                Some(News::Over(Outcome::Interrupted)) => self.requeue()?,
+                Some(News::Over(Outcome::Unfinished)) => self.requeue()?,
                 Some(News::Over(Outcome::Busy)) => {
                     log::info!(
                         "job {}: something else has its directory; it is run later",

@@ -2,9 +2,9 @@
 //! be done (docs/reference.md, "Request", "Job definition" and "Attempts and stops"). What may have to be waited for
 //! is tried again: by [`Claim::look`].
 
+use super::claimed::ClaimedJob;
 use super::directory::is_passing;
 use super::execution::Execution;
-use super::job::Job;
 use super::log::{JobLog, Lock, while_nothing_runs};
 use super::place::open_dir;
 use super::{OpenError, Outcome, RequestRecord, WorkDir, drive, journal};
@@ -270,7 +270,7 @@ impl Claim {
                 for sentence in unknown.iter().chain(&plan.capped) {
                     log::warn!("job {}: {sentence}", self.id().as_str());
                 }
-                let job = Job {
+                let job = ClaimedJob {
                     id: self.request.id.clone(),
                     key: self.request.key.clone(),
                     origin: self.origin.identity().map(str::to_owned),

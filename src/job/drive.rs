@@ -8,7 +8,7 @@
 //! The drive may be slow, or hang for ever, and a worker must hear signals and keep its connection all the same. So a
 //! thread of its own waits for the drive. Without `JOB_SYNC`, and in memory, there is nothing to wait for and no thread.
 
-use super::job::Job;
+use super::claimed::ClaimedJob;
 use super::log::JobLog;
 use super::{Kept, RequestRecord, WorkDir, journal};
 use crate::config::Durability;
@@ -64,12 +64,12 @@ impl Drive {
     ///
     /// # Errors
     /// A sentence, where there are no more handles, or no thread.
-    pub fn open(job: &Job, durability: Durability, waker: &Waker) -> Result<Self, String> {
+    pub fn open(job: &ClaimedJob, durability: Durability, waker: &Waker) -> Result<Self, String> {
         Self::try_open(job, durability, waker)
             .map_err(|error| format!("nobody can wait for the drive: {error}"))
     }
 
-    fn try_open(job: &Job, durability: Durability, waker: &Waker) -> io::Result<Self> {
+    fn try_open(job: &ClaimedJob, durability: Durability, waker: &Waker) -> io::Result<Self> {
         let (dir, log) = (job.dir.try_clone()?, job.log.handle()?);
         let in_memory = dir.is_in_memory();
         let record = job.record.clone();

@@ -1,8 +1,8 @@
 //! Running a claimed job: its steps one after the other until the first failure, each within its limits, and then what
 //! makes its result final.
 
+use super::claimed::ClaimedJob;
 use super::drive::{Done, Drive};
-use super::job::Job;
 use super::record::Record;
 use super::step::{Due, EndedStep, RunningStep};
 use super::{Interruption, News, Outcome, environment};
@@ -25,7 +25,7 @@ const LAST_WAIT: Duration = Duration::from_millis(200);
 
 /// A job whose steps are running.
 pub struct Execution {
-    job: Job,
+    job: ClaimedJob,
     config: JobConfig,
     env: Vec<(OsString, OsString)>,
     record: Record,
@@ -70,7 +70,7 @@ impl Execution {
     /// # Errors
     /// A sentence, where the log cannot be written. Nothing has been run then.
     pub fn start(
-        mut job: Job,
+        mut job: ClaimedJob,
         config: &JobConfig,
         worker: &str,
         waker: &Waker,
@@ -164,7 +164,7 @@ impl Execution {
                 // what the drive still does is as good as if we had died: the journal tells how far it came
                 self.leave_drive_at = None;
                 log::warn!("the drive does not answer; leaving without it");
-                self.outcome.get_or_insert(Outcome::Interrupted);
+                self.outcome.get_or_insert(Outcome::Unfinished);
             }
             None => {}
         }
@@ -184,7 +184,7 @@ impl Execution {
                 (Done::Lost, _) => self.outcome = Some(Outcome::Lost),
                 (Done::Finished(document), _) => {
                     self.outcome = Some(match document.status {
-                        JobState::Interrupted => Outcome::Interrupted,
+                        JobState::Interrupted => Outcome::Unfinished,
                         _ => Outcome::Final(document),
                     });
                 }
@@ -262,7 +262,7 @@ impl Execution {
             self.record.wait(LAST_WAIT);
             self.drive_done();
         }
-        self.outcome.get_or_insert(Outcome::Interrupted);
+        self.outcome.get_or_insert(Outcome::Unfinished);
     }
 
     fn kill(&mut self) {
@@ -442,7 +442,7 @@ impl Execution {
         if let Err(error) = self.record.finish(&self.job) {
             let path = self.job.log.path();
             log::warn!("{path}: {error}; the job is to be run again");
-            self.outcome = Some(Outcome::Interrupted);
+            self.outcome = Some(Outcome::Unfinished);
         }
         self.drive_done();
     }

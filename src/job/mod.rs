@@ -2,13 +2,12 @@
 //! of MQTT.
 
 mod claim;
+mod claimed;
 mod directory;
 mod drive;
 mod environment;
 mod execution;
 mod interruption;
-#[expect(clippy::module_inception)]
-mod job;
 mod journal;
 mod log;
 mod place;
@@ -32,7 +31,7 @@ pub enum Outcome {
     /// With the result that is stored in the directory: the request had it before.
     Stored(Vec<u8>),
     /// Before its end: the job is to be run again.
-    Interrupted,
+    Unfinished,
     /// Something else has the lock on its `job.log`: the job is to be run later.
     Busy,
     /// Somebody else has its request by now, and publishes the result.

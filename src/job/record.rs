@@ -1,8 +1,8 @@
 //! The record of a running job: the status document, and its journal on the drive, which is written anew as the document
 //! changes.
 
+use super::claimed::ClaimedJob;
 use super::drive::{Done, Drive, Write};
-use super::job::Job;
 use super::{drive, journal};
 use crate::config::Durability;
 use crate::contract::{Document, JobState, StepState, Timestamp, millis};
@@ -82,7 +82,7 @@ impl Record {
     }
 
     /// The document has changed: at once, or with what changes in the next moments, the journal says so.
-    pub fn note_change(&mut self, job: &Job, now: Instant) {
+    pub fn note_change(&mut self, job: &ClaimedJob, now: Instant) {
         let due = self.written + JOURNAL_PAUSE;
         if !self.writing && !journal::is_there(&job.dir) {
             self.restore(job); // it counts the attempts
@@ -94,13 +94,13 @@ impl Record {
     }
 
     /// Writes the journal that was put off, if its time has come.
-    pub fn write_if_due(&mut self, job: &Job, now: Instant) {
+    pub fn write_if_due(&mut self, job: &ClaimedJob, now: Instant) {
         if self.due.is_some_and(|at| at <= now) {
             self.write(job, now);
         }
     }
 
-    fn write(&mut self, job: &Job, now: Instant) {
+    fn write(&mut self, job: &ClaimedJob, now: Instant) {
         if self.writing {
             self.due = Some(now + JOURNAL_PAUSE);
             return;
@@ -113,7 +113,7 @@ impl Record {
     }
 
     /// A step has removed the journal: it is there again before the next one starts.
-    fn restore(&mut self, job: &Job) {
+    fn restore(&mut self, job: &ClaimedJob) {
         if job.log.is_taken() {
             return;
         }
@@ -141,7 +141,7 @@ impl Record {
     ///
     /// # Errors
     /// What the system said, where there are no more handles.
-    pub fn finish(&mut self, job: &Job) -> io::Result<()> {
+    pub fn finish(&mut self, job: &ClaimedJob) -> io::Result<()> {
         (self.due, self.change) = (None, None);
         let (log, document) = (job.log.try_clone()?, self.document.clone());
         self.drive.give(Write::Final(Box::new((log, document))));
@@ -152,7 +152,7 @@ impl Record {
     ///
     /// # Errors
     /// A sentence, with what the drive said.
-    pub fn store(&self, job: &Job) -> Result<(), String> {
+    pub fn store(&self, job: &ClaimedJob) -> Result<(), String> {
         match job.log.is_taken() {
             true => Ok(()),
             false => drive::store(&job.dir, &self.document.to_json(), self.durability),

@@ -153,7 +153,7 @@ impl Run {
                     }
                     // only steps have limits
                     Interruption::Stop | Interruption::Timeout(_) | Interruption::LogLimit(_) => {
-                        Outcome::Interrupted
+                        Outcome::Unfinished
                     }
                 };
                 self.end(outcome);
@@ -166,7 +166,7 @@ impl Run {
     pub fn stop_at_once(&mut self) {
         match &mut self.stage {
             Stage::Running(execution) => execution.stop_at_once(),
-            Stage::Claiming(_) => self.end(Outcome::Interrupted),
+            Stage::Claiming(_) => self.end(Outcome::Unfinished),
             Stage::Over(..) => {}
         }
     }

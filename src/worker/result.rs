@@ -48,7 +48,7 @@ impl Worker {
                 true => AfterResult::WaitOn,
                 false => AfterResult::Leave,
             },
-            wait_for_subscriber: follows_an_interruption(&document),
+            wait_for_subscriber: is_a_later_try(&document),
         })
     }
 
@@ -115,9 +115,9 @@ impl Worker {
     }
 }
 
-/// Whether an earlier attempt was interrupted. Whatever did that may have interrupted the controller, too, so that it is not
+/// Whether an earlier try crashed or was stopped. Whatever did that may have met the controller, too, so that it is not
 /// subscribed yet.
-fn follows_an_interruption(document: &Document) -> bool {
+fn is_a_later_try(document: &Document) -> bool {
     document.attempt.is_some_and(|attempt| attempt > 1) || document.stops > 0
 }
 

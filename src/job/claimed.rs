@@ -9,7 +9,7 @@ use crate::host;
 use std::sync::Arc;
 
 /// A claimed job, ready to run. Its lock is that of `log`.
-pub struct Job {
+pub struct ClaimedJob {
     pub id: JobId,
     /// See [`Document::key`] and [`Document::origin`].
     pub key: Option<String>,
@@ -23,7 +23,7 @@ pub struct Job {
     pub record: Option<Arc<dyn RequestRecord>>,
 }
 
-impl Job {
+impl ClaimedJob {
     /// The status document at the start: the first step runs next.
     pub fn document(&self, worker: &str) -> Document {
         let mut steps: Vec<_> = self
