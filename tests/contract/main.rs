@@ -5,6 +5,7 @@
 mod support;
 
 mod check;
+mod emptied_workdir;
 mod environment;
 mod execution;
 mod exit_status;
@@ -17,4 +18,3 @@ mod run;
 mod schema;
 mod status;
 mod usage;
-mod workdir;

@@ -5,12 +5,13 @@
 mod support;
 
 mod boundaries;
-mod broker;
 mod delivery;
 mod drive;
 mod forgotten;
 mod link;
-mod one_job;
+mod old_topics;
 mod order;
 mod own_result;
+mod qos_0;
+mod scripted_broker;
 mod sync;

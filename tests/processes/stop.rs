@@ -571,3 +571,36 @@ fn a_log_that_nobody_reads_holds_nothing_up() {
     drop(reader);
     run("closed", writer)(&site);
 }
+
+/// As `systemctl restart` of the worker, or `reboot`, would.
+fn a_job_that_stops_its_own_worker_ends_after_ten_stops(version: &str) {
+    const STOPS: usize = 10;
+    let site = Site::start();
+    let speaking = |command: &mut Command| {
+        command.env("MQTT_PROTOCOL_VERSION", version);
+    };
+    site.open_queue(speaking);
+    let step = "echo run >> runs; kill -TERM $PPID; sleep 30";
+    let dir = site.submit("suicidal", json!({ "steps": [step], "maxAttempts": 1 }));
+    let mut lives = 0;
+    wait::until("an end of it", || {
+        lives += 1;
+        assert!(lives <= STOPS + 1, "{lives} processes, and no end");
+        site.worker(speaking).exits_with(0);
+        !site.controller.heard("jobs/results/").is_empty()
+    });
+    let result = site.result("suicidal").json();
+    assert_eq!(
+        (&result["status"], &result["reason"]),
+        (&json!("failed"), &json!("interrupted"))
+    );
+    let error = result["error"].as_str().unwrap_or_default();
+    assert!(error.contains("stopped 10 times"), "{error}");
+    assert_eq!(read(&dir.join("runs")).lines().count(), STOPS);
+    // the queue is free again
+    let next = site.idle_worker(speaking);
+    let finished = site.run_on(next, "next", json!({ "steps": ["true"] }));
+    assert_eq!(finished.result["status"], "success");
+}
+
+on_both_protocols!(a_job_that_stops_its_own_worker_ends_after_ten_stops);

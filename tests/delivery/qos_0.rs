@@ -1,0 +1,100 @@
+//! Requests that a broker does not keep (docs/reference.md, "Request").
+
+use crate::support;
+
+use serde_json::json;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+use support::controller::{Controller, Message};
+use support::mosquitto::Mosquitto;
+use support::site::{Site, read, while_exists};
+use support::wait;
+
+fn speaking(version: &str) -> impl Fn(&mut Command) {
+    let version = version.to_owned();
+    move |command| {
+        command.env("MQTT_PROTOCOL_VERSION", &version);
+    }
+}
+
+fn count(dir: &Path, file: &str) -> usize {
+    fs::read_to_string(dir.join(file)).map_or(0, |text| text.lines().count())
+}
+
+/// The most memory that a process has ever had, in KiB.
+fn peak_memory(pid: u32) -> u64 {
+    let status = read(Path::new(&format!("/proc/{pid}/status")));
+    let peak = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .expect("a peak");
+    peak.trim().trim_end_matches(" kB").parse().expect("KiB")
+}
+
+fn requests_at_qos_0_in_mid_job_are_rejected_at_once_and_not_kept(version: &str) {
+    const FLOOD: usize = 2000;
+    let broker = Mosquitto::start();
+    // the flood itself is not worth hearing
+    let controller = Controller::hearing("jobs/+/+", &broker, "controller");
+    let site = Site::with(broker, controller);
+    let rejections = Controller::hearing("jobs/rejected", &site.broker, "rejections");
+    let mut worker = site.idle_worker(speaking(version));
+    let step = format!("echo run >> runs; {}", while_exists("hold"));
+    let dir = site.prepare("held", json!({ "steps": [step] }));
+    fs::write(dir.join("hold"), "").unwrap();
+    site.request(json!({ "id": "held", "workDir": dir }));
+    wait::until("the job to run", || count(&dir, "runs") == 1);
+
+    // one for the job that runs: its id must not get a result that is not its own
+    let same = json!({ "id": "held", "workDir": dir, "steps": ["echo run >> runs"] });
+    site.controller
+        .publish_at_qos_0("jobs/pending", same.to_string());
+    let rejected: Message = rejections.next("jobs/rejected");
+    assert_eq!(rejected.json()["payload"], same.to_string());
+    let error = rejected.json()["error"].as_str().unwrap().to_owned();
+    assert!(error.contains("QoS 0"), "{error}");
+
+    let before = peak_memory(worker.pid());
+    let other = site.directory("other");
+    let padding = "x".repeat(100_000);
+    for number in 0..FLOOD {
+        let request = json!({
+            "id": format!("flood-{number}"), "workDir": other, "steps": ["echo run >> runs"], "padding": padding,
+        });
+        site.controller
+            .publish_at_qos_0("jobs/pending", request.to_string());
+    }
+    wait::until("the worker to have read all that", || {
+        let request = json!({ "id": "marker", "workDir": other }).to_string();
+        site.controller.publish_at_qos_0("jobs/pending", request);
+        thread::sleep(Duration::from_millis(100));
+        !site.controller.heard("jobs/results/marker").is_empty()
+    });
+    let after = peak_memory(worker.pid());
+    assert!(
+        after < before + 16 * 1024,
+        "the peak grew from {before} to {after} KiB"
+    );
+    let next = site.submit("next", json!({ "steps": ["echo run >> runs"] }));
+    fs::remove_file(dir.join("hold")).unwrap();
+    assert_eq!(site.result("held").json()["status"], "success");
+    worker.exits_with(0);
+    for id in ["flood-", "marker"] {
+        for result in site.controller.heard(&format!("jobs/results/{id}")) {
+            assert_eq!(result.json()["reason"], "rejected", "{}", result.text());
+        }
+    }
+    assert_eq!(site.controller.heard("jobs/results/held").len(), 1);
+    assert_eq!((count(&dir, "runs"), count(&other, "runs")), (1, 0));
+
+    // what came at QoS 1 is left to the next process
+    assert_eq!(count(&next, "runs"), 0);
+    let finished = site.finish(site.worker(speaking(version)), next, "next");
+    assert_eq!(finished.result["status"], "success");
+    assert_eq!(count(&finished.dir, "runs"), 1);
+}
+
+on_both_protocols!(requests_at_qos_0_in_mid_job_are_rejected_at_once_and_not_kept);
