@@ -207,24 +207,26 @@ for target in "${targets[@]}"; do
     [ -z "$plain" ] || [ -z "$tls" ] || printf '%-38s %9d bytes\n' "  so much is TLS" $((tls - plain)) >>"$scratch/table"
 done
 
-# The unit names a program that is not installed here: the one that was just built takes its place. Also with the lines that
+# The units name a program that is not installed here: the one that was just built takes its place. Also with the lines that
 # a user is told to uncomment.
-verify_unit() { # sed expression
+verify_unit() { # file, name, sed expression
     local program
     program=$(find "$dist" -name 'job-worker-*' | sort | tail -n 1)
-    sed -e "s|^ExecStart=[^ ]*|ExecStart=$program|" -e "$1" examples/systemd/job-worker.service >"$scratch/job-worker.service"
+    sed -e "s|/usr/local/bin/job-worker |$program |" -e "$3" "examples/systemd/$1" >"$scratch/$2"
     # It warns of mistakes, and says so with its exit status only for some of them.
     local said
-    said=$(systemd-analyze verify --man=no "$scratch/job-worker.service" 2>&1) || { echo "$said"; return 1; }
-    ! grep -F job-worker.service <<<"$said"
+    said=$(systemd-analyze verify --man=no "$scratch/$2" 2>&1) || { echo "$said"; return 1; }
+    ! grep -F "$2" <<<"$said"
 }
 if [ ! -e "$dist/SHA256SUMS" ]; then
     leave_out "the checksums and the systemd unit: nothing was built"
 else
     check "the checksums are right" sh -c "cd '$dist' && sha256sum -c SHA256SUMS"
     if command -v systemd-analyze >/dev/null; then
-        check "systemd takes the unit" verify_unit ''
-        check "systemd takes the unit with a password" verify_unit 's/^# \(LoadCredential\|Environment\)/\1/'
+        for unit in job-worker.service:job-worker.service job-worker@.service:job-worker@1.service; do
+            check "systemd takes ${unit#*:}" verify_unit "${unit%:*}" "${unit#*:}" ''
+            check "systemd takes ${unit#*:} with a password" verify_unit "${unit%:*}" "${unit#*:}" 's/^# \(LoadCredential\|Environment\)/\1/'
+        done
     else
         leave_out "the systemd unit: no systemd-analyze"
     fi
