@@ -6,5 +6,6 @@ mod support;
 
 mod docs;
 mod node_red;
+mod package;
 mod smoke;
 mod submit;
