@@ -99,11 +99,11 @@ if [ -z "${JOB_WORKER_STATIC:-}" ]; then
         *) skip "no static binary for $(uname -m) is known here; set JOB_WORKER_STATIC" ;;
     esac
     say "static binary for $target"
-    if ! KINDS=tls .ci/release "$scratch/dist" $target >"$scratch/release.log" 2>&1; then
+    if ! KINDS=ordinary .ci/release "$scratch/dist" $target >"$scratch/release.log" 2>&1; then
         tail -n 20 "$scratch/release.log"
         skip "no static binary could be built; set JOB_WORKER_STATIC"
     fi
-    JOB_WORKER_STATIC=$(echo "$scratch"/dist/job-worker-*-$target-tls)
+    JOB_WORKER_STATIC=$(echo "$scratch"/dist/job-worker-*-$target)
 fi
 mkdir "$scratch/build"
 install -m 755 "$JOB_WORKER_STATIC" "$scratch/build/job-worker"

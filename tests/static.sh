@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The released binaries: one file that runs on any Linux host. Builds them for x86-64 and three kinds of ARM, without TLS and
-# with it, shows that they are static, runs tests/smoke.sh with each of them (ARM under qemu) and a job through mqtts:// with
+# The released binaries: one file that runs on any Linux host. Builds them for x86-64 and three kinds of ARM, with TLS and without
+# it (`-minimal`), shows that they are static, runs tests/smoke.sh with each of them (ARM under qemu) and a job through mqtts:// with
 # those that have TLS, prints size and memory, and checks the systemd unit.
 #
 #   tests/static.sh [TARGET...]
@@ -164,15 +164,15 @@ test_binary() { # name, target, kind
     fi
     check "$name: is built" [ $status -eq 0 ]
     if [ $status -ne 0 ]; then tail -n 30 "$scratch/build.log"; return; fi
-    if [ "$kind" = tls ]; then
-        binary+=-tls
-        settings=("MQTT_URL=mqtts://localhost:$((port + 1))" "MQTT_CA_FILE=$scratch/certificate.pem")
-    fi
+    case $kind in
+        ordinary) settings=("MQTT_URL=mqtts://localhost:$((port + 1))" "MQTT_CA_FILE=$scratch/certificate.pem") ;;
+        minimal) binary+=-minimal ;;
+    esac
     check "$name: is static" is_static "$binary"
     check "$name: holds no path of this machine" has_no_path_of_this_machine "$binary"
     case $name in
         arm-*) check "$name: is for ARMv6" is_armv6 "$binary" ;;
-        x86_64-*musl) check "$name: takes at most $size_budget bytes" is_small "$binary" ;;
+        x86_64-*minimal) check "$name: takes at most $size_budget bytes" is_small "$binary" ;;
     esac
     emulator=$(emulator "$target")
     if [ -n "$emulator" ] && ! command -v ${emulator%% *} >/dev/null; then
@@ -189,7 +189,7 @@ test_binary() { # name, target, kind
     check "$name: runs a job on $settings" measure_memory "$emulator $binary" "${settings[@]}"
     if [ -n "$emulator" ]; then
         note="qemu's memory included"
-    elif [ "$kind" = plain ] && [ "$idle" != - ]; then
+    elif [ "$kind" = minimal ] && [ "$idle" != - ]; then
         note="budget $memory_budget kB: $([ "$idle" -le $memory_budget ] && [ "$peak" -le $memory_budget ] && echo kept || echo EXCEEDED)"
     fi
     size[$name]=$(stat -c %s "$binary")
@@ -201,10 +201,10 @@ version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
 start_broker
 printf '' >"$scratch/table"
 for target in "${targets[@]}"; do
-    test_binary "$target" "$target" plain
-    test_binary "$target tls" "$target" tls
-    plain=${size[$target]:-} tls=${size[$target tls]:-}
-    [ -z "$plain" ] || [ -z "$tls" ] || printf '%-38s %9d bytes\n' "  so much is TLS" $((tls - plain)) >>"$scratch/table"
+    test_binary "$target" "$target" ordinary
+    test_binary "$target minimal" "$target" minimal
+    ordinary=${size[$target]:-} minimal=${size[$target minimal]:-}
+    [ -z "$ordinary" ] || [ -z "$minimal" ] || printf '%-38s %9d bytes\n' "  so much is TLS" $((ordinary - minimal)) >>"$scratch/table"
 done
 
 # The units name a program that is not installed here: the one that was just built takes its place. Also with the lines that
