@@ -245,6 +245,12 @@ impl Member {
                 {
                     log::warn!("the claim {} cannot be removed: {error}", claim.name());
                 }
+                // the next process of this worker would not know which pool it was
+                if self.spool.is_removed()
+                    && let Err(error) = self.spool.restore()
+                {
+                    log::warn!("{error}");
+                }
             }
             pool::Action::Disconnect => left.push(Action::Disconnect),
             pool::Action::Warn(sentence) => left.push(Action::Warn(sentence)),

@@ -10,6 +10,7 @@ use crate::outgoing::rejection;
 use crate::queue::Action;
 use crate::queue::pool::{self, Took, Tried};
 use crate::queue::spool::{Holder, Taking, Try};
+use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -77,6 +78,19 @@ impl Member {
     }
 
     pub(super) fn try_head(&mut self) -> pool::Input {
+        if self.spool.is_removed() {
+            self.watch = None;
+            match self.spool.restore() {
+                Ok(true) => {}
+                Ok(false) => {
+                    log::error!(
+                        "somebody has made another pool in the place of ours: this worker ends, and its next process belongs to that one"
+                    );
+                    return pool::Input::GiveUp;
+                }
+                Err(error) => return drive_failed("it was removed", &io::Error::other(error)),
+            }
+        }
         let mut tried = self.spool.try_head();
         if matches!(tried, Ok(Try::Held(_))) && self.watch.is_none() {
             let outbox = self.outbox.clone();

@@ -15,6 +15,7 @@
 mod claim;
 mod description;
 mod orphan;
+mod place;
 mod taken;
 mod watch;
 
@@ -27,30 +28,28 @@ pub use watch::Watch;
 use crate::config::{Durability, POOLS, PayloadSteps, PoolConfig};
 use crate::contract::Request;
 use crate::host;
-use crate::job::{OpenError, WorkDir};
+use crate::job::WorkDir;
 use crate::mqtt::Message;
 use claim::{History, Unreadable};
-use description::{Description, NAME as DESCRIPTION};
+use description::Description;
+use place::open_dir;
 use rustix::fs::OFlags;
 use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 use taken::Taken;
 
 const LOCK: &str = "head.lock";
-
-/// How long another member may take to describe the pool.
-const CREATION_PATIENCE: Duration = Duration::from_secs(10);
-const CREATION_PAUSE: Duration = Duration::from_millis(20);
-
 /// The open directory of a pool.
 #[derive(Debug)]
 pub struct Spool {
     dir: WorkDir,
-    id: String,
+    root: PathBuf,
+    /// What this member and all others say of the pool.
+    description: Description,
     /// The MQTT client id of the pool's session.
     pool: String,
     worker: String,
@@ -103,20 +102,15 @@ impl Spool {
         durability: Durability,
     ) -> Result<Self, String> {
         let path = config.root.join(POOLS).join(&config.name);
-        let shown = path.display();
-        std::fs::create_dir_all(&path)
-            .map_err(|error| format!("the pool's directory {shown} cannot be made: {error}"))?;
-        let dir = WorkDir::open(path.clone(), Some(&config.root)).map_err(|error| match error {
-            OpenError::Missing { what, why } => format!("the pool's directory: {what} {why}"),
-            OpenError::Unusable(error) => format!("the pool's directory: {error}"),
-        })?;
+        let dir = open_dir(&path, &config.root)?;
         let durability = match dir.is_in_memory() {
             true => Durability::Cache,
             false => durability,
         };
         let mut spool = Self {
             dir,
-            id: String::new(),
+            root: config.root.clone(),
+            description: Description::new(&path, topic_root, payload_steps),
             pool: config.name.clone(),
             worker: worker.to_owned(),
             durability,
@@ -124,56 +118,13 @@ impl Spool {
             head: None,
             left_alone: BTreeSet::new(),
         };
-        let ours = Description::new(&path, topic_root, payload_steps);
-        let place = || format!("{shown}/{DESCRIPTION}");
-        let theirs = spool
-            .describe(&ours)
-            .map_err(|error| format!("{}: {error}", place()))?;
-        ours.agrees_with(&theirs)
-            .map_err(|difference| format!("{}: {difference}", place()))?;
-        spool.id = theirs.id;
+        spool.agree()?;
         Ok(spool)
     }
 
     /// What tells this pool from another one of the same name.
     pub fn id(&self) -> &str {
-        &self.id
-    }
-
-    /// The description that is there, or ours if there is none.
-    fn describe(&mut self, ours: &Description) -> io::Result<Description> {
-        let give_up = Instant::now() + CREATION_PATIENCE;
-        loop {
-            if let Some(there) = self.dir.read(DESCRIPTION, 64 << 10)? {
-                return Ok(serde_json::from_slice(&there)?);
-            }
-            // whoever describes the pool has the head's lock
-            if self.try_lock()? {
-                let described = match self.dir.read(DESCRIPTION, 64 << 10)? {
-                    Some(there) => Ok(serde_json::from_slice(&there)?),
-                    None => self.write_description(ours),
-                };
-                self.lock = None;
-                return described;
-            }
-            if Instant::now() > give_up {
-                return Err(io::Error::other("does not exist, and head.lock is held"));
-            }
-            std::thread::sleep(CREATION_PAUSE);
-        }
-    }
-
-    fn write_description(&self, ours: &Description) -> io::Result<Description> {
-        let text = serde_json::to_vec(ours)?;
-        self.dir.replace(DESCRIPTION, &text, self.durability)?;
-        self.sync()?;
-        if self.durability == Durability::Disk {
-            // the directory itself is new, and the one that all pools are in may be
-            for above in self.dir.path().ancestors().skip(1).take(2) {
-                File::open(above)?.sync_all()?;
-            }
-        }
-        Ok(serde_json::from_slice(&text)?)
+        &self.description.id
     }
 
     fn sync(&self) -> io::Result<()> {

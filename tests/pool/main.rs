@@ -8,4 +8,5 @@ mod campaign;
 mod cut;
 mod death;
 mod members;
+mod removed;
 mod taking;

@@ -242,7 +242,10 @@ impl Claim {
             return Err(io::Error::other("another worker has it by now"));
         }
         // a power cut may bring it back, and then the result comes once more
-        let removed = self.dir.remove(&self.name);
+        let removed = match self.dir.remove(&self.name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        };
         if removed.is_err() && !self.history.is_published {
             self.note(&Event::Published); // or it would be published for ever
         }
@@ -263,9 +266,11 @@ impl Claim {
 
 impl RequestRecord for Claim {
     /// A network drive that was away for long may have given the lock to somebody else.
+    /// A step may have removed the file: then nobody can have it but us.
     fn is_ours(&self) -> bool {
+        let has_place = self.dir.leads_to(&self.name, &self.file) || self.dir.lacks(&self.name);
         self.file.try_lock().is_ok()
-            && self.dir.leads_to(&self.name, &self.file)
+            && has_place
             && History::read(&self.file)
                 .is_ok_and(|(history, _)| history.takings == self.history.takings)
     }

@@ -1,5 +1,6 @@
 //! The directory alone: heads that die between any two steps, brokers that deliver again, claims in every state.
 
+use super::description::NAME as DESCRIPTION;
 use super::*;
 use crate::contract::{Document, Follows, JobId, Reason};
 use crate::job::{Kept, RequestRecord};
@@ -7,6 +8,7 @@ use std::cell::Cell;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 thread_local! {
     /// After how many steps the head dies.
