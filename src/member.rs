@@ -39,6 +39,9 @@ pub struct Member {
     claim: Option<Arc<Claim>>,
     /// While we stand for the head.
     watch: Option<Watch>,
+    /// How many connections of our own there were.
+    connections: u32,
+    has_told_of_foreigner: bool,
     /// Who is gone, as the broker says, and since when.
     gone: Option<(String, Instant)>,
 }
@@ -48,7 +51,10 @@ pub enum Meaning {
     Nothing,
     Input(pool::Input),
     /// There is another pool of our name.
-    ForeignPool,
+    ForeignPool {
+        /// Its member was there when we came.
+        was_here_before: bool,
+    },
 }
 
 impl Member {
@@ -76,6 +82,8 @@ impl Member {
             protocol: None,
             claim: None,
             watch: None,
+            connections: 0,
+            has_told_of_foreigner: false,
             gone: None,
         })
     }
@@ -118,9 +126,14 @@ impl Member {
             return Meaning::Nothing;
         };
         if pool.id != self.spool.id() {
-            return match is_gone {
+            // whoever was there before us is right. Who comes later, or only says so, stops nobody
+            let was_here_before = message.retained && self.connections == 1;
+            return match is_gone || (!was_here_before && self.has_told_of_foreigner) {
                 true => Meaning::Nothing,
-                false => Meaning::ForeignPool,
+                false => {
+                    self.has_told_of_foreigner = true;
+                    Meaning::ForeignPool { was_here_before }
+                }
             };
         }
         if is_gone {
@@ -166,6 +179,7 @@ impl Member {
             Input::Connected {
                 tells_subscribers, ..
             } => {
+                self.connections = self.connections.saturating_add(1);
                 self.protocol = Some(match tells_subscribers {
                     true => Protocol::V5,
                     false => Protocol::V3,

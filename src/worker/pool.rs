@@ -45,21 +45,26 @@ impl Worker {
                 let actions = member.feed(input, Instant::now());
                 self.act(actions)
             }
-            Meaning::ForeignPool => self.foreign_pool(message),
+            Meaning::ForeignPool { was_here_before } => {
+                self.foreign_pool(&message.topic, was_here_before)
+            }
         }
     }
 
     /// There is another pool of our name, with another directory.
-    fn foreign_pool(&self, message: &Message) -> ControlFlow<Exit> {
-        log::error!(
-            "{} belongs to another pool with the name of ours: all members need JOB_ROOT on the same drive, and another \
-             pool needs another JOB_POOL",
-            message.topic
+    fn foreign_pool(&self, topic: &str, was_here_before: bool) -> ControlFlow<Exit> {
+        let trouble = format!(
+            "{topic} belongs to another pool with the name of ours: all members need JOB_ROOT on the same drive, and another \
+             pool needs another JOB_POOL"
         );
-        match self.queue.is_waiting() {
-            true => ControlFlow::Break(Exit::Config),
-            false => ControlFlow::Continue(()),
+        if was_here_before && self.queue.is_waiting() {
+            log::error!(
+                "{trouble}. If that worker is gone for good, remove what is retained there, with an empty retained message"
+            );
+            return ControlFlow::Break(Exit::Config);
         }
+        log::warn!("{trouble}");
+        ControlFlow::Continue(())
     }
 
     /// Deals with the request of the claim that is ours.

@@ -222,12 +222,13 @@ fn a_member_with_another_configuration_ends() {
 }
 
 #[test]
-fn a_member_of_another_pool_with_the_name_ends() {
+fn a_member_of_another_pool_with_the_name_ends_and_harms_nobody() {
     let site = Site::start();
-    let _first = site.idle_worker(member_of(&site, "a", "5"));
+    let mut first = site.idle_worker(member_of(&site, "a", "5"));
+    let mut second = site.idle_worker(member_of(&site, "b", "5"));
     let elsewhere = site.directory("elsewhere");
     let mut other = site.worker(|command| {
-        member_of(&site, "b", "5")(command);
+        member_of(&site, "c", "5")(command);
         command.env("JOB_ROOT", &elsewhere);
     });
     other.exits_with(78);
@@ -235,6 +236,40 @@ fn a_member_of_another_pool_with_the_name_ends() {
         other.stderr().contains("another pool"),
         "{}",
         other.stderr()
+    );
+    for id in ["x", "y"] {
+        site.submit(id, json!({ "steps": ["true"] }));
+        assert_eq!(site.result(id).json()["status"], "success");
+    }
+    first.exits_with(0);
+    second.exits_with(0);
+}
+
+#[test]
+fn a_presence_of_another_pool_with_the_name_stops_no_member_that_is_there_already() {
+    let site = Site::start();
+    let mut member = site.idle_worker(member_of(&site, "a", "5"));
+    await_queue(&site);
+    let presence = json!({
+        "worker": "x", "state": "idle", "pool": { "name": "the-pool", "id": "another" }
+    });
+    for _ in 0..2 {
+        site.controller
+            .publish("jobs/workers/x", presence.to_string());
+    }
+    wait::until("a warning", || {
+        member
+            .stderr()
+            .contains("jobs/workers/x belongs to another pool")
+    });
+    site.submit("a", json!({ "steps": ["true"] }));
+    assert_eq!(site.result("a").json()["status"], "success");
+    member.exits_with(0);
+    let warnings = member.stderr();
+    assert_eq!(
+        warnings.matches("belongs to another pool").count(),
+        1,
+        "{warnings}"
     );
 }
 
