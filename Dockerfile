@@ -7,6 +7,8 @@
 #   docker buildx build --platform linux/amd64,linux/arm64,linux/arm/v7,linux/arm/v6 .
 #
 # With `--build-arg FEATURES=` it is without TLS, and a megabyte smaller. The program is static, so it runs on every base.
+#
+# The labels of a released image are those of .ci/labels. .ci/image makes that image, of the released binaries.
 ARG RUNTIME=alpine:3
 
 # Always on the builder's own platform: compiling for another one is fast, emulating the compiler is not, and there is no
@@ -39,18 +41,24 @@ RUN sed -i '/^\[\[bench\]\]$/,/^$/d' Cargo.toml \
 COPY src src
 RUN touch src/lib.rs src/main.rs \
  && cargo --config /cargo.toml build --release --locked --features "$FEATURES" \
- && mv target/*/release/job-worker /job-worker
+ && mkdir -p "/$TARGETPLATFORM" && mv target/*/release/job-worker "/$TARGETPLATFORM/"
 
 FROM scratch AS binary
-COPY --from=build /job-worker /job-worker
+ARG TARGETPLATFORM
+COPY --from=build /$TARGETPLATFORM/job-worker /job-worker
 ENTRYPOINT ["/job-worker"]
 
-FROM ${RUNTIME}
-LABEL org.opencontainers.image.title="job-worker" \
-      org.opencontainers.image.description="One-shot job execution engine: MQTT for signals, a shared drive for data and logs" \
-      org.opencontainers.image.version="0.2.0" \
-      org.opencontainers.image.licenses="Apache-2.0"
-COPY --from=binary /job-worker /usr/local/bin/job-worker
-# The mount point of the shared drive; a relative workDir starts here.
+FROM scratch AS drive
 WORKDIR /data
+
+# Steps need a shell, so the default base is not `scratch`.
+FROM ${RUNTIME}
+COPY --from=binary /job-worker /usr/local/bin/job-worker
+# The mount point of the shared drive; a relative workDir starts here. A new volume takes its owner over.
+COPY --from=drive --chown=1000:1000 /data /data
+WORKDIR /data
+# Not root, unless `--user` says otherwise: the first user of most hosts, and `node` in node's images. Where the base has no such
+# user, its home would be /.
+ENV HOME=/tmp
+USER 1000:1000
 ENTRYPOINT ["/usr/local/bin/job-worker"]

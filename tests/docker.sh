@@ -7,7 +7,7 @@
 # The engine: docker-engine.sh (in TOOLS_DIR: ../shared/tools) where present, one of its own in a private network, without a
 # registry, its base images made here; else the engine that DOCKER_HOST or the default socket leads to.
 #
-# The Dockerfile's stage `build` compiles in an image from a registry and is not run here: the other stages get a static
+# The Dockerfile's stage `build` compiles in an image from a registry and is not run here: .ci/image gives the other stages a static
 # binary that is built beforehand (.ci/release), or JOB_WORKER_STATIC. TIME_LIMIT (240) seconds are spent at most.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -99,14 +99,15 @@ if [ -z "${JOB_WORKER_STATIC:-}" ]; then
         *) skip "no static binary for $(uname -m) is known here; set JOB_WORKER_STATIC" ;;
     esac
     say "static binary for $target"
-    if ! KINDS=ordinary .ci/release "$scratch/dist" $target >"$scratch/release.log" 2>&1; then
+    if ! KINDS=ordinary .ci/release "$scratch/built" $target >"$scratch/release.log" 2>&1; then
         tail -n 20 "$scratch/release.log"
         skip "no static binary could be built; set JOB_WORKER_STATIC"
     fi
-    JOB_WORKER_STATIC=$(echo "$scratch"/dist/job-worker-*-$target)
+    JOB_WORKER_STATIC=$(echo "$scratch"/built/job-worker-*-$target)
 fi
-mkdir "$scratch/build"
-install -m 755 "$JOB_WORKER_STATIC" "$scratch/build/job-worker"
+# where .ci/image looks for it
+version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
+install -D -m 755 "$JOB_WORKER_STATIC" "$scratch/dist/job-worker-$version-$(uname -m)-unknown-linux-musl"
 
 # --- images -------------------------------------------------------------------------------------------------------------
 # The broker of compose.yaml without a registry: this machine's own Mosquitto with the libraries that it needs.
@@ -138,13 +139,7 @@ if [ -n "$engine_is_ours" ]; then
     check "an image of Mosquitto is made of this machine's own" mosquitto_image
 fi
 
-# The Dockerfile with another stage `build`. (`--build-context build=DIR` would do the same, on newer engines only.)
-{
-    sed '/^FROM/,$d' Dockerfile
-    printf 'FROM scratch AS build\nCOPY job-worker /job-worker\n'
-    sed -n '/^FROM scratch AS binary$/,$p' Dockerfile
-} >"$scratch/build/Dockerfile"
-build() { docker buildx build --load "$@" "$scratch/build"; }
+build() { .ci/image "$scratch/dist" --load "$@"; }
 only_file() { # image: the files that are not Docker's own
     local id
     id=$(docker create --label "$project" "$1")
@@ -167,6 +162,10 @@ check "the stage binary runs" timeout 60 docker run --rm --label "$project" "$pr
 check "the image's version is the program's" is "job-worker $(inspect '{{index .Config.Labels "org.opencontainers.image.version"}}')" \
     "$(run "$project" --version | sed 's/ (.*//')"
 check "the working directory is /data" is /data "$(inspect '{{.Config.WorkingDir}}')"
+check "the user is not root" is 1000:1000 "$(inspect '{{.Config.User}}')"
+check "a new volume is that user's" timeout 60 docker run --rm --label "$project" --network none -v "$project-new:/data" --entrypoint sh \
+    "$project" -c 'touch /data/file && [ "$HOME" = /tmp ]'
+docker volume rm "$project-new" >/dev/null 2>&1 || true
 check "the entry point is a program, not a shell" is '["/usr/local/bin/job-worker"]' "$(inspect '{{json .Config.Entrypoint}}')"
 
 # As PID 1 the worker itself must find and reap what daemonises.
@@ -236,6 +235,10 @@ request hello
 check "a job: its result arrives" is hello "$(arrived hello)"
 check "a job: it succeeded" status_is hello success
 check "a job: its log has the output" grep -qx 'Hello from hello' "$scratch/data/hello/job.log"
+check "the health check finds the broker" until_true compose exec -T worker job-worker check --connect
+job checked 'echo ran'
+request checked
+check "the health check: the worker goes on" is checked "$(arrived checked)"
 
 for id in loop-1 loop-2 loop-3; do job $id 'cat /proc/1/stat | cut -d\" \" -f22'; request $id; done
 check "the restart loop: three results in order" is "loop-1 loop-2 loop-3" "$(arrived loop-1 loop-2 loop-3)"
