@@ -7,5 +7,6 @@ mod support;
 mod docs;
 mod node_red;
 mod package;
+mod releasing;
 mod smoke;
 mod submit;
