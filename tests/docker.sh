@@ -116,7 +116,7 @@ mosquitto_image() {
     mkdir -p "$dir"/{bin,tmp,etc,usr/sbin,usr/bin,mosquitto/config,mosquitto/data}
     cp /bin/busybox "$dir/bin/"
     for program in sh cat grep kill true; do ln -s busybox "$dir/bin/$program"; done
-    for program in mosquitto mosquitto_pub mosquitto_sub; do
+    for program in mosquitto mosquitto_pub mosquitto_sub mosquitto_rr; do
         program=$(command -v $program)
         cp "$program" "$dir/usr/bin/"
         ldd "$program" | grep -o '/[^ ]*' | while read -r library; do
@@ -133,7 +133,7 @@ mosquitto_image() {
 }
 
 if [ -n "$engine_is_ours" ]; then
-    for program in mosquitto mosquitto_pub mosquitto_sub; do
+    for program in mosquitto mosquitto_pub mosquitto_sub mosquitto_rr; do
         command -v $program >/dev/null || skip "$program is missing (apt-get install mosquitto mosquitto-clients)"
     done
     check "an image of Mosquitto is made of this machine's own" mosquitto_image
@@ -230,8 +230,10 @@ say "compose up"
 composed=yes
 check "compose.yaml is valid as it is" docker compose -f compose.yaml config -q
 check "docker compose up" compose up -d --no-build --pull missing
-job hello 'echo Hello from $JOB_ID'
-request hello
+mkdir -m 777 "$scratch/data/hello"
+# as README.md and compose.yaml say it
+check "a job: its result is the reply" in_broker mosquitto_rr -h $host -q 1 -t jobs/pending -e jobs/results/hello -W 60 \
+    -m '{ "id": "hello", "workDir": "hello", "steps": ["echo Hello from $JOB_ID"] }'
 check "a job: its result arrives" is hello "$(arrived hello)"
 check "a job: it succeeded" status_is hello success
 check "a job: its log has the output" grep -qx 'Hello from hello' "$scratch/data/hello/job.log"
@@ -243,6 +245,29 @@ check "the health check: the worker goes on" is checked "$(arrived checked)"
 for id in loop-1 loop-2 loop-3; do job $id 'cat /proc/1/stat | cut -d\" \" -f22'; request $id; done
 check "the restart loop: three results in order" is "loop-1 loop-2 loop-3" "$(arrived loop-1 loop-2 loop-3)"
 check "the restart loop: a fresh process for each" is 3 "$(grep -hx '[0-9]*' "$scratch"/data/loop-*/job.log | sort -u | wc -l)"
+
+# --- several workers ----------------------------------------------------------------------------------------------------
+say "docker compose up -d --scale worker=3"
+running() { [ "$(docker ps -q --filter "label=com.docker.compose.project=$project" --filter label=com.docker.compose.service=worker | wc -l)" = "$1" ]; }
+for id in side-1 side-2 side-3; do job $id 'touch began' 'while [ ! -e ../go ]; do sleep 0.1; done'; request $id; done
+scale() { WORKER_COMMAND=supervise compose up -d --no-build --scale worker="$1"; }
+check "three workers: up" scale 3
+check "three workers: they run" running 3
+for id in side-1 side-2 side-3; do
+    check "three workers: one has $id while the others run" until_true test -e "$scratch/data/$id/began"
+done
+touch "$scratch/data/go"
+check "three workers: all results arrive" is 3 "$(arrived side-1 side-2 side-3 | wc -w)"
+rm "$scratch/data/go"
+job left 'echo attempt $JOB_ATTEMPT >>runs' '[ -e ../go ] || sleep 600'
+request left
+check "one worker again: a job runs on one of the three" until_true test -e "$scratch/data/left/runs"
+touch "$scratch/data/go"
+check "one worker again: down" scale 1
+check "one worker again: it runs" running 1
+check "one worker again: no job is lost" is left "$(arrived left)"
+check "one worker again: no claim is left" until_true sh -c "! ls '$scratch/data/.job-worker/workers' | grep -q -e -"
+rm "$scratch/data/go"
 
 # --- deaths -------------------------------------------------------------------------------------------------------------
 say "a killed container"

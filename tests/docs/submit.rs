@@ -572,6 +572,30 @@ fn a_broker_without_mqtt_5_will_do() {
     }
 }
 
+#[test]
+fn the_members_of_a_pool_run_it() {
+    let site = Site::start();
+    let members: Vec<_> = ["a", "b"]
+        .iter()
+        .map(|name| {
+            site.worker(|command| {
+                command
+                    .env("JOB_POOL", "the-pool")
+                    .env("JOB_ROOT", site.drive.path())
+                    .env("WORKER_ID", name);
+            })
+        })
+        .collect();
+    wait::until("the pool's subscription", || {
+        site.broker
+            .log()
+            .contains("Received SUBSCRIBE from the-pool")
+    });
+    let mut submit = Submit::on(&site, &["exit 3"]);
+    submit.exits_with(3);
+    drop(members);
+}
+
 /// As with compose.yaml, where the workers have under /data what the host has elsewhere.
 #[test]
 fn the_workers_may_have_the_drive_under_another_path() {

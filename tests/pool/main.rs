@@ -8,5 +8,6 @@ mod campaign;
 mod cut;
 mod death;
 mod members;
+mod moves;
 mod removed;
 mod taking;

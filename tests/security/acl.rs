@@ -160,7 +160,7 @@ fn nobody_can_do_more_than_that() {
         (
             "worker",
             vec![results, status, workers, rejected],
-            vec![pending, cancel],
+            vec![pending, cancel, workers], // the members of a pool hear from each other
         ),
         ("stranger", vec![], vec![]),
     ] {
