@@ -4,7 +4,6 @@
 //! A signal handler may set a flag and write a byte to a socket, and hardly anything else. So that byte is what the inbox
 //! sleeps on, whoever has something for it rings with one, and no thread is needed to pass the signals on.
 
-use nix::libc::SIGRTMIN;
 use nix::sys::signal::{SigSet, Signal};
 use rustix::event::{PollFd, PollFlags, poll};
 use signal_hook::consts::{
@@ -35,6 +34,10 @@ const STOPS: [i32; 16] = [
 // signal-hook has no names for these
 const SIGPWR: i32 = Signal::SIGPWR as i32;
 const SIGSTKFLT: i32 = Signal::SIGSTKFLT as i32;
+
+/// SIGRTMIN+3, the stop signal of images that are made for systemd, as glibc, systemd and Docker count. musl, which our static
+/// binaries have, begins one later: its own SIGRTMIN+3 is never sent by anybody.
+const SIGRTMIN_3: i32 = 37;
 
 /// What comes in.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -109,7 +112,7 @@ fn try_open<T>() -> io::Result<(Outbox<T>, Inbox<T>)> {
     let ignored = ignored_signals();
     let stops = STOPS
         .into_iter()
-        .chain([SIGRTMIN() + 3]) // the stop signal of images that are made for systemd
+        .chain([SIGRTMIN_3])
         .filter(|signal| matches!(*signal, SIGTERM | SIGINT) || ignored & (1 << (signal - 1)) == 0);
     // SIGXFSZ has a handler so that writing beyond RLIMIT_FSIZE is an error and not our end. Steps do not inherit it.
     // All at once: each registration copies those before it

@@ -118,6 +118,38 @@ runs_alone() { # binary, emulator
     chroot "$dir" "$@" /job-worker --version
 }
 
+# What README.md says, as it stands there. `sudo` puts an emulator in front of the program, which the kernel does on hosts that have
+# binfmt. /usr/local/bin is an empty directory of this test.
+readme() { # emulator, binary
+    local dir=$scratch/readme
+    mkdir -p "$dir/bin" "$dir/home"
+    cp "$2" "$dir/"
+    cat >"$dir/bin/sudo" <<END
+#!/bin/sh -e
+"\$@"
+mv /usr/local/bin/job-worker /usr/local/bin/program
+printf '#!/bin/sh\nexec $1 /usr/local/bin/program "\$@"\n' >/usr/local/bin/job-worker
+chmod +x /usr/local/bin/job-worker
+END
+    chmod +x "$dir/bin/sudo"
+    for client in mosquitto_sub mosquitto_rr; do printf -- '-h 127.0.0.1\n-p %s\n' "$port" >"$dir/home/$client"; done
+    tests/readme.sh "Static binary" >"$dir/home/script"
+    (cd "$dir" && PATH=$dir/bin:/usr/local/bin:$PATH XDG_CONFIG_HOME=$dir/home MQTT_URL=mqtt://localhost:$port timeout 60 \
+        unshare --mount sh -euc 'mount -t tmpfs none /usr/local/bin; . home/script' </dev/null) | tee /dev/stderr | grep -x 'Hello from hello'
+}
+
+# As Docker counts SIGRTMIN+3, which the C library of these binaries calls by another number.
+stops_as_images_of_systemd() { # binary
+    local status=0
+    MQTT_URL=mqtt://localhost:$port WORKER_ID=stopped "$1" supervise &
+    worker=$!
+    until_true sh -c "mosquitto_sub -h 127.0.0.1 -p $port -t jobs/workers/stopped -C 1 -W 1 2>/dev/null | grep -q idle" || return 1
+    kill -37 $worker
+    wait $worker || status=$?
+    worker=
+    [ $status -eq 0 ] || { echo "ended with $status"; return 1; }
+}
+
 says_target() { [ "$($1 --version)" = "job-worker $version ($2)" ]; }
 
 memory_of() { sed -n "s/^$2:[^0-9]*\([0-9]*\) kB/\1/p" "$1"; }
@@ -185,6 +217,8 @@ test_binary() { # name, target, kind
         leave_out "$name: a run in an empty root directory: that takes root"
     fi
     check "$name: --version names it" says_target "$emulator $binary" "$target"
+    [ "$name" != aarch64-unknown-linux-musl ] || check "$name: README.md: from nothing to the log of a job" readme "$emulator" "$binary"
+    [ -n "$emulator" ] || check "$name: SIGRTMIN+3 is a stop" stops_as_images_of_systemd "$binary"
     check "$name: tests/smoke.sh" env JOB_WORKER="$emulator $binary" MQTT_HOST=127.0.0.1 MQTT_PORT="$port" sh tests/smoke.sh
     check "$name: runs a job on $settings" measure_memory "$emulator $binary" "${settings[@]}"
     if [ -n "$emulator" ]; then
