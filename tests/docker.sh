@@ -36,6 +36,7 @@ clean_up() {
     [ $status -eq 0 ] || [ -n "$finished" ] || echo "docker.sh: not finished; $passed passed, $failed failed until here"
     # shellcheck disable=SC2046
     docker rm -f $(docker ps -aq --filter "label=$project" 2>/dev/null) >/dev/null 2>&1 || true
+    [ ! -e "$scratch/readme" ] || readme docker compose down -v -t 1 >/dev/null 2>&1 || true
     [ -z "$composed" ] || compose down -v --remove-orphans -t 1 >/dev/null 2>&1 || true
     docker rmi -f "$project" "$project:binary" >/dev/null 2>&1 || true
     if [ -n "$engine_is_ours" ]; then
@@ -225,6 +226,27 @@ arrived() { # id...: waits for the results of all of them
     results | grep -x -- "$(printf '%s\n' "$@")" | tr '\n' ' ' | sed 's/ $//'
 }
 worker_state() { docker inspect -f "{{.State.$1}}" "$project-worker-1"; }
+
+# --- README.md ----------------------------------------------------------------------------------------------------------
+say "what README.md says of Docker, as it stands there"
+# What differs from compose.yaml is said in the environment.
+mkdir "$scratch/readme"
+cp -R compose.yaml examples "$scratch/readme/"
+cat >"$scratch/readme/override.yaml" <<END
+services:
+  mosquitto:
+    $ports
+    $network
+  worker:
+    image: $project
+    environment: { MQTT_URL: mqtt://$host }
+    $network
+END
+readme() { # command...
+    (cd "$scratch/readme" && COMPOSE_PROJECT_NAME=$project-readme COMPOSE_FILE=compose.yaml:override.yaml timeout 100 "$@")
+}
+check "README.md: from nothing to the log of a job" grep -x 'Hello from hello' <(readme sh -eu <(tests/readme.sh Docker) </dev/null 2>&1)
+readme docker compose down -v -t 1 >/dev/null 2>&1
 
 say "compose up"
 composed=yes

@@ -90,3 +90,27 @@ fn the_version_of_the_image_is_that_of_the_program() {
         assert!(!text.contains(version), "{file} names the version");
     }
 }
+
+/// `tests/readme.sh` hands them out.
+#[test]
+fn each_way_to_run_it_is_short_and_run_by_a_test() {
+    for (way, test) in [
+        ("Docker", "docker.sh"),
+        ("Debian package", "package.sh"),
+        ("Static binary", "static.sh"),
+    ] {
+        let block = Command::new(repository().join("tests/readme.sh"))
+            .arg(way)
+            .output()
+            .expect("sh is there");
+        let lines = block.stdout.split(|byte| *byte == b'\n').count() - 1;
+        assert!((4..10).contains(&lines), "{way}: {lines} lines");
+        let test = fs::read_to_string(repository().join("tests").join(test)).expect("it is there");
+        let runs = [way.to_owned(), format!("\"{way}\"")];
+        assert!(
+            runs.iter()
+                .any(|way| test.contains(&format!("tests/readme.sh {way}"))),
+            "{way}"
+        );
+    }
+}
