@@ -63,6 +63,7 @@ fn check_broker(config: &Config, findings: &mut Vec<Finding>) {
             Subscription::Cancels(topics.cancel_filter.clone()),
         ],
         last_will: None,
+        pulse: None,
     };
     let (good, error) = match mqtt::probe(settings) {
         Ok(good) => (good, None),

@@ -45,6 +45,7 @@ pub mod mqtt;
 mod outgoing;
 mod presence;
 pub mod process;
+mod pulse;
 pub mod queue;
 mod run;
 mod served;

@@ -3,6 +3,7 @@
 use crate::config::{Config, PoolConfig};
 use crate::mqtt::{self, LastWill, Life, Protocol, Session, Settings, Subscription};
 use crate::presence::Presence;
+use crate::pulse::Pulse;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ pub enum Heard {
 }
 
 /// The worker's own connection: with the session that is its queue, or in a pool with a session that ends with it.
-pub fn own_link(config: &Config, presence: &Presence) -> Settings {
+pub fn own_link(config: &Config, presence: &Presence, pulse: &Pulse) -> Settings {
     let Config {
         worker_id, topics, ..
     } = config;
@@ -54,11 +55,18 @@ pub fn own_link(config: &Config, presence: &Presence) -> Settings {
             payload: presence.offline(),
             retention: presence.offline_retention(),
         }),
+        // without a pool nobody else can do what this worker is stuck in
+        pulse: config.pool.is_some().then(|| pulse.clone()),
     }
 }
 
 /// The connection of a pool's head, with the session that is the queue, in the version that the broker is known to speak.
-pub fn head_link(config: &Config, pool: &PoolConfig, protocol: Option<Protocol>) -> Settings {
+pub fn head_link(
+    config: &Config,
+    pool: &PoolConfig,
+    protocol: Option<Protocol>,
+    pulse: &Pulse,
+) -> Settings {
     let mut broker = config.broker.clone();
     broker.keep_alive = broker.keep_alive.min(HEAD_KEEP_ALIVE);
     broker.protocol = broker.protocol.or(protocol);
@@ -69,5 +77,6 @@ pub fn head_link(config: &Config, pool: &PoolConfig, protocol: Option<Protocol>)
         life: Life::Once,
         subscriptions: vec![Subscription::Requests(config.topics.pending.clone())],
         last_will: None,
+        pulse: Some(pulse.clone()),
     }
 }

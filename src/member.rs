@@ -11,6 +11,7 @@ use crate::job;
 use crate::links::Heard;
 use crate::mqtt::{Connection, Link, Message, Protocol};
 use crate::presence::{Pool, Seen};
+use crate::pulse::Pulse;
 use crate::queue::pool::{self, Looked, Machine};
 use crate::queue::spool::{Claim, Holder, Orphan, Spool, Watch, Why};
 use crate::queue::{Action, Input};
@@ -28,6 +29,7 @@ pub struct Member {
     config: Config,
     pool: PoolConfig,
     outbox: Outbox<Heard>,
+    pulse: Pulse,
     /// What has come to the head at QoS 0 and is still in the inbox.
     unread: Unread,
     /// Counts the connections of this member as the head.
@@ -62,7 +64,12 @@ impl Member {
     ///
     /// # Errors
     /// A sentence: see [`Spool::open`].
-    pub fn open(config: &Config, pool: &PoolConfig, outbox: Outbox<Heard>) -> Result<Self, String> {
+    pub fn open(
+        config: &Config,
+        pool: &PoolConfig,
+        outbox: Outbox<Heard>,
+        pulse: Pulse,
+    ) -> Result<Self, String> {
         let JobConfig {
             payload_steps,
             durability,
@@ -75,6 +82,7 @@ impl Member {
             config: config.clone(),
             pool: pool.clone(),
             outbox,
+            pulse,
             unread: Unread::default(),
             turn: 0,
             link: None,

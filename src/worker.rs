@@ -19,6 +19,7 @@ use crate::mqtt::{self, Link, Message};
 use crate::outgoing::Outgoing;
 use crate::presence::Presence;
 use crate::process;
+use crate::pulse::Pulse;
 use crate::queue::{Action, AfterResult, Input, ResultMessage};
 use crate::served::Queue;
 use std::mem::ManuallyDrop;
@@ -28,6 +29,7 @@ use std::time::Instant;
 struct Worker {
     config: Config,
     inbox: Inbox<Heard>,
+    pulse: Pulse,
     link: Link,
     /// What has come at QoS 0 and is still in the inbox.
     unread: Unread,
@@ -53,9 +55,10 @@ pub fn run(config: Config) -> Exit {
         return Exit::Defect;
     };
     process::adopt_orphans();
+    let pulse = Pulse::default();
     let queue = match &config.pool {
         None => Queue::Own(Box::default()),
-        Some(pool) => match Member::open(&config, pool, outbox.clone()) {
+        Some(pool) => match Member::open(&config, pool, outbox.clone(), pulse.clone()) {
             Ok(member) => Queue::Pool(Box::new(member)),
             Err(error) => {
                 log::error!("JOB_POOL={:?}: {error}", pool.name);
@@ -68,7 +71,7 @@ pub fn run(config: Config) -> Exit {
         Queue::Pool(member) => Some(member.pool()),
     };
     let presence = Presence::new(&config.worker_id, pool);
-    let settings = own_link(&config, &presence);
+    let settings = own_link(&config, &presence, &pulse);
     let unread = Unread::default();
     let gate = unread.clone();
     let sink = move |event| {
@@ -88,6 +91,7 @@ pub fn run(config: Config) -> Exit {
         outgoing: Outgoing::new(config.topics.clone(), &config.worker_id, presence),
         config,
         inbox,
+        pulse,
         link,
         unread,
         queue,
@@ -115,7 +119,10 @@ impl Worker {
 
     /// Waits for the next event, passes it on, and does what that leads to.
     fn take_turn(&mut self) -> ControlFlow<Exit> {
-        match self.inbox.next(self.next_wake()) {
+        self.pulse.end_turn();
+        let event = self.inbox.next(self.next_wake());
+        self.pulse.begin_turn();
+        match event {
             Some(Event::Sent(Heard::Own(event))) => {
                 self.unread.was_read(&event);
                 self.hear(event)?;

@@ -124,7 +124,7 @@ impl Member {
     pub(super) fn open_head(&mut self) -> Option<pool::Input> {
         self.turn += 1;
         let (turn, outbox) = (self.turn, self.outbox.clone());
-        let settings = head_link(&self.config, &self.pool, self.protocol);
+        let settings = head_link(&self.config, &self.pool, self.protocol, &self.pulse);
         let gate = self.unread.clone();
         let sink = move |event| {
             if gate.admit(&event) {

@@ -59,6 +59,8 @@ pub enum Failure {
     Dropped(String),
     /// Anything else, which may pass.
     Lost(String),
+    /// Whoever has the link is stuck: nobody would do what the broker asks.
+    OwnerStuck,
     /// We have closed it, or nobody wants to hear of it any more.
     Closed,
 }
@@ -241,6 +243,10 @@ macro_rules! define_open {
             fn next(&mut self) -> Result<mqtt::Event, Failure> {
                 loop {
                     let event = self.receive()?;
+                    // a ping is an event, too
+                    if self.sender.settings.owner_is_stuck() {
+                        return Err(Failure::OwnerStuck);
+                    }
                     if let Some(event) = self.hear(event)? {
                         return Ok(event);
                     }

@@ -71,6 +71,9 @@ impl<F: Fn(Event)> Driver<F> {
     /// Makes one connection after the other, until the broker denies us or the worker is gone.
     pub fn run(mut self) {
         loop {
+            while self.settings.owner_is_stuck() {
+                std::thread::sleep(LAST_PAUSE / 10);
+            }
             let mut connected_at = None;
             let host = self.next_host();
             let failure = match &host {
@@ -112,6 +115,9 @@ impl<F: Fn(Event)> Driver<F> {
                         self.untried_hosts.push_front(host);
                     }
                     continue;
+                }
+                Failure::OwnerStuck => {
+                    "this worker is stuck, as in a drive that does not answer".to_owned()
                 }
                 Failure::Untrusted(trouble)
                 | Failure::NotGreeted(trouble)

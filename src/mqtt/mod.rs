@@ -13,6 +13,7 @@ mod v3;
 mod v5;
 
 use crate::contract::identity;
+use crate::pulse::Pulse;
 use bytes::Bytes;
 use driver::Driver;
 pub use probe::probe;
@@ -83,6 +84,8 @@ pub struct Settings {
     pub subscriptions: Vec<Subscription>,
     /// What the broker publishes when we are gone without a word.
     pub last_will: Option<LastWill>,
+    /// Whose link it is: one who is stuck has no connection.
+    pub pulse: Option<Pulse>,
 }
 
 /// What the broker keeps for us while we are away.
@@ -112,6 +115,13 @@ pub enum Subscription {
     Cancels(String),
     /// The filter of the workers' presence, at QoS 0, with what is retained there.
     Presence(String),
+}
+
+impl Settings {
+    /// Whether whoever has the link is stuck.
+    fn owner_is_stuck(&self) -> bool {
+        self.pulse.as_ref().is_some_and(Pulse::is_stuck)
+    }
 }
 
 impl Subscription {

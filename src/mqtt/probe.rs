@@ -218,7 +218,7 @@ fn reason(failure: Failure) -> String {
         | Failure::NotGreeted(reason)
         | Failure::Dropped(reason)
         | Failure::Lost(reason) => reason,
-        Failure::Closed => "the connection is closed".to_owned(),
+        Failure::OwnerStuck | Failure::Closed => "the connection is closed".to_owned(),
         Failure::TakenOver => "another client has connected with our id".to_owned(),
     }
 }

@@ -277,6 +277,10 @@ impl Spool {
         step()?;
         taken.note(key, message, self.durability)?;
         step()?;
+        // the drive may have hung for so long that somebody else is the head
+        if !self.is_head() {
+            return Err(not_the_head());
+        }
         self.dir.rename(&new, &counted)?;
         step()?;
         self.sync()?;

@@ -78,7 +78,7 @@ fn a_job_of_a_dead_member_is_the_next_attempt_of_another(version: &str) {
     let result = site.result("a").json();
     eprintln!("taken over after {:?}", died.elapsed());
     assert!(
-        died.elapsed() < Duration::from_secs(7),
+        died.elapsed() < Duration::from_secs(6),
         "{:?}",
         died.elapsed()
     );

@@ -7,6 +7,7 @@ mod support;
 mod campaign;
 mod cut;
 mod death;
+mod frozen;
 mod members;
 mod moves;
 mod removed;

@@ -1,0 +1,100 @@
+//! A drive that hangs while the head takes a request: the head stops being there for the others, and the request runs once.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::members::{await_queue, member_of};
+use super::support::cut_drive::{CutDrive, FILE_SYSTEMS};
+use super::support::site::Site;
+use super::support::wait;
+
+/// A file system on which every write waits.
+struct Frozen(PathBuf);
+
+impl Frozen {
+    fn at(path: &Path) -> Self {
+        fsfreeze("--freeze", path);
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        fsfreeze("--unfreeze", &self.0);
+    }
+}
+
+fn fsfreeze(what: &str, path: &Path) {
+    let status = Command::new("fsfreeze").arg(what).arg(path).status();
+    assert!(status.unwrap().success());
+}
+
+#[test]
+#[ignore = "needs root and loop devices"]
+fn a_head_whose_drive_hangs_is_named_and_the_request_runs_once() {
+    let drive = CutDrive::start(FILE_SYSTEMS[0], "frozen").unwrap();
+    let site = Site::start();
+    let member = |name: &'static str| {
+        let mut worker = site.idle_worker(|command| {
+            member_of(&site, name, "5")(command);
+            command.env("JOB_ROOT", drive.path());
+            command.env("MQTT_KEEP_ALIVE", "5");
+        });
+        wait::until("its presence", || {
+            !site
+                .controller
+                .heard(&format!("jobs/workers/{name}"))
+                .is_empty()
+        });
+        worker.ended();
+        worker
+    };
+    let mut earlier = member("earlier");
+    await_queue(&site);
+    // it has packet identifier 1, which tells nothing
+    std::fs::create_dir(drive.path().join("earlier")).unwrap();
+    site.request(json!({ "id": "earlier", "workDir": "earlier", "steps": ["true"] }));
+    site.result("earlier");
+    earlier.exits_with(0);
+    let mut head = member("first");
+    wait::until("the first to be the head", || {
+        let lock = drive.path().join(".job-worker/the-pool/head.lock");
+        std::fs::read_to_string(lock).unwrap().starts_with("first ")
+            && site.broker.log().matches("as the-pool").count() == 2
+    });
+    let mut other = member("second");
+    let dir = drive.path().join("a");
+    std::fs::create_dir(&dir).unwrap();
+    let frozen = Frozen::at(&drive.path());
+    let request = json!({ "id": "a", "workDir": dir, "steps": ["echo >> runs"] });
+    site.request(request);
+    wait::until("the broker to say that it is gone", || {
+        let said = site.controller.heard("jobs/workers/first");
+        said.last().unwrap().json()["state"] == "offline"
+    });
+    wait::until("its session to end", || {
+        let log = site.broker.log();
+        log.rfind("Client the-pool closed") > log.rfind("as the-pool")
+    });
+    wait::until("the other one to name it", || {
+        other
+            .stderr()
+            .contains("says that worker first is gone, and it still holds head.lock")
+    });
+    wait::throughout(Duration::from_secs(1), "nothing runs", || {
+        site.controller.heard("jobs/results/a").is_empty()
+    });
+    drop(frozen);
+    assert_eq!(site.result("a").json()["status"], "success");
+    wait::until("one of them to end", || {
+        head.ended().is_some() || other.ended().is_some()
+    });
+    let runs = std::fs::read_to_string(dir.join("runs")).unwrap();
+    assert_eq!(runs.lines().count(), 1);
+    wait::throughout(Duration::from_secs(2), "no second result", || {
+        site.controller.heard("jobs/results/a").len() == 1
+    });
+}
