@@ -1,9 +1,10 @@
 //! `job-worker check [DIR]`: says what is wrong before anything runs (docs/reference.md, "Commands").
 
-use crate::config::{Config, unknown_variables};
+use crate::config::{Config, PoolConfig, unknown_variables};
 use crate::contract::{Definition, MAX_DEFINITION_BYTES};
 use crate::job::{CANCEL_FILE, WorkDir};
 use crate::mqtt::{self, Life, Session, Subscription};
+use crate::queue::spool;
 use std::ffi::OsStr;
 use std::hash::{BuildHasher, RandomState};
 
@@ -33,6 +34,11 @@ pub fn check(dir: Option<&OsStr>, connect: bool) -> Vec<Finding> {
     };
     let unknown = unknown_variables(std::env::vars_os());
     findings.extend(unknown.map(|names| Finding::Doubtful(format!("configuration: {names}"))));
+    if let Ok(config) = &config
+        && let Some(pool) = &config.pool
+    {
+        check_pool(config, pool, &mut findings);
+    }
     if connect {
         match &config {
             Ok(config) => check_broker(config, &mut findings),
@@ -53,15 +59,20 @@ fn check_broker(config: &Config, findings: &mut Vec<Finding>) {
     let (id, topics) = (&config.worker_id, &config.topics);
     // seeded with what the system calls random
     let random = RandomState::new().hash_one(());
+    let mut subscriptions = vec![
+        Subscription::Requests(topics.pending.clone()),
+        Subscription::Cancels(topics.cancel_filter.clone()),
+    ];
+    if config.pool.is_some() {
+        let presence = topics.presence_filter.clone();
+        subscriptions.push(Subscription::Presence(presence));
+    }
     let settings = mqtt::Settings {
         broker: config.broker.clone(),
         client_id: format!("{id}-check-{:08x}", random as u32),
         session: Session::Fleeting,
         life: Life::Lasting,
-        subscriptions: vec![
-            Subscription::Requests(topics.pending.clone()),
-            Subscription::Cancels(topics.cancel_filter.clone()),
-        ],
+        subscriptions,
         last_will: None,
         pulse: None,
     };
@@ -77,6 +88,25 @@ fn check_broker(config: &Config, findings: &mut Vec<Finding>) {
             "broker: not checked: whether it takes the client id {id}, keeps its session, and lets it write to {root}results/+, \
              {root}status/+, {root}workers/{id} and {root}rejected",
             root = topics.rejected.trim_end_matches("rejected"),
+        )),
+    });
+}
+
+/// Looks at the place of the pool, and changes nothing there.
+fn check_pool(config: &Config, pool: &PoolConfig, findings: &mut Vec<Finding>) {
+    let surveyed = spool::survey(pool, config.topics.root(), config.job.payload_steps);
+    let (good, error) = match surveyed {
+        Ok(good) => (good, None),
+        Err((good, error)) => (good, Some(error)),
+    };
+    let line = |found| Finding::Good(format!("pool {}: {found}", pool.name));
+    findings.extend(good.into_iter().map(line));
+    findings.push(match error {
+        Some(error) => Finding::Wrong(format!("pool {}: {error}", pool.name)),
+        None => Finding::Good(format!(
+            "pool {name}: not checked: whether all members see the same drive and each other's locks, and whether the broker takes \
+             the client id {name} and keeps its session",
+            name = pool.name
         )),
     });
 }

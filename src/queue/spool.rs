@@ -16,11 +16,13 @@ mod claim;
 mod description;
 mod orphan;
 mod place;
+mod survey;
 mod taken;
 mod watch;
 
 pub use claim::{Claim, Why};
 pub use orphan::Orphan;
+pub use survey::survey;
 #[cfg(test)]
 pub use taken::Memory;
 pub use watch::Watch;

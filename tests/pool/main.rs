@@ -5,6 +5,7 @@
 mod support;
 
 mod campaign;
+mod check;
 mod cut;
 mod death;
 mod frozen;
