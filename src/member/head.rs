@@ -186,6 +186,10 @@ impl Member {
                 log::info!("job {id}: the request was taken before, and is acknowledged again");
                 pool::Input::Took(Took::Known)
             }
+            Ok(Taking::Waits) => {
+                log::info!("job {id}: waits as a claim for an earlier request for its directory");
+                pool::Input::Took(Took::Known)
+            }
             Ok(Taking::InProgress) => {
                 log::info!("job {id}: a request with its key is in progress");
                 pool::Input::Took(Took::InProgress)

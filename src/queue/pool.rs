@@ -145,8 +145,9 @@ impl Machine {
             Input::HeadFree if self.may_stand(now) => todo.push(Action::TryHead),
             Input::HeadFree => {}
             Input::ClaimsFreed => {
+                // soon where the head has something to finish first
+                self.looks.reset();
                 if matches!(self.state, State::Head(Head::Waiting { ready: true })) {
-                    self.looks.reset();
                     todo.push(Action::Look);
                 }
             }

@@ -2,9 +2,9 @@
 //!
 //! A request becomes a claim exactly once, whenever the head dies, since one step alone counts:
 //!
-//! 1. The claim is written under a name that does not count, `n-KEY`, and locked.
+//! 1. The claim is written under a name that does not count, `n-KEY-DIRECTORY`, and locked.
 //! 2. `taken` names the request and the key.
-//! 3. The claim gets the name that counts, `c-KEY`.
+//! 3. The claim gets the name that counts, `c-KEY-DIRECTORY`.
 //! 4. The request is acknowledged.
 //!
 //! Each step is on the disk before the next. Whoever becomes the head first removes what does not count: the line in `taken`, then
@@ -14,6 +14,7 @@
 
 mod claim;
 mod description;
+mod name;
 mod orphan;
 mod place;
 mod survey;
@@ -34,6 +35,7 @@ use crate::job::WorkDir;
 use crate::mqtt::Message;
 use claim::{History, Unreadable};
 use description::Description;
+use name::{directory, directory_of, key_of, name, place};
 use place::open_dir;
 use rustix::fs::OFlags;
 use std::collections::BTreeSet;
@@ -87,6 +89,8 @@ pub enum Taking {
     Claim(Box<Claim>),
     /// It is a claim already, or was.
     Before,
+    /// It is a claim now, and waits until an earlier request for its directory is done.
+    Waits,
     /// One with its workDir and key is in progress.
     InProgress,
 }
@@ -258,20 +262,28 @@ impl Spool {
         if taken.has(message) {
             return Ok(Taking::Before);
         }
-        if request.key.is_some() && counts.iter().any(|name| is_for(&self.dir, name, request)) {
+        let place = place(&self.root, &request.work_dir);
+        let earlier = in_progress(&self.dir, &counts, &directory(&place));
+        if request.key.is_some()
+            && earlier
+                .iter()
+                .any(|other| is_same(&self.root, other, request))
+        {
             return Ok(Taking::InProgress);
         }
+        let waits = !earlier.is_empty();
         let latest = counts.iter().filter_map(|name| key_of(name));
         let latest = latest.chain(taken.last_key()).max().unwrap_or(0);
         // in the order of taking, whatever the clocks of the hosts say
         let key = now().max(latest.saturating_add(1));
-        let (new, counted) = (format!("n-{key:016x}"), format!("c-{key:016x}"));
+        let (new, counted) = (name("n-", key, &place), name("c-", key, &place));
         step()?;
         let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL;
         let mut file = self.dir.open_file(&new, flags)?;
         step()?;
         file.try_lock()?;
-        file.write_all(&Claim::begin(message, &self.pool, &self.worker)?)?;
+        let taker = (!waits).then_some(&*self.worker);
+        file.write_all(&Claim::begin(message, &self.pool, taker)?)?;
         if self.durability == Durability::Disk {
             file.sync_all()?;
             self.dir.sync()?;
@@ -287,6 +299,9 @@ impl Spool {
         step()?;
         self.sync()?;
         step()?;
+        if waits {
+            return Ok(Taking::Waits);
+        }
         let claim = Claim::read(&self.dir, file, counted, self.durability);
         claim
             .map(|claim| Taking::Claim(Box::new(claim)))
@@ -311,21 +326,23 @@ impl Spool {
     }
 }
 
-/// Whether a claim is for the workDir and the key of a request, and its result is still to come.
-fn is_for(dir: &WorkDir, name: &str, request: &Request) -> bool {
-    let Ok(file) = dir.open_file(name, OFlags::RDONLY) else {
-        return false; // done meanwhile
-    };
-    History::read(&file).is_ok_and(|(history, _)| {
-        let there = &history.request;
-        history.result.is_none()
-            && there.key == request.key
-            && Path::new(&there.work_dir) == Path::new(&request.work_dir)
-    })
+/// The requests that have a claim, are for a directory, and whose results are still to come.
+fn in_progress(dir: &WorkDir, names: &[String], directory: &str) -> Vec<Request> {
+    let there = names
+        .iter()
+        .filter(|name| directory_of(name) == Some(directory));
+    there
+        .filter_map(|name| {
+            let file = dir.open_file(name, OFlags::RDONLY).ok()?; // or done meanwhile
+            let (history, _) = History::read(&file).ok()?;
+            history.result.is_none().then_some(history.request)
+        })
+        .collect()
 }
 
-fn key_of(name: &str) -> Option<u64> {
-    u64::from_str_radix(name.split_once('-')?.1, 16).ok()
+/// Whether the result of one request is that of another, too.
+fn is_same(root: &Path, one: &Request, other: &Request) -> bool {
+    one.key == other.key && place(root, &one.work_dir) == place(root, &other.work_dir)
 }
 
 /// Nanoseconds since 1970.

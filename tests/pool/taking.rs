@@ -14,6 +14,7 @@ on_both_protocols!(
     what_cannot_be_used_is_rejected_and_the_head_goes_on,
     a_directory_runs_one_job_at_a_time,
     a_key_in_progress_is_not_run_twice,
+    a_directory_runs_its_jobs_in_the_order_of_the_queue,
     a_job_is_cancelled,
     a_full_drive_leaves_the_request_with_the_broker,
     a_workdir_around_the_pool_is_rejected,
@@ -101,6 +102,32 @@ fn a_key_in_progress_is_not_run_twice(version: &str) {
             .count(),
         1
     );
+}
+
+fn a_directory_runs_its_jobs_in_the_order_of_the_queue(version: &str) {
+    let site = Site::start();
+    let _members: Vec<_> = ["a", "b", "c", "d"]
+        .iter()
+        .map(|name| supervised(&site, name, version))
+        .collect();
+    await_queue(&site);
+    let dir = site.directory("shared");
+    fs::write(dir.join("gate"), "").unwrap();
+    let ids: Vec<String> = (0..12).map(|number| number.to_string()).collect();
+    for id in &ids {
+        let step = format!("echo {id} >> order; {}", while_exists("gate"));
+        site.request(json!({ "id": id, "workDir": dir, "steps": [step] }));
+    }
+    // the others wait for the directory, and nobody for them
+    site.submit("other", json!({ "steps": ["true"] }));
+    site.result("other");
+    fs::remove_file(dir.join("gate")).unwrap();
+    for id in &ids {
+        assert_eq!(site.result(id).json()["attempt"], 1);
+    }
+    let order = fs::read_to_string(dir.join("order")).unwrap();
+    assert_eq!(order.lines().collect::<Vec<_>>(), ids);
+    wait::until("the claims to be gone", || claims(&site).is_empty());
 }
 
 fn a_job_is_cancelled(version: &str) {

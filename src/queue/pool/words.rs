@@ -95,7 +95,7 @@ pub enum Looked {
 pub enum Took {
     /// It is a claim, and ours.
     Claimed,
-    /// It was taken before.
+    /// It is a claim, or was, and not ours.
     Known,
     /// One with its workDir and key is in progress.
     InProgress,

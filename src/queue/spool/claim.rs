@@ -114,8 +114,8 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// The text of a new claim, taken by `worker`.
-    pub fn begin(message: &Message, client_id: &str, worker: &str) -> io::Result<Vec<u8>> {
+    /// The text of a new claim, taken by a worker, or by nobody while it waits for its directory.
+    pub fn begin(message: &Message, client_id: &str, taker: Option<&str>) -> io::Result<Vec<u8>> {
         let beginning = Beginning {
             version: VERSION,
             request: str::from_utf8(&message.payload)
@@ -126,7 +126,10 @@ impl Claim {
         };
         let mut text = serde_json::to_vec(&beginning)?;
         text.push(b'\n');
-        text.extend(line(&Event::Taken(worker.to_owned()))?);
+        text.extend(line(&match taker {
+            Some(worker) => Event::Taken(worker.to_owned()),
+            None => Event::GivenBack(Why::Lock),
+        })?);
         Ok(text)
     }
 

@@ -2,8 +2,10 @@
 
 use super::Spool;
 use super::claim::{Claim, Unreadable};
+use super::name::directory_of;
 use crate::contract::Request;
 use rustix::fs::OFlags;
+use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
 use std::io;
 
@@ -22,7 +24,7 @@ pub enum Orphan {
 }
 
 impl Spool {
-    /// Takes the first claim that nobody has. `is_busy` tells whether something has the lock on the `job.log` of a request.
+    /// Takes the first claim that nobody has, and that waits for no earlier one of its directory. `is_busy` tells whether something has the lock on the `job.log` of a request.
     ///
     /// # Errors
     /// What the system said.
@@ -30,7 +32,12 @@ impl Spool {
         &mut self,
         is_busy: impl Fn(&Request) -> bool,
     ) -> io::Result<Option<Orphan>> {
+        let mut busy = BTreeSet::new();
         for name in self.names("c-")? {
+            let directory = directory_of(&name).map(str::to_owned);
+            if directory.as_ref().is_some_and(|it| busy.contains(it)) {
+                continue;
+            }
             let free = self.lock_claim(&name).map_err(Unreadable::from);
             let claim = free.and_then(|file| match file {
                 None => Ok(None),
@@ -38,7 +45,8 @@ impl Spool {
             });
             match claim {
                 Ok(Some(claim)) => return Ok(Some(Orphan::Claim(Box::new(claim)))),
-                Ok(None) => {}
+                Ok(None) if self.dir.lacks(&name) => {} // done meanwhile
+                Ok(None) => busy.extend(directory),
                 // none of these may keep the others waiting
                 Err(Unreadable::Io(error)) => {
                     if self.left_alone.insert(name.clone()) {

@@ -2,7 +2,7 @@
 
 use super::description::NAME as DESCRIPTION;
 use super::*;
-use crate::contract::{Document, Follows, JobId, Reason};
+use crate::contract::{Attempt, Document, Follows, JobId, Reason};
 use crate::job::{Kept, RequestRecord};
 use std::cell::Cell;
 use std::path::PathBuf;
@@ -101,6 +101,14 @@ fn take_claim(spool: &mut Spool, message: &Message) -> Claim {
     }
 }
 
+fn becomes_a_claim(spool: &mut Spool, message: &Message) {
+    let taking = take(spool, message).unwrap();
+    assert!(
+        matches!(taking, Taking::Claim(_) | Taking::Waits),
+        "{taking:?}"
+    );
+}
+
 fn orphan(spool: &mut Spool) -> Option<Claim> {
     match spool.take_orphan(|_| false).unwrap() {
         Some(Orphan::Claim(claim)) => Some(*claim),
@@ -177,7 +185,7 @@ fn an_acknowledgement_that_was_lost_is_given_again() {
         let again = take(&mut second, &message(TEXT, 2, subscription, true)).unwrap();
         assert!(matches!(again, Taking::Before), "{again:?}");
         // published afresh, also under the same identifier
-        take_claim(&mut second, &message(TEXT, 2, subscription, false));
+        becomes_a_claim(&mut second, &message(TEXT, 2, subscription, false));
     }
 }
 
@@ -207,24 +215,24 @@ fn with_identities_an_acknowledged_request_is_known_for_long() {
 fn without_identities_only_an_unconfirmed_request_is_known() {
     let place = Place::new();
     let mut head = place.head();
-    take_claim(&mut head, &message(TEXT, 2, None, false));
+    becomes_a_claim(&mut head, &message(TEXT, 2, None, false));
     head.confirm().unwrap();
     head.free_head();
     let mut head = place.head();
-    take_claim(&mut head, &message(TEXT, 2, None, true));
+    becomes_a_claim(&mut head, &message(TEXT, 2, None, true));
 }
 
 #[test]
 fn identifiers_that_do_not_grow_tell_nothing() {
     let place = Place::new();
     let mut head = place.head();
-    take_claim(&mut head, &message(TEXT, 2, None, false));
+    becomes_a_claim(&mut head, &message(TEXT, 2, None, false));
     head.confirm().unwrap();
     // each connection counts from 1: this one is another request with the same text
-    take_claim(&mut head, &message(TEXT, 2, None, true));
+    becomes_a_claim(&mut head, &message(TEXT, 2, None, true));
     head.free_head();
     let mut head = place.head();
-    take_claim(&mut head, &message(TEXT, 2, None, true));
+    becomes_a_claim(&mut head, &message(TEXT, 2, None, true));
 }
 
 #[test]
@@ -232,9 +240,9 @@ fn packet_identifier_1_tells_nothing() {
     for subscription in [Some(5), None] {
         let place = Place::new();
         let mut head = place.head();
-        take_claim(&mut head, &message(TEXT, 1, subscription, false));
+        becomes_a_claim(&mut head, &message(TEXT, 1, subscription, false));
         // HiveMQ gives it to each request in turn: this may be another one
-        take_claim(&mut head, &message(TEXT, 1, subscription, true));
+        becomes_a_claim(&mut head, &message(TEXT, 1, subscription, true));
     }
 }
 
@@ -243,9 +251,9 @@ fn a_new_session_forgets_what_was_taken() {
     for subscription in [Some(5), None] {
         let place = Place::new();
         let mut head = place.head();
-        take_claim(&mut head, &message(TEXT, 2, subscription, false));
+        becomes_a_claim(&mut head, &message(TEXT, 2, subscription, false));
         head.new_session().unwrap();
-        take_claim(&mut head, &message(TEXT, 2, subscription, true));
+        becomes_a_claim(&mut head, &message(TEXT, 2, subscription, true));
     }
 }
 
@@ -271,7 +279,7 @@ fn a_line_that_was_cut_short_is_none() {
         (claim.history.attempt.number, claim.is_cancelled()),
         (2, true)
     );
-    take_claim(&mut head, &message(TEXT, 3, Some(5), false));
+    becomes_a_claim(&mut head, &message(TEXT, 3, Some(5), false));
     head.free_head();
     let mut head = place.head();
     let again = take(&mut head, &message(TEXT, 3, Some(5), true)).unwrap();
@@ -341,6 +349,50 @@ fn a_claim_that_waits_for_a_lock_waits_until_it_is_free() {
         head.take_orphan(|_| true).unwrap().is_some(),
         "it died, and waits for nothing"
     );
+}
+
+#[test]
+fn claims_of_one_directory_are_taken_in_their_order() {
+    let place = Place::new();
+    let mut head = place.head();
+    let request = |id: &str, dir: &str| format!(r#"{{"id":"{id}","workDir":"{dir}"}}"#);
+    let running = take_claim(&mut head, &message(&request("a", "x"), 2, None, false));
+    for (packet_id, id) in [(3, "b"), (4, "c")] {
+        let waiting = message(&request(id, "./x/"), packet_id, None, false);
+        assert!(matches!(take(&mut head, &waiting).unwrap(), Taking::Waits));
+    }
+    let elsewhere = message(&request("d", "y"), 5, None, false);
+    take_claim(&mut head, &elsewhere).remove().unwrap();
+    assert!(orphan(&mut head).is_none());
+    running.keep(&result());
+    assert!(
+        orphan(&mut head).is_none(),
+        "it may still have its directory"
+    );
+    running.remove().unwrap();
+    for id in ["b", "c"] {
+        let claim = orphan(&mut head).unwrap();
+        assert_eq!(claim.history.request.id.as_str(), id);
+        assert_eq!(claim.history.attempt, Attempt::FIRST);
+        assert!(orphan(&mut head).is_none());
+        // a request that comes now does not get ahead of them
+        if id == "b" {
+            let late = message(&request("e", "x"), 6, None, false);
+            assert!(matches!(take(&mut head, &late).unwrap(), Taking::Waits));
+        }
+        claim.remove().unwrap();
+    }
+    assert_eq!(orphan(&mut head).unwrap().history.request.id.as_str(), "e");
+}
+
+#[test]
+fn a_claim_that_cannot_be_read_keeps_no_other_waiting() {
+    let place = Place::new();
+    let mut head = place.head();
+    let name = name("c-", 1, &place.0.join("x"));
+    std::fs::write(place.pool().join(name), "{\"version\":99}\n").unwrap();
+    drop(take_claim(&mut head, &message(TEXT, 2, None, false)));
+    assert!(orphan(&mut head).is_some());
 }
 
 #[test]
@@ -447,7 +499,7 @@ fn a_key_in_progress_makes_no_second_claim() {
     assert!(matches!(again, Taking::InProgress), "{again:?}");
     // its answer may have been published by now, so the next one gets an answer of its own
     claim.keep(&result());
-    take_claim(&mut head, &message(KEYED, 4, Some(5), false));
+    becomes_a_claim(&mut head, &message(KEYED, 5, Some(5), false));
 }
 
 #[test]
