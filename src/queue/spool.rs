@@ -91,7 +91,7 @@ pub enum Taking {
     Before,
     /// It is a claim now, and waits until an earlier request for its directory is done.
     Waits,
-    /// One with its workDir and key is in progress.
+    /// One with its id, workDir and key is in progress.
     InProgress,
 }
 
@@ -342,7 +342,9 @@ fn in_progress(dir: &WorkDir, names: &[String], directory: &str) -> Vec<Request>
 
 /// Whether the result of one request is that of another, too.
 fn is_same(root: &Path, one: &Request, other: &Request) -> bool {
-    one.key == other.key && place(root, &one.work_dir) == place(root, &other.work_dir)
+    one.key == other.key
+        && one.id.as_str() == other.id.as_str()
+        && place(root, &one.work_dir) == place(root, &other.work_dir)
 }
 
 /// Nanoseconds since 1970.

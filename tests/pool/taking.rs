@@ -14,6 +14,7 @@ on_both_protocols!(
     what_cannot_be_used_is_rejected_and_the_head_goes_on,
     a_directory_runs_one_job_at_a_time,
     a_key_in_progress_is_not_run_twice,
+    a_key_of_another_id_in_progress_is_another_job,
     a_directory_runs_its_jobs_in_the_order_of_the_queue,
     a_job_is_cancelled,
     a_full_drive_leaves_the_request_with_the_broker,
@@ -102,6 +103,29 @@ fn a_key_in_progress_is_not_run_twice(version: &str) {
             .count(),
         1
     );
+}
+
+fn a_key_of_another_id_in_progress_is_another_job(version: &str) {
+    let site = Site::start();
+    let _members: Vec<_> = ["a", "b"]
+        .iter()
+        .map(|name| supervised(&site, name, version))
+        .collect();
+    await_queue(&site);
+    let dir = site.directory("keyed");
+    fs::write(dir.join("gate"), "").unwrap();
+    let step = format!("echo >> runs; {}", while_exists("gate"));
+    let request = |id| json!({ "id": id, "workDir": dir, "key": "k", "steps": [step] });
+    site.request(request("one"));
+    wait::until("the job to run", || dir.join("runs").exists());
+    site.request(request("two"));
+    site.submit("other", json!({ "steps": ["true"] }));
+    site.result("other");
+    fs::remove_file(dir.join("gate")).unwrap();
+    // whoever waits for it knows its own id only
+    for id in ["one", "two"] {
+        assert_eq!(site.result(id).json()["status"], "success");
+    }
 }
 
 fn a_directory_runs_its_jobs_in_the_order_of_the_queue(version: &str) {

@@ -97,7 +97,7 @@ pub enum Took {
     Claimed,
     /// It is a claim, or was, and not ours.
     Known,
-    /// One with its workDir and key is in progress.
+    /// One with its id, workDir and key is in progress.
     InProgress,
     /// It cannot be used: its rejection is sent on the head's connection.
     Rejected,

@@ -497,6 +497,9 @@ fn a_key_in_progress_makes_no_second_claim() {
     let claim = take_claim(&mut head, &message(KEYED, 2, Some(5), false));
     let again = take(&mut head, &message(KEYED, 3, Some(5), false)).unwrap();
     assert!(matches!(again, Taking::InProgress), "{again:?}");
+    // its controller waits for a result under another id
+    let other_id = KEYED.replace(r#""id":"a""#, r#""id":"b""#);
+    becomes_a_claim(&mut head, &message(&other_id, 4, Some(5), false));
     // its answer may have been published by now, so the next one gets an answer of its own
     claim.keep(&result());
     becomes_a_claim(&mut head, &message(KEYED, 5, Some(5), false));
