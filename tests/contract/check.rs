@@ -65,11 +65,12 @@ fn a_good_configuration_and_a_good_job() {
 }
 
 #[test]
-fn every_fault_of_the_configuration_is_named() {
+fn every_fault_of_configuration_and_job_is_named_at_once() {
     let site = Site::scripted();
-    let output = check(&site, None, |command| {
+    let output = check(&site, Some("missing"), |command| {
         command
             .env("JOB_TIMEOUT", "soon")
+            .env("RUST_LOG", "dbug")
             .env("JOB_ON_STOP", "never")
             .env("MQTT_URL", "mqtt://me:hunter2@host:x");
     });
@@ -82,6 +83,9 @@ fn every_fault_of_the_configuration_is_named() {
         "never",
         "requeue or finish",
         "MQTT_URL",
+        "configuration: RUST_LOG=\"dbug\": expected off, error, warn,",
+        "job: ",
+        "missing does not exist",
     ] {
         assert!(said.contains(word), "{word}: {said}");
     }
@@ -114,19 +118,6 @@ fn a_fault_of_the_job_is_named() {
             "{dir}: {said}"
         );
     }
-}
-
-#[test]
-fn both_are_checked_even_if_the_first_has_a_fault() {
-    let site = Site::scripted();
-    let output = check(&site, Some("missing"), |command| {
-        command.env("JOB_TIMEOUT", "soon");
-    });
-    let said = text(&output.stderr);
-    assert!(
-        said.contains("JOB_TIMEOUT") && said.contains("missing"),
-        "{said}"
-    );
 }
 
 #[test]
@@ -170,20 +161,6 @@ fn unknown_variables_are_named_by_check_and_at_start() {
         let log = process.stderr();
         assert_eq!(log.matches("JOB_MAXATTEMPTS").count(), 1, "{log}");
     }
-}
-
-#[test]
-fn an_unusable_filter_of_the_log_is_an_error() {
-    let site = Site::scripted();
-    let output = check(&site, None, |command| {
-        command.env("RUST_LOG", "dbug");
-    });
-    assert_eq!(output.status.code(), Some(78));
-    let said = text(&output.stderr);
-    assert!(
-        said.starts_with("configuration: RUST_LOG=\"dbug\": expected off, error, warn,"),
-        "{said}"
-    );
 }
 
 /// The lines of `check --connect` on stdout and stderr, in this order, and its exit status.

@@ -6,7 +6,7 @@ use crate::support;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs;
-use support::site::{Finished, Site, await_file, read, until_exists, verdict};
+use support::site::{Finished, Site, read, verdict};
 
 const SECRET: &str = "hunter2-do-not-tell";
 
@@ -93,22 +93,6 @@ fn the_request_s_variables_win_key_by_key() {
     assert_eq!(verdict(&site.result("a").json()), ("success", "", 0));
     worker.exits_with(0);
     assert!(read(&dir.join("job.log")).contains("\nfile request request 8080\n"));
-}
-
-#[test]
-fn the_attempt_is_told() {
-    let site = Site::scripted();
-    let mut worker = site.idle_worker(|_| {});
-    let step = "echo $JOB_ATTEMPT >> attempts; touch up; ".to_owned() + &until_exists("gate");
-    let dir = site.submit("a", json!({ "steps": [step] }));
-    await_file(&dir.join("up"));
-    worker.kill9();
-    worker.wait();
-    fs::write(dir.join("gate"), "").unwrap();
-    let mut worker = site.worker(|_| {});
-    assert_eq!(site.result("a").json()["attempt"], 2);
-    worker.exits_with(0);
-    assert_eq!(read(&dir.join("attempts")), "1\n2\n");
 }
 
 #[test]

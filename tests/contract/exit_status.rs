@@ -4,10 +4,8 @@ use crate::support;
 
 use std::process::Command;
 
-use serde_json::json;
 use support::controller::Controller;
 use support::mosquitto::Mosquitto;
-use support::site::Site;
 use support::temp_dir::TempDir;
 use support::wait;
 use support::worker::{Worker, job_worker};
@@ -24,41 +22,6 @@ fn output(configure: impl FnOnce(&mut Command)) -> (Option<i32>, String) {
     let mut worker = Worker::start(command, dir.path());
     let status = worker.wait();
     (status.code(), worker.stderr())
-}
-
-#[test]
-fn sigterm_while_waiting_is_exit_0_and_a_clean_goodbye() {
-    let site = Site::start();
-    for (version, send) in [("5", "TERM"), ("4", "TERM"), ("5", "INT")] {
-        let mut worker = site.idle_worker(|command| {
-            command.env("MQTT_PROTOCOL_VERSION", version);
-        });
-        let mark = site.controller.mark();
-        let sent = Command::new("kill")
-            .args(["-s", send, &worker.pid().to_string()])
-            .status();
-        assert!(sent.expect("kill runs").success());
-        worker.exits_with(0);
-        wait::until("the worker to be offline", || {
-            let heard = site
-                .controller
-                .heard_since(mark, "jobs/workers/node-worker-01");
-            heard
-                .last()
-                .is_some_and(|message| message.json()["state"] == "offline")
-        });
-    }
-}
-
-#[test]
-fn sigterm_before_there_is_a_broker_is_exit_0() {
-    let broker = Mosquitto::prepare();
-    let mut worker = Worker::spawn(&broker, |_| {});
-    wait::until("the worker to say that there is no broker", || {
-        !worker.stderr().is_empty()
-    });
-    worker.sigterm();
-    worker.exits_with(0);
 }
 
 #[test]
@@ -200,35 +163,4 @@ fn an_unusable_value_is_exit_78_and_names_variable_and_value() {
             "the value of {variable}={value} is shown in:\n{stderr}"
         );
     }
-}
-
-#[test]
-fn an_unusable_url_is_named_without_its_password() {
-    for url in [
-        "mqtt://worker:do-not-print-me@broker:port",
-        "http://worker:do-not-print-me@broker",
-        "worker:do-not-print-me@broker",
-    ] {
-        let (code, stderr) = output(|command| {
-            command.env("MQTT_URL", url);
-        });
-        assert_eq!(code, Some(78), "{stderr}");
-        assert!(stderr.contains("MQTT_URL"), "{stderr}");
-        assert!(!stderr.contains("do-not-print-me"), "{stderr}");
-    }
-}
-
-#[test]
-fn losing_the_broker_is_no_exit() {
-    let mut site = Site::start();
-    let mut worker = site.idle_worker(|_| {});
-    site.kill9_broker();
-    wait::throughout(
-        std::time::Duration::from_millis(500),
-        "it reconnects",
-        || worker.ended().is_none(),
-    );
-    site.restart_broker();
-    let finished = site.run_on(worker, "after", json!({ "steps": ["true"] }));
-    assert_eq!(finished.result["status"], "success");
 }

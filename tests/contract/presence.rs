@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use support::broker::{Broker, Entry, Message, Packet, Verdict};
+use support::broker::{Broker, Message};
 use support::controller::Controller;
 use support::mosquitto::Mosquitto;
 use support::site::{Site, while_exists};
@@ -57,51 +57,39 @@ fn await_waiting_for(site: &Site, mark: usize, what: &str) {
 }
 
 #[test]
-fn a_lock_that_a_reader_holds_is_told_and_waited_for() {
-    for run_dry in [false, true] {
+fn a_lock_that_another_run_or_a_reader_holds_is_told_and_waited_for() {
+    type Take = fn(&fs::File) -> std::io::Result<()>;
+    let holders: [(Take, &str); 2] = [
+        (fs::File::lock, "is in use by another worker"),
+        (
+            fs::File::lock_shared,
+            "is held by a process that only reads",
+        ),
+    ];
+    for (take, warning) in holders {
         let site = Site::start();
         let mut worker = site.idle_worker(|_| {});
         let dir = site.prepare("a", json!({ "steps": ["echo done"] }));
         let log = dir.join("job.log");
-        let reader = fs::File::create(&log).unwrap();
-        reader.lock_shared().unwrap();
+        let holder = fs::File::create(&log).unwrap();
+        take(&holder).unwrap();
         let mark = site.controller.mark();
         site.request(json!({ "id": "a", "workDir": dir }));
         await_waiting_for(&site, mark, &format!("the lock on {}", log.display()));
-        let warning = format!("warn: job a: the lock on {} is held by", log.display());
-        assert_eq!(worker.stderr().matches(&warning).count(), 1);
-        assert!(worker.stderr().contains("process that only reads"));
-        if run_dry {
-            site.controller.publish("jobs/cancel/a", "");
-            assert_eq!(site.result("a").json()["reason"], "cancelled");
-        } else {
-            drop(reader);
-            assert_eq!(site.result("a").json()["status"], "success");
-            let told = site.controller.heard_since(mark, TOPIC);
-            let runs = |told: &Value| told["state"] == "busy" && told.get("waitingFor").is_none();
-            assert!(told.iter().any(|message| runs(&message.json())));
-        }
+        let said = worker.stderr();
+        let warning = format!("{} {warning}", log.display());
+        assert_eq!(said.matches(&warning).count(), 1, "{warning}: {said}");
+        drop(holder);
+        assert_eq!(site.result("a").json()["status"], "success");
+        let told = site.controller.heard_since(mark, TOPIC);
+        let runs = |told: &Value| told["state"] == "busy" && told.get("waitingFor").is_none();
+        assert!(told.iter().any(|message| runs(&message.json())));
         worker.exits_with(0);
     }
 }
 
 #[test]
-fn a_lock_that_another_run_holds_is_told() {
-    let site = Site::start();
-    let worker = site.idle_worker(|_| {});
-    let dir = site.prepare("a", json!({ "steps": ["echo done"] }));
-    let log = dir.join("job.log");
-    let other = fs::File::create(&log).unwrap();
-    other.lock().unwrap();
-    let mark = site.controller.mark();
-    site.request(json!({ "id": "a", "workDir": dir }));
-    await_waiting_for(&site, mark, &format!("the lock on {}", log.display()));
-    let warning = format!("{} is in use by another worker", log.display());
-    assert_eq!(worker.stderr().matches(&warning).count(), 1);
-}
-
-#[test]
-fn a_directory_that_does_not_come_is_told_after_a_second() {
+fn what_comes_late_is_waited_for_and_told_after_a_second() {
     let site = Site::start();
     let mut worker = site.idle_worker(|command| _ = command.env("JOB_DIR_WAIT", "1000"));
     let dir = site.drive.path().join("a");
@@ -112,6 +100,11 @@ fn a_directory_that_does_not_come_is_told_after_a_second() {
     fs::create_dir(&dir).unwrap();
     let definition = dir.join("job.json");
     await_waiting_for(&site, mark, &definition.display().to_string());
+    assert_eq!(
+        support::site::names(&dir),
+        [""; 0],
+        "nothing is written before there is a job"
+    );
     fs::write(dir.join("new"), r#"{"steps": []}"#).unwrap();
     fs::rename(dir.join("new"), definition).unwrap();
     assert_eq!(site.result("a").json()["status"], "success");
@@ -131,12 +124,13 @@ fn idle_busy_offline_over_the_life_of_a_worker() {
     assert!(humantime::parse_rfc3339(idle["since"].as_str().unwrap()).is_ok());
     let dir = site.prepare("a", json!({ "steps": [while_exists("gate")] }));
     fs::write(dir.join("gate"), "").unwrap();
-    site.request(json!({ "id": "a", "workDir": dir }));
+    site.request(json!({ "id": 7, "workDir": dir }));
     site.await_state(&mut worker, 0, "busy");
     let busy = retained(&site.broker, "observer-2");
     assert_eq!(
         (&busy["state"], &busy["job"]),
-        (&json!("busy"), &json!("a"))
+        (&json!("busy"), &json!(7)),
+        "in the JSON type of the request"
     );
     fs::remove_file(dir.join("gate")).unwrap();
     worker.exits_with(0);
@@ -149,34 +143,6 @@ fn idle_busy_offline_over_the_life_of_a_worker() {
         (&json!("offline"), None)
     );
     assert_eq!(states(&site), ["idle", "busy", "offline"], "each once");
-}
-
-#[test]
-fn the_job_keeps_the_json_type_of_its_id() {
-    let site = Site::start();
-    let mut worker = site.idle_worker(|_| {});
-    let dir = site.prepare("7", json!({ "steps": [] }));
-    site.request(json!({ "id": 7, "workDir": dir, "steps": ["true"] }));
-    worker.exits_with(0);
-    let told = |state: &str| {
-        site.controller
-            .heard(TOPIC)
-            .into_iter()
-            .map(|m| m.json())
-            .find(|d| d["state"] == state)
-    };
-    assert_eq!(wait::until_some("busy", || told("busy"))["job"], 7);
-}
-
-#[test]
-fn a_worker_that_is_asked_to_stop_is_offline() {
-    let site = Site::start();
-    let mut worker = site.idle_worker(|_| {});
-    worker.sigterm();
-    worker.exits_with(0);
-    wait::until("the worker to be offline", || {
-        states(&site) == ["idle", "offline"]
-    });
 }
 
 #[test]
@@ -210,20 +176,6 @@ fn a_rejected_request_leaves_the_worker_idle() {
     site.request(json!({ "id": "bad", "workDir": "/", "steps": 5 }));
     site.result("bad");
     assert_eq!(states(&site), ["idle"]);
-    worker.sigterm();
-}
-
-#[test]
-fn a_broker_that_has_forgotten_everything_is_told_again() {
-    let mut site = Site::on({
-        let mut broker = Mosquitto::prepare().without_persistence();
-        broker.restart();
-        broker
-    });
-    let worker = site.idle_worker(|_| {});
-    site.kill9_broker();
-    site.restart_broker();
-    wait::until("idle once more", || states(&site) == ["idle", "idle"]);
     worker.sigterm();
 }
 
@@ -309,46 +261,4 @@ fn after_a_take_over_the_last_word_is_the_truth() {
         document(&broker.retained(TOPIC).unwrap())["state"],
         "offline"
     );
-}
-
-#[test]
-fn a_supervised_worker_is_idle_again_after_a_job() {
-    let site = Site::start();
-    let mut supervisor = site.idle_worker(|command| {
-        command.arg("supervise");
-    });
-    let mark = site.controller.mark();
-    site.submit("a", json!({ "steps": ["true"] }));
-    site.result("a");
-    site.await_state(&mut supervisor, mark, "idle");
-    assert_eq!(states(&site), ["idle", "busy", "offline", "idle"]);
-    supervisor.sigterm();
-    supervisor.exits_with(0);
-}
-
-/// Presence is a courtesy: a broker that takes none of it still gets its jobs done.
-#[test]
-fn a_presence_that_does_not_arrive_hinders_nothing() {
-    let dir = TempDir::new();
-    let broker = Broker::scripted(|step| match step.packet {
-        Packet::Publish { topic, .. } if step.from_client && topic == TOPIC => Verdict::Drop,
-        _ => Verdict::Pass,
-    });
-    let mut worker = worker_at(&broker, &dir, |_| {});
-    let subscribed = |entry: &Entry| {
-        matches!(
-            entry,
-            Entry::Packet {
-                packet: Packet::SubAck { .. },
-                ..
-            }
-        )
-    };
-    broker.wait_until(DEADLINE, |log| log.iter().any(subscribed));
-    broker.publish(
-        "jobs/pending",
-        json!({ "id": "a", "workDir": ".", "steps": ["true"] }).to_string(),
-    );
-    broker.wait_for_message("jobs/results/a", 1, DEADLINE);
-    worker.exits_with(0);
 }

@@ -200,26 +200,6 @@ fn many_short_steps_are_told_of_together() {
 }
 
 #[test]
-fn a_change_that_has_to_wait_is_told_without_another_one() {
-    let site = Site::start();
-    let mut worker = site.idle_worker(|_| {});
-    let dir = site.prepare("a", json!({ "steps": ["true", while_exists("gate")] }));
-    fs::write(dir.join("gate"), "").unwrap();
-    site.request(json!({ "id": "a", "workDir": dir }));
-    wait::until("the second step to be told of", || {
-        let heard = site.controller.heard("jobs/status/a");
-        heard
-            .last()
-            .is_some_and(|message| step_states(&message.json()) == ["success", "running"])
-    });
-    let stored: Value =
-        serde_json::from_slice(&fs::read(dir.join("job.status.json")).unwrap()).unwrap();
-    assert_eq!(step_states(&stored), ["success", "running"]);
-    fs::remove_file(dir.join("gate")).unwrap();
-    worker.exits_with(0);
-}
-
-#[test]
 fn a_journal_that_a_step_removes_is_there_when_the_next_one_runs() {
     let site = Site::start();
     let gone = "[ -e job.status.json ] || touch gone; rm job.status.json";

@@ -297,23 +297,6 @@ fn a_work_dir_outside_job_root() {
     assert_eq!(good.result["status"], "success");
 }
 
-#[test]
-fn a_missing_directory_is_given_up_after_the_wait() {
-    let site = Site::start();
-    let worker = site.idle_worker(|command| {
-        command.env("JOB_DIR_WAIT", "1");
-    });
-    let asked = std::time::Instant::now();
-    site.request(json!({ "id": NAME, "workDir": site.drive.path().join("nowhere") }));
-    assert_rejected(&site.result(NAME).json(), "missing");
-    assert!(
-        asked.elapsed() >= Duration::from_secs(1),
-        "it was waited for"
-    );
-    let good = site.run_on(worker, "good", json!({ "steps": ["true"] }));
-    assert_eq!(good.result["status"], "success");
-}
-
 /// Payloads that name no job, so there is no topic for a result of theirs.
 fn unanswerable() -> Vec<(&'static str, Vec<u8>)> {
     let mut payloads: Vec<(&str, Vec<u8>)> = vec![
