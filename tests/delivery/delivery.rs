@@ -131,28 +131,6 @@ fn jobs_queued_while_the_worker_is_away_run_once_each_in_order(version: &str) {
     }
 }
 
-/// One job per process also where the broker pushes all of the queue at the first one.
-fn a_worker_takes_one_job_and_leaves_the_others(version: &str) {
-    let site = Site::start();
-    let mut first = site.idle_worker(speaking(version));
-    let held = held_job(&site, "held", json!({}));
-    await_starts(&held, 1);
-    let waiting = site.submit("waiting", json!({ "steps": ["echo $PPID >> runs"] }));
-    wait::throughout(Duration::from_millis(200), "the second job waits", || {
-        lines(&waiting, "runs").is_empty()
-    });
-    release(&held);
-    first.exits_with(0);
-    assert!(lines(&waiting, "runs").is_empty());
-    let second = site.worker(speaking(version));
-    let finished = site.finish(second, waiting, "waiting");
-    assert_eq!(
-        lines(&finished.dir, "runs"),
-        [finished.worker.pid().to_string()]
-    );
-    assert_eq!(lines(&held, "runs").len(), 2);
-}
-
 fn a_job_interrupted_by_a_crash_runs_again_as_the_next_attempt(version: &str) {
     let site = Site::start();
     let mut first = site.idle_worker(speaking(version));
@@ -209,7 +187,6 @@ fn a_successor_waits_for_the_orphans_of_a_killed_worker(version: &str) {
 
 on_both_protocols!(
     jobs_queued_while_the_worker_is_away_run_once_each_in_order,
-    a_worker_takes_one_job_and_leaves_the_others,
     a_job_interrupted_by_a_crash_runs_again_as_the_next_attempt,
     a_successor_waits_for_the_orphans_of_a_killed_worker,
     a_job_published_afresh_after_its_end_runs_again,
@@ -220,55 +197,10 @@ on_both_protocols!(
     a_job_that_ends_while_the_broker_is_away_is_reported_when_it_is_back,
     a_worker_outlives_a_broker_that_restarts_while_it_waits,
     a_broker_that_appears_late_is_waited_for,
-    a_worker_that_is_asked_to_stop_gives_its_job_back,
 );
 
 #[test]
-fn while_it_waits_for_orphans_a_worker_can_be_stopped() {
-    let site = Site::start();
-    let mut first = site.idle_worker(|_| {});
-    let dir = held_job(&site, "orphaned", json!({}));
-    await_starts(&dir, 1);
-    first.kill9();
-    let mark = site.controller.mark();
-    let mut second = site.worker(|_| {});
-    site.await_state(&mut second, mark, "busy");
-    second.sigterm();
-    second.exits_with(0);
-    assert_eq!(lines(&dir, "runs"), ["start 1"]);
-    release(&dir);
-    let finished = site.finish(site.worker(|_| {}), dir, "orphaned");
-    assert_eq!(finished.result["status"], "success");
-}
-
-#[test]
-fn after_the_last_attempt_that_crashed_the_job_is_failed_as_interrupted() {
-    let site = Site::start();
-    site.open_queue(|_| {});
-    let dir = held_job(&site, "unlucky", json!({ "maxAttempts": 2 }));
-    for attempt in 1..=2 {
-        let mut worker = site.worker(|_| {});
-        await_starts(&dir, attempt);
-        worker.kill9();
-        kill9_shell(&dir);
-    }
-    let third = site.worker(|_| {});
-    let finished = site.finish(third, dir, "unlucky");
-    assert_eq!(finished.result["status"], "failed");
-    assert_eq!(finished.result["reason"], "interrupted");
-    assert!(
-        finished.result["exitCode"]
-            .as_i64()
-            .is_some_and(|code| code != 0),
-        "{}",
-        finished.result
-    );
-    assert_eq!(lines(&finished.dir, "runs"), ["start 1", "start 2"]);
-    next_job_succeeds(&site, |_| {});
-}
-
-#[test]
-fn the_attempts_of_a_job_end_after_three_crashes_by_default() {
+fn after_three_crashes_the_job_has_failed_as_interrupted() {
     let site = Site::start();
     site.open_queue(|_| {});
     let dir = held_job(&site, "unlucky", json!({}));
@@ -279,52 +211,29 @@ fn the_attempts_of_a_job_end_after_three_crashes_by_default() {
         kill9_shell(&dir);
     }
     let finished = site.finish(site.worker(|_| {}), dir, "unlucky");
+    assert_eq!(finished.result["status"], "failed");
     assert_eq!(finished.result["reason"], "interrupted");
+    assert_eq!(finished.result["exitCode"], 1);
     assert_eq!(
         lines(&finished.dir, "runs"),
         ["start 1", "start 2", "start 3"]
     );
-}
-
-fn a_worker_that_is_asked_to_stop_gives_its_job_back(version: &str) {
-    let site = Site::start();
-    let mut first = site.idle_worker(speaking(version));
-    let dir = held_job(&site, "requeued", json!({ "maxAttempts": 1 }));
-    await_starts(&dir, 1);
-    first.sigterm();
-    first.exits_with(0);
-    let left: Value =
-        serde_json::from_str(&read(&dir.join("job.status.json"))).expect("a status document");
-    assert_eq!(left["status"], "interrupted");
-    assert_eq!(site.controller.heard("jobs/results/").len(), 0);
-    release(&dir);
-    // Being stopped does not count: one attempt is all that this job has.
-    let finished = site.finish(site.worker(speaking(version)), dir, "requeued");
-    assert_eq!(finished.result["status"], "success");
-    let runs = lines(&finished.dir, "runs");
-    assert_eq!(
-        runs.iter().filter(|line| line.starts_with("start")).count(),
-        2,
-        "{runs:?}"
-    );
-    assert_eq!(
-        runs.iter().filter(|line| line.starts_with("end")).count(),
-        1,
-        "{runs:?}"
-    );
+    next_job_succeeds(&site, |_| {});
 }
 
 fn a_job_published_afresh_after_its_end_runs_again(version: &str) {
     let site = Site::start();
+    let definition = json!({ "steps": ["echo run >> runs; [ $(wc -l < runs) != 1 ]"] });
     for run in 1..=3 {
-        let finished = site.run_on(
-            site.idle_worker(speaking(version)),
-            "again",
-            json!({ "steps": ["echo run >> runs"] }),
+        let worker = site.idle_worker(speaking(version));
+        let result = site.run_on(worker, "again", definition.clone()).result;
+        let end = if run == 1 { "failed" } else { "success" };
+        assert_eq!(
+            (&result["status"], &result["attempt"]),
+            (&json!(end), &json!(1))
         );
-        assert_eq!(finished.result["status"], "success");
-        assert_eq!(finished.result["attempt"], 1);
-        assert_eq!(lines(&finished.dir, "runs").len(), run);
+        assert_eq!(result.get("reason").is_some(), run == 1, "{result}");
+        assert_eq!(lines(&site.drive.path().join("again"), "runs").len(), run);
     }
     assert_eq!(site.controller.heard("jobs/results/again").len(), 3);
 }

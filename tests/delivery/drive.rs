@@ -1,5 +1,4 @@
-//! A drive that is full or read-only, and a session that has kept a subscription of an older configuration:
-//! nothing is lost where the surroundings do not play along (docs/reference.md, "Delivery" and "What is on the disk").
+//! A drive that is full or read-only (docs/reference.md, "What is on the disk").
 
 use crate::support;
 
@@ -136,36 +135,5 @@ fn in_a_read_only_directory_nothing_is_run_and_the_result_says_why() {
             .is_some_and(|error| error.contains("Read-only")),
         "{}",
         finished.result
-    );
-}
-
-#[test]
-fn a_request_on_a_topic_of_an_older_configuration_is_answered() {
-    let site = Site::start();
-    site.open_queue(|worker| {
-        worker.env("MQTT_TOPIC_ROOT", "old");
-    });
-    let dir = site.prepare("late", json!({ "steps": ["touch ran"] }));
-    site.controller.publish(
-        "old/pending",
-        json!({ "id": "late", "workDir": dir }).to_string(),
-    );
-    let worker = site.worker(|_| {});
-    let result = site.result("late").json();
-    assert_eq!(
-        (&result["status"], &result["reason"]),
-        (&json!("failed"), &json!("rejected"))
-    );
-    assert!(
-        result["error"]
-            .as_str()
-            .is_some_and(|error| error.contains("old/pending")),
-        "{result}"
-    );
-    assert!(!dir.join("ran").exists());
-    let finished = site.run_on(worker, "next", json!({ "steps": ["true"] }));
-    assert_eq!(
-        finished.result["status"], "success",
-        "and the worker waited on"
     );
 }

@@ -39,7 +39,10 @@ fn a_message_on_an_old_topic_ends_both_old_subscriptions(version: &str) {
             let result = site.controller.next("new/results/late").json();
             assert_eq!(result["reason"], "rejected");
             let error = result["error"].as_str().unwrap_or_default();
-            assert!(error.contains("publish it on new/pending"), "{error}");
+            assert!(
+                error.contains("old/pending") && error.contains("publish it on new/pending"),
+                "{error}"
+            );
         }
         let given_up = |filter: &str| {
             let line = format!("\t{filter}");
