@@ -44,15 +44,6 @@ fn has_passed_it(finished: &Finished) {
 const CHATTERS: &str = "while :; do head -c 50000 /dev/zero; sleep 0.01; done";
 
 #[test]
-fn a_job_whose_log_passes_it_is_ended() {
-    let site = Site::scripted();
-    let finished = run(&site, json!([CHATTERS, "touch next"]));
-    has_passed_it(&finished);
-    assert!(!finished.dir.join("next").exists());
-    site.nothing_survives();
-}
-
-#[test]
 fn orphans_that_end_all_the_time_do_not_distract() {
     let site = Site::scripted();
     has_passed_it(&run(
@@ -70,12 +61,13 @@ fn a_step_that_passes_it_and_ends_quickly_has_passed_it() {
 }
 
 #[test]
-fn an_always_step_runs_after_it_and_is_limited_too() {
+fn a_job_whose_log_passes_it_is_ended_and_its_always_steps_are_limited_too() {
     let site = Site::scripted();
     let finished = run(
         &site,
         json!([
             CHATTERS,
+            "touch next",
             { "run": "sleep 0.5; echo collected; touch first", "always": true },
             { "run": CHATTERS, "always": true },
             { "run": "touch last", "always": true }
@@ -83,23 +75,22 @@ fn an_always_step_runs_after_it_and_is_limited_too() {
     );
     has_passed_it(&finished);
     let exists = |file: &str| finished.dir.join(file).exists();
-    assert_eq!([exists("first"), exists("last")], [true, true]);
+    assert_eq!(
+        [exists("next"), exists("first"), exists("last")],
+        [false, true, true]
+    );
     assert!(finished.log.contains("collected"));
+    site.nothing_survives();
 }
 
 #[test]
-fn a_log_below_it_is_no_matter() {
+fn below_it_or_without_one_a_log_may_grow() {
     let site = Site::scripted();
-    let finished = run(&site, json!(["head -c 90000 /dev/zero; sleep 0.3"]));
-    assert_eq!(finished.verdict(), ("success", "", 0));
-}
-
-#[test]
-fn without_one_a_log_may_grow() {
-    let site = Site::scripted();
-    let finished = site.run("a", json!({ "steps": ["head -c 2000000 /dev/zero"] }));
-    assert_eq!(finished.verdict(), ("success", "", 0));
-    assert!(finished.log.len() > 2_000_000);
+    let below = run(&site, json!(["head -c 90000 /dev/zero; sleep 0.3"]));
+    assert_eq!(below.verdict(), ("success", "", 0));
+    let without = site.run("b", json!({ "steps": ["head -c 2000000 /dev/zero"] }));
+    assert_eq!(without.verdict(), ("success", "", 0));
+    assert!(without.log.len() > 2_000_000);
 }
 
 /// As [`CHATTERS`], by a process that takes no TERM.

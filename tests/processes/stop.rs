@@ -70,8 +70,11 @@ fn an_idle_worker_takes_its_leave() {
             }
         )
     };
-    for (count, signal) in [Signal::TERM, Signal::INT].into_iter().enumerate() {
-        let mut worker = site.idle_worker(|_| {});
+    let stops = [("5", Signal::TERM), ("4", Signal::TERM), ("5", Signal::INT)];
+    for (count, (version, signal)) in stops.into_iter().enumerate() {
+        let mut worker = site.idle_worker(|command| {
+            command.env("MQTT_PROTOCOL_VERSION", version);
+        });
         worker.signal(signal);
         worker.exits_with(0);
         // no last will was needed
@@ -179,20 +182,6 @@ fn a_worker_without_a_broker_stops() {
     worker.await_stderr("trying again until it is back");
     worker.signal(Signal::TERM);
     worker.exits_with(0);
-}
-
-#[test]
-fn a_job_is_requeued_while_the_broker_is_away() {
-    let site = Site::scripted();
-    let mut worker = site.idle_worker(|_| {});
-    let dir = site.submit("a", steps());
-    await_file(&dir.join("up"));
-    site.broker.stop_listening();
-    worker.await_stderr("trying again until it is back");
-    worker.signal(Signal::TERM);
-    worker.exits_with(0);
-    site.broker.listen_again();
-    is_requeued(&site, &dir);
 }
 
 #[test]

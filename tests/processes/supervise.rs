@@ -7,7 +7,7 @@ use serde_json::json;
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use support::broker::{Broker, Packet, Step, Verdict};
+use support::broker::Broker;
 use support::processes::pid_1;
 use support::site::{Site, WORKER, await_file, read, read_json, until_exists, verdict};
 use support::wait::{self, DEADLINE};
@@ -280,23 +280,6 @@ fn pid_1_supervises_and_survives_a_step_that_kills_everything() {
     kill_process(support::processes::child_of(&supervisor), Signal::TERM).unwrap();
     supervisor.exits_with(0);
     site.nothing_survives();
-}
-
-#[test]
-fn a_stop_between_result_and_acknowledgement_is_passed_on() {
-    let site = Site::scripted();
-    site.broker.set_script(|step: &Step| match step.packet {
-        Packet::PubAck { .. } if !step.from_client => Verdict::Drop,
-        _ => Verdict::Pass,
-    });
-    let mut supervisor = idle(&site, |supervisor| {
-        supervisor.env("JOB_STOP_GRACE", "0.2");
-    });
-    site.submit("a", json!({ "steps": ["true"] }));
-    site.result("a").json();
-    supervisor.signal(Signal::TERM);
-    supervisor.exits_with(0);
-    assert_eq!(site.broker.queued(WORKER), 1);
 }
 
 #[test]

@@ -61,13 +61,17 @@ fn each_source_of_a_job_limit_counts_and_the_nearest_wins() {
         "env",
         json!({ "steps": never() }),
     ));
-    is_timeout(&site.run_on(
+    let below = site.run_on(
         site.idle_worker(|worker| {
             worker.env("JOB_TIMEOUT", "1000");
         }),
-        "file-over-env",
-        json!({ "steps": never(), "timeoutSeconds": 0.2 }),
-    ));
+        "file-below-env",
+        json!({ "steps": never(), "timeoutSeconds": 0.2, "maxAttempts": 1 }),
+    );
+    is_timeout(&below);
+    assert_eq!(below.result["error"], "timed out after 0.2s");
+    let said = below.worker.stderr();
+    assert!(!said.contains("allows"), "less is no matter: {said}");
 
     let mut worker = site.idle_worker(|_| {});
     let dir = site.prepare(
@@ -95,16 +99,15 @@ fn whoever_ignores_term_is_killed_after_the_grace() {
     let site = Site::scripted();
     let step =
         json!({ "run": format!("({IGNORES_TERM}) & {IGNORES_TERM}"), "timeoutSeconds": 0.1 });
-    let finished = site.run_on(
-        site.idle_worker(|worker| {
-            worker.env("JOB_STOP_GRACE", "0.2");
-        }),
-        "a",
-        json!({ "steps": [step] }),
-    );
-    is_timeout(&finished);
-    assert_eq!(finished.result["steps"][0]["signal"], "SIGKILL");
-    site.nothing_survives();
+    for grace in ["0.2", "0"] {
+        let worker = site.idle_worker(|worker| {
+            worker.env("JOB_STOP_GRACE", grace);
+        });
+        let finished = site.run_on(worker, grace, json!({ "steps": [step] }));
+        is_timeout(&finished);
+        assert_eq!(finished.result["steps"][0]["signal"], "SIGKILL");
+        site.nothing_survives();
+    }
 }
 
 #[test]
@@ -222,19 +225,6 @@ fn the_worst_step_ends_and_leaves_nothing() {
 }
 
 #[test]
-fn no_grace_is_a_grace() {
-    let site = Site::scripted();
-    let finished = site.run_on(
-        site.idle_worker(|worker| {
-            worker.env("JOB_STOP_GRACE", "0");
-        }),
-        "a",
-        json!({ "steps": [{ "run": IGNORES_TERM, "timeoutSeconds": 0.1 }] }),
-    );
-    is_timeout(&finished);
-}
-
-#[test]
 fn limits_beyond_all_clocks_are_no_limits() {
     let site = Site::scripted();
     let definition =
@@ -290,19 +280,4 @@ fn what_the_worker_is_configured_for_is_a_bound() {
     ] {
         assert_eq!(said.matches(told).count(), 1, "{told}: {said}");
     }
-}
-
-#[test]
-fn who_asks_for_less_than_the_bound_gets_less() {
-    let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| {
-        worker.env("JOB_TIMEOUT", "1000");
-    });
-    site.submit(
-        "a",
-        json!({ "steps": ["sleep 1000"], "timeoutSeconds": 0.2, "maxAttempts": 1 }),
-    );
-    assert_eq!(site.result("a").json()["error"], "timed out after 0.2s");
-    worker.exits_with(0);
-    assert!(!worker.stderr().contains("allows"), "{}", worker.stderr());
 }
