@@ -9,7 +9,7 @@ use std::fs;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use support::broker::{Broker, Packet, Verdict};
-use support::site::{Site, while_exists};
+use support::site::{Site, until_exists, while_exists};
 use support::temp_dir::TempDir;
 use support::wait::{self, DEADLINE};
 use support::worker::{Worker, job_worker};
@@ -40,19 +40,26 @@ fn worker_at(broker: &Broker, dir: &TempDir) -> Worker {
 #[test]
 fn a_document_at_the_start_and_at_each_change() {
     let site = Site::start();
-    let steps = json!(["sleep 0.3", { "run": "sleep 0.3; exit 3", "name": "bad" }, "true", { "run": "sleep 0.3", "always": true }]);
-    site.run("a", json!({ "steps": steps }));
+    let mut worker = site.idle_worker(|_| {});
+    let held = |step: u8| until_exists(&format!("gate-{step}"));
+    let steps = json!([held(0), { "run": held(1) + "; exit 3", "name": "bad" }, "true", { "run": held(3), "always": true }]);
+    let dir = site.submit("a", json!({ "steps": steps }));
+    let expected = [
+        (0, ["running", "pending", "pending", "pending"]),
+        (1, ["success", "running", "pending", "pending"]),
+        (3, ["success", "failed", "skipped", "running"]),
+    ];
+    for (count, (step, _)) in (1..).zip(&expected) {
+        wait::until(&format!("document {count}"), || {
+            site.controller.heard("jobs/status/").len() == count
+        });
+        fs::write(dir.join(format!("gate-{step}")), "").unwrap();
+    }
+    worker.exits_with(0);
     let messages = site.controller.heard("jobs/status/");
     let documents: Vec<Value> = messages.iter().map(|message| message.json()).collect();
     let states: Vec<_> = documents.iter().map(step_states).collect();
-    assert_eq!(
-        states,
-        [
-            ["running", "pending", "pending", "pending"],
-            ["success", "running", "pending", "pending"],
-            ["success", "failed", "skipped", "running"],
-        ]
-    );
+    assert_eq!(states, expected.map(|(_, states)| states));
     for (message, document) in messages.iter().zip(&documents) {
         assert_eq!(
             (message.topic.as_str(), message.qos, message.retain),
