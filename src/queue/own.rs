@@ -241,7 +241,7 @@ impl Machine {
             return match self.state {
                 State::Waiting => self.take(message, actions),
                 State::Leaving(_) | State::Gone => {}
-                // it is held until it is acknowledged
+                // one request is held at a time, and the broker does not keep this one until its turn
                 State::Working(_) | State::Publishing(..) | State::Acknowledging(..) => {
                     actions.push(Action::RejectNow(message))
                 }
