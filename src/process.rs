@@ -32,16 +32,16 @@ const REAPED_AT_ONCE: usize = 64;
 const FIRST_PAUSE: Duration = Duration::from_micros(100);
 const LAST_PAUSE: Duration = Duration::from_millis(50);
 
-/// How a process ended.
+/// How a child ended; how this program does is [`crate::Exit`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Exit {
+pub enum Ended {
     /// It exited with this code.
     Code(i32),
     /// This signal ended it.
     Signal(i32),
 }
 
-impl Exit {
+impl Ended {
     /// As a shell counts: the code itself, or 128+n for signal n.
     pub fn code(self) -> i32 {
         match self {
@@ -126,7 +126,7 @@ pub enum Left {
 ///
 /// Processes that fork and exit all the time would keep us here for ever. So it takes a limited number at once, and sends
 /// this process a SIGCHLD for the rest: whoever waits for that signal looks at its deadlines in between.
-pub fn reap_some(mut ended: impl FnMut(Pid, Exit)) -> Left {
+pub fn reap_some(mut ended: impl FnMut(Pid, Ended)) -> Left {
     for _ in 0..REAPED_AT_ONCE {
         match reap() {
             Reaped::Child(pid, exit) => ended(pid, exit),
@@ -144,7 +144,7 @@ pub fn reap_some(mut ended: impl FnMut(Pid, Exit)) -> Left {
 #[derive(Debug)]
 enum Reaped {
     /// This child has ended.
-    Child(Pid, Exit),
+    Child(Pid, Ended),
     /// All children are still running.
     NoneEnded,
     /// There is no child at all, or none of ours.
@@ -160,8 +160,8 @@ fn reap() -> Reaped {
         match rustix::process::wait(WaitOptions::NOHANG) {
             Ok(Some((pid, status))) => {
                 let exit = match (status.exit_status(), status.terminating_signal()) {
-                    (Some(code), _) => Exit::Code(code),
-                    (_, Some(signal)) => Exit::Signal(signal),
+                    (Some(code), _) => Ended::Code(code),
+                    (_, Some(signal)) => Ended::Signal(signal),
                     _ => continue, // stopped or continued: not an end
                 };
                 foreign().retain(|foreign| *foreign != pid.as_raw_pid()); // the number may come again
@@ -198,7 +198,7 @@ pub fn terminate(group: Pid) {
 /// ended.
 ///
 /// Where nothing is left over, this is one system call.
-pub fn sweep(mut ended: impl FnMut(Pid, Exit)) -> usize {
+pub fn sweep(mut ended: impl FnMut(Pid, Ended)) -> usize {
     let started = Instant::now();
     let mut killing = false;
     let mut killed = 0;
@@ -213,7 +213,7 @@ pub fn sweep(mut ended: impl FnMut(Pid, Exit)) -> usize {
         while reaped < REAPED_AT_ONCE || reaping.elapsed() < last_scan {
             match reap() {
                 Reaped::Child(pid, exit) => {
-                    killed += usize::from(killing && exit == Exit::Signal(SIGKILL));
+                    killed += usize::from(killing && exit == Ended::Signal(SIGKILL));
                     ended(pid, exit);
                 }
                 Reaped::NoneEnded => break,
@@ -371,23 +371,23 @@ mod tests {
 
     #[test]
     fn exits_count_as_in_a_shell() {
-        assert_eq!(Exit::Code(7).code(), 7);
+        assert_eq!(Ended::Code(7).code(), 7);
         assert_eq!(
             (
-                Exit::Signal(9).code(),
-                Exit::Signal(9).signal_name().as_deref()
+                Ended::Signal(9).code(),
+                Ended::Signal(9).signal_name().as_deref()
             ),
             (137, Some("SIGKILL"))
         );
         assert_eq!(
             (
-                Exit::Signal(15).code(),
-                Exit::Signal(15).signal_name().as_deref()
+                Ended::Signal(15).code(),
+                Ended::Signal(15).signal_name().as_deref()
             ),
             (143, Some("SIGTERM"))
         );
-        assert_eq!(Exit::Signal(40).signal_name().as_deref(), Some("SIG40"));
-        assert_eq!(Exit::Code(0).signal_name(), None);
+        assert_eq!(Ended::Signal(40).signal_name().as_deref(), Some("SIG40"));
+        assert_eq!(Ended::Code(0).signal_name(), None);
     }
 
     #[test]

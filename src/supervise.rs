@@ -8,7 +8,7 @@ mod program;
 use crate::Exit;
 use crate::backoff::Backoff;
 use crate::inbox::{self, Event, Inbox};
-use crate::process::{self, Exit as Ended};
+use crate::process::{self, Ended};
 use nix::sys::signal::SigSet;
 use program::Program;
 use rustix::process::{Pid, Signal, kill_process};

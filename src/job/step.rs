@@ -1,7 +1,7 @@
 //! A step while it runs: its processes, its limits, and how it ends.
 
 use super::Interruption;
-use crate::process::{self, Exit, Left};
+use crate::process::{self, Ended, Left};
 use rustix::process::{Pid, Signal};
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ pub struct RunningStep {
     started: Instant,
     limit: Option<Duration>,
     /// How its shell has ended.
-    exit: Option<Exit>,
+    exit: Option<Ended>,
     /// Why it is being ended, and when to kill what has not gone by then.
     interrupted: Option<(Interruption, Instant)>,
 }
@@ -20,7 +20,7 @@ pub struct RunningStep {
 /// A step that has run.
 pub struct EndedStep {
     pub index: usize,
-    pub exit: Exit,
+    pub exit: Ended,
     pub duration: Duration,
     pub interruption: Option<Interruption>,
 }
@@ -112,7 +112,7 @@ impl RunningStep {
     pub fn ended(self, log_limit: Option<Interruption>) -> EndedStep {
         EndedStep {
             index: self.index,
-            exit: self.exit.unwrap_or(Exit::Signal(Signal::KILL.as_raw())),
+            exit: self.exit.unwrap_or(Ended::Signal(Signal::KILL.as_raw())),
             duration: self.started.elapsed(),
             interruption: self.interrupted.map(|(why, _)| why).or(log_limit),
         }
@@ -125,7 +125,8 @@ impl RunningStep {
 }
 
 impl EndedStep {
-    /// The exit code that the status document shows.
+    /// The exit code that the status document shows: that of its shell as [`Ended::code`] has it, or the one that says why
+    /// it was interrupted.
     pub fn exit_code(&self) -> i32 {
         let own = self.exit.code();
         self.interruption.map_or(own, |why| why.exit_code(own))
