@@ -404,7 +404,7 @@ impl Execution {
             let path = self.job.dir.path().display();
             return Err(format!("the workDir {path} has vanished"));
         }
-        self.job.log.keep(&self.job.dir)
+        self.job.log.restore_if_removed(&self.job.dir)
     }
 
     /// Leaves nothing behind, and only then makes the result final.
@@ -415,7 +415,7 @@ impl Execution {
                 "killed what the steps left running, processes: {killed}"
             ));
         }
-        if let Err(error) = self.job.log.keep(&self.job.dir) {
+        if let Err(error) = self.job.log.restore_if_removed(&self.job.dir) {
             log::warn!("{error}; the result is published all the same");
         }
         match self.failure.take() {

@@ -99,7 +99,7 @@ impl JobLog {
     ///
     /// # Errors
     /// What the system said, or that another worker has locked a log of its own. That is left alone then.
-    pub fn keep(&mut self, dir: &WorkDir) -> Result<(), String> {
+    pub fn restore_if_removed(&mut self, dir: &WorkDir) -> Result<(), String> {
         if !dir.leads_to(NAME, &self.file) {
             let new = begin_anew(dir).map_err(|error| match error {
                 Anew::Taken => {
