@@ -427,4 +427,29 @@ mod tests {
             Decision::Run(expected)
         );
     }
+
+    #[test]
+    fn a_claim_is_run_until_its_attempts_or_its_stops_are_used_up() {
+        let attempt = |number, stops, follows| Attempt {
+            number,
+            stops,
+            follows,
+        };
+        // what the claim counts; where the job ends, the attempts that it had, and why
+        for (attempt, end) in [
+            (attempt(3, 10, Follows::Crash), None),
+            (attempt(4, 0, Follows::Crash), Some((3, "in each of 3"))),
+            (attempt(1, 9, Follows::Stop), None),
+            (attempt(1, 10, Follows::Stop), Some((1, "10 times"))),
+        ] {
+            let decision = attempt.decide(3);
+            match end {
+                None => assert_eq!(decision, Decision::Run(attempt)),
+                Some((number, said)) => assert!(
+                    matches!(&decision, Decision::GiveUp(a, why) if a.number == number && why.contains(said)),
+                    "{decision:?}"
+                ),
+            }
+        }
+    }
 }
