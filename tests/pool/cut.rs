@@ -15,14 +15,18 @@ use super::support::wait;
 on_both_protocols!(a_head_that_is_cut_off_frees_the_head);
 
 /// A way to the broker on which nothing arrives while it is cut, and nobody is told.
-struct Way {
-    port: u16,
+pub struct Way {
+    pub port: u16,
     is_cut: Arc<AtomicBool>,
 }
 
 impl Way {
     fn to(broker: u16) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::from(TcpListener::bind("127.0.0.1:0").unwrap(), broker)
+    }
+
+    /// From a listener that may be in another network.
+    pub fn from(listener: TcpListener, broker: u16) -> Self {
         let port = listener.local_addr().unwrap().port();
         let is_cut = Arc::new(AtomicBool::new(false));
         let cut = is_cut.clone();
@@ -39,6 +43,14 @@ impl Way {
             }
         });
         Self { port, is_cut }
+    }
+
+    pub fn cut(&self) {
+        self.is_cut.store(true, Ordering::Relaxed);
+    }
+
+    pub fn mend(&self) {
+        self.is_cut.store(false, Ordering::Relaxed);
     }
 }
 
@@ -67,7 +79,7 @@ fn a_head_that_is_cut_off_frees_the_head(version: &str) {
     });
     await_queue(&site);
     let mut other = site.idle_worker(member_of(&site, "other", version));
-    way.is_cut.store(true, Ordering::Relaxed);
+    way.cut();
     let cut = Instant::now();
     site.submit("a", json!({ "steps": ["true"] }));
     let result = site.result("a").json();
@@ -79,7 +91,7 @@ fn a_head_that_is_cut_off_frees_the_head(version: &str) {
         "{:?}",
         cut.elapsed()
     );
-    way.is_cut.store(false, Ordering::Relaxed);
+    way.mend();
     site.submit("b", json!({ "steps": ["true"] }));
     assert_eq!(site.result("b").json()["worker"], "cut-off");
     cut_off.exits_with(0);

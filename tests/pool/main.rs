@@ -9,6 +9,7 @@ mod check;
 mod cut;
 mod death;
 mod frozen;
+mod hosts;
 mod members;
 mod moves;
 mod removed;
