@@ -281,6 +281,61 @@ fn section_of_the_reference(heading: &str) -> String {
     section.expect("the heading is there").to_owned()
 }
 
+/// The recording has the commands of the first block of the README, and what came of them.
+fn assert_shows_the_first_screen(picture: &Path) {
+    let svg = fs::read_to_string(picture).unwrap();
+    assert!(svg.len() < 60_000, "{} bytes", svg.len());
+    let text = |line: &str| {
+        let text = line.split_once('>')?.1.strip_suffix("</text>")?;
+        let text = text.replace("&lt;", "<").replace("&gt;", ">");
+        Some(text.replace("&amp;", "&"))
+    };
+    let lines: Vec<_> = svg.lines().filter_map(text).collect();
+    let readme = fs::read_to_string(repository().join("README.md")).unwrap();
+    let (_, first) = blocks(&readme, "console").swap_remove(0);
+    let commands: Vec<_> = first
+        .lines()
+        .map(|line| line.split("   ").next().unwrap())
+        .collect();
+    assert!(commands.len() > 3, "{commands:?}");
+    let shown: Vec<_> = lines.iter().filter(|line| line.starts_with("$ ")).collect();
+    assert_eq!(
+        shown, commands,
+        "the README is another one: run docs/record.py"
+    );
+    let last = lines.last().unwrap();
+    assert!(
+        last.starts_with("==> ") && last.contains("job success"),
+        "{last}"
+    );
+}
+
+#[test]
+fn the_recording_is_that_of_the_first_screen() {
+    assert_shows_the_first_screen(&repository().join("docs/first-screen.svg"));
+}
+
+#[test]
+#[ignore = "needs python3"]
+fn the_recording_can_be_made_anew() {
+    tool("mosquitto_sub");
+    let dir = TempDir::new();
+    let picture = dir.path().join("picture.svg");
+    let bin = binary();
+    let path = [
+        bin.parent().unwrap().as_os_str(),
+        &std::env::var_os("PATH").unwrap(),
+    ]
+    .join(":".as_ref());
+    let mut command = Command::new("python3");
+    command
+        .arg(repository().join("docs/record.py"))
+        .arg(&picture)
+        .env("PATH", path);
+    assert!(command.status().unwrap().success());
+    assert_shows_the_first_screen(&picture);
+}
+
 #[test]
 fn the_reference_has_every_variable_and_every_command_of_the_help() {
     let output = job_worker().arg("--help").output().unwrap();
