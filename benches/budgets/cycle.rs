@@ -109,9 +109,11 @@ pub fn measure(broker: &Broker, scratch: &Scratch, disk: &Scratch) -> (Vec<Figur
     let node = "the same against a one-shot worker on mqtt.js";
     let earlier = "the same, static musl, against an earlier static program";
     let figures = vec![
-        Figure::at_most(cycle, 1.6, limit, &to_reference(0)),
+        Figure::at_most(cycle, 1.75, limit, &to_reference(0)),
         match index("static") {
-            Some(index) => Figure::at_most("the same, static musl", 1.6, "×", &to_reference(index)),
+            Some(index) => {
+                Figure::at_most("the same, static musl", 1.45, "×", &to_reference(index))
+            }
             None => Figure::skipped("the same, static musl", HOW_STATIC),
         },
         match (index("static"), index("earlier")) {

@@ -26,7 +26,7 @@ pub fn throughput(broker: &Broker, scratch: &Scratch) -> Vec<Figure> {
             .collect();
         figures.push(Figure::at_least(
             &format!("`supervise`, queue of {jobs} `true` jobs"),
-            150.0,
+            400.0,
             "jobs/s",
             &sample,
         ));
@@ -123,13 +123,13 @@ pub fn log(broker: &Broker, scratch: &Scratch) -> Vec<Figure> {
     vec![
         Figure::at_most(
             "log of 1 GiB through a step",
-            1.05,
+            1.1,
             "× the same command redirected by a shell",
             &to_empty,
         ),
         Figure::at_most(
             "the same, the shell's log beginning with a few lines, too",
-            1.05,
+            1.1,
             "×",
             &to_begun,
         ),

@@ -17,45 +17,55 @@ const WATCHED: Duration = Duration::from_secs(5);
 
 pub fn measure(broker: &Broker, scratch: &Scratch) -> Vec<Figure> {
     let mut figures = Vec::new();
-    for (program, which, memory, size) in [
-        (Some(program()), "", 2.5, 900.0),
-        (static_program(), ", static musl", 1.5, 900.0),
+    for (program, which, has_budget) in [
+        (Some(program()), "", false),
+        (static_program(), ", static musl", true),
     ] {
         let Some(program) = program else {
             figures.push(Figure::skipped(&format!("peak memory{which}"), HOW_STATIC));
             continue;
         };
-        let waiting: Sample = (0..ROUNDS)
-            .map(|_| idle(&program, broker, "127.0.0.1"))
-            .collect();
-        let by_name: Sample = (0..ROUNDS)
-            .map(|_| idle(&program, broker, "localhost"))
-            .collect();
-        let job: Sample = (0..ROUNDS)
-            .map(|_| in_job(&program, broker, scratch, 0))
-            .collect();
-        let large: Sample = (0..ROUNDS)
-            .map(|_| in_job(&program, broker, scratch, MIB - 200))
-            .collect();
-        let mut figure = |what: &str, sample: &Sample| {
-            figures.push(Figure::at_most(
-                &format!("peak memory{which}, {what}"),
-                memory,
-                "MB",
-                sample,
-            ));
+        let sample = |measured: &dyn Fn() -> f64| (0..ROUNDS).map(|_| measured()).collect();
+        let memory: [(&str, bool, Sample); 4] = [
+            (
+                "idle",
+                true,
+                sample(&|| idle(&program, broker, "127.0.0.1")),
+            ),
+            (
+                "idle, broker by name (`mqtt://localhost`)",
+                true,
+                sample(&|| idle(&program, broker, "localhost")),
+            ),
+            (
+                "in a job",
+                true,
+                sample(&|| in_job(&program, broker, scratch, 0)),
+            ),
+            (
+                "in a job whose request has 1 MiB",
+                false,
+                sample(&|| in_job(&program, broker, scratch, MIB - 200)),
+            ),
+        ];
+        let mut figure = |what: String, limit: Option<f64>, unit: &str, sample: &Sample| {
+            figures.push(match limit.filter(|_| has_budget) {
+                Some(limit) => Figure::at_most(&what, limit, unit, sample),
+                None => Figure::told(&what, unit, sample),
+            });
         };
-        figure("idle", &waiting);
-        figure("idle, broker by name (`mqtt://localhost`)", &by_name);
-        figure("in a job", &job);
-        figure("in a job whose request has 1 MiB", &large);
+        for (what, is_usual, sample) in &memory {
+            let limit = is_usual.then_some(1.0);
+            figure(format!("peak memory{which}, {what}"), limit, "MB", sample);
+        }
         let bytes = program.metadata().map_or(0, |file| file.len()) as f64;
-        figures.push(Figure::at_most(
-            &format!("program{which}, release, stripped"),
-            size,
+        let size = Sample::from_iter([bytes / 1e3]);
+        figure(
+            format!("program{which}, release, stripped"),
+            Some(900.0),
             "KB",
-            &Sample::from_iter([bytes / 1e3]),
-        ));
+            &size,
+        );
     }
     figures.extend(wake_ups(broker, scratch));
     figures
