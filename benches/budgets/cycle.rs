@@ -1,6 +1,8 @@
 //! The whole cycle of one job: process start → request → one `true` step → result acknowledged → exit.
 
 use crate::mqtt::{Broker, Client};
+use crate::pictures;
+use crate::plot::{Colour, Picture};
 use crate::report::{Figure, Table};
 use crate::scratch::Scratch;
 use crate::statistics::Sample;
@@ -15,8 +17,6 @@ use std::process::{Command, Stdio};
 const ROUNDS: usize = 200;
 /// mqtt.js takes long; in this many rounds it has its turn once.
 const NODE_ROUNDS: usize = 8;
-const QUEUES: [usize; 5] = [1, 10, 100, 1_000, 10_000];
-const QUEUE_ROUNDS: usize = 30;
 
 /// One of those who do the same job.
 struct Contender<'a> {
@@ -43,7 +43,11 @@ impl Round {
     }
 }
 
-pub fn measure(broker: &Broker, scratch: &Scratch, disk: &Scratch) -> (Vec<Figure>, Table) {
+pub fn measure(
+    broker: &Broker,
+    scratch: &Scratch,
+    disk: &Scratch,
+) -> (Vec<Figure>, Table, Picture) {
     let mut contenders = contenders(broker, scratch, disk);
     for contender in &contenders {
         open_session(broker, contender.id);
@@ -129,7 +133,26 @@ pub fn measure(broker: &Broker, scratch: &Scratch, disk: &Scratch) -> (Vec<Figur
             None => Figure::skipped(node, "npm is missing, or has no mqtt.js for us"),
         },
     ];
-    (figures, table)
+    let reference = rounds.iter().map(Round::reference).collect();
+    let mut rows = vec![(
+        "two spawns and three round trips".to_owned(),
+        Colour::Reference,
+        reference,
+    )];
+    let shown = [
+        ("static", "job-worker, static", Colour::Ours),
+        ("worker", "job-worker, with glibc", Colour::Ours),
+        (
+            "shell",
+            "mosquitto_sub + sh + mosquitto_pub",
+            Colour::Theirs,
+        ),
+        ("node", "a one-shot worker on mqtt.js", Colour::Theirs),
+    ];
+    for (id, name, colour) in shown {
+        rows.extend(index(id).map(|index| (name.to_owned(), colour, sample(index))));
+    }
+    (figures, table, pictures::cycle(rows))
 }
 
 fn measure_round(round: usize, contenders: &mut [Contender], client: &mut Client) -> Round {
@@ -283,45 +306,4 @@ fn install_mqtt_js(scratch: &Scratch) -> Option<PathBuf> {
             None
         }
     }
-}
-
-/// The cost of a cycle must not grow with what waits behind it.
-pub fn at_growing_queues(broker: &Broker, scratch: &Scratch) -> Table {
-    let mut client = broker.client("filler");
-    let ids = QUEUES.map(|length| format!("queue-{length}"));
-    let mut submit = |id: &str, number: usize| {
-        let dir = scratch.dir(&format!("{id}-{number}"));
-        let request = format!(
-            r#"{{"id":"{number}","workDir":"{}","steps":["true"]}}"#,
-            dir.display()
-        );
-        client.publish(&format!("{id}/pending"), request.as_bytes());
-    };
-    for (id, length) in ids.iter().zip(QUEUES) {
-        open_session(broker, id);
-        (0..length).for_each(|number| submit(id, number));
-    }
-    let mut samples: Vec<(Sample, Sample)> = vec![Default::default(); QUEUES.len()];
-    for round in 0..QUEUE_ROUNDS {
-        for ((id, length), (cycle, hand_out)) in ids.iter().zip(QUEUES).zip(&mut samples) {
-            hand_out.push_time(broker.hand_out(id));
-            cycle.push_time(time(&mut command(program(), broker, id)));
-            submit(id, length + round); // as many as before
-        }
-    }
-    let mut table = Table::new(&[
-        "queued jobs",
-        "whole cycle, ms",
-        "of that, connecting and getting the request, ms",
-        "rounds",
-    ]);
-    for (length, (cycle, hand_out)) in QUEUES.iter().zip(&samples) {
-        table.row([
-            length.to_string(),
-            cycle.to_string(),
-            hand_out.to_string(),
-            cycle.len().to_string(),
-        ]);
-    }
-    table
 }

@@ -4,7 +4,7 @@
 use crate::scratch::Scratch;
 use crate::support::mosquitto::{free_port, tool};
 use std::fs;
-use std::io::{BufReader, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -138,44 +138,52 @@ impl Client {
     }
 
     fn write(&mut self, kind: u8, body: &[u8]) {
-        let mut packet = vec![kind];
-        let mut rest = body.len();
-        loop {
-            packet.push((rest % 128) as u8 | if rest >= 128 { 128 } else { 0 });
-            rest /= 128;
-            if rest == 0 {
-                break;
-            }
-        }
-        packet.extend(body);
-        self.stream
-            .get_mut()
-            .write_all(&packet)
-            .expect("the broker reads");
+        write_packet(self.stream.get_mut(), kind, body).expect("the broker reads");
     }
 
     fn read(&mut self) -> (u8, Vec<u8>) {
-        let mut byte = || {
-            let mut one = [0];
-            self.stream
-                .read_exact(&mut one)
-                .expect("the broker answers");
-            one[0]
-        };
-        let kind = byte();
-        let (mut length, mut shift) = (0, 0);
-        loop {
-            let part = byte();
-            length |= usize::from(part & 127) << shift;
-            shift += 7;
-            if part < 128 {
-                break;
-            }
-        }
-        let mut body = vec![0; length];
-        self.stream
-            .read_exact(&mut body)
-            .expect("the broker answers");
-        (kind, body)
+        read_packet(&mut self.stream).expect("the broker answers")
     }
+}
+
+/// Sends a packet: its first byte, its length, and the rest of it.
+///
+/// # Errors
+/// The connection is gone.
+pub fn write_packet(stream: &mut impl Write, kind: u8, body: &[u8]) -> io::Result<()> {
+    let mut packet = vec![kind];
+    let mut rest = body.len();
+    loop {
+        packet.push((rest % 128) as u8 | if rest >= 128 { 128 } else { 0 });
+        rest /= 128;
+        if rest == 0 {
+            break;
+        }
+    }
+    packet.extend(body);
+    stream.write_all(&packet)
+}
+
+/// Waits for a packet: its first byte, and what follows its length.
+///
+/// # Errors
+/// The connection is gone.
+pub fn read_packet(stream: &mut impl Read) -> io::Result<(u8, Vec<u8>)> {
+    let mut byte = || {
+        let mut one = [0];
+        stream.read_exact(&mut one).map(|()| one[0])
+    };
+    let kind = byte()?;
+    let (mut length, mut shift) = (0, 0);
+    loop {
+        let part = byte()?;
+        length |= usize::from(part & 127) << shift;
+        shift += 7;
+        if part < 128 {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body)?;
+    Ok((kind, body))
 }

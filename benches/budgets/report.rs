@@ -1,7 +1,63 @@
 //! What goes into BENCHMARKS.md.
 
+use crate::plot::Picture;
 use crate::statistics::Sample;
 use std::fmt;
+
+/// What one stage has found.
+pub struct Part {
+    pub figures: Vec<Figure>,
+    pub table: Option<Table>,
+    pub picture: Option<Picture>,
+}
+
+impl From<Vec<Figure>> for Part {
+    fn from(figures: Vec<Figure>) -> Self {
+        Self {
+            figures,
+            table: None,
+            picture: None,
+        }
+    }
+}
+
+impl From<(Vec<Figure>, Picture)> for Part {
+    fn from((figures, picture): (Vec<Figure>, Picture)) -> Self {
+        Self {
+            picture: Some(picture),
+            ..figures.into()
+        }
+    }
+}
+
+impl From<(Vec<Figure>, Table)> for Part {
+    fn from((figures, table): (Vec<Figure>, Table)) -> Self {
+        Self {
+            table: Some(table),
+            ..figures.into()
+        }
+    }
+}
+
+impl From<(Vec<Figure>, Table, Picture)> for Part {
+    fn from((figures, table, picture): (Vec<Figure>, Table, Picture)) -> Self {
+        Self {
+            picture: Some(picture),
+            ..(figures, table).into()
+        }
+    }
+}
+
+/// Figures and table.
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", Figure::table(&self.figures))?;
+        match &self.table {
+            Some(table) => writeln!(f, "{table}"),
+            None => Ok(()),
+        }
+    }
+}
 
 /// A line of the table of budgets.
 pub struct Figure {
@@ -70,13 +126,13 @@ impl Figure {
         }
     }
 
-    pub fn table(figures: Vec<Self>) -> Table {
+    pub fn table<'a>(figures: impl IntoIterator<Item = &'a Self>) -> Table {
         let mut table = Table::new(&["figure", "budget", "measured", "met"]);
         for figure in figures {
             table.row([
-                figure.what,
-                figure.budget,
-                figure.measured,
+                figure.what.clone(),
+                figure.budget.clone(),
+                figure.measured.clone(),
                 figure.verdict.to_owned(),
             ]);
         }
@@ -101,7 +157,7 @@ impl Table {
         ))
     }
 
-    pub fn row(&mut self, cells: [String; 4]) {
+    pub fn row<const COLUMNS: usize>(&mut self, cells: [String; COLUMNS]) {
         self.0.push_str(&format!("| {} |\n", cells.join(" | ")));
     }
 }

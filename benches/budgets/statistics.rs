@@ -17,6 +17,11 @@ impl Sample {
         self.push(time.as_secs_f64() * 1e3);
     }
 
+    /// The latest one.
+    pub fn last(&self) -> f64 {
+        self.0.last().copied().unwrap_or(f64::NAN)
+    }
+
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -26,7 +31,7 @@ impl Sample {
     }
 
     /// The value below which this share of the values lies.
-    fn quantile(&self, share: f64) -> f64 {
+    pub fn quantile(&self, share: f64) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
         let place = share * (sorted.len() - 1) as f64;
