@@ -8,28 +8,32 @@
 //! ```
 //!
 //! `CAMPAIGN_SEED` takes another seed than the usual one. It decides all that the campaign decides; the moments also
-//! depend on the machine.
+//! depend on the machine. `CAMPAIGN_TIMELINE` names a file for all that happened, one line a moment.
 //!
-//! Five actors: the controller publishes requests for 20 ids, over and over, on the queues of two workers that share a
-//! drive, and publishes again what the broker has forgotten. A supervising loop for each worker starts processes and ends
-//! many of them. A breaker kills the broker and cuts links. A step notes its starts and ends outside of its directory,
-//! and a proxy notes what goes over the wire. At the end each of these notes is explained, or the campaign fails.
+//! The actors: the controller publishes requests for 20 ids, over and over, on the queues of two workers that share a
+//! drive, or on the queue of a pool of six, and publishes again what the broker has forgotten. A supervising loop for each worker
+//! starts processes and ends many of them, or a step. A breaker kills the broker and cuts links; in a pool it also kills and cuts when a
+//! packet of its choice goes by. A step notes its starts and ends outside of its directory, and a proxy notes what goes over the
+//! wire. At the end each of these notes is explained, or the campaign fails.
 
 #[macro_use]
 #[path = "../support/mod.rs"]
 mod support;
 
+mod claims;
 mod hostile;
+mod pool;
 mod power;
 mod verdict;
 mod wire;
 
+use claims::Claim;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 use support::controller::Controller;
@@ -38,14 +42,45 @@ use support::site::names;
 use support::temp_dir::TempDir;
 use support::wait;
 use support::worker::{Worker, job_worker};
-use wire::Proxy;
+use wire::{Proxy, World};
 
 const SEED: u64 = 20_260_217;
 const SHORT_FORM: usize = 60;
 const MAX_ATTEMPTS: u64 = 3;
 
-/// Each worker's id and topic root.
-const QUEUES: [&str; 2] = ["a", "b"];
+/// Who serves which queues.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Crowd {
+    /// Two workers, each with a queue of its own.
+    Loners,
+    /// Six members of one pool.
+    Pool,
+}
+
+impl Crowd {
+    /// The topic root of each queue; of a loner, also its id.
+    fn queues(self) -> &'static [&'static str] {
+        match self {
+            Self::Loners => &["a", "b"],
+            Self::Pool => &["p"],
+        }
+    }
+
+    fn workers(self) -> &'static [&'static str] {
+        match self {
+            Self::Loners => self.queues(),
+            Self::Pool => &["m0", "m1", "m2", "m3", "m4", "m5"],
+        }
+    }
+
+    /// How long a worker lives that is ended at a random moment: a member of a pool spends most of its life waiting.
+    fn longest_life(self) -> u64 {
+        match self {
+            Self::Loners => 150,
+            Self::Pool => 600,
+        }
+    }
+}
 
 /// Ids, and directories, that all requests share.
 const IDS: u64 = 20;
@@ -61,7 +96,7 @@ const LULL: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(12);
 
 /// Without any result for so long something is stuck.
-const STUCK: Duration = Duration::from_secs(90);
+const STUCK: Duration = Duration::from_secs(180);
 
 /// The start of the ids of the last jobs. Requests keep their order, so that nothing is left when these are over.
 const LAST: &str = "last";
@@ -81,6 +116,11 @@ if ! ln claim.$$ busy 2> /dev/null; then
     ln -f claim.$$ busy
 fi
 sleep "$PAUSE"
+read -r journal < job.status.json
+case $journal in
+    *"$TOKEN"*) ;;
+    *) echo "journal $TOKEN $CAMPAIGN_LIFE" >> "$CAMPAIGN_DIR/marks" ;;
+esac
 rm -f busy claim.$$
 echo "end $TOKEN $CAMPAIGN_LIFE" >> "$CAMPAIGN_DIR/marks"
 "#;
@@ -95,24 +135,24 @@ enum Broker {
 mod by_default {
     #[test]
     fn with_a_broker_that_remembers() {
-        super::campaign("auto", super::Broker::Remembers);
+        super::campaign(super::Crowd::Loners, "auto", super::Broker::Remembers);
     }
 
     #[test]
     fn with_a_broker_that_forgets() {
-        super::campaign("auto", super::Broker::Forgets);
+        super::campaign(super::Crowd::Loners, "auto", super::Broker::Forgets);
     }
 }
 
 mod in_mqtt_3_1_1 {
     #[test]
     fn with_a_broker_that_remembers() {
-        super::campaign("4", super::Broker::Remembers);
+        super::campaign(super::Crowd::Loners, "4", super::Broker::Remembers);
     }
 
     #[test]
     fn with_a_broker_that_forgets() {
-        super::campaign("4", super::Broker::Forgets);
+        super::campaign(super::Crowd::Loners, "4", super::Broker::Forgets);
     }
 }
 
@@ -148,9 +188,16 @@ enum End {
 /// One process of a worker.
 #[derive(Debug)]
 struct Life {
+    worker: &'static str,
     started: Instant,
+    ended: Instant,
     end: End,
+    /// A step of it was killed, and the worker was not.
+    step_killed: bool,
     stderr: String,
+    /// Of a pool: the claims that it took and that are not done at its end, and the number of marks then.
+    left: Vec<Claim>,
+    marks: usize,
 }
 
 /// What the controller knows of a request.
@@ -176,7 +223,7 @@ fn number(name: &str, default: u64) -> u64 {
     })
 }
 
-fn campaign(version: &str, memory: Broker) {
+fn campaign(crowd: Crowd, version: &str, memory: Broker) {
     let seed = number("CAMPAIGN_SEED", SEED);
     let count = number("CAMPAIGN_JOBS", SHORT_FORM as u64) as usize;
     let random = |actor: u64| Random(seed.wrapping_mul(actor) | 1);
@@ -190,65 +237,85 @@ fn campaign(version: &str, memory: Broker) {
     broker.restart();
     let controller = Controller::connect(&broker);
     let log = wire::Log::default();
-    let proxies = QUEUES.map(|_| Proxy::start(broker.port(), &log));
+    let running = Running::default();
+    let world = match crowd {
+        Crowd::Loners => World::of_wires(&log),
+        Crowd::Pool => pool::world(&log, drive.path(), &running),
+    };
+    let start = |_: &&str| Proxy::start(broker.port(), world.clone());
+    let proxies: Vec<Proxy> = crowd.workers().iter().map(start).collect();
     fs::write(drive.path().join("step"), STEP).unwrap();
     for id in 0..IDS {
         fs::create_dir(drive.path().join(format!("id-{id:02}"))).unwrap();
     }
     let crew = Crew {
+        crowd,
         proxies: &proxies,
         drive: drive.path(),
         version,
+        log: &log,
+        running,
         lives: Mutex::default(),
         next: AtomicUsize::new(0),
         calm: AtomicBool::new(false),
         over: AtomicBool::new(false),
     };
-    for queue in 0..QUEUES.len() {
-        crew.open_queue(&controller, queue);
+    match crowd {
+        Crowd::Loners => {
+            for worker in 0..crowd.workers().len() {
+                crew.open_queue(&controller, worker);
+            }
+        }
+        Crowd::Pool => crew.open_queue(&controller, 0),
     }
     let lull = AtomicBool::new(false);
+    let faults = Mutex::new(Faults::default());
 
-    let (requests, crashes, cuts) = thread::scope(|scope| {
-        for queue in 0..QUEUES.len() {
-            let random = random(1 + queue as u64);
+    let requests = thread::scope(|scope| {
+        for worker in 0..crowd.workers().len() {
+            let random = random(100 + worker as u64);
             let crew = &crew;
             scope.spawn(move || {
                 // whichever actor panics, the others end
                 let _guard = Ending(&crew.calm, &crew.over);
-                crew.supervise(queue, random);
+                crew.supervise(worker, random);
             });
         }
         let breaker = scope.spawn(|| {
             let _guard = Ending(&crew.calm, &crew.over);
-            break_things(&mut broker, &proxies, random(3), &lull, &crew.calm)
+            crew.break_things(&mut broker, random(3), &lull, &faults);
         });
         let _guard = Ending(&crew.calm, &crew.over);
         let mut desk = Desk {
+            crew: &crew,
             controller: &controller,
-            drive: drive.path(),
-            log: &log,
             sessions: controller.fresh_sessions().len(),
             requests: Requests::new(),
             outstanding: BTreeSet::new(),
             mark: controller.mark(),
             lull: &lull,
-            over: &crew.over,
+            faults: &faults,
         };
         desk.bring_through(count, &mut random(4));
         crew.calm.store(true, Relaxed);
-        let (crashes, cuts) = breaker.join().expect("the breaker");
+        breaker.join().expect("the breaker");
         desk.bring_the_last_through();
+        if crowd == Crowd::Pool {
+            pool::await_no_claims(drive.path());
+        }
         crew.over.store(true, Relaxed);
-        (desk.requests, crashes, cuts)
+        desk.requests
     });
 
     let lives = crew.lives.into_inner().unwrap();
+    let Faults { crashes, cuts } = faults.into_inner().unwrap();
     let events = std::mem::take(&mut *log.lock().unwrap());
     let marks = fs::read_to_string(drive.path().join("marks")).unwrap_or_default();
     let ended = |end| lives.values().filter(|life| life.end == end).count();
     let (kills, stops) = (ended(End::Killed), ended(End::Stopped));
-    let verdict = verdict::Evidence {
+    let trapped = |event: &&wire::Event| matches!(event.packet, wire::Packet::Trapped(_));
+    let evidence = verdict::Evidence {
+        crowd,
         requests: &requests,
         lives: &lives,
         events: &events,
@@ -256,23 +323,29 @@ fn campaign(version: &str, memory: Broker) {
         crashes: &crashes,
         cuts: &cuts,
         memory,
+    };
+    if let Ok(file) = std::env::var("CAMPAIGN_TIMELINE") {
+        let tokens: Vec<&str> = requests.keys().map(String::as_str).collect();
+        fs::write(file, evidence.timeline(&tokens.join(" "))).unwrap();
     }
-    .verdict();
+    let verdict = evidence.verdict();
     println!(
-        "campaign (MQTT_PROTOCOL_VERSION={version}, broker {}, seed {seed}): {count} requests for {IDS} ids in {:.1} s; \
-         {} workers, {kills} killed, {stops} stopped; {} broker kills; {} links cut; {verdict}",
+        "campaign ({crowd:?}, MQTT_PROTOCOL_VERSION={version}, broker {}, seed {seed}): {count} requests for {IDS} ids in {:.1} s; \
+         {} workers, {kills} killed, {stops} stopped; {} steps killed; {} broker kills; {} links cut; {} traps sprung; {verdict}",
         match memory {
             Broker::Remembers => "remembers",
             Broker::Forgets => "forgets",
         },
         started.elapsed().as_secs_f64(),
         lives.len(),
+        lives.values().filter(|life| life.step_killed).count(),
         crashes.len(),
         cuts.len(),
+        events.iter().filter(trapped).count(),
     );
     assert!(
         verdict.violations.is_empty(),
-        "{}",
+        "seed {seed}: {}",
         verdict.violations.join("\n")
     );
     for id in 0..IDS {
@@ -290,6 +363,21 @@ fn campaign(version: &str, memory: Broker) {
     );
 }
 
+/// When the broker was killed, and when a link was cut.
+#[derive(Default)]
+struct Faults {
+    crashes: Vec<Instant>,
+    cuts: Vec<Instant>,
+}
+
+/// The processes of the workers that run now.
+type Running = Arc<Mutex<BTreeMap<usize, RunningLife>>>;
+
+struct RunningLife {
+    pid: u32,
+    killed: bool,
+}
+
 /// Ends all actors when one of them does.
 struct Ending<'a>(&'a AtomicBool, &'a AtomicBool);
 
@@ -304,9 +392,12 @@ impl Drop for Ending<'_> {
 
 /// The workers, and who starts and ends them.
 struct Crew<'a> {
+    crowd: Crowd,
     proxies: &'a [Proxy],
     drive: &'a Path,
     version: &'a str,
+    log: &'a wire::Log,
+    running: Running,
     lives: Mutex<BTreeMap<usize, Life>>,
     next: AtomicUsize,
     /// No more faults.
@@ -314,59 +405,129 @@ struct Crew<'a> {
     over: AtomicBool,
 }
 
+/// A process of a worker, while it lives.
+struct Birth {
+    life: usize,
+    started: Instant,
+}
+
 impl Crew<'_> {
-    fn start(&self, queue: usize) -> (usize, Worker) {
+    fn start(&self, worker: usize) -> (Birth, Worker) {
         let life = self.next.fetch_add(1, Relaxed);
         let mut command = job_worker();
+        let url = format!("mqtt://127.0.0.1:{}", self.proxies[worker].port);
+        let name = self.crowd.workers()[worker];
         command
-            .env(
-                "MQTT_URL",
-                format!("mqtt://127.0.0.1:{}", self.proxies[queue].port),
-            )
+            .env("MQTT_URL", url)
             .env("MQTT_USERNAME", life.to_string())
             .env("MQTT_PROTOCOL_VERSION", self.version)
-            .env("MQTT_TOPIC_ROOT", QUEUES[queue])
-            .env("WORKER_ID", QUEUES[queue])
+            .env("WORKER_ID", name)
             .env("JOB_MAX_ATTEMPTS", MAX_ATTEMPTS.to_string())
             .env("JOB_STOP_GRACE", "1")
             .env("CAMPAIGN_LIFE", life.to_string())
             .env("CAMPAIGN_DIR", self.drive)
             .current_dir(self.drive);
+        match self.crowd {
+            Crowd::Loners => command.env("MQTT_TOPIC_ROOT", name),
+            Crowd::Pool => command
+                .env("MQTT_TOPIC_ROOT", self.crowd.queues()[0])
+                .env("JOB_POOL", pool::NAME)
+                .env("JOB_SYNC", pool::sync(worker))
+                .env("JOB_ROOT", self.drive),
+        };
         let stderr = self.drive.join("workers").join(life.to_string());
         fs::create_dir_all(&stderr).unwrap();
-        (life, Worker::start(command, &stderr))
+        let started = Instant::now();
+        let worker = Worker::start(command, &stderr);
+        let running = RunningLife {
+            pid: worker.pid(),
+            killed: false,
+        };
+        self.running.lock().unwrap().insert(life, running);
+        (Birth { life, started }, worker)
     }
 
     /// Makes the broker keep requests for a worker, by one that comes, subscribes and is stopped.
-    fn open_queue(&self, controller: &Controller, queue: usize) {
-        let started = Instant::now();
-        let (life, mut worker) = self.start(queue);
-        wait::until("the worker to be idle", || is_served(controller, 0, queue));
-        worker.sigterm();
-        worker.exits_with(0);
-        self.note(life, started, End::Stopped, &worker);
+    fn open_queue(&self, controller: &Controller, worker: usize) {
+        let (birth, mut process) = self.start(worker);
+        wait::until("the worker to serve its queue", || {
+            self.serves(controller, 0, worker, None)
+        });
+        process.sigterm();
+        process.exits_with(0);
+        self.note(birth, worker, End::Stopped, false, &process);
     }
 
-    fn note(&self, life: usize, started: Instant, end: End, worker: &Worker) {
-        let stderr = worker.stderr();
-        self.lives.lock().unwrap().insert(
-            life,
-            Life {
-                started,
-                end,
-                stderr,
-            },
-        );
+    /// Whether this worker, or a member of the pool, has subscribed after `mark`, or after `crash`.
+    fn serves(
+        &self,
+        controller: &Controller,
+        mark: usize,
+        worker: usize,
+        crash: Option<Instant>,
+    ) -> bool {
+        match self.crowd {
+            Crowd::Loners => {
+                let name = self.crowd.workers()[worker];
+                let topic = format!("{name}/workers/{name}");
+                let heard = controller.heard_since(mark, &topic);
+                heard
+                    .iter()
+                    .any(|message| message.json()["state"] != "offline")
+            }
+            Crowd::Pool => {
+                let log = self.log.lock().unwrap();
+                let mut newest = log
+                    .iter()
+                    .rev()
+                    .take_while(|event| crash.is_none_or(|at| event.at > at));
+                newest.any(|event| matches!(event.packet, wire::Packet::Subscribed))
+            }
+        }
+    }
+
+    /// The requests that are claims, or were.
+    fn kept_requests(&self) -> BTreeSet<String> {
+        let mut kept = verdict::claimed(&self.log.lock().unwrap());
+        let claims = claims::claims(&pool::directory(self.drive));
+        kept.extend(claims.into_iter().map(|claim| claim.token));
+        kept
+    }
+
+    fn note(&self, birth: Birth, worker: usize, end: End, step_killed: bool, process: &Worker) {
+        let ended = Instant::now();
+        let name = self.crowd.workers()[worker];
+        // the marks first: a run that began before the look at the claims was not allowed to
+        let marks = fs::read_to_string(self.drive.join("marks")).unwrap_or_default();
+        let mut left = match self.crowd {
+            Crowd::Loners => Vec::new(),
+            Crowd::Pool => claims::claims(&pool::directory(self.drive)),
+        };
+        let mut lives = self.lives.lock().unwrap();
+        left.retain(|claim| claim.taken_by(name) > noted(&lives, name, claim));
+        let life = Life {
+            worker: name,
+            started: birth.started,
+            ended,
+            end,
+            step_killed,
+            stderr: process.stderr(),
+            left,
+            marks: marks.lines().count(),
+        };
+        lives.insert(birth.life, life);
     }
 
     /// Starts one process after the other, and ends most of them at some moment of their life.
-    fn supervise(&self, queue: usize, mut random: Random) {
+    fn supervise(&self, number: usize, mut random: Random) {
         while !self.over.load(Relaxed) {
-            let started = Instant::now();
-            let (life, mut worker) = self.start(queue);
-            let end_at = random.percent(75).then(|| started + random.millis(0, 150));
+            let (birth, mut worker) = self.start(number);
+            let end_at = random
+                .percent(75)
+                .then(|| birth.started + random.millis(0, self.crowd.longest_life()));
             let how = random.below(100);
             let mut end = End::Done;
+            let mut step_killed = false;
             while worker.ended().is_none() {
                 if self.over.load(Relaxed) {
                     // by the signal itself, where it comes before the handlers are there
@@ -374,13 +535,22 @@ impl Crew<'_> {
                     worker.wait();
                     end = End::Stopped;
                 } else if end == End::Done
+                    && !step_killed
                     && end_at.is_some_and(|at| at <= Instant::now())
                     && !self.calm.load(Relaxed)
                 {
-                    end = end_worker(&mut worker, how);
+                    match self.crowd {
+                        // a step can be killed once there is one
+                        Crowd::Pool if how >= 90 => step_killed = kill_steps(&worker),
+                        _ => end = end_worker(&mut worker, how),
+                    }
                 } else {
                     thread::sleep(Duration::from_millis(1));
                 }
+            }
+            let life = self.running.lock().unwrap().remove(&birth.life);
+            if life.is_some_and(|life| life.killed) {
+                end = End::Killed;
             }
             match worker.wait().code() {
                 Some(0) => {}
@@ -390,8 +560,76 @@ impl Crew<'_> {
                 // also where SIGTERM comes before its handler is there
                 None => assert_ne!(end, End::Done, "{}", worker.stderr()),
             }
-            self.note(life, started, end, &worker);
+            self.note(birth, number, end, step_killed, &worker);
         }
+    }
+
+    /// Kills the broker and cuts links until it is calm.
+    fn break_things(
+        &self,
+        broker: &mut Mosquitto,
+        mut random: Random,
+        lull: &AtomicBool,
+        faults: &Mutex<Faults>,
+    ) {
+        let mut next_cut = Instant::now() + random.millis(50, 600);
+        let mut next_crash = Instant::now() + random.millis(200, 600);
+        while !self.calm.load(Relaxed) {
+            let now = Instant::now();
+            if lull.load(Relaxed) {
+                self.proxies.iter().for_each(|proxy| proxy.set(None));
+                thread::sleep(Duration::from_millis(1));
+            } else if now >= next_crash {
+                broker.crash();
+                faults.lock().unwrap().crashes.push(now);
+                thread::sleep(random.millis(0, 200));
+                broker.restart();
+                next_crash = Instant::now() + random.millis(1000, 5000);
+            } else if now >= next_cut {
+                let proxy = &self.proxies[random.below(self.proxies.len() as u64) as usize];
+                let older = match self.crowd {
+                    Crowd::Loners => 0,
+                    Crowd::Pool => random.below(2) as usize,
+                };
+                if self.crowd == Crowd::Pool && random.percent(60) {
+                    proxy.set(Some(pool::trap(&mut random)));
+                } else if proxy.cut(older) {
+                    faults.lock().unwrap().cuts.push(now);
+                }
+                let most = match self.crowd {
+                    Crowd::Loners => 600,
+                    Crowd::Pool => 300,
+                };
+                next_cut = now + random.millis(50, most);
+            } else {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        self.proxies.iter().for_each(|proxy| proxy.set(None));
+    }
+}
+
+/// How often earlier processes of this worker are known to have taken a claim.
+fn noted(lives: &BTreeMap<usize, Life>, worker: &str, claim: &Claim) -> usize {
+    let own = lives.values().filter(|life| life.worker == worker);
+    own.flat_map(|life| &life.left)
+        .filter(|left| left.name == claim.name)
+        .map(|left| left.taken_by(worker))
+        .max()
+        .unwrap_or(0)
+}
+
+/// Kills the steps of a worker, and tells whether there were any.
+fn kill_steps(worker: &Worker) -> bool {
+    let groups = children(worker.pid());
+    groups.iter().for_each(|group| kill_group(*group));
+    !groups.is_empty()
+}
+
+fn kill_group(group: i32) {
+    use rustix::process::{Pid, Signal, kill_process_group};
+    if let Some(group) = Pid::from_raw(group) {
+        let _ = kill_process_group(group, Signal::KILL); // may have ended by itself
     }
 }
 
@@ -402,12 +640,7 @@ fn end_worker(worker: &mut Worker, how: u64) -> End {
     }
     let steps = (how < 50).then(|| children(worker.pid()));
     worker.kill9();
-    for group in steps.into_iter().flatten() {
-        use rustix::process::{Pid, Signal, kill_process_group};
-        if let Some(group) = Pid::from_raw(group) {
-            let _ = kill_process_group(group, Signal::KILL); // may have ended by itself
-        }
-    }
+    steps.into_iter().flatten().for_each(kill_group);
     End::Killed
 }
 
@@ -419,60 +652,17 @@ fn children(pid: u32) -> Vec<i32> {
         .collect()
 }
 
-/// Whether a worker of this queue has been heard after `mark`: then it has subscribed.
-fn is_served(controller: &Controller, mark: usize, queue: usize) -> bool {
-    let topic = format!("{0}/workers/{0}", QUEUES[queue]);
-    controller
-        .heard_since(mark, &topic)
-        .iter()
-        .any(|message| message.json()["state"] != "offline")
-}
-
-/// Kills the broker and cuts links until it is calm; tells when it killed and when it cut.
-fn break_things(
-    broker: &mut Mosquitto,
-    proxies: &[Proxy],
-    mut random: Random,
-    lull: &AtomicBool,
-    calm: &AtomicBool,
-) -> (Vec<Instant>, Vec<Instant>) {
-    let (mut crashes, mut cuts) = (Vec::new(), Vec::new());
-    let mut next_cut = Instant::now() + random.millis(50, 600);
-    let mut next_crash = Instant::now() + random.millis(200, 600);
-    while !calm.load(Relaxed) {
-        let now = Instant::now();
-        if lull.load(Relaxed) {
-            thread::sleep(Duration::from_millis(1));
-        } else if now >= next_crash {
-            broker.crash();
-            crashes.push(now);
-            thread::sleep(random.millis(0, 200));
-            broker.restart();
-            next_crash = Instant::now() + random.millis(1000, 5000);
-        } else if now >= next_cut {
-            if proxies[random.below(2) as usize].cut() {
-                cuts.push(now);
-            }
-            next_cut = now + random.millis(50, 600);
-        } else {
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
-    (crashes, cuts)
-}
-
 /// The controller's side.
 struct Desk<'a> {
+    crew: &'a Crew<'a>,
     controller: &'a Controller,
-    drive: &'a Path,
-    log: &'a wire::Log,
     /// How many sessions of ours the broker has begun.
     sessions: usize,
     requests: Requests,
     outstanding: BTreeSet<String>,
     mark: usize,
     lull: &'a AtomicBool,
-    over: &'a AtomicBool,
+    faults: &'a Mutex<Faults>,
 }
 
 impl Desk<'_> {
@@ -480,21 +670,26 @@ impl Desk<'_> {
         let mut progress = Instant::now();
         let mut silence = progress;
         while self.requests.len() < count || !self.outstanding.is_empty() {
-            assert!(!self.over.load(Relaxed), "another actor has failed");
+            assert!(!self.crew.over.load(Relaxed), "another actor has failed");
             if self.collect() {
                 (progress, silence) = (Instant::now(), Instant::now());
             }
-            assert!(
-                progress.elapsed() < STUCK,
-                "stuck: no result of {:?}",
-                self.outstanding
-            );
+            assert!(progress.elapsed() < STUCK, "{}", self.story_of_a_halt());
             self.lull.store(silence.elapsed() > LULL, Relaxed);
             if self.has_lost_its_session() || silence.elapsed() > PATIENCE {
-                silence = Instant::now();
-                for token in self.outstanding.clone() {
-                    self.publish(&token);
+                // a pool keeps what it has, whatever the broker forgets
+                let kept = match self.crew.crowd {
+                    Crowd::Pool if silence.elapsed() < pool::LONG_PATIENCE => {
+                        self.crew.kept_requests()
+                    }
+                    _ => BTreeSet::new(),
+                };
+                let mut lost = self.outstanding.clone();
+                lost.retain(|token| !kept.contains(token));
+                if !lost.is_empty() {
+                    silence = Instant::now();
                 }
+                lost.iter().for_each(|token| self.publish(token));
             } else if self.requests.len() < count && self.outstanding.len() < WINDOW {
                 self.submit_some(random);
             } else {
@@ -511,9 +706,11 @@ impl Desk<'_> {
         if lost {
             self.sessions = sessions.len();
             let mark = sessions[self.sessions - 1];
+            let crash = self.faults.lock().unwrap().crashes.last().copied();
+            let serves = |worker| self.crew.serves(self.controller, mark, worker, crash);
             wait::until("the workers to be back, or the broker to be gone", || {
                 self.controller.fresh_sessions().len() > self.sessions
-                    || (0..QUEUES.len()).all(|queue| is_served(self.controller, mark, queue))
+                    || (0..self.crew.crowd.workers().len()).all(serves)
             });
         }
         lost
@@ -530,7 +727,8 @@ impl Desk<'_> {
             .map(|id| format!("id-{id:02}"))
             .filter(|id| !busy.contains(id))
             .collect();
-        let queue = random.below(2) as usize;
+        let queues = self.crew.crowd.queues().len();
+        let queue = random.below(queues as u64) as usize;
         if !free.is_empty() && random.percent(60) {
             let id = free[random.below(free.len() as u64) as usize].clone();
             self.submit(&id, queue, random);
@@ -538,7 +736,8 @@ impl Desk<'_> {
             let id = format!("id-{:02}", random.below(IDS));
             for _ in 0..2 + random.below(3) {
                 let other = random.percent(25);
-                self.submit(&id, if other { 1 - queue } else { queue }, random);
+                let queue = queue + usize::from(other);
+                self.submit(&id, queue % queues, random);
             }
         }
     }
@@ -562,7 +761,7 @@ impl Desk<'_> {
 
     fn publish(&mut self, token: &str) {
         let request = self.requests.get_mut(token).expect("a request of ours");
-        let dir: PathBuf = self.drive.join(&request.id);
+        let dir: PathBuf = self.crew.drive.join(&request.id);
         let mut pointer = json!({
             "id": request.id, "workDir": dir,
             "steps": [{ "run": ". \"$CAMPAIGN_DIR/step\"", "name": token }],
@@ -573,7 +772,7 @@ impl Desk<'_> {
         }
         let started = Instant::now();
         self.controller.publish(
-            &format!("{}/pending", QUEUES[request.queue]),
+            &format!("{}/pending", self.crew.crowd.queues()[request.queue]),
             pointer.to_string(),
         );
         request.published.push((started, Instant::now()));
@@ -595,9 +794,28 @@ impl Desk<'_> {
         progress
     }
 
+    fn story_of_a_halt(&self) -> String {
+        let lives = self.crew.lives.lock().unwrap();
+        let events = self.crew.log.lock().unwrap();
+        let faults = self.faults.lock().unwrap();
+        let evidence = verdict::Evidence {
+            crowd: self.crew.crowd,
+            requests: &self.requests,
+            lives: &lives,
+            events: &events,
+            marks: "",
+            crashes: &faults.crashes,
+            cuts: &faults.cuts,
+            memory: Broker::Remembers,
+        };
+        let outstanding: Vec<&str> = self.outstanding.iter().map(String::as_str).collect();
+        let story = evidence.timeline(&outstanding[..outstanding.len().min(3)].join(" "));
+        format!("stuck: no result of {outstanding:?}{story}")
+    }
+
     fn take_result(&mut self, result: Value) {
         let token = verdict::token_of(&result, &self.requests)
-            .or_else(|| verdict::token_held(&result, &self.log.lock().unwrap()))
+            .or_else(|| verdict::token_held(&result, &self.crew.log.lock().unwrap()))
             .unwrap_or_else(|| panic!("a result of no request: {result}"));
         let request = self
             .requests
@@ -618,17 +836,25 @@ impl Desk<'_> {
     }
 
     fn bring_the_last_through(&mut self) {
-        for (queue, name) in QUEUES.iter().enumerate() {
+        for (queue, name) in self.crew.crowd.queues().iter().enumerate() {
             let id = format!("{LAST}-{name}");
-            fs::create_dir(self.drive.join(&id)).unwrap();
+            fs::create_dir(self.crew.drive.join(&id)).unwrap();
             self.submit(&id, queue, &mut Random(1));
         }
         let started = Instant::now();
+        let mut published = started;
         while !self.outstanding.is_empty() {
             assert!(
-                started.elapsed() < STUCK && !self.over.load(Relaxed),
+                started.elapsed() < STUCK && !self.crew.over.load(Relaxed),
                 "stuck: no result of the last jobs"
             );
+            // the last crash may be that short ago that nobody served the queue yet
+            if self.has_lost_its_session() || published.elapsed() > PATIENCE {
+                published = Instant::now();
+                for token in self.outstanding.clone() {
+                    self.publish(&token);
+                }
+            }
             thread::sleep(Duration::from_millis(5));
             self.collect();
         }

@@ -1,7 +1,9 @@
 //! What the notes of a campaign say of each promise: nothing lost, nothing stale, nothing run twice without cause.
 
+mod pool;
+
 use super::wire::{Event, Packet};
-use super::{Broker, End, LAST, Life, MAX_ATTEMPTS, Request, Requests};
+use super::{Broker, Crowd, End, LAST, Life, MAX_ATTEMPTS, Request, Requests};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display, Formatter};
@@ -28,11 +30,25 @@ pub fn token_held(result: &Value, events: &[Event]) -> Option<String> {
     let event = events.iter().find(
         |event| matches!(&event.packet, Packet::Result { document, .. } if document == result),
     )?;
+    if let Packet::Result {
+        claim: Some(claim), ..
+    } = &event.packet
+    {
+        return Some(claim.token.clone());
+    }
     let mut given = events.iter().filter(|other| other.life == event.life);
     given.find_map(|event| match &event.packet {
         Packet::Request { token, .. } => Some(token.clone()),
         _ => None,
     })
+}
+
+/// The requests that were claims of a pool when something went over the wire.
+pub fn claimed(events: &[Event]) -> BTreeSet<String> {
+    let claims = events
+        .iter()
+        .filter_map(|event| pool::claim_in(&event.packet));
+    claims.map(|claim| claim.token.clone()).collect()
 }
 
 /// Whether a worker says that the broker has forgotten the request, and that it is to be published again.
@@ -45,6 +61,7 @@ pub fn is_forgotten(result: &Value) -> bool {
 
 /// All that was noted.
 pub struct Evidence<'a> {
+    pub crowd: Crowd,
     pub requests: &'a Requests,
     pub lives: &'a BTreeMap<usize, Life>,
     pub events: &'a [Event],
@@ -82,6 +99,10 @@ pub struct Verdict {
     runs: usize,
     again: BTreeMap<Cause, usize>,
     repeated_results: usize,
+    /// Ended as failed since its step was killed.
+    step_killed: usize,
+    /// A request that ran in a directory before one for it that was published earlier.
+    overtaken: usize,
     stale: usize,
     pub violations: Vec<String>,
 }
@@ -91,13 +112,14 @@ impl Display for Verdict {
         let again = |cause| self.again.get(&cause).copied().unwrap_or(0);
         write!(
             f,
-            "{} succeeded, {} given up after {MAX_ATTEMPTS} attempts, {} after those of another request, {} told to \
-             publish again; {} runs, of these after a kill or stop in mid-run {}, published again by the controller {}, \
+            "{} succeeded, {} given up after {MAX_ATTEMPTS} attempts, {} after those of another request, {} failed by a killed step, \
+             {} told to publish again; {} runs, of these after a kill or stop in mid-run {}, published again by the controller {}, \
              doubtful redelivery {}, redelivery after another run in the directory {}, after the broker had gone back {}; \
-             {} results twice; {} stale; {} violations",
+             {} results twice; {} overtaken in their directory; {} stale; {} violations",
             self.succeeded,
             self.given_up,
             self.given_up_for_others,
+            self.step_killed,
             self.told_to_publish_again,
             self.runs,
             again(Cause::Interrupted),
@@ -106,6 +128,7 @@ impl Display for Verdict {
             again(Cause::Overwritten),
             again(Cause::GoneBack),
             self.repeated_results,
+            self.overtaken,
             self.stale,
             self.violations.len()
         )
@@ -147,10 +170,19 @@ impl Evidence<'_> {
         let wires: BTreeMap<usize, Wire> = self
             .lives
             .keys()
-            .map(|life| (*life, self.read_wire(*life, &mut verdict)))
+            .map(|life| {
+                let wire = match self.crowd {
+                    Crowd::Loners => self.read_wire(*life, &mut verdict),
+                    Crowd::Pool => self.read_member(*life, &mut verdict),
+                };
+                (*life, wire)
+            })
             .collect();
         let starts = self.read_marks(&mut verdict);
         verdict.runs = starts.len();
+        if self.crowd == Crowd::Pool {
+            self.check_order(&starts, &mut verdict);
+        }
         for (token, request) in self.requests {
             let case = Case {
                 notes: self,
@@ -169,6 +201,7 @@ impl Evidence<'_> {
     fn violation(&self, verdict: &mut Verdict, token: &str, problem: &str) {
         // the first ones in full
         let story = match verdict.violations.len() {
+            0..3 if self.crowd == Crowd::Pool => self.timeline(token),
             0..3 => self.story(token),
             _ => String::new(),
         };
@@ -210,7 +243,7 @@ impl Evidence<'_> {
                     published = Some(token);
                 }
                 Packet::ResultAck { .. } => arrived = true,
-                Packet::RequestAck { packet_id } => {
+                Packet::RequestAck { packet_id, .. } => {
                     let acknowledged = given.get(&(event.connection, *packet_id)).copied();
                     let token = acknowledged.unwrap_or_default();
                     wire.acknowledged = Some(event.at);
@@ -222,7 +255,7 @@ impl Evidence<'_> {
                     }
                 }
                 Packet::Connect { level } => wire.old_protocol |= *level == 4,
-                Packet::End => {}
+                Packet::End | Packet::Subscribed | Packet::Trapped(_) => {}
             }
         }
         if self.lives[&life].end == End::Done && wire.results == 0 {
@@ -246,6 +279,10 @@ impl Evidence<'_> {
                     attempt,
                 }),
                 (Some("end"), Some(_), None) => {}
+                (Some("journal"), Some(_), None) => {
+                    let problem = format!("another journal in its directory while it ran: {line}");
+                    self.violation(verdict, token, &problem);
+                }
                 (Some("overlap"), ..) => {
                     self.violation(verdict, token, &format!("two runs at once: {line}"));
                 }
@@ -328,9 +365,16 @@ impl Case<'_> {
             .filter(|start| start.token == self.token)
             .collect();
         let mut copies = self.copies();
+        let mut doubts = match self.notes.crowd {
+            Crowd::Loners => Vec::new(),
+            Crowd::Pool => self.doubts(),
+        };
         let mut anew = 0;
         for pair in own.windows(2) {
-            let cause = self.explain(pair[0], pair[1], &mut copies)?;
+            let cause = match self.notes.crowd {
+                Crowd::Loners => self.explain(pair[0], pair[1], &mut copies)?,
+                Crowd::Pool => self.explain_in_pool(pair[0], pair[1], &mut copies, &mut doubts)?,
+            };
             anew += usize::from(cause != Cause::Interrupted);
             *verdict.again.entry(cause).or_default() += 1;
         }
@@ -359,11 +403,15 @@ impl Case<'_> {
         {
             return Err(format!("results of several runs: {results:#?}"));
         }
-        match last["status"].as_str() {
-            Some("success") => verdict.succeeded += 1,
+        match (last["status"].as_str(), last["reason"].as_str()) {
+            (Some("success"), _) => verdict.succeeded += 1,
+            (_, Some("step")) => verdict.step_killed += 1,
             _ => verdict.given_up += 1,
         }
-        self.check_publications()
+        match self.notes.crowd {
+            Crowd::Loners => self.check_publications(),
+            Crowd::Pool => self.check_publications_in_pool(),
+        }
     }
 
     /// How many copies of the request the broker may have had beside the first.
@@ -454,8 +502,17 @@ impl Case<'_> {
                     false => Err(format!("success of a run that has no end: {result}")),
                 }
             }
+            (Some("failed"), Some("step"))
+                if result["steps"][0]["signal"] == "SIGKILL" && self.is_of_killed_step(result) =>
+            {
+                Ok(())
+            }
             (Some("failed"), Some("interrupted")) if is_forgotten(result) => Ok(()),
-            (Some("failed"), Some("interrupted")) if attempt == MAX_ATTEMPTS => {
+            // without a number where even giving up has failed
+            (Some("failed"), Some("interrupted"))
+                if attempt == MAX_ATTEMPTS
+                    || self.notes.crowd == Crowd::Pool && result["attempt"].is_null() =>
+            {
                 let kills = self.kills();
                 match kills < MAX_ATTEMPTS {
                     true if !self.unknown() => {
@@ -470,6 +527,13 @@ impl Case<'_> {
         }
     }
 
+    /// Whether the worker of a result is one of which a step was killed.
+    fn is_of_killed_step(&self, result: &Value) -> bool {
+        let held = |life: &usize| self.wires[life].held.iter().any(|held| held == self.token);
+        let mut lives = self.notes.lives.iter();
+        lives.any(|(life, how)| how.step_killed && result["worker"] == how.worker && held(life))
+    }
+
     /// Whether some worker could not tell requests apart.
     fn unknown(&self) -> bool {
         self.request.key.is_none() && self.wires.values().any(|wire| wire.old_protocol)
@@ -477,9 +541,13 @@ impl Case<'_> {
 
     /// How many processes that held the request were killed.
     fn kills(&self) -> u64 {
+        let ran = |life: &usize| {
+            let own = |start: &&Start| start.token == self.token && start.life == *life;
+            self.starts.iter().any(|start| own(&start))
+        };
         let killed = self.notes.lives.iter().filter(|(life, how)| {
             let held = &self.wires[*life].held;
-            how.end == End::Killed && held.iter().any(|held| held == self.token)
+            how.end == End::Killed && (held.iter().any(|held| held == self.token) || ran(life))
         });
         killed.count() as u64
     }

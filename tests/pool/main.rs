@@ -4,7 +4,6 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod campaign;
 mod check;
 mod cut;
 mod death;

@@ -1,0 +1,101 @@
+//! The campaign over a pool: six members of one queue, whom faults also meet when a packet of their choice goes by.
+
+use super::claims::{Claim, claims};
+use super::support::site::names;
+use super::support::wait;
+use super::wire::{KINDS, Log, Trap, World};
+use super::{Broker, Crowd, Random, Running, campaign};
+use rustix::process::{Pid, Signal, kill_process};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub const NAME: &str = "the-pool";
+
+/// Without any result for so long the pool has lost what is outstanding: no member pauses for longer.
+pub const LONG_PATIENCE: Duration = Duration::from_secs(40);
+
+mod by_default {
+    use super::*;
+
+    #[test]
+    fn with_a_broker_that_remembers() {
+        campaign(Crowd::Pool, "auto", Broker::Remembers);
+    }
+
+    #[test]
+    fn with_a_broker_that_forgets() {
+        campaign(Crowd::Pool, "auto", Broker::Forgets);
+    }
+}
+
+mod in_mqtt_3_1_1 {
+    use super::*;
+
+    #[test]
+    fn with_a_broker_that_remembers() {
+        campaign(Crowd::Pool, "4", Broker::Remembers);
+    }
+
+    #[test]
+    fn with_a_broker_that_forgets() {
+        campaign(Crowd::Pool, "4", Broker::Forgets);
+    }
+}
+
+/// The directory of the pool.
+pub fn directory(drive: &Path) -> PathBuf {
+    drive.join(".job-worker").join(NAME)
+}
+
+/// Whether a member waits for the drive: half of them do, so that neither kind is missing, nor a slow drive all there is.
+pub fn sync(worker: usize) -> &'static str {
+    match worker % 2 {
+        0 => "on",
+        _ => "off",
+    }
+}
+
+/// What the proxies of the members know.
+pub fn world(log: &Log, drive: &Path, running: &Running) -> World {
+    let (pool, running) = (directory(drive), running.clone());
+    World {
+        log: log.clone(),
+        look: Arc::new(move || look(&pool)),
+        kill: Arc::new(move |life| {
+            let mut running = running.lock().unwrap();
+            if let Some(life) = running.get_mut(&life)
+                && let Some(pid) = Pid::from_raw(life.pid as i32)
+            {
+                life.killed = kill_process(pid, Signal::KILL).is_ok();
+            }
+        }),
+    }
+}
+
+fn look(pool: &Path) -> Vec<Claim> {
+    match pool.is_dir() {
+        true => claims(pool),
+        false => Vec::new(),
+    }
+}
+
+/// A fault that waits for a packet.
+pub fn trap(random: &mut Random) -> Trap {
+    Trap {
+        kind: KINDS[random.below(KINDS.len() as u64) as usize],
+        passes: random.percent(50),
+        kills: random.percent(60),
+    }
+}
+
+/// Waits until nothing is in progress, and nothing was put aside.
+pub fn await_no_claims(drive: &Path) {
+    let pool = directory(drive);
+    let left = || {
+        let mut names = names(&pool);
+        names.retain(|name| name.contains('-'));
+        names
+    };
+    wait::until("no claim to be left", || left().is_empty());
+}
