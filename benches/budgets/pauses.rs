@@ -33,7 +33,8 @@ pub fn measure(broker: &Broker, scratch: &Scratch) -> Picture {
     let pause = |pair: &[_]| -> f64 {
         let [before, after]: &[std::path::PathBuf; 2] = pair.try_into().expect("two");
         let pause = time(after, "startedAt").duration_since(time(before, "finishedAt"));
-        pause.unwrap_or(Duration::ZERO).as_secs_f64() * 1e3
+        // the journals count in milliseconds, and the axis has no 0
+        pause.unwrap_or(Duration::ZERO).as_secs_f64().max(1e-3) * 1e3
     };
     let pauses: Vec<f64> = jobs.windows(2).map(pause).collect();
     pictures::pauses(&DOCKER, &pauses)
