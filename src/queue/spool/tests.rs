@@ -4,7 +4,7 @@ use super::description::NAME as DESCRIPTION;
 use super::*;
 use crate::contract::{Attempt, Document, Follows, JobId, Reason};
 use crate::job::{Kept, RequestRecord};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,10 +13,19 @@ use std::time::{Duration, Instant};
 thread_local! {
     /// After how many steps the head dies.
     static STEPS_LEFT: Cell<Option<u32>> = const { Cell::new(None) };
+    /// After how many steps the head loses its lock, and does not know; the lock.
+    static LOSES_LOCK: RefCell<Option<(u32, PathBuf)>> = const { RefCell::new(None) };
 }
 
 /// A dead head does nothing more: neither does one that returns this error.
 pub fn step() -> io::Result<()> {
+    LOSES_LOCK.with_borrow_mut(|loses| {
+        *loses = loses.take().and_then(|(left, lock)| match left {
+            // its name leads to the file of another head, as over a network it would
+            0 => std::fs::remove_file(lock).map_or(None, |()| None),
+            left => Some((left - 1, lock)),
+        });
+    });
     match STEPS_LEFT.get() {
         Some(0) => Err(io::Error::other("died")),
         left => {
@@ -545,6 +554,21 @@ fn who_watches_is_told_when_the_head_leaves_and_not_before() {
     head.free_head();
     let error = told.recv_timeout(Duration::from_secs(10)).unwrap_err();
     assert_eq!(error, std::sync::mpsc::RecvTimeoutError::Disconnected);
+}
+
+#[test]
+fn a_head_that_loses_its_lock_while_it_takes_a_request_does_not_count_it() {
+    for steps in 0..4 {
+        let place = Place::new();
+        let mut hung = place.head();
+        LOSES_LOCK.set(Some((steps, place.pool().join(LOCK))));
+        let request = message(TEXT, 2, Some(5), false);
+        let taken = take(&mut hung, &request);
+        assert!(taken.is_err(), "after {steps} steps: {taken:?}");
+        // the broker gives it to the other head
+        becomes_a_claim(&mut place.head(), &message(TEXT, 2, Some(5), true));
+    }
+    LOSES_LOCK.set(None);
 }
 
 #[test]
