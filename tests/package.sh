@@ -268,8 +268,13 @@ check "nothing of it runs" not here sh -c 'cat /proc/[0-9]*/comm | grep -x job-w
 check "the settings stay" [ -e "$system/etc/default/job-worker" ]
 controller 'mkdir while-away; mosquitto_pub -q 1 -t jobs/pending -m "{ \"id\": \"while-away\", \"workDir\": \"while-away\", \"steps\": [\"true\"] }"'
 check "a later install" install_it "$first"
-here systemctl start job-worker@1
+check "starts those that are enabled" until_true active job-worker@1
+check "and not the one that is disabled" not active job-worker
 check "takes what was queued meanwhile" until_true status_is while-away success
+say "stopped by somebody"
+here systemctl stop job-worker@1 job-worker@2
+check "an upgrade" install_it "$second"
+check "starts nothing that is stopped" not active job-worker@1
 say "purge"
 here rm -r "/srv/jobs"
 check "apt purges it" here apt-get purge -y -qq job-worker
