@@ -32,7 +32,9 @@ clean_up() {
     [ $status -ne 143 ] || echo "package.sh: stopped after $SECONDS s (TIME_LIMIT=$limit)"
     [ $status -eq 0 ] || [ -n "$finished" ] || echo "package.sh: not finished; $passed passed, $failed failed until here"
     if [ -n "$nspawn" ]; then
-        kill -KILL "$nspawn" 2>/dev/null || true # the system in it ends with it
+        # Its init first, with which everything in the system ends: nspawn killed alone would leave that running.
+        kill -KILL "$(leader)" 2>/dev/null || true
+        kill -TERM "$nspawn" 2>/dev/null || true
         wait "$nspawn" 2>/dev/null || true
         # empty ones alone can go
         find /sys/fs/cgroup/{,*/}{payload,supervisor} -depth -type d -exec rmdir {} + 2>/dev/null || true
@@ -55,6 +57,9 @@ check() { # what, command...
 
 is() { [ "$1" = "$2" ] || { echo "expected '$1', found '$2'"; return 1; }; }
 not() { ! "$@"; }
+
+# The init of the system in the container.
+leader() { sed 's/ .*//' "/proc/$nspawn/task/$nspawn/children" 2>/dev/null; }
 
 until_true() { # command...: true within 30 s
     local until=$((SECONDS + 30))
@@ -129,7 +134,6 @@ boot() {
         >"$scratch/console.log" 2>&1 </dev/null &
     nspawn=$!
 }
-leader() { sed 's/ .*//' "/proc/$nspawn/task/$nspawn/children"; }
 here() { nsenter -t "$(leader)" --all env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"; }
 has_booted() { case $(here systemctl is-system-running) in running | degraded) ;; *) return 1 ;; esac; }
 boot
