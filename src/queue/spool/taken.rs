@@ -246,3 +246,46 @@ fn replace(dir: &WorkDir, text: &str, durability: Durability) -> io::Result<()> 
         Durability::Cache => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The file with this content, opened by a head of whose claims all count; and what the file has then.
+    fn opened(name: &str, content: &str) -> (Taken, String) {
+        let name = format!("job-worker-taken-{}-{name}", std::process::id());
+        let path = std::env::temp_dir().canonicalize().unwrap().join(name);
+        std::fs::create_dir(&path).unwrap();
+        std::fs::write(path.join(NAME), content).unwrap();
+        let dir = WorkDir::open(path.clone(), None).unwrap();
+        let taken = Taken::open(&dir, &[], Durability::Cache).unwrap();
+        let kept = std::fs::read_to_string(path.join(NAME)).unwrap();
+        std::fs::remove_dir_all(path).unwrap();
+        (taken, kept)
+    }
+
+    fn line(key: usize) -> String {
+        format!("{key:016x} - 7 00000000000000ff\n")
+    }
+
+    #[test]
+    fn a_file_that_grows_long_keeps_the_latest() {
+        let lines = |keys: std::ops::RangeInclusive<usize>| keys.map(line).collect::<String>();
+        for (count, first_kept) in [(2 * REMEMBERED, 1), (2 * REMEMBERED + 1, REMEMBERED + 2)] {
+            let (taken, kept) = opened(&format!("long-{count}"), &lines(1..=count));
+            assert!(kept == lines(first_kept..=count), "of {count}");
+            // the next claim gets a later key, also where the clock of its host is behind
+            assert_eq!(taken.last_key(), Some(count as u64));
+        }
+    }
+
+    #[test]
+    fn only_the_latest_request_is_confirmed_by_its_key() {
+        let confirmed = |key: usize| format!("{key:016x} confirmed\n");
+        for (confirms, is_confirmed) in [(1, false), (2, true), (3, false)] {
+            let entries = parse((line(1) + &line(2) + &confirmed(confirms)).as_bytes());
+            let confirmed: Vec<_> = entries.iter().map(|entry| entry.confirmed).collect();
+            assert_eq!(confirmed, [false, is_confirmed], "{confirms}");
+        }
+    }
+}
