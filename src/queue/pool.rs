@@ -87,6 +87,8 @@ pub struct Machine {
     /// The drive does not take what it must.
     drive_pauses: Backoff,
     looks: Backoff,
+    /// Somebody may have freed a claim since the head looked.
+    claims_freed: bool,
     /// No try is made before.
     stand_at: Option<Instant>,
 }
@@ -107,6 +109,7 @@ impl Default for Machine {
             broker_pauses: Backoff::new(FIRST_PAUSE, LAST_PAUSE),
             drive_pauses: Backoff::new(FIRST_PAUSE, LAST_PAUSE),
             looks: Backoff::new(FIRST_LOOK_PAUSE, LAST_LOOK_PAUSE),
+            claims_freed: false,
             stand_at: None,
         }
     }
@@ -145,10 +148,12 @@ impl Machine {
             Input::HeadFree if self.may_stand(now) => todo.push(Action::TryHead),
             Input::HeadFree => {}
             Input::ClaimsFreed => {
-                // soon where the head has something to finish first
                 self.looks.reset();
-                if matches!(self.state, State::Head(Head::Waiting { ready: true })) {
-                    todo.push(Action::Look);
+                match self.state {
+                    State::Head(Head::Waiting { ready: true }) => todo.push(Action::Look),
+                    // it has something to finish first
+                    State::Head(_) => self.claims_freed = true,
+                    _ => {}
                 }
             }
             Input::Tried(tried) => self.tried(tried, now, todo),
@@ -269,6 +274,7 @@ impl Machine {
         match (&self.state, tried) {
             (State::Standing, Tried::Ours) => {
                 self.state = State::Head(Head::Looking);
+                self.claims_freed = false;
                 todo.push(Action::Look);
             }
             (State::Standing, Tried::Held) => self.wait_for_try(now),

@@ -263,15 +263,12 @@ impl Spool {
             return Ok(Taking::Before);
         }
         let place = place(&self.root, &request.work_dir);
-        let earlier = in_progress(&self.dir, &counts, &directory(&place));
-        if request.key.is_some()
-            && earlier
-                .iter()
-                .any(|other| is_same(&self.root, other, request))
-        {
+        let there = directory(&place);
+        let mut earlier = in_progress(&self.dir, &counts, &there).peekable();
+        let waits = earlier.peek().is_some();
+        if request.key.is_some() && earlier.any(|other| is_same(&self.root, &other, request)) {
             return Ok(Taking::InProgress);
         }
-        let waits = !earlier.is_empty();
         let latest = counts.iter().filter_map(|name| key_of(name));
         let latest = latest.chain(taken.last_key()).max().unwrap_or(0);
         // in the order of taking, whatever the clocks of the hosts say
@@ -326,18 +323,16 @@ impl Spool {
     }
 }
 
-/// The requests that have a claim, are for a directory, and whose results are still to come.
-fn in_progress(dir: &WorkDir, names: &[String], directory: &str) -> Vec<Request> {
+/// The requests that have a claim, are for a directory, and whose results are still to come. No claim is read before it is asked for.
+fn in_progress(dir: &WorkDir, names: &[String], directory: &str) -> impl Iterator<Item = Request> {
     let there = names
         .iter()
-        .filter(|name| directory_of(name) == Some(directory));
-    there
-        .filter_map(|name| {
-            let file = dir.open_file(name, OFlags::RDONLY).ok()?; // or done meanwhile
-            let (history, _) = History::read(&file).ok()?;
-            history.result.is_none().then_some(history.request)
-        })
-        .collect()
+        .filter(move |name| directory_of(name) == Some(directory));
+    there.filter_map(|name| {
+        let file = dir.open_file(name, OFlags::RDONLY).ok()?; // or done meanwhile
+        let (history, _) = History::read(&file).ok()?;
+        history.result.is_none().then_some(history.request)
+    })
 }
 
 /// Whether the result of one request is that of another, too.

@@ -2,7 +2,7 @@
 
 use super::{ANSWER_WAIT, Action, LEAVE_WAIT, Looked, Machine, State, Took};
 use crate::mqtt::Message;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What a head is about.
 #[derive(Clone, Copy, Debug)]
@@ -68,8 +68,17 @@ impl Machine {
             *ready = true;
             self.broker_pauses.reset();
             self.looks.reset();
-            self.deadline = Some(now + self.looks.next_pause());
+            self.look_later(now);
         }
+    }
+
+    /// Sets when to look for claims that nobody has.
+    fn look_later(&mut self, now: Instant) {
+        let pause = match std::mem::take(&mut self.claims_freed) {
+            true => Duration::ZERO,
+            false => self.looks.next_pause(),
+        };
+        self.deadline = Some(now + pause);
     }
 
     pub(super) fn request(&mut self, message: Message, todo: &mut Vec<Action>) {
@@ -139,7 +148,7 @@ impl Machine {
 
     pub(super) fn wait_on(&mut self, now: Instant, todo: &mut Vec<Action>) {
         self.state = State::Head(Head::Waiting { ready: true });
-        self.deadline = Some(now + self.looks.next_pause());
+        self.look_later(now);
         if let Some(message) = self.behind.pop_front() {
             self.take(message, todo);
         }

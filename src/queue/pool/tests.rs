@@ -207,6 +207,18 @@ fn a_waiting_head_looks_for_claims_that_nobody_has() {
 }
 
 #[test]
+fn a_claim_that_was_freed_while_the_head_was_at_something_else_is_looked_for_at_once() {
+    let mut story = Story::as_the_head();
+    story.hears(Input::Request(request(1)));
+    story.hears(Input::Took(Took::Known));
+    assert_eq!(story.hears(Input::ClaimsFreed), []);
+    story.hears(Input::HeadPublished);
+    assert_eq!(story.waits(), (Duration::ZERO, vec![Action::Look]));
+    story.hears(Input::Looked(Looked::Nothing));
+    assert!(story.waits().0 > Duration::ZERO, "once");
+}
+
+#[test]
 fn a_broker_that_does_not_answer_the_head_frees_it() {
     let mut story = Story::new();
     let mut pauses = Vec::new();
