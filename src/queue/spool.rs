@@ -216,7 +216,13 @@ impl Spool {
         step()?;
         // only now: a request that is in `taken` and whose claim is gone has been run
         for name in uncounted {
-            self.dir.remove(&name)?;
+            let removed = self.dir.remove(&name);
+            if let Err(error) = removed
+                && self.left_alone.insert(name.clone())
+            {
+                // it counts as little as before
+                log::warn!("{name} in the pool's directory cannot be removed: {error}");
+            }
         }
         step()
     }

@@ -483,7 +483,11 @@ fn a_claim_that_was_taken_over_and_freed_is_not_ours() {
 fn damaged_claims_stop_nobody() {
     let place = Place::new();
     let mut head = place.head();
-    std::fs::create_dir(place.pool().join("c-000")).unwrap();
+    head.free_head();
+    for name in ["c-000", "n-000"] {
+        std::fs::create_dir(place.pool().join(name)).unwrap();
+    }
+    assert_eq!(head.try_head().unwrap(), Try::Ours);
     for (number, text) in ["", "{", "no json\n", "{\"version\":1}\n"]
         .iter()
         .enumerate()
