@@ -1,0 +1,25 @@
+// the inputs first, job.json last. A directory that is there already belongs to another job
+const reject = (statusCode, error) => [null, { ...msg, statusCode, payload: { error } }];
+const { mkdir, writeFile, rm, access } = fs.promises;
+const drive = env.get('DRIVE');
+let made = false;
+try {
+    await mkdir(drive, { recursive: true });
+    if (await access(`${drive}/.nodered/${msg.id}.json`).then(() => true, () => false)) {
+        return reject(409, `there is a job ${msg.id} already`);
+    }
+    await mkdir(msg.workDir);
+    made = true;
+    for (const [name, text] of Object.entries(msg.files)) {
+        await writeFile(`${msg.workDir}/${name}`, text, { flag: 'wx' });
+    }
+    await writeFile(`${msg.workDir}/job.json`, JSON.stringify(msg.definition, null, 2), { flag: 'wx' });
+} catch (error) {
+    if (made) {
+        await rm(msg.workDir, { recursive: true, force: true }).catch(() => {});
+    } else if (error.code === 'EEXIST') {
+        return reject(409, `there is a job ${msg.id} already`);
+    }
+    return reject(500, `the drive does not take the job: ${error.message}`);
+}
+return [msg, null];
