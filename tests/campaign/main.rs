@@ -676,7 +676,11 @@ impl Desk<'_> {
             }
             assert!(progress.elapsed() < STUCK, "{}", self.story_of_a_halt());
             self.lull.store(silence.elapsed() > LULL, Relaxed);
-            if self.has_lost_its_session() || silence.elapsed() > PATIENCE {
+            let patience = match self.crew.crowd {
+                Crowd::Loners => PATIENCE,
+                Crowd::Pool => pool::PATIENCE,
+            };
+            if self.has_lost_its_session() || silence.elapsed() > patience {
                 // a pool keeps what it has, whatever the broker forgets
                 let kept = match self.crew.crowd {
                     Crowd::Pool if silence.elapsed() < pool::LONG_PATIENCE => {

@@ -12,6 +12,9 @@ use std::time::Duration;
 
 pub const NAME: &str = "the-pool";
 
+/// Without any result for so long the broker has lost what is no claim yet. If it has not, that runs twice, and that has a cause.
+pub const PATIENCE: Duration = Duration::from_secs(4);
+
 /// Without any result for so long the pool has lost what is outstanding: no member pauses for longer.
 pub const LONG_PATIENCE: Duration = Duration::from_secs(40);
 

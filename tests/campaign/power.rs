@@ -11,13 +11,19 @@
 //! `POWER_CUTS` is the number of cuts on each file system, `POWER_SEED` takes another seed than the usual one, and
 //! `POWER_FILE_SYSTEM` tries one kind alone. The moments also depend on the machine.
 //!
+//! The jobs are those of a worker's own queue, or of a pool of three whose directory is on that drive, too: then every request that a
+//! member has acknowledged is a claim after the cut, or has its result.
+//!
 //! The broker, the controller and a witness file for each request are not on the drive. Each attempt writes its number
 //! into the witness file before it does anything else, so the campaign knows what was run though the drive has forgotten it.
 
+use crate::claims::{Claim, claims};
+use crate::pool;
 use crate::support;
+use crate::wire::{self, Packet, Proxy, World};
 
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::thread;
@@ -32,6 +38,17 @@ use support::worker::{Worker, job_worker};
 
 const SEED: u64 = 20_260_217;
 const SHORT_FORM: u64 = 8;
+const SHORT_FORM_OF_A_POOL: u64 = 4;
+
+/// The members of the pool.
+const MEMBERS: [&str; 3] = ["m0", "m1", "m2"];
+
+/// Whose jobs they are.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Queue {
+    Own,
+    Pool,
+}
 
 /// Requests that are published and have no result yet, at the beginning of each round.
 const WINDOW: usize = 6;
@@ -43,7 +60,7 @@ const STUCK: Duration = Duration::from_secs(20);
 #[ignore = "needs root and loop devices"]
 fn every_result_is_on_the_drive() {
     let cuts = number("POWER_CUTS", SHORT_FORM);
-    let reports = campaigns("on", cuts);
+    let reports = campaigns(Queue::Own, "on", cuts);
     for report in &reports {
         assert!(report.violations.is_empty(), "{report}");
     }
@@ -63,11 +80,43 @@ fn every_result_is_on_the_drive() {
     );
 }
 
+#[test]
+#[ignore = "needs root and loop devices"]
+fn every_request_that_a_pool_has_acknowledged_is_on_the_drive() {
+    let reports = campaigns(
+        Queue::Pool,
+        "on",
+        number("POWER_CUTS", SHORT_FORM_OF_A_POOL),
+    );
+    for report in &reports {
+        assert!(report.violations.is_empty(), "{report}");
+    }
+    let met = |count: fn(&Counts) -> u64| reports.iter().map(|it| count(&it.counts)).sum::<u64>();
+    assert!(
+        reports.is_empty() || met(|it| it.claims_checked) > 0,
+        "no cut met a request that was acknowledged and had no result"
+    );
+}
+
+/// A campaign that cannot fail is worth nothing.
+#[test]
+#[ignore = "needs root and loop devices"]
+fn without_syncs_the_campaign_finds_the_claims_that_are_lost() {
+    let cuts = number("POWER_CUTS", SHORT_FORM_OF_A_POOL).min(4);
+    for report in campaigns(Queue::Pool, "off", cuts) {
+        println!("as it must be: {report}");
+        assert!(
+            report.violations.contains_key(&Violation::ClaimLost),
+            "JOB_SYNC=off loses no claim, or the campaign does not see it: {report}"
+        );
+    }
+}
+
 /// A campaign that cannot fail is worth nothing.
 #[test]
 #[ignore = "needs root and loop devices"]
 fn without_syncs_the_campaign_finds_what_is_lost() {
-    for report in campaigns("off", number("POWER_CUTS", SHORT_FORM).min(4)) {
+    for report in campaigns(Queue::Own, "off", number("POWER_CUTS", SHORT_FORM).min(4)) {
         println!("as it must be: {report}");
         let found =
             |wanted: &[Violation]| wanted.iter().any(|it| report.violations.contains_key(it));
@@ -80,16 +129,16 @@ fn without_syncs_the_campaign_finds_what_is_lost() {
 }
 
 /// One campaign on each kind of file system that is to be had here.
-fn campaigns(sync: &'static str, cuts: u64) -> Vec<Report> {
+fn campaigns(queue: Queue, sync: &'static str, cuts: u64) -> Vec<Report> {
     let only = std::env::var("POWER_FILE_SYSTEM").ok();
     let mut reports = Vec::new();
     for kind in FILE_SYSTEMS {
         if only.as_ref().is_some_and(|name| name != kind.name) {
             continue;
         }
-        match CutDrive::start(kind, &format!("{}-{sync}", kind.name)) {
+        match CutDrive::start(kind, &format!("{}-{queue:?}-{sync}", kind.name)) {
             Ok(drive) => {
-                let report = Campaign::new(kind, drive, sync).run(cuts);
+                let report = Campaign::new(kind, drive, queue, sync).run(cuts);
                 println!("\n{report}");
                 reports.push(report);
             }
@@ -150,6 +199,10 @@ const MOMENTS: [Moment; 4] = [
 /// What must not be.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum Violation {
+    /// A request was acknowledged, and the drive has no claim of it, and no result has come.
+    ClaimLost,
+    /// A claim is left when everything is over.
+    ClaimLeft,
     /// A result arrived, and the drive does not have that very document.
     JournalLost,
     /// A final document is there, and the log is not whole.
@@ -224,6 +277,11 @@ impl Request {
     }
 }
 
+/// Tells requests apart.
+fn token(id: &str, exit: i64) -> String {
+    format!("{id} {exit}")
+}
+
 fn is_final(document: &Value) -> bool {
     document["status"] == "success" || document["status"] == "failed"
 }
@@ -238,6 +296,8 @@ struct Counts {
     requests: usize,
     attempts: usize,
     results_checked: u64,
+    /// Requests without a result that were acknowledged before a cut.
+    claims_checked: u64,
     /// Final documents that a cut left without a result.
     stored_results_checked: u64,
     looked_up_at_the_end: u64,
@@ -260,7 +320,7 @@ impl std::fmt::Display for Report {
         write!(
             f,
             "{}: {} cuts in {:.1} s ({:?}); {} requests, {} attempts, {} of them cut off, {} given up; looked up: {} results \
-                          that had come and {} that had not, all {} at the end; {} results came twice; {} violations",
+                          that had come and {} that had not, all {} at the end, {} claims; {} results came twice; {} violations",
             self.name,
             counts.cuts.values().sum::<u64>(),
             self.seconds,
@@ -272,6 +332,7 @@ impl std::fmt::Display for Report {
             counts.results_checked,
             counts.stored_results_checked,
             counts.looked_up_at_the_end,
+            counts.claims_checked,
             counts.results_twice,
             self.violations.values().map(Vec::len).sum::<usize>()
         )?;
@@ -287,11 +348,15 @@ impl std::fmt::Display for Report {
 
 struct Campaign {
     name: String,
+    queue: Queue,
     sync: &'static str,
     random: Random,
     // dropped in this order: a worker that is left would hold the drive
     controller: Controller,
     broker: Mosquitto,
+    /// What members of the pool and the broker say to each other.
+    wire: wire::Log,
+    proxy: Proxy,
     drive: CutDrive,
     outside: TempDir,
     requests: Vec<Request>,
@@ -302,11 +367,15 @@ struct Campaign {
 }
 
 impl Campaign {
-    fn new(kind: FileSystem, drive: CutDrive, sync: &'static str) -> Self {
+    fn new(kind: FileSystem, drive: CutDrive, queue: Queue, sync: &'static str) -> Self {
         let broker = Mosquitto::start();
+        let wire = wire::Log::default();
         Self {
-            name: format!("{} with JOB_SYNC={sync}", kind.name),
+            name: format!("{queue:?} on {} with JOB_SYNC={sync}", kind.name),
+            queue,
             sync,
+            proxy: Proxy::start(broker.port(), World::of_wires(&wire)),
+            wire,
             random: Random(number("POWER_SEED", SEED) | 1),
             controller: Controller::connect(&broker),
             broker,
@@ -326,7 +395,12 @@ impl Campaign {
         while self.cuts < cuts && !self.violations.contains_key(&Violation::DriveUnusable) {
             self.round();
         }
-        if !self.violations.contains_key(&Violation::DriveUnusable) {
+        // what a pool has lost never comes to an end
+        let is_lost = |kind: &Violation| self.violations.contains_key(kind);
+        if ![Violation::DriveUnusable, Violation::ClaimLost]
+            .iter()
+            .any(is_lost)
+        {
             self.bring_to_an_end();
             self.cut_at_the_end();
         }
@@ -342,27 +416,53 @@ impl Campaign {
         }
     }
 
-    /// Makes the broker keep requests, by a worker that comes, subscribes and is stopped.
+    /// Makes the broker keep requests, by workers that come, subscribe and are stopped.
     fn open_queue(&mut self) {
-        let mut worker = self.supervise();
-        wait::until("the worker to be idle", || {
+        let mut workers = self.supervise();
+        wait::until("the workers to be idle", || {
             let presence = self.controller.heard("jobs/workers/");
-            presence
+            let mut idle = presence
                 .iter()
-                .any(|message| message.json()["state"] == "idle")
+                .filter(|message| message.json()["state"] == "idle");
+            let wire = self.wire.lock().unwrap();
+            let subscribed = |event: &wire::Event| matches!(event.packet, Packet::Subscribed);
+            match self.queue {
+                Queue::Own => idle.next().is_some(),
+                Queue::Pool => wire.iter().any(subscribed),
+            }
         });
-        worker.sigterm();
-        worker.exits_with(0);
+        for worker in &mut workers {
+            worker.sigterm();
+            worker.exits_with(0);
+        }
     }
 
-    fn supervise(&self) -> Worker {
+    fn supervise(&self) -> Vec<Worker> {
+        let names = match self.queue {
+            Queue::Own => &MEMBERS[..1],
+            Queue::Pool => &MEMBERS,
+        };
+        names.iter().map(|name| self.supervise_one(name)).collect()
+    }
+
+    fn supervise_one(&self, name: &str) -> Worker {
         let mut command = job_worker();
         command
             .arg("supervise")
-            .env("MQTT_URL", self.broker.url())
             .env("MQTT_PROTOCOL_VERSION", "5")
             .env("JOB_SYNC", self.sync)
             .current_dir(self.outside.path());
+        match self.queue {
+            Queue::Own => command.env("MQTT_URL", self.broker.url()),
+            Queue::Pool => command
+                .env(
+                    "MQTT_URL",
+                    format!("mqtt://0@127.0.0.1:{}", self.proxy.port),
+                )
+                .env("JOB_POOL", pool::NAME)
+                .env("JOB_ROOT", self.drive.path())
+                .env("WORKER_ID", name),
+        };
         Worker::start(command, self.outside.path())
     }
 
@@ -374,17 +474,20 @@ impl Campaign {
             0 => DiskCache::WrittenOut,
             _ => DiskCache::Lost,
         };
-        let mut worker = self.supervise();
+        let mut workers = self.supervise();
         self.await_moment(moment);
         // whatever they do, nobody can report what happens to them after the cut: a host without power reports nothing
-        let tree = ProcessTree::freeze(worker.pid());
+        let freeze = |worker: &Worker| ProcessTree::freeze(worker.pid());
+        let trees: Vec<ProcessTree> = workers.iter().map(freeze).collect();
         self.remember_logs();
         if self.random.one_in(2) {
             self.drive.sync_by_somebody_else();
         }
         self.drive.cut(cache);
-        tree.kill9();
-        worker.wait();
+        trees.into_iter().for_each(ProcessTree::kill9);
+        for worker in &mut workers {
+            worker.wait();
+        }
         *self.counts.cuts.entry(moment).or_default() += 1;
         self.hear_the_rest();
         self.come_back();
@@ -437,8 +540,7 @@ impl Campaign {
             ),
             format!("{}; exit {exit}", pause()),
         ]);
-        let payload =
-            json!({ "id": id, "workDir": dir, "steps": steps, "maxAttempts": max_attempts });
+        let payload = json!({ "id": id, "workDir": dir, "steps": steps, "maxAttempts": max_attempts, "env": { "TOKEN": token(id, exit) } });
         let request = Request {
             id: id.to_owned(),
             dir,
@@ -548,8 +650,13 @@ impl Campaign {
         let request = &mut self.requests[index];
         let expected = if is_given_up(&result) {
             // a cut in mid-job is the only thing that ends an attempt here, and this one may be too new to be counted
-            result["attempt"] == request.max_attempts
-                && request.max_attempts <= cuts - request.cuts_before
+            let attempt = result["attempt"].as_u64();
+            // in a pool, a cut while a member gives up counts as well; after a second one the result has no number
+            let is_last = match self.queue {
+                Queue::Own => attempt == Some(request.max_attempts),
+                Queue::Pool => attempt.is_none_or(|attempt| attempt >= request.max_attempts),
+            };
+            is_last && request.max_attempts <= cuts - request.cuts_before
         } else {
             let last = request.begins().last().copied();
             let reason = if request.exit == 0 {
@@ -585,7 +692,58 @@ impl Campaign {
         }
         self.cuts += 1;
         self.look_at_the_attempts();
+        if self.queue == Queue::Pool {
+            self.look_at_the_claims();
+        }
         self.look_it_up();
+    }
+
+    /// Every request that is acknowledged is a claim, or has its result.
+    fn look_at_the_claims(&mut self) {
+        let claims = claims(&pool::directory(&self.drive.path()));
+        let acknowledged = self.acknowledged();
+        for index in 0..self.requests.len() {
+            let request = &mut self.requests[index];
+            let token = token(&request.id, request.exit);
+            let claim = claims.iter().find(|claim| claim.token == token);
+            if let Some(Claim {
+                document: Some(document),
+                ..
+            }) = claim
+            {
+                request.settle(document);
+            }
+            if request.result.is_none() && acknowledged.contains(&token) {
+                self.counts.claims_checked += 1;
+                if claim.is_none() {
+                    let there: Vec<&str> =
+                        claims.iter().map(|claim| claim.token.as_str()).collect();
+                    let lost = format!("acknowledged; claims are there of {there:?}");
+                    self.accuse(index, Violation::ClaimLost, lost);
+                }
+            }
+        }
+    }
+
+    /// The tokens of the requests that members have acknowledged.
+    fn acknowledged(&self) -> BTreeSet<String> {
+        let mut given: BTreeMap<(usize, u16), &str> = BTreeMap::new();
+        let mut acknowledged = BTreeSet::new();
+        for event in self.wire.lock().unwrap().iter() {
+            match &event.packet {
+                Packet::Request {
+                    packet_id, token, ..
+                } => {
+                    given.insert((event.connection, *packet_id), token);
+                }
+                Packet::RequestAck { packet_id, .. } => {
+                    let token = given.get(&(event.connection, *packet_id));
+                    acknowledged.extend(token.map(|token| (*token).to_owned()));
+                }
+                _ => {}
+            }
+        }
+        acknowledged
     }
 
     fn look_at_the_attempts(&mut self) {
@@ -652,7 +810,8 @@ impl Campaign {
                     self.look_up_contents(index);
                 }
                 (None, Ok(stored)) if request.owns(&stored) => {
-                    if request.settled.is_none() {
+                    // in a pool the claim says whether it is over
+                    if request.settled.is_none() && self.queue == Queue::Own {
                         self.requests[index].settle(&stored);
                         self.counts.stored_results_checked += 1;
                         self.look_up_contents(index);
@@ -728,7 +887,7 @@ impl Campaign {
 
     /// Lets everything come to its end, without a cut.
     fn bring_to_an_end(&mut self) {
-        let mut worker = self.supervise();
+        let mut workers = self.supervise();
         let (mut heard, mut news) = (self.mark, Instant::now());
         while self.open().next().is_some() && news.elapsed() < STUCK {
             thread::sleep(Duration::from_millis(5));
@@ -737,9 +896,18 @@ impl Campaign {
                 news = Instant::now();
             }
         }
-        worker.sigterm();
-        worker.exits_with(0);
+        for worker in &mut workers {
+            // by the signal itself, where it comes before the handlers are there
+            worker.sigterm();
+            worker.wait();
+        }
         self.hear_the_rest();
+        let pool = pool::directory(&self.drive.path());
+        if self.queue == Queue::Pool {
+            for claim in claims(&pool) {
+                self.violate(Violation::ClaimLeft, format!("{claim:?}"));
+            }
+        }
         for index in 0..self.requests.len() {
             if self.requests[index].result.is_none() {
                 self.accuse(index, Violation::NoResult, "nothing came".to_owned());
@@ -763,10 +931,29 @@ impl Campaign {
     fn accuse(&mut self, index: usize, kind: Violation, what: String) {
         let request = &self.requests[index];
         let case = format!(
-            "{} ({}), cut {}: {what}",
-            request.id, request.exit, self.cuts
+            "{} ({}), published before cut {}, cut {}: {what}{}",
+            request.id,
+            request.exit,
+            request.cuts_before + 1,
+            self.cuts,
+            self.log_lines(&request.id)
         );
         self.violate(kind, case);
+    }
+
+    /// What the workers' logs say of a job, and when they began.
+    fn log_lines(&self, id: &str) -> String {
+        let mut lines = Vec::new();
+        for name in support::site::names(self.outside.path()) {
+            let log = fs::read_to_string(self.outside.path().join(&name)).unwrap_or_default();
+            let about = |line: &&str| line.contains(id);
+            if name.ends_with(".stderr") && log.lines().any(|line| line.contains(id)) {
+                let first = log.lines().take(1);
+                let all = first.chain(log.lines().filter(about));
+                lines.extend(all.map(|line| format!("\n      {name}: {line}")));
+            }
+        }
+        lines.concat()
     }
 
     fn violate(&mut self, kind: Violation, case: String) {
