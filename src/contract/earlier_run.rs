@@ -79,7 +79,8 @@ impl Attempt {
     /// What is to be done about a request whose claim counts this attempt.
     pub fn decide(self, max_attempts: u32) -> Decision {
         if self.number > max_attempts {
-            let number = self.number - 1;
+            // a worker that gives up and dies is counted, and has made no attempt
+            let number = (self.number - 1).min(max_attempts);
             return Decision::GiveUp(Self { number, ..self }, died(number));
         }
         match self.follows == Follows::Stop && self.stops >= MAX_STOPS {
@@ -439,6 +440,8 @@ mod tests {
         for (attempt, end) in [
             (attempt(3, 10, Follows::Crash), None),
             (attempt(4, 0, Follows::Crash), Some((3, "in each of 3"))),
+            // whoever gave up has died as well
+            (attempt(6, 0, Follows::Crash), Some((3, "in each of 3"))),
             (attempt(1, 9, Follows::Stop), None),
             (attempt(1, 10, Follows::Stop), Some((1, "10 times"))),
         ] {

@@ -651,10 +651,10 @@ impl Campaign {
         let expected = if is_given_up(&result) {
             // a cut in mid-job is the only thing that ends an attempt here, and this one may be too new to be counted
             let attempt = result["attempt"].as_u64();
-            // in a pool, a cut while a member gives up counts as well; after a second one the result has no number
+            // in a pool, a cut while a member gives up leads to a result without a number
             let is_last = match self.queue {
                 Queue::Own => attempt == Some(request.max_attempts),
-                Queue::Pool => attempt.is_none_or(|attempt| attempt >= request.max_attempts),
+                Queue::Pool => attempt.is_none_or(|attempt| attempt == request.max_attempts),
             };
             is_last && request.max_attempts <= cuts - request.cuts_before
         } else {
