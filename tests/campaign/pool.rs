@@ -51,14 +51,6 @@ pub fn directory(drive: &Path) -> PathBuf {
     drive.join(".job-worker").join(NAME)
 }
 
-/// Whether a member waits for the drive: half of them do, so that neither kind is missing, nor a slow drive all there is.
-pub fn sync(worker: usize) -> &'static str {
-    match worker % 2 {
-        0 => "on",
-        _ => "off",
-    }
-}
-
 /// What the proxies of the members know.
 pub fn world(log: &Log, drive: &Path, running: &Running) -> World {
     let (pool, running) = (directory(drive), running.clone());

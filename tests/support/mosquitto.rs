@@ -41,6 +41,12 @@ impl Mosquitto {
     }
 
     /// Forgets sessions and messages when it dies.
+    /// Keeps what it persists in memory, so that it never waits for a disk that others keep busy.
+    pub fn in_memory(mut self) -> Self {
+        self.dir = TempDir::in_memory();
+        self
+    }
+
     pub fn without_persistence(mut self) -> Self {
         self.persistence = false;
         self

@@ -52,7 +52,9 @@ impl Evidence<'_> {
                         Some(claim) if claim.takers != [how.worker] => None,
                         Some(claim) => {
                             wire.held.push(token.to_owned());
-                            let is_free = !claim.is_locked && lives_on;
+                            // one that is over already may be a namesake's
+                            let is_begun = claim.document.is_none();
+                            let is_free = !claim.is_locked && lives_on && is_begun;
                             is_free.then_some("acknowledged, and its claim is not locked")
                         }
                     };
