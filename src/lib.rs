@@ -17,7 +17,6 @@
 //!
 //! What may be relied on is parsed and written in [`contract`]; the environment is read in [`config`]; [`supervise`] keeps
 //! fresh processes coming; [`cli`] turns arguments into one of these.
-
 //!
 //! This library is no public API: it is what `job-worker` and its tests share, and it changes with them.
 
