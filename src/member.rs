@@ -114,6 +114,11 @@ impl Member {
         self.machine.is_waiting()
     }
 
+    /// See [`Machine::is_rejecting`].
+    pub fn is_rejecting(&self) -> bool {
+        self.machine.is_rejecting()
+    }
+
     /// The claim that is ours.
     pub fn claim(&self) -> Option<&Arc<Claim>> {
         self.claim.as_ref()

@@ -51,6 +51,13 @@ impl Outgoing {
         }
     }
 
+    /// What to say where the broker denies a result.
+    pub fn result_denied(&self) -> String {
+        let rejected = &self.topics.rejected;
+        let root = rejected.trim_end_matches("rejected");
+        format!("the broker denies our result: we may not write to {root}results/+ or {rejected}")
+    }
+
     /// There is a new connection.
     pub fn connected(&mut self, connection: Arc<dyn Connection>) {
         self.connection = Some(connection);

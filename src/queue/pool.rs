@@ -125,6 +125,11 @@ impl Machine {
         }
     }
 
+    /// Whether a rejection is on its way on the head's connection.
+    pub fn is_rejecting(&self) -> bool {
+        matches!(self.head(), Some(Head::Rejecting(_)))
+    }
+
     /// When to send [`Input::Expired`].
     pub fn deadline(&self) -> Option<Instant> {
         [self.deadline, self.stop_at].into_iter().flatten().min()

@@ -5,7 +5,7 @@ use super::Worker;
 use crate::Exit;
 use crate::job::{Interruption, Run};
 use crate::member::Meaning;
-use crate::mqtt::{self, Message};
+use crate::mqtt::{self, Message, Unpublished};
 use crate::queue::pool;
 use crate::served::Queue;
 use std::ops::ControlFlow;
@@ -14,11 +14,19 @@ use std::time::Instant;
 impl Worker {
     /// Takes what came on the connection of the head.
     pub(super) fn hear_head(&mut self, turn: u64, event: mqtt::Event) -> ControlFlow<Exit> {
-        let denied = match &event {
+        let mut denied = match &event {
             mqtt::Event::Denied(reason) => Some(format!("as the head of the pool: {reason}")),
             _ => None,
         };
         if let Queue::Pool(member) = &mut self.queue {
+            // its request would stay at the head of the queue for ever, and nobody would say why
+            if matches!(
+                event,
+                mqtt::Event::Published(Err(Unpublished::NotAuthorized))
+            ) && member.is_rejecting()
+            {
+                denied = Some(self.outgoing.result_denied());
+            }
             let actions = member.hear_head(turn, event, Instant::now());
             self.act(actions)?;
         }

@@ -106,10 +106,8 @@ impl Worker {
                 self.tell(Input::NotPublished)
             }
             Err(Unpublished::NotAuthorized) => {
-                let root = self.config.topics.rejected.trim_end_matches("rejected");
-                self.denied(&format!(
-                    "the broker denies our result: we may not write to {root}results/+ or {root}rejected"
-                ))
+                let reason = self.outgoing.result_denied();
+                self.denied(&reason)
             }
         }
     }

@@ -11,6 +11,7 @@ use serde_json::json;
 use support::controller::Controller;
 use support::mosquitto::{Mosquitto, tool};
 use support::site::Site;
+use support::wait;
 use support::worker::job_worker;
 
 const TOPICS: [&str; 6] = [
@@ -105,7 +106,7 @@ fn controller_and_worker_can_do_all_that_they_need(version: &str) {
     site.controller.publish("jobs/pending", "no JSON");
     site.controller.next("jobs/rejected");
     let dir = site.submit("b", json!({ "steps": ["echo begun > begun; sleep 60"] }));
-    support::wait::until("the step", || dir.join("begun").exists());
+    wait::until("the step", || dir.join("begun").exists());
     site.controller.publish("jobs/cancel/b", "");
     let result = site.result("b").json();
     assert_eq!(result["reason"], "cancelled", "{result}");
@@ -196,6 +197,24 @@ fn a_worker_that_may_not_write_rejections_says_so() {
     );
 }
 
+/// As the head of a pool. Else its request would stay at the head of the queue, and nobody would hear of it.
+#[test]
+fn a_member_of_a_pool_that_may_not_write_rejections_says_so() {
+    let site = site(&without("jobs/rejected"));
+    let mut worker = site.idle_worker(|command| {
+        as_worker("5")(command);
+        command
+            .env("WORKER_ID", support::site::WORKER)
+            .env("JOB_POOL", "pool")
+            .env("JOB_ROOT", site.drive.path());
+    });
+    wait::until("the worker to say so", || {
+        site.controller.publish("jobs/pending", "no JSON"); // what comes before the pool has a session is lost
+        worker.stderr().contains("we may not write to")
+    });
+    worker.exits_with(77);
+}
+
 #[test]
 fn a_worker_that_may_not_write_results_says_so_and_the_next_one_that_may_does() {
     let mut site = site(&without("jobs/results/+"));
@@ -224,7 +243,7 @@ fn a_worker_that_may_not_write_results_says_so_and_the_next_one_that_may_does() 
 fn a_worker_that_may_not_show_its_presence_still_works() {
     let site = site(&without("jobs/workers/+"));
     let mut worker = site.worker(as_worker("5"));
-    support::wait::until("the subscription", || {
+    wait::until("the subscription", || {
         worker.stderr().contains("waiting for a job")
     });
     site.submit("a", json!({ "steps": ["true"] }));
