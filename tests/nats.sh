@@ -5,7 +5,9 @@
 #   1. without configuration the worker falls back to 3.1.1, says so, and runs a job end to end;
 #   2. a job of 40 s runs once, though its request is delivered twice while it runs;
 #   3. a result that was never acknowledged is answered from the file when the request comes again: a redelivery has the
-#      DUP flag and the packet identifier that it had before.
+#      DUP flag and the packet identifier that it had before;
+#   4. three members of a pool share one queue: no short job waits for a long one, each runs once, and the job of a member that
+#      is killed is another's next attempt.
 #
 # Needs nats-server, mosquitto_pub and mosquitto_sub. JOB_WORKER: the binary. Takes about two minutes.
 set -euo pipefail
@@ -16,6 +18,7 @@ finish() {
   local status=$?
   for pid in "${pids[@]}"; do
     disown "$pid" 2>/dev/null || true # the shell would report its end
+    pkill -9 -P "$pid" 2>/dev/null || true # the worker of a supervisor
     kill -9 "$pid" 2>/dev/null || true
   done
   if [ "$status" -ne 0 ]; then tail -n 20 "$dir"/*.log >&2 || true; fi
@@ -35,16 +38,23 @@ await() { # SECONDS WHAT COMMAND...
 
 # --- the broker, on ports that the kernel has free
 free_port() { perl -MIO::Socket::INET -e 'print IO::Socket::INET->new(Listen => 1, LocalAddr => "127.0.0.1")->sockport'; }
-port=$(free_port)
-cat > "$dir/nats.conf" <<CONF
+start_nats() { # NAME [SETTING]: sets `port`
+  port=$(free_port)
+  cat > "$dir/$1.conf" <<CONF
 server_name: job_worker_test
 listen: "127.0.0.1:$(free_port)"
-jetstream { store_dir: "$dir/jetstream" }
-mqtt { listen: "127.0.0.1:$port" }
+jetstream { store_dir: "$dir/$1.jetstream" }
+mqtt { listen: "127.0.0.1:$port"
+       ${2-} }
 CONF
-nats-server -c "$dir/nats.conf" -D -V -l "$dir/nats.log" & pids+=($!)
+  nats-server -c "$dir/$1.conf" -D -V -l "$dir/$1.log" & pids+=($!)
+  await 30 "nats-server" pub -t jobs/ready -m 1
+}
+listen() { # NAME of the server
+  mosquitto_sub -h 127.0.0.1 -p "$port" -V 311 -i listener -q 1 -v -t 'jobs/results/+' >> "$dir/heard.log" & pids+=($!)
+  await 30 "the listener" grep -q "listener.*SUBACK\|SUBACK.*listener\|Subscription.*jobs.results" "$dir/$1.log"
+}
 pub() { mosquitto_pub -h 127.0.0.1 -p "$port" -V 311 -q 1 "$@"; }
-await 30 "nats-server" pub -t jobs/ready -m 1
 
 start_worker() { # NAME
   env -u MQTT_PROTOCOL_VERSION MQTT_URL="mqtt://127.0.0.1:$port" RUST_LOG=debug "$worker" 2> "$dir/$1.log" &
@@ -62,8 +72,8 @@ one_result() { [ "$(results "$1")" -ge 1 ]; }
 ran_once() { [ "$(cat "$dir/$1/runs")" = 1 ] || fail "$1 ran as $(tr '\n' ' ' < "$dir/$1/runs")"; }
 ends_well() { wait "$1" || fail "the worker ended with $?"; }
 
-mosquitto_sub -h 127.0.0.1 -p "$port" -V 311 -i listener -q 1 -v -t 'jobs/results/+' > "$dir/heard.log" & pids+=($!)
-await 30 "the listener" grep -q "listener.*SUBACK\|SUBACK.*listener\|Subscription.*jobs.results" "$dir/nats.log"
+start_nats nats
+listen nats
 
 # --- 1
 start_worker first
@@ -110,4 +120,37 @@ await 30 "the result" one_result killed
 ends_well "$pid"
 ran_once killed
 echo "ok: a redelivery after a crash has its key, and gets the stored result"
+
+# --- 4: NATS delivers the next request to a head that is leaving, and again after ack_wait
+start_nats quick 'ack_wait: "1s"'
+listen quick
+member() { # NAME
+  env -u MQTT_PROTOCOL_VERSION MQTT_URL="mqtt://127.0.0.1:$port" WORKER_ID="$1" JOB_POOL=pool JOB_ROOT="$dir" \
+    "$worker" supervise 2> "$dir/$1.log" &
+  pids+=("$!")
+  members+=("$!")
+}
+members=()
+for name in a b c; do member "$name"; done
+await 30 "a head" grep -q "the queue begins now" "$dir"/{a,b,c}.log
+submit slow 'echo $PPID > worker; while [ ! -e open ]; do sleep 0.05; done'
+await 30 "the long job" test -e "$dir/slow/runs"
+for n in 1 2 3 4 5 6; do submit "quick-$n" true; done
+for n in 1 2 3 4 5 6; do
+  await 30 "quick-$n beside the long job" one_result "quick-$n"
+  ran_once "quick-$n"
+done
+one_result slow && fail "the long job was not long"
+# the worker of the long job is the parent of its step's shell
+kill -9 "$(cat "$dir/slow/worker")"
+await 30 "the next attempt" grep -q 2 "$dir/slow/runs"
+touch "$dir/slow/open"
+await 30 "the result of the long job" one_result slow
+[ "$(tr '\n' ' ' < "$dir/slow/runs")" = "1 2 " ] || fail "slow ran as $(tr '\n' ' ' < "$dir/slow/runs")"
+claims() { ls "$dir/.job-worker/pool" | grep -c '^[cn]-'; }
+no_claim() { [ "$(claims)" = 0 ]; }
+await 30 "no claim to be left" no_claim
+kill -TERM "${members[@]}"
+for pid in "${members[@]}"; do ends_well "$pid"; done
+echo "ok: three members share a queue, and take over what one has died of"
 echo "all is well"
