@@ -114,6 +114,8 @@ fn try_open<T>() -> io::Result<(Outbox<T>, Inbox<T>)> {
         .into_iter()
         .chain([SIGRTMIN_3])
         .filter(|signal| matches!(*signal, SIGTERM | SIGINT) || ignored & (1 << (signal - 1)) == 0);
+    // between the moment at which a handler is there and the one at which it knows what to do, a signal would be lost
+    SigSet::all().thread_block()?;
     // SIGXFSZ has a handler so that writing beyond RLIMIT_FSIZE is an error and not our end. Steps do not inherit it.
     // All at once: each registration copies those before it
     let signals = SignalDelivery::with_pipe(
@@ -122,7 +124,7 @@ fn try_open<T>() -> io::Result<(Outbox<T>, Inbox<T>)> {
         SignalOnly,
         stops.chain([SIGCHLD, SIGXFSZ]),
     )?;
-    // a parent may have blocked them, and we would wait for ever for the end of a step
+    // a parent may have blocked them, too, and we would wait for ever for the end of a step
     SigSet::all().thread_unblock()?;
     // in the background of a terminal with `stty tostop`, a line of our own log would stop us
     SigSet::from(Signal::SIGTTOU).thread_block()?;

@@ -561,6 +561,31 @@ fn a_log_that_nobody_reads_holds_nothing_up() {
     run("closed", writer)(&site);
 }
 
+/// A handler is in place before it knows what to do: a signal of that moment is neither ignored nor fatal, and must not be lost.
+#[test]
+#[ignore = "needs strace"]
+fn a_stop_at_any_moment_of_the_start_is_heeded() {
+    let site = Site::scripted();
+    let traced = |arguments: &[&str]| {
+        let mut command = Command::new("strace");
+        command.args(["-D", "-e", "trace=rt_sigaction"]);
+        command.args(arguments).arg(support::worker::binary());
+        site.equip(&mut command);
+        command
+    };
+    let trace = site.drive.path().join("trace");
+    let mut worker = site.idle(traced(&["-o", &trace.display().to_string()]));
+    worker.sigterm();
+    worker.exits_with(0);
+    let moments = read(&trace).matches("rt_sigaction(").count();
+    assert!(moments > 10, "{moments}");
+    for moment in 1..=moments {
+        let inject = format!("inject=rt_sigaction:signal=TERM:when={moment}");
+        let mut worker = site.start_as(traced(&["-o", "/dev/null", "-e", &inject]));
+        worker.wait();
+    }
+}
+
 /// As `systemctl restart` of the worker, or `reboot`, would.
 fn a_job_that_stops_its_own_worker_ends_after_ten_stops(version: &str) {
     const STOPS: usize = 10;
