@@ -1,5 +1,6 @@
 //! A member of a pool: does what the machine in [`crate::queue::pool`] says, on the drive and as the head.
 
+mod foreign;
 mod head;
 
 use crate::config::{Config, JobConfig, PoolConfig};
@@ -12,9 +13,10 @@ use crate::links::Heard;
 use crate::mqtt::{Connection, Link, Message, Protocol};
 use crate::presence::{Pool, Seen};
 use crate::pulse::Pulse;
-use crate::queue::pool::{self, Looked, Machine};
+use crate::queue::pool::{self, Looked, Machine, Tried};
 use crate::queue::spool::{Claim, Holder, Orphan, Spool, Watch, Why};
 use crate::queue::{Action, Input};
+use foreign::{Foreigners, Verdict};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,7 +45,7 @@ pub struct Member {
     watch: Option<Watch>,
     /// How many connections of our own there were.
     connections: u32,
-    has_told_of_foreigner: bool,
+    foreigners: Foreigners,
     /// Who is gone, as the broker says, and since when.
     gone: Option<(String, Instant)>,
 }
@@ -52,11 +54,10 @@ pub struct Member {
 pub enum Meaning {
     Nothing,
     Input(pool::Input),
+    /// The pool has another id by now.
+    Moved,
     /// There is another pool of our name.
-    ForeignPool {
-        /// Its member was there when we came.
-        was_here_before: bool,
-    },
+    ForeignPool,
 }
 
 impl Member {
@@ -91,7 +92,7 @@ impl Member {
             claim: None,
             watch: None,
             connections: 0,
-            has_told_of_foreigner: false,
+            foreigners: Foreigners::default(),
             gone: None,
         })
     }
@@ -102,6 +103,11 @@ impl Member {
             name: self.pool.name.clone(),
             id: self.spool.id().to_owned(),
         }
+    }
+
+    /// What tells our pool from another one of its name.
+    pub fn pool_id(&self) -> &str {
+        self.spool.id()
     }
 
     /// See [`Machine::deadline`].
@@ -138,16 +144,12 @@ impl Member {
         let Some(pool) = seen.pool.filter(|pool| pool.name == self.pool.name) else {
             return Meaning::Nothing;
         };
+        if pool.id != self.spool.id() && !is_gone {
+            return self.understand_foreigner(seen.worker, pool.id, message);
+        }
+        self.foreigners.forget(&seen.worker);
         if pool.id != self.spool.id() {
-            // whoever was there before us is right. Who comes later, or only says so, stops nobody
-            let was_here_before = message.retained && self.connections == 1;
-            return match is_gone || (!was_here_before && self.has_told_of_foreigner) {
-                true => Meaning::Nothing,
-                false => {
-                    self.has_told_of_foreigner = true;
-                    Meaning::ForeignPool { was_here_before }
-                }
-            };
+            return Meaning::Nothing;
         }
         if is_gone {
             self.gone = Some((seen.worker.clone(), Instant::now()));
@@ -239,7 +241,11 @@ impl Member {
         left: &mut Vec<Action>,
     ) {
         match action {
-            pool::Action::TryHead => inputs.push_back(self.try_head()),
+            pool::Action::TryHead => match self.foreigners.verdict() {
+                Verdict::Nobody => inputs.push_back(self.try_head()),
+                Verdict::Unsure => inputs.push_back(pool::Input::Tried(Tried::Held)),
+                Verdict::Stays(topic) => left.push(Action::LeavePool(topic)),
+            },
             pool::Action::FreeHead => self.spool.free_head(),
             pool::Action::Look => inputs.push_back(self.look(left)),
             pool::Action::OpenHead => inputs.extend(self.open_head()),

@@ -119,6 +119,11 @@ impl Outgoing {
         });
     }
 
+    /// See [`Presence::belongs_to`].
+    pub fn belongs_to(&mut self, pool: &str) -> bool {
+        self.presence.belongs_to(pool)
+    }
+
     /// Shows whether we have a job, and what that waits for.
     pub fn show_presence(&mut self, job: Option<&JobId>, waiting_for: Option<&str>) {
         if let Some(document) = self.presence.show(job, waiting_for) {

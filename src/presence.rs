@@ -61,6 +61,18 @@ impl Presence {
         }
     }
 
+    /// Says that the pool has this id, if it had another. Tells whether that is new.
+    pub fn belongs_to(&mut self, id: &str) -> bool {
+        match &mut self.pool {
+            Some(pool) if pool.id != id => {
+                id.clone_into(&mut pool.id);
+                self.shown = None;
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// On a new connection nothing has been said yet: the broker may have published our last will.
     pub fn forget(&mut self) {
         self.shown = None;

@@ -276,6 +276,7 @@ impl Worker {
                         member.confirm(&topic, payload);
                     }
                 }
+                Action::LeavePool(topic) => return self.leave_pool(&topic),
                 Action::TellDamaged(error) => self.outgoing.tell_damaged(&error),
                 Action::RejectNow(message) => {
                     let rejection = qos_0_rejection(&message, self.queue.held_request());
@@ -289,7 +290,8 @@ impl Worker {
             }
         }
         self.waiting = self.queue.is_waiting();
-        if self.waiting && !was_waiting {
+        let pool_moved = self.pool_moved();
+        if self.waiting && (!was_waiting || pool_moved) {
             self.show_presence();
         }
         ControlFlow::Continue(())

@@ -80,15 +80,8 @@ impl Member {
     pub(super) fn try_head(&mut self) -> pool::Input {
         if self.spool.is_removed() {
             self.watch = None;
-            match self.spool.restore() {
-                Ok(true) => {}
-                Ok(false) => {
-                    log::error!(
-                        "somebody has made another pool in the place of ours: this worker ends, and its next process belongs to that one"
-                    );
-                    return pool::Input::GiveUp;
-                }
-                Err(error) => return drive_failed("it was removed", &io::Error::other(error)),
+            if let Err(error) = self.spool.restore() {
+                return drive_failed("it was removed", &io::Error::other(error));
             }
         }
         let mut tried = self.spool.try_head();

@@ -85,6 +85,8 @@ pub enum Action {
     Disconnect,
     /// Say something that the broker answers, on the connection of a pool's head.
     Confirm,
+    /// End: the member on this topic belongs to another pool that has the name of ours.
+    LeavePool(String),
     /// Tell on `jobs/rejected` of a claim of the pool that cannot be read.
     TellDamaged(String),
     /// Tell the operator.

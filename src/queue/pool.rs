@@ -164,7 +164,14 @@ impl Machine {
             Input::Tried(tried) => self.tried(tried, now, todo),
             Input::Looked(looked) => self.looked(looked, now, todo),
             Input::Took(took) => self.took(took, now, todo),
-            Input::DriveFailed => self.drive_failed(now, todo),
+            Input::DriveFailed => self.stand_back(now, todo),
+            // what is being taken is taken to its end
+            Input::StandBack => match self.state {
+                State::Standing | State::Head(Head::Connecting | Head::Waiting { .. }) => {
+                    self.stand_back(now, todo);
+                }
+                _ => {}
+            },
             Input::HeadConnected { resumed } => {
                 if matches!(self.state, State::Head(Head::Connecting)) {
                     self.state = State::Head(Head::Waiting { ready: false });
@@ -287,7 +294,7 @@ impl Machine {
         }
     }
 
-    fn drive_failed(&mut self, now: Instant, todo: &mut Vec<Action>) {
+    fn stand_back(&mut self, now: Instant, todo: &mut Vec<Action>) {
         let pause = self.drive_pauses.next_pause();
         match self.head() {
             None if matches!(self.state, State::Standing) => self.stand_later(pause, now, todo),

@@ -53,26 +53,34 @@ impl Worker {
                 let actions = member.feed(input, Instant::now());
                 self.act(actions)
             }
-            Meaning::ForeignPool { was_here_before } => {
-                self.foreign_pool(&message.topic, was_here_before)
+            Meaning::Moved => {
+                if self.pool_moved() {
+                    self.show_presence();
+                }
+                ControlFlow::Continue(())
+            }
+            Meaning::ForeignPool => {
+                log::warn!("{}", foreign_pool(&message.topic));
+                ControlFlow::Continue(())
             }
         }
     }
 
-    /// There is another pool of our name, with another directory.
-    fn foreign_pool(&self, topic: &str, was_here_before: bool) -> ControlFlow<Exit> {
-        let trouble = format!(
-            "{topic} belongs to another pool with the name of ours: all members need JOB_ROOT on the same drive, and another \
-             pool needs another JOB_POOL"
-        );
-        if was_here_before && self.queue.is_waiting() {
-            log::error!(
-                "{trouble}. If that worker is gone for good, remove what is retained there, with an empty retained message"
-            );
-            return ControlFlow::Break(Exit::Config);
+    /// Whether the pool has another id than our presence says: somebody has removed its directory. It says the new one from now on.
+    pub(super) fn pool_moved(&mut self) -> bool {
+        match &self.queue {
+            Queue::Pool(member) => self.outgoing.belongs_to(member.pool_id()),
+            Queue::Own(_) => false,
         }
-        log::warn!("{trouble}");
-        ControlFlow::Continue(())
+    }
+
+    /// There is another pool of our name, with another directory, and it was there before us.
+    pub(super) fn leave_pool(&self, topic: &str) -> ControlFlow<Exit> {
+        log::error!(
+            "{}. If that worker is gone for good, remove what is retained there, with an empty retained message",
+            foreign_pool(topic)
+        );
+        ControlFlow::Break(Exit::Config)
     }
 
     /// Deals with the request of the claim that is ours.
@@ -98,4 +106,11 @@ impl Worker {
         self.run = Some(run);
         ControlFlow::Continue(())
     }
+}
+
+fn foreign_pool(topic: &str) -> String {
+    format!(
+        "{topic} belongs to another pool with the name of ours: all members need JOB_ROOT on the same drive, and another \
+         pool needs another JOB_POOL"
+    )
 }

@@ -421,3 +421,30 @@ fn a_postponed_request_is_left_to_the_next_head() {
     let mut story = Story::working();
     assert_eq!(story.hears(Input::Postpone), [Action::TryHead]);
 }
+
+#[test]
+fn whoever_is_not_sure_of_the_session_stands_back_but_not_from_what_it_has_taken() {
+    let mut head = Story::as_the_head();
+    assert_eq!(head.hears(Input::StandBack), [Action::CloseHead]);
+    assert_eq!(
+        head.hears(Input::HeadClosed),
+        [Action::AbandonHead, Action::FreeHead]
+    );
+    for mut taken in [Story::confirming(), Story::working()] {
+        let before = format!("{:?}", taken.machine);
+        assert_eq!(taken.hears(Input::StandBack), []);
+        assert_eq!(format!("{:?}", taken.machine), before);
+    }
+}
+
+#[test]
+fn with_mqtt_5_the_next_request_shows_that_the_broker_has_the_acknowledgement() {
+    for (tells_subscribers, expected) in [
+        (true, vec![Action::CloseHead, Action::Confirmed]),
+        (false, vec![]),
+    ] {
+        let mut story = Story::confirming();
+        story.hears(Input::Connected { tells_subscribers });
+        assert_eq!(story.hears(Input::Request(request(2))), expected);
+    }
+}

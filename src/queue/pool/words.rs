@@ -36,6 +36,8 @@ pub enum Input {
     Took(Took),
     /// The drive does not take what it must.
     DriveFailed,
+    /// It is not sure that the session is ours.
+    StandBack,
     // On the head's connection.
     /// It is established.
     HeadConnected {

@@ -32,20 +32,34 @@ impl Spool {
         self.dir.is_removed()
     }
 
-    /// Makes the directory anew that somebody has removed, as that of the same pool. Tells whether it is the same.
+    /// Makes the directory anew that somebody has removed, as that of the same pool. Where another member was first, its
+    /// description counts.
     ///
     /// # Errors
     /// A sentence.
-    pub fn restore(&mut self) -> Result<bool, String> {
-        let id = self.description.id.clone();
+    pub fn restore(&mut self) -> Result<(), String> {
         log::warn!(
             "somebody has removed {}, which is made anew: what was in progress and had no worker is lost",
             self.dir.path().display()
         );
         self.free_head();
         self.dir = open_dir(self.dir.path(), &self.root)?;
-        self.agree()?;
-        Ok(self.description.id == id)
+        self.agree()
+    }
+
+    /// Takes over what another member has described, after somebody had removed the directory.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub fn refresh(&mut self) -> Result<(), String> {
+        if self.is_removed() {
+            return self.restore();
+        }
+        match self.dir.read(DESCRIPTION, 64 << 10) {
+            Ok(Some(_)) => self.agree(),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     /// The description that is there, or ours if there is none.
