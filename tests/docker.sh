@@ -24,8 +24,9 @@ fi
 
 engine=$TOOLS_DIR/docker-engine.sh
 scratch=$(mktemp -d)
+. tests/support/check.sh
 project=job-worker-test-$$
-passed=0 failed=0 engine_is_ours='' composed='' finished=''
+engine_is_ours='' composed='' finished=''
 say() { printf -- '--- [%3d s] %s\n' "$SECONDS" "$*"; }
 skip() { echo "left out: Docker: $*"; exit 0; }
 
@@ -50,25 +51,6 @@ clean_up() {
 trap clean_up EXIT
 trap 'exit 143' TERM INT
 
-check() { # what, command...
-    local what=$1
-    shift
-    if "$@" >"$scratch/check.log" 2>&1; then
-        passed=$((passed + 1)); echo "ok     $what"
-    else
-        failed=$((failed + 1)); echo "FAILED $what"; tail -n 20 "$scratch/check.log" | sed 's/^/       /'
-    fi
-}
-
-is() { [ "$1" = "$2" ] || { echo "expected '$1', found '$2'"; return 1; }; }
-
-until_true() { # command...: true within 30 s
-    local until=$((SECONDS + 30))
-    until "$@" >/dev/null 2>&1; do
-        [ $SECONDS -lt $until ] || { echo "not within 30 s: $*"; return 1; }
-        sleep 0.1
-    done
-}
 
 # --- an engine ----------------------------------------------------------------------------------------------------------
 if [ -x "$engine" ]; then

@@ -12,32 +12,9 @@
 # Needs nats-server, mosquitto_pub and mosquitto_sub. JOB_WORKER: the binary. Takes about two minutes.
 set -euo pipefail
 worker=${JOB_WORKER:?the path of the binary}
-dir=$(mktemp -d)
-pids=()
-finish() {
-  local status=$?
-  for pid in "${pids[@]}"; do
-    disown "$pid" 2>/dev/null || true # the shell would report its end
-    pkill -9 -P "$pid" 2>/dev/null || true # the worker of a supervisor
-    kill -9 "$pid" 2>/dev/null || true
-  done
-  if [ "$status" -ne 0 ]; then tail -n 20 "$dir"/*.log >&2 || true; fi
-  rm -rf "$dir"
-}
-trap finish EXIT
-
-fail() { echo "FAILED $*"; exit 1; }
-await() { # SECONDS WHAT COMMAND...
-  local end=$((SECONDS + $1)) what=$2
-  shift 2
-  until "$@" 2>/dev/null; do
-    [ "$SECONDS" -lt "$end" ] || fail "waited in vain for $what"
-    sleep 0.05
-  done
-}
+. "$(dirname "$0")/support/broker.sh"
 
 # --- the broker, on ports that the kernel has free
-free_port() { perl -MIO::Socket::INET -e 'print IO::Socket::INET->new(Listen => 1, LocalAddr => "127.0.0.1")->sockport'; }
 start_nats() { # NAME [SETTING]: sets `port`
   port=$(free_port)
   cat > "$dir/$1.conf" <<CONF
@@ -50,30 +27,16 @@ CONF
   nats-server -c "$dir/$1.conf" -D -V -l "$dir/$1.log" & pids+=($!)
   await 30 "nats-server" pub -t jobs/ready -m 1
 }
-listen() { # NAME of the server
-  mosquitto_sub -h 127.0.0.1 -p "$port" -V 311 -i listener -q 1 -v -t 'jobs/results/+' >> "$dir/heard.log" & pids+=($!)
-  await 30 "the listener" grep -q "listener.*SUBACK\|SUBACK.*listener\|Subscription.*jobs.results" "$dir/$1.log"
-}
-pub() { mosquitto_pub -h 127.0.0.1 -p "$port" -V 311 -q 1 "$@"; }
-
 start_worker() { # NAME
   env -u MQTT_PROTOCOL_VERSION MQTT_URL="mqtt://127.0.0.1:$port" RUST_LOG=debug "$worker" 2> "$dir/$1.log" &
   pid=$!
   pids+=("$pid")
 }
 waits() { grep -q "waiting for a job" "$dir/$1.log"; }
-submit() { # ID STEP; the id is the key, too: over 3.1.1 nothing else tells a redelivery from a fresh request
-  mkdir -p "$dir/$1"
-  printf '{"steps": ["echo $JOB_ATTEMPT >> runs; %s"]}' "$2" > "$dir/$1/job.json"
-  pub -t jobs/pending -m "{\"id\": \"$1\", \"workDir\": \"$dir/$1\", \"key\": \"$1\"}"
-}
-results() { grep -c "^jobs/results/$1 .*\"status\":\"success\"" "$dir/heard.log"; }
-one_result() { [ "$(results "$1")" -ge 1 ]; }
-ran_once() { [ "$(cat "$dir/$1/runs")" = 1 ] || fail "$1 ran as $(tr '\n' ' ' < "$dir/$1/runs")"; }
-ends_well() { wait "$1" || fail "the worker ended with $?"; }
+ran_once() { ran "$1" 1; }
 
 start_nats nats
-listen nats
+listen
 
 # --- 1
 start_worker first
@@ -123,34 +86,7 @@ echo "ok: a redelivery after a crash has its key, and gets the stored result"
 
 # --- 4: NATS delivers the next request to a head that is leaving, and again after ack_wait
 start_nats quick 'ack_wait: "1s"'
-listen quick
-member() { # NAME
-  env -u MQTT_PROTOCOL_VERSION MQTT_URL="mqtt://127.0.0.1:$port" WORKER_ID="$1" JOB_POOL=pool JOB_ROOT="$dir" \
-    "$worker" supervise 2> "$dir/$1.log" &
-  pids+=("$!")
-  members+=("$!")
-}
-members=()
-for name in a b c; do member "$name"; done
-await 30 "a head" grep -q "the queue begins now" "$dir"/{a,b,c}.log
-submit slow 'echo $PPID > worker; while [ ! -e open ]; do sleep 0.05; done'
-await 30 "the long job" test -e "$dir/slow/runs"
-for n in 1 2 3 4 5 6; do submit "quick-$n" true; done
-for n in 1 2 3 4 5 6; do
-  await 30 "quick-$n beside the long job" one_result "quick-$n"
-  ran_once "quick-$n"
-done
-one_result slow && fail "the long job was not long"
-# the worker of the long job is the parent of its step's shell
-kill -9 "$(cat "$dir/slow/worker")"
-await 30 "the next attempt" grep -q 2 "$dir/slow/runs"
-touch "$dir/slow/open"
-await 30 "the result of the long job" one_result slow
-[ "$(tr '\n' ' ' < "$dir/slow/runs")" = "1 2 " ] || fail "slow ran as $(tr '\n' ' ' < "$dir/slow/runs")"
-claims() { ls "$dir/.job-worker/pool" | grep -c '^[cn]-'; }
-no_claim() { [ "$(claims)" = 0 ]; }
-await 30 "no claim to be left" no_claim
-kill -TERM "${members[@]}"
-for pid in "${members[@]}"; do ends_well "$pid"; done
+listen
+pool
 echo "ok: three members share a queue, and take over what one has died of"
 echo "all is well"

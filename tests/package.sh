@@ -21,8 +21,9 @@ fi
 
 # seconds for what comes behind the making of a Debian
 needed=70
-passed=0 failed=0 nspawn='' finished=''
+nspawn='' finished=''
 scratch=$(mktemp -d)
+. tests/support/check.sh
 say() { printf -- '--- [%3d s] %s\n' "$SECONDS" "$*"; }
 skip() { echo "left out: Debian package: $*"; exit 0; }
 
@@ -45,29 +46,8 @@ clean_up() {
 trap clean_up EXIT
 trap 'exit 143' TERM INT
 
-check() { # what, command...
-    local what=$1
-    shift
-    if "$@" >"$scratch/check.log" 2>&1; then
-        passed=$((passed + 1)); echo "ok     $what"
-    else
-        failed=$((failed + 1)); echo "FAILED $what"; tail -n 30 "$scratch/check.log" | sed 's/^/       /'
-    fi
-}
-
-is() { [ "$1" = "$2" ] || { echo "expected '$1', found '$2'"; return 1; }; }
-not() { ! "$@"; }
-
 # The init of the system in the container.
 leader() { sed 's/ .*//' "/proc/$nspawn/task/$nspawn/children" 2>/dev/null; }
-
-until_true() { # command...: true within 30 s
-    local until=$((SECONDS + 30))
-    until "$@" >/dev/null 2>&1; do
-        [ $SECONDS -lt $until ] || { echo "not within 30 s: $*"; "$@" || true; return 1; }
-        sleep 0.1
-    done
-}
 
 # --- what it takes ------------------------------------------------------------------------------------------------------
 [ "$(id -u)" = 0 ] || skip "systemd-nspawn needs root"

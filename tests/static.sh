@@ -20,8 +20,9 @@ targets=("$@")
 memory_budget=1536 size_budget=1300000
 
 scratch=$(mktemp -d)
+. tests/support/check.sh
 dist=${DIST:-$scratch/dist}
-broker='' worker='' port='' passed=0 failed=0 left_out=()
+broker='' worker='' port='' left_out=()
 
 clean_up() {
     status=$?
@@ -39,23 +40,6 @@ trap 'exit 143' TERM INT
 skip() { echo "left out: static binaries: $*"; exit 0; }
 leave_out() { left_out+=("$*"); echo "left out: $*"; }
 
-check() { # what, command...
-    local what=$1
-    shift
-    if "$@" >"$scratch/check.log" 2>&1; then
-        passed=$((passed + 1)); echo "ok     $what"
-    else
-        failed=$((failed + 1)); echo "FAILED $what"; tail -n 40 "$scratch/check.log" | sed 's/^/       /'
-    fi
-}
-
-until_true() { # command...: true within 30 s
-    local until=$((SECONDS + 30))
-    until "$@"; do
-        [ $SECONDS -lt $until ] || return 1
-        sleep 0.05
-    done
-}
 
 if [ ! -x "$TOOLS_DIR/static-build.sh" ] && ! command -v cargo-zigbuild >/dev/null; then
     skip "no $TOOLS_DIR/static-build.sh and no cargo-zigbuild, so nothing was built (see .ci/release)"
