@@ -11,7 +11,7 @@ use std::io::{self, Write};
 const AT_ONCE: usize = 4096;
 
 /// What is logged unless `RUST_LOG` says otherwise, or where that cannot be used, which is told as an error.
-const DEFAULT_FILTER: &str = "info,rumqttc=error";
+const DEFAULT_FILTER: &str = "info";
 
 /// Whether each line has the time.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -39,7 +39,7 @@ pub fn start(times: Times) {
         .unwrap_or_else(|| DEFAULT_FILTER.to_owned());
     let out = Lossy::new(stderr(), times);
     env_logger::Builder::new()
-        .parse_filters(&filter)
+        .parse_filters(&without_mqtt_warnings(filter))
         .target(env_logger::Target::Pipe(Box::new(out)))
         .format(move |out, record| {
             let text = single_line(&record.args().to_string());
@@ -47,6 +47,18 @@ pub fn start(times: Times) {
             writeln!(out, "{}job-worker: {level}: {text}", times.start())
         })
         .init();
+}
+
+/// The MQTT library warns of what the worker tells better, or means to do. That is for whoever wants to see the packets.
+fn without_mqtt_warnings(filter: String) -> String {
+    let lower_case = filter.to_ascii_lowercase();
+    let packets_are_shown = ["debug", "trace", "rumqttc"]
+        .iter()
+        .any(|word| lower_case.contains(word));
+    match packets_are_shown {
+        true => filter,
+        false => filter + ",rumqttc=error",
+    }
 }
 
 impl Times {
@@ -188,6 +200,14 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn the_mqtt_library_is_heard_by_whoever_wants_the_packets() {
+        for heard in ["debug", "Trace", "warn,rumqttc=info"] {
+            assert_eq!(without_mqtt_warnings(heard.into()), heard);
+        }
+        assert_eq!(without_mqtt_warnings("warn".into()), "warn,rumqttc=error");
     }
 
     #[test]

@@ -27,6 +27,15 @@ const MAX_ANNOUNCEMENTS: usize = SEND_QUEUE_LENGTH / 2;
 /// used again too soon.
 pub const IN_FLIGHT: u16 = 16;
 
+/// How often the broker is nudged for its answer to one message. Each nudge takes a packet identifier.
+pub const MAX_NUDGES: u16 = IN_FLIGHT / 2;
+
+/// How long the broker is silent before each of the second half. Mosquitto delivers hundreds of requests at once over 3.1.1.
+pub const SILENCE: Duration = Duration::from_millis(1);
+
+/// A filter to which nobody subscribes.
+pub const NO_SUBSCRIPTION: &str = "job-worker/no-subscription";
+
 /// A peer that is silent for this many keep-alives is dead, as it is for a broker (MQTT 5, section 3.1.2.10). A living one
 /// answers a ping at each keep-alive.
 const SILENT_KEEP_ALIVES: f64 = 1.5;
@@ -162,6 +171,8 @@ macro_rules! define_open {
                 }),
                 last_heard: None,
                 published: None,
+                owes_acknowledgement: false,
+                nudges: 0,
                 unread: VecDeque::new(),
                 failure: None,
             })
@@ -233,6 +244,10 @@ macro_rules! define_open {
             last_heard: Option<Instant>,
             /// The packet identifier of the result that the broker is to acknowledge.
             published: Option<u16>,
+            /// Something has come, and nothing was sent since.
+            owes_acknowledgement: bool,
+            /// How often the broker was nudged since the result was sent.
+            nudges: u16,
             /// What came before the connection broke and is still to be heard.
             unread: VecDeque<Event>,
             /// Why it broke.
@@ -276,6 +291,18 @@ macro_rules! define_open {
             /// Waits for the next event. rumqttc bounds only its greeting: while it sends, it neither pings nor notices that
             /// no ping is answered. So the whole wait is bounded. The connection is given up then, which closes its socket.
             fn poll(&mut self) -> Result<Event, Failure> {
+                // A broker may hold back its answer until it has our TCP acknowledgement of what it has sent before. Mosquitto
+                // does, as it leaves Nagle's algorithm on, and Linux delays that acknowledgement by 40 ms.
+                if self.owes_acknowledgement && self.published.is_some() {
+                    let more = match self.nudges < MAX_NUDGES / 2 {
+                        true => self.connection.try_recv().ok(),
+                        false => self.connection.recv_timeout(SILENCE).ok(),
+                    };
+                    match more {
+                        Some(event) => return event.map_err(|error| failure(error, true)),
+                        None => self.nudge(),
+                    }
+                }
                 let keep_alive = keep_alive(&self.connection);
                 let received = match self.last_heard {
                     None => {
@@ -293,11 +320,24 @@ macro_rules! define_open {
                 }
             }
 
+            /// Sends something that changes nothing: our TCP acknowledgement goes with it.
+            fn nudge(&mut self) {
+                self.owes_acknowledgement = false;
+                let client = &self.sender.client;
+                if self.nudges < MAX_NUDGES && client.try_unsubscribe(NO_SUBSCRIPTION).is_ok() {
+                    self.nudges += 1;
+                }
+            }
+
             /// What an event means to the worker, if it means anything.
             fn hear(&mut self, event: Event) -> Result<Option<mqtt::Event>, Failure> {
-                if matches!(event, Event::Incoming(_)) {
+                let is_incoming = matches!(event, Event::Incoming(_));
+                if is_incoming {
                     self.last_heard = Some(Instant::now());
                 }
+                // the answer to a nudge comes behind whatever was held back
+                self.owes_acknowledgement =
+                    is_incoming && !matches!(event, Event::Incoming(Packet::UnsubAck(_)));
                 Ok(Some(match event {
                     Event::Incoming(Packet::ConnAck(ack)) => {
                         greeted(&mut self.connection, &ack, &self.sender.limits);
@@ -334,7 +374,7 @@ macro_rules! define_open {
                         return Ok(None);
                     }
                     Event::Outgoing(Outgoing::Publish(packet_id)) => {
-                        self.published = Some(packet_id);
+                        (self.published, self.nudges) = (Some(packet_id), 0);
                         return Ok(None);
                     }
                     _ => return Ok(None),

@@ -2,7 +2,8 @@
 //! queued for a subscription, and reasons.
 
 use super::adapter::{
-    Adapter, Failure, IN_FLIGHT, Limits, MAX_PACKET_BYTES, SEND_QUEUE_LENGTH, define_open, patience,
+    Adapter, Failure, IN_FLIGHT, Limits, MAX_NUDGES, MAX_PACKET_BYTES, NO_SUBSCRIPTION,
+    SEND_QUEUE_LENGTH, SILENCE, define_open, patience,
 };
 use super::{Message, Retention, Session, Settings, Subscribers, Subscription, Unpublished};
 use crate::mqtt;
