@@ -181,7 +181,7 @@ impl Machine {
                 }
             }
             Input::HeadReady => self.head_ready(now),
-            Input::Request(message) => self.request(message, now, todo),
+            Input::Request(message) => self.request(message, todo),
             // a rejection that nobody gets is none: the request stays with the broker
             Input::HeadNotPublished if matches!(self.head(), Some(Head::Rejecting(_))) => {
                 self.stand_at = Some(now + self.broker_pauses.next_pause());

@@ -81,14 +81,9 @@ impl Machine {
         self.deadline = Some(now + pause);
     }
 
-    pub(super) fn request(&mut self, message: Message, now: Instant, todo: &mut Vec<Action>) {
+    pub(super) fn request(&mut self, message: Message, todo: &mut Vec<Action>) {
         match self.head() {
             Some(Head::Waiting { .. }) => self.take(message, todo),
-            // With MQTT 5 one request is out at a time, so the next one shows that the broker has the acknowledgement. What we
-            // sent to be confirmed may be answered 40 ms later: Mosquitto leaves Nagle's algorithm on.
-            Some(Head::Confirming) if self.tells_subscribers && message.packet_id.is_some() => {
-                self.head_published(now, todo);
-            }
             // one request at a time, and at QoS 0 the broker does not keep the others
             _ if message.packet_id.is_none() => todo.push(Action::RejectNow(message)),
             Some(Head::Rejecting(packet_id) | Head::Settling { packet_id, .. }) => {

@@ -436,15 +436,3 @@ fn whoever_is_not_sure_of_the_session_stands_back_but_not_from_what_it_has_taken
         assert_eq!(format!("{:?}", taken.machine), before);
     }
 }
-
-#[test]
-fn with_mqtt_5_the_next_request_shows_that_the_broker_has_the_acknowledgement() {
-    for (tells_subscribers, expected) in [
-        (true, vec![Action::CloseHead, Action::Confirmed]),
-        (false, vec![]),
-    ] {
-        let mut story = Story::confirming();
-        story.hears(Input::Connected { tells_subscribers });
-        assert_eq!(story.hears(Input::Request(request(2))), expected);
-    }
-}
