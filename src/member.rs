@@ -261,7 +261,7 @@ impl Member {
             pool::Action::Confirmed => {
                 if let Err(error) = self.spool.confirm() {
                     // over MQTT 3.1.1, the request may be taken for one that is sent again
-                    log::warn!("the pool's `taken` cannot be written: {error}");
+                    log::warn!("the pool's directory: no note of an acknowledgement: {error}");
                 }
             }
             pool::Action::CloseHead => match &self.connection {
@@ -276,7 +276,10 @@ impl Member {
                 if let Some(claim) = self.claim.take()
                     && let Err(error) = claim.remove()
                 {
-                    log::warn!("the claim {} cannot be removed: {error}", claim.name());
+                    log::warn!(
+                        "the claim {} cannot be removed: {error}",
+                        claim.path().display()
+                    );
                 }
                 // the next process of this worker would not know which pool it was
                 if self.spool.is_removed()
@@ -312,10 +315,10 @@ impl Member {
                     self.claim = Some(Arc::from(claim));
                     return pool::Input::Looked(Looked::Claimed);
                 }
-                Ok(Some(Orphan::Damaged { name, error })) => {
+                Ok(Some(Orphan::Damaged { path, error })) => {
                     let sentence = format!(
-                        "the claim {name} of the pool {} cannot be read, and is put aside: {error}",
-                        self.pool.name
+                        "the claim {} cannot be read, and is put aside: {error}",
+                        path.display()
                     );
                     log::error!("{sentence}");
                     left.push(Action::TellDamaged(sentence));

@@ -240,7 +240,9 @@ impl WorkDir {
             Err(Errno::LOOP) => {
                 return Err(io::Error::other("it is a symlink, which JOB_ROOT forbids"));
             }
-            Err(Errno::NXIO) => return Err(io::Error::other("it is not a regular file")),
+            Err(Errno::NXIO | Errno::ISDIR) => {
+                return Err(io::Error::other("it is not a regular file"));
+            }
             Err(error) => return Err(error.into()),
         };
         if !file.metadata()?.is_file() {
@@ -281,7 +283,9 @@ impl WorkDir {
         let mut file = create().or_else(|error| match error.kind() {
             // left by a worker that was killed at this very point
             io::ErrorKind::AlreadyExists => {
-                self.remove(&temporary)?;
+                self.remove(&temporary).map_err(|error| {
+                    io::Error::new(error.kind(), format!("{temporary} is in the way: {error}"))
+                })?;
                 create()
             }
             _ => Err(error),

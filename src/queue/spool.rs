@@ -36,7 +36,7 @@ use crate::mqtt::Message;
 use claim::{History, Unreadable};
 use description::Description;
 use name::{directory, directory_of, key_of, name, place};
-use place::open_dir;
+use place::{at, open_dir};
 use rustix::fs::OFlags;
 use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
@@ -135,7 +135,7 @@ impl Spool {
 
     fn sync(&self) -> io::Result<()> {
         match self.durability {
-            Durability::Disk => self.dir.sync(),
+            Durability::Disk => self.dir.sync().map_err(at(&self.dir, "")),
             Durability::Cache => Ok(()),
         }
     }
@@ -148,14 +148,17 @@ impl Spool {
             .filter(|file| self.dir.leads_to(LOCK, file))
         {
             Some(file) => file,
-            None => self.dir.open_file(LOCK, OFlags::RDWR | OFlags::CREATE)?,
+            None => self
+                .dir
+                .open_file(LOCK, OFlags::RDWR | OFlags::CREATE)
+                .map_err(at(&self.dir, LOCK))?,
         };
         let got = match file.try_lock() {
             Ok(()) => self.dir.leads_to(LOCK, &file),
             Err(TryLockError::WouldBlock) => false,
             Err(TryLockError::Error(error)) => {
-                let error = format!("head.lock cannot be locked, and a pool needs locks: {error}");
-                return Err(io::Error::other(error));
+                let error = format!("it cannot be locked, and a pool needs locks: {error}");
+                return Err(at(&self.dir, LOCK)(io::Error::other(error)));
             }
         };
         self.lock = Some(file);
@@ -184,7 +187,7 @@ impl Spool {
     pub fn holder(&self) -> io::Result<Holder> {
         let mut text = vec![0; 512];
         let bytes = match &self.lock {
-            Some(lock) => lock.read_at(&mut text, 0)?,
+            Some(lock) => lock.read_at(&mut text, 0).map_err(at(&self.dir, LOCK))?,
             None => 0,
         };
         let text = String::from_utf8_lossy(&text[..bytes]);
@@ -206,13 +209,15 @@ impl Spool {
 
     fn begin_turn(&mut self) -> io::Result<()> {
         if let Some(lock) = &self.lock {
-            lock.set_len(0)?;
             let holder = format!("{} {}\n", self.worker, host::name());
-            lock.write_all_at(holder.as_bytes(), 0)?;
+            lock.set_len(0)
+                .and_then(|()| lock.write_all_at(holder.as_bytes(), 0))
+                .map_err(at(&self.dir, LOCK))?;
         }
         let uncounted = self.names("n-")?;
         let keys: Vec<u64> = uncounted.iter().filter_map(|name| key_of(name)).collect();
-        self.head = Some(Taken::open(&self.dir, &keys, self.durability)?);
+        let taken = Taken::open(&self.dir, &keys, self.durability);
+        self.head = Some(taken.map_err(at(&self.dir, taken::NAME))?);
         step()?;
         // only now: a request that is in `taken` and whose claim is gone has been run
         for name in uncounted {
@@ -221,7 +226,7 @@ impl Spool {
                 && self.left_alone.insert(name.clone())
             {
                 // it counts as little as before
-                log::warn!("{name} in the pool's directory cannot be removed: {error}");
+                log::warn!("{} cannot be removed", at(&self.dir, &name)(error));
             }
         }
         step()
@@ -248,8 +253,10 @@ impl Spool {
     /// What the system said.
     pub fn new_session(&mut self) -> io::Result<()> {
         match &mut self.head {
-            Some(taken) => taken.clear(&self.dir, self.durability),
-            None => Err(not_the_head()),
+            Some(taken) => taken
+                .clear(&self.dir, self.durability)
+                .map_err(at(&self.dir, taken::NAME)),
+            None => Err(self.not_the_head()),
         }
     }
 
@@ -259,11 +266,11 @@ impl Spool {
     /// What the system said. It may count or not: whoever becomes the head next finds out.
     pub fn take(&mut self, message: &Message, request: &Request) -> io::Result<Taking> {
         if !self.is_head() {
-            return Err(not_the_head());
+            return Err(self.not_the_head());
         }
         let counts = self.names("c-")?;
         let Some(taken) = &mut self.head else {
-            return Err(not_the_head());
+            return Err(self.not_the_head());
         };
         if taken.has(message) {
             return Ok(Taking::Before);
@@ -281,34 +288,33 @@ impl Spool {
         let key = now().max(latest.saturating_add(1));
         let (new, counted) = (name("n-", key, &place), name("c-", key, &place));
         step()?;
-        let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL;
-        let mut file = self.dir.open_file(&new, flags)?;
-        step()?;
-        file.try_lock()?;
         let taker = (!waits).then_some(&*self.worker);
-        file.write_all(&Claim::begin(message, &self.pool, taker)?)?;
-        if self.durability == Durability::Disk {
-            file.sync_all()?;
-            self.dir.sync()?;
-        }
+        let text = Claim::begin(message, &self.pool, taker)?;
+        let file =
+            write_claim(&self.dir, &new, &text, self.durability).map_err(at(&self.dir, &new))?;
         step()?;
-        taken.note(key, message, self.durability)?;
+        taken
+            .note(key, message, self.durability)
+            .map_err(at(&self.dir, taken::NAME))?;
         step()?;
         // the drive may have hung for so long that somebody else is the head
         if !self.is_head() {
-            return Err(not_the_head());
+            return Err(self.not_the_head());
         }
-        self.dir.rename(&new, &counted)?;
+        self.dir
+            .rename(&new, &counted)
+            .map_err(at(&self.dir, &new))?;
         step()?;
         self.sync()?;
         step()?;
         if waits {
             return Ok(Taking::Waits);
         }
-        let claim = Claim::read(&self.dir, file, counted, self.durability);
+        let claim = Claim::read(&self.dir, file, counted.clone(), self.durability);
         claim
             .map(|claim| Taking::Claim(Box::new(claim)))
             .map_err(io::Error::other)
+            .map_err(at(&self.dir, &counted))
     }
 
     /// The broker has our acknowledgement of the latest request.
@@ -317,16 +323,36 @@ impl Spool {
     /// What the system said.
     pub fn confirm(&mut self) -> io::Result<()> {
         match &mut self.head {
-            Some(taken) => taken.confirm(self.durability),
-            None => Err(not_the_head()),
+            Some(taken) => taken
+                .confirm(self.durability)
+                .map_err(at(&self.dir, taken::NAME)),
+            None => Err(self.not_the_head()),
         }
     }
 
+    fn not_the_head(&self) -> io::Error {
+        at(&self.dir, LOCK)(io::Error::other("it is not ours any more"))
+    }
+
     fn names(&self, prefix: &str) -> io::Result<Vec<String>> {
-        let mut names = self.dir.names()?;
+        let mut names = self.dir.names().map_err(at(&self.dir, ""))?;
         names.retain(|name| name.starts_with(prefix));
         Ok(names)
     }
+}
+
+/// Puts a claim under a name that does not count yet on the drive, and locks it.
+fn write_claim(dir: &WorkDir, name: &str, text: &[u8], durability: Durability) -> io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL;
+    let mut file = dir.open_file(name, flags)?;
+    step()?;
+    file.try_lock()?;
+    file.write_all(text)?;
+    if durability == Durability::Disk {
+        file.sync_all()?;
+        dir.sync()?;
+    }
+    Ok(file)
 }
 
 /// The requests that have a claim, are for a directory, and whose results are still to come. No claim is read before it is asked for.
@@ -354,10 +380,6 @@ fn now() -> u64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(0)
-}
-
-fn not_the_head() -> io::Error {
-    io::Error::other("head.lock is not ours any more")
 }
 
 impl From<Unreadable> for Box<dyn std::error::Error + Send + Sync> {

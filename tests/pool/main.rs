@@ -10,6 +10,7 @@ mod death;
 mod frozen;
 mod hosts;
 mod members;
+mod misplaced;
 mod moves;
 mod removed;
 mod taking;

@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
@@ -159,9 +160,9 @@ impl Claim {
         })
     }
 
-    /// Its name in the pool's directory.
-    pub fn name(&self) -> &str {
-        &self.name
+    /// Its file in the pool's directory.
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join(&self.name)
     }
 
     /// Counts that `worker` has taken a claim that nobody had.
@@ -204,7 +205,10 @@ impl Claim {
 
     fn note(&self, event: &Event) {
         if let Err(error) = self.append(event) {
-            log::warn!("the claim {} cannot be written: {error}", self.name);
+            log::warn!(
+                "the claim {} cannot be written: {error}",
+                self.path().display()
+            );
         }
     }
 
@@ -294,7 +298,7 @@ impl RequestRecord for Claim {
                 self.kept.store(true, Relaxed);
                 Kept::Yes
             }
-            Err(error) => Kept::Failed(format!("the claim {}: {error}", self.name)),
+            Err(error) => Kept::Failed(format!("the claim {}: {error}", self.path().display())),
         }
     }
 }

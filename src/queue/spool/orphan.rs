@@ -3,11 +3,13 @@
 use super::Spool;
 use super::claim::{Claim, Unreadable};
 use super::name::directory_of;
+use super::place::at;
 use crate::contract::Request;
 use rustix::fs::OFlags;
 use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
 use std::io;
+use std::path::PathBuf;
 
 /// A claim that nobody has.
 #[derive(Debug)]
@@ -16,8 +18,8 @@ pub enum Orphan {
     Claim(Box<Claim>),
     /// It cannot be read, and is out of the way by now.
     Damaged {
-        /// The name that it had.
-        name: String,
+        /// Where it was.
+        path: PathBuf,
         /// What is wrong with it.
         error: String,
     },
@@ -50,19 +52,24 @@ impl Spool {
                 // none of these may keep the others waiting
                 Err(Unreadable::Io(error)) => {
                     if self.left_alone.insert(name.clone()) {
-                        log::error!("the claim {name} cannot be taken over: {error}");
+                        let error = at(&self.dir, &name)(error);
+                        log::error!("a claim cannot be taken over: {error}");
                     }
                 }
                 Err(Unreadable::Version(version)) => {
                     if self.left_alone.insert(name.clone()) {
                         log::warn!(
-                            "the claim {name} is of version {version}, and is left to a worker that knows it"
+                            "the claim {} is of version {version}, and is left to a worker that knows it",
+                            self.dir.path().join(&name).display()
                         );
                     }
                 }
                 Err(Unreadable::Damaged(error)) => {
-                    self.dir.rename(&name, &name.replacen("c-", "bad-", 1))?;
-                    return Ok(Some(Orphan::Damaged { name, error }));
+                    self.dir
+                        .rename(&name, &name.replacen("c-", "bad-", 1))
+                        .map_err(at(&self.dir, &name))?;
+                    let path = self.dir.path().join(name);
+                    return Ok(Some(Orphan::Damaged { path, error }));
                 }
             }
         }

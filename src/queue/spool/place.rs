@@ -17,9 +17,7 @@ impl Spool {
     /// Describes the pool, or agrees with the description that is there.
     pub(super) fn agree(&mut self) -> Result<(), String> {
         let place = self.dir.path().join(DESCRIPTION);
-        let theirs = self
-            .describe()
-            .map_err(|error| format!("{}: {error}", place.display()))?;
+        let theirs = self.describe().map_err(|error| error.to_string())?;
         self.description
             .agrees_with(&theirs)
             .map_err(|difference| format!("{}: {difference}", place.display()))?;
@@ -55,7 +53,7 @@ impl Spool {
         if self.is_removed() {
             return self.restore();
         }
-        match self.dir.read(DESCRIPTION, 64 << 10) {
+        match self.described() {
             Ok(Some(_)) => self.agree(),
             Ok(None) => Ok(()),
             Err(error) => Err(error.to_string()),
@@ -66,37 +64,63 @@ impl Spool {
     fn describe(&mut self) -> io::Result<Description> {
         let give_up = Instant::now() + CREATION_PATIENCE;
         loop {
-            if let Some(there) = self.dir.read(DESCRIPTION, 64 << 10)? {
-                return Ok(serde_json::from_slice(&there)?);
+            if let Some(there) = self.described()? {
+                return Ok(there);
             }
             // whoever describes the pool has the head's lock
             if self.try_lock()? {
-                let described = match self.dir.read(DESCRIPTION, 64 << 10)? {
-                    Some(there) => Ok(serde_json::from_slice(&there)?),
+                let described = match self.described()? {
+                    Some(there) => Ok(there),
                     None => self.write_description(),
                 };
                 self.lock = None;
                 return described;
             }
             if Instant::now() > give_up {
-                return Err(io::Error::other("does not exist, and head.lock is held"));
+                let error = io::Error::other("does not exist, and head.lock is held");
+                return Err(at(&self.dir, DESCRIPTION)(error));
             }
             std::thread::sleep(CREATION_PAUSE);
         }
     }
 
+    /// What `pool.json` says, if it is there.
+    fn described(&self) -> io::Result<Option<Description>> {
+        let text = self.dir.read(DESCRIPTION, 64 << 10);
+        let description = text.and_then(|text| match text {
+            Some(text) => Ok(Some(serde_json::from_slice(&text)?)),
+            None => Ok(None),
+        });
+        description.map_err(at(&self.dir, DESCRIPTION))
+    }
+
     fn write_description(&self) -> io::Result<Description> {
         let text = serde_json::to_vec(&self.description)?;
-        self.dir.replace(DESCRIPTION, &text, self.durability)?;
+        self.dir
+            .replace(DESCRIPTION, &text, self.durability)
+            .map_err(at(&self.dir, DESCRIPTION))?;
         self.sync()?;
         if self.durability == Durability::Disk {
             // the directory itself is new, and the one that all pools are in may be
             for above in self.dir.path().ancestors().skip(1).take(2) {
-                File::open(above)?.sync_all()?;
+                File::open(above)
+                    .and_then(|directory| directory.sync_all())
+                    .map_err(|error| {
+                        io::Error::new(error.kind(), format!("{}: {error}", above.display()))
+                    })?;
             }
         }
         Ok(serde_json::from_slice(&text)?)
     }
+}
+
+/// Says which file of the pool's directory an error is about, or the directory itself where `name` is empty.
+pub fn at(dir: &WorkDir, name: &str) -> impl FnOnce(io::Error) -> io::Error {
+    let path = match name {
+        "" => dir.path().to_owned(),
+        name => dir.path().join(name),
+    };
+    move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 /// Opens the directory of a pool, or makes it.

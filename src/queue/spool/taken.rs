@@ -11,7 +11,7 @@ use rustix::fs::OFlags;
 use std::fs::File;
 use std::io::{self, Write};
 
-const NAME: &str = "taken";
+pub const NAME: &str = "taken";
 
 /// How many requests are remembered. A broker that goes back to what it saved last sends those again that it had given
 /// since then.

@@ -122,6 +122,11 @@ fn take_claim(spool: &mut Spool, message: &Message) -> Claim {
     }
 }
 
+fn name_of(claim: &Claim) -> String {
+    let path = claim.path();
+    path.file_name().unwrap().to_str().unwrap().to_owned()
+}
+
 fn becomes_a_claim(spool: &mut Spool, message: &Message) {
     let taking = take(spool, message).unwrap();
     assert!(
@@ -183,7 +188,7 @@ fn a_request_becomes_a_claim_once_wherever_heads_die() {
                 let taken: Vec<String> = std::iter::from_fn(|| orphan(&mut head))
                     .map(|claim| {
                         claim.remove().unwrap();
-                        claim.name().to_owned()
+                        name_of(&claim)
                     })
                     .collect();
                 assert_eq!(taken, claims, "in their order");
@@ -284,7 +289,7 @@ fn a_line_that_was_cut_short_is_none() {
     let mut head = place.head();
     let claim = take_claim(&mut head, &message(TEXT, 2, Some(5), false));
     claim.cancel();
-    let name = claim.name().to_owned();
+    let name = name_of(&claim);
     drop(claim);
     head.free_head();
     let append = |name: &str, text: &str| {
@@ -444,7 +449,7 @@ fn a_claim_that_was_published_and_not_removed_is_not_published_again() {
     let mut head = place.head();
     let claim = take_claim(&mut head, &message(TEXT, 2, Some(5), false));
     claim.keep(&result());
-    let path = place.pool().join(claim.name());
+    let path = claim.path();
     drop(claim);
     let mut file = File::options().append(true).open(&path).unwrap();
     file.write_all(b"\"published\"\n").unwrap();
@@ -458,7 +463,7 @@ fn a_claim_that_another_worker_has_is_left_to_it() {
     let mut head = place.head();
     let claim = take_claim(&mut head, &message(TEXT, 2, Some(5), false));
     // as a network drive does that was away for long: the lock is another's
-    let path = place.pool().join(claim.name());
+    let path = claim.path();
     let copy = place.pool().join("copy");
     std::fs::copy(&path, &copy).unwrap();
     std::fs::rename(&copy, &path).unwrap();
@@ -473,7 +478,7 @@ fn a_claim_that_was_taken_over_and_freed_is_not_ours() {
     let place = Place::new();
     let mut head = place.head();
     let claim = take_claim(&mut head, &message(TEXT, 2, Some(5), false));
-    let path = place.pool().join(claim.name());
+    let path = claim.path();
     let mut file = File::options().append(true).open(path).unwrap();
     file.write_all(b"{\"taken\":\"another\"}\n").unwrap();
     assert!(!claim.is_ours());
