@@ -36,7 +36,7 @@ use crate::mqtt::Message;
 use claim::{History, Unreadable};
 use description::Description;
 use name::{directory, directory_of, key_of, name, place};
-use place::{at, open_dir};
+use place::{at, may_use, open_dir};
 use rustix::fs::OFlags;
 use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
@@ -99,7 +99,7 @@ impl Spool {
     /// Opens the directory of a pool, or makes it.
     ///
     /// # Errors
-    /// A sentence: it cannot be used, its drive has no locks, or the pool is configured in another way.
+    /// A sentence: it cannot be used by this user, its drive has no locks, or the pool is configured in another way.
     pub fn open(
         config: &PoolConfig,
         topic_root: &str,
@@ -109,6 +109,7 @@ impl Spool {
     ) -> Result<Self, String> {
         let path = config.root.join(POOLS).join(&config.name);
         let dir = open_dir(&path, &config.root)?;
+        may_use(&path)?;
         let durability = match dir.is_in_memory() {
             true => Durability::Cache,
             false => durability,

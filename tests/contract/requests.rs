@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use support::mosquitto::tool;
 use support::site::{Finished, Site, names};
 use support::wait;
-use support::worker::{self, Worker};
+use support::worker::{Worker, without_privileges};
 
 const MIB: usize = 1 << 20;
 
@@ -108,29 +108,6 @@ fn any_character_but_topic_and_control_characters_may_be_in_an_id() {
         assert_success(&finished);
         assert_eq!(finished.result["id"], id);
     }
-}
-
-/// Takes away what root may do with any file, so that permissions count; others have nothing of it.
-fn without_privileges(command: &mut Command) {
-    let Some(program) = rustix::process::geteuid().is_root().then(worker::binary) else {
-        return;
-    };
-    let rights = "-dac_override,-dac_read_search";
-    let environment: Vec<_> = command
-        .get_envs()
-        .map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned)))
-        .collect();
-    let dir = command.get_current_dir().map(Path::to_owned);
-    *command = Command::new("setpriv");
-    command.args(["--bounding-set", rights, "--inh-caps", rights]);
-    command.arg(program);
-    for (name, value) in environment {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    dir.map(|dir| command.current_dir(dir));
 }
 
 #[test]

@@ -1,7 +1,9 @@
-//! What is no file stands where the pool has one: the log says where, and the pool goes on when it is gone.
+//! What is no file stands where the pool has one: the log says where, and the pool goes on when it is gone. And a pool that the
+//! member's user may not write.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::fs::Permissions;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,6 +12,7 @@ use serde_json::json;
 use super::members::{await_queue, member_of};
 use super::support::site::Site;
 use super::support::wait;
+use super::support::worker::without_privileges;
 
 const NO_FILE: &str = "it is not a regular file";
 
@@ -142,4 +145,69 @@ fn a_claim_that_is_no_file_is_named_once_and_keeps_nobody_waiting() {
             member.stderr()
         );
     }
+}
+
+/// A pool without the rights that a member needs, at `name`; a member and a check that have no others, and what they say.
+fn without_rights(name: &str, mode: u32, expected: &str) {
+    let site = Site::start();
+    let pool = pool_on(&site);
+    let path = pool.join(name);
+    let path = path.components().collect::<PathBuf>();
+    let may = |mode| fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+    may(mode);
+    let unprivileged = |command: &mut Command| {
+        member_of(&site, "a", "5")(command);
+        without_privileges(command);
+    };
+    let mut member = site.worker(unprivileged);
+    member.exits_with(78);
+    let mut check = site.command(["check"]);
+    unprivileged(&mut check);
+    let check = check.output().unwrap();
+    assert_eq!(check.status.code(), Some(78));
+    let user = rustix::process::geteuid().as_raw();
+    let told = format!(
+        "{} cannot be {expected} by this user (uid {user}, ",
+        path.display()
+    );
+    for said in [
+        member.stderr(),
+        String::from_utf8_lossy(&check.stderr).into_owned(),
+    ] {
+        assert!(said.contains(&told), "{told}: {said}");
+    }
+    may(0o755);
+    let member = site.idle_worker(unprivileged);
+    let dir = site.prepare("a", json!({ "steps": ["true"] }));
+    let request = json!({ "id": "a", "workDir": dir });
+    assert_eq!(
+        site.run_request(member, dir, request).result["status"],
+        "success"
+    );
+}
+
+#[test]
+fn a_user_who_may_not_write_the_pool_is_a_configuration_error() {
+    without_rights("", 0o555, "written");
+    without_rights("head.lock", 0o444, "written");
+    without_rights("taken", 0o444, "written");
+    without_rights("pool.json", 0, "read");
+}
+
+#[test]
+fn a_user_who_may_not_make_the_pool_is_a_configuration_error() {
+    let site = Site::start();
+    let root = site.directory("root");
+    fs::set_permissions(&root, Permissions::from_mode(0o555)).unwrap();
+    let mut member = site.worker(|command| {
+        member_of(&site, "a", "5")(command);
+        command.env("JOB_ROOT", &root);
+        without_privileges(command);
+    });
+    member.exits_with(78);
+    let told = format!(
+        "the pool's directory {} cannot be made by this user",
+        root.join(".job-worker/the-pool").display()
+    );
+    assert!(member.stderr().contains(&told), "{}", member.stderr());
 }

@@ -46,6 +46,30 @@ pub fn without_configuration(command: &mut Command) {
     }
 }
 
+/// Takes away what root may do with any file, so that permissions count; others have nothing of it.
+pub fn without_privileges(command: &mut Command) {
+    let Some(program) = rustix::process::geteuid().is_root().then(binary) else {
+        return;
+    };
+    let rights = "-dac_override,-dac_read_search";
+    let environment: Vec<_> = command
+        .get_envs()
+        .map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned)))
+        .collect();
+    let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+    let dir = command.get_current_dir().map(Path::to_owned);
+    *command = Command::new("setpriv");
+    command.args(["--bounding-set", rights, "--inh-caps", rights]);
+    command.arg(program).args(arguments);
+    for (name, value) in environment {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    dir.map(|dir| command.current_dir(dir));
+}
+
 impl Worker {
     /// Starts a worker for this broker; its current directory and the file of its stderr are in the broker's directory.
     pub fn spawn(broker: &Mosquitto, configure: impl FnOnce(&mut Command)) -> Self {

@@ -1,9 +1,12 @@
 //! The directory of a pool: whoever is first makes and describes it, all others agree.
 
-use super::Spool;
 use super::description::{Description, NAME as DESCRIPTION};
+use super::{LOCK, Spool, taken};
 use crate::config::Durability;
 use crate::job::{OpenError, WorkDir};
+use rustix::fs::Access;
+use rustix::io::Errno;
+use rustix::process::{getegid, geteuid};
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -123,6 +126,44 @@ pub fn at(dir: &WorkDir, name: &str) -> impl FnOnce(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
+/// Whether this user may do in the directory of a pool what a member does there. A drive that fails for another reason may go on
+/// later.
+///
+/// # Errors
+/// See [`may`].
+pub fn may_use(path: &Path) -> Result<(), String> {
+    const READ_AND_WRITE: Access = Access::READ_OK.union(Access::WRITE_OK);
+    may(path, READ_AND_WRITE.union(Access::EXEC_OK))?;
+    may(&path.join(DESCRIPTION), Access::READ_OK)?;
+    may(&path.join(LOCK), READ_AND_WRITE)?;
+    may(&path.join(taken::NAME), READ_AND_WRITE)
+}
+
+/// Whether this user may have this access to what is there.
+///
+/// # Errors
+/// A sentence that names the place, the user, and what a pool needs.
+pub fn may(place: &Path, access: Access) -> Result<(), String> {
+    let what = match access.contains(Access::WRITE_OK) {
+        true => "written",
+        false => "read",
+    };
+    match rustix::fs::access(place, access) {
+        Err(error @ (Errno::ACCESS | Errno::PERM | Errno::ROFS)) => Err(format!(
+            "{} cannot be {what} by {}: {}: each member must be able to read and write what any other has made",
+            place.display(),
+            user(),
+            io::Error::from(error)
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn user() -> String {
+    let (user, group) = (geteuid().as_raw(), getegid().as_raw());
+    format!("this user (uid {user}, gid {group})")
+}
+
 /// Opens the directory of a pool, or makes it.
 ///
 /// # Errors
@@ -130,8 +171,9 @@ pub fn at(dir: &WorkDir, name: &str) -> impl FnOnce(io::Error) -> io::Error {
 pub fn open_dir(path: &Path, root: &Path) -> Result<WorkDir, String> {
     std::fs::create_dir_all(path).map_err(|error| {
         format!(
-            "the pool's directory {} cannot be made: {error}",
-            path.display()
+            "the pool's directory {} cannot be made by {}: {error}",
+            path.display(),
+            user()
         )
     })?;
     WorkDir::open(path.to_owned(), Some(root)).map_err(|error| match error {

@@ -2,9 +2,10 @@
 
 use super::LOCK;
 use super::description::{Description, NAME as DESCRIPTION};
+use super::place::{may, may_use};
 use crate::config::{POOLS, PayloadSteps, PoolConfig};
 use crate::job::{OpenError, WorkDir};
-use rustix::fs::{Access, OFlags, access};
+use rustix::fs::{Access, OFlags};
 use std::fs::TryLockError;
 use std::io;
 use std::path::Path;
@@ -39,13 +40,13 @@ fn look(
         Err(OpenError::Missing { .. }) if is_missing(&path) => {
             let above = path.ancestors().find(|above| !is_missing(above));
             let above = above.unwrap_or(&config.root);
-            may_write(above)?;
+            may(above, Access::WRITE_OK | Access::EXEC_OK)?;
             good.push(format!("{shown} does not exist: the first member makes it"));
             return Ok(());
         }
         Err(error) => return Err(error.to_string()),
     };
-    may_write(&path)?;
+    may_use(&path)?;
     good.push(format!("{shown} is there, and we may write to it"));
     let told = |name: &str, error: io::Error| format!("{shown}/{name}: {error}");
     let description = dir
@@ -101,9 +102,4 @@ fn try_locks(dir: &WorkDir) -> io::Result<()> {
 fn is_missing(path: &Path) -> bool {
     path.symlink_metadata()
         .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-}
-
-fn may_write(path: &Path) -> Result<(), String> {
-    access(path, Access::WRITE_OK | Access::EXEC_OK)
-        .map_err(|error| format!("{}: we may not write to it: {error}", path.display()))
 }
