@@ -110,7 +110,7 @@ impl Controller {
         wait::until("the controller's subscription", || self.state().subscribed);
     }
 
-    /// Waits until the loss of the broker has been noticed.
+    /// Waits until the loss of the broker has been noticed, and all that it had said has been heard.
     pub fn await_loss(&self) {
         wait::until("the controller to lose the broker", || {
             !self.state().subscribed
@@ -237,36 +237,22 @@ impl Drop for Controller {
 }
 
 fn listen(mut connection: Connection, client: &Client, filter: &str, shared: &Shared) {
-    for event in connection.iter() {
+    while let Ok(event) = connection.recv() {
         let mut state = shared
             .state
             .lock()
             .expect("no thread panics while it holds this");
         match event {
-            Ok(Event::Incoming(Packet::ConnAck(connack))) if connack.session_present => {
-                state.subscribed = true
-            }
-            Ok(Event::Incoming(Packet::ConnAck(_))) => {
-                let mark = state.messages.len();
-                state.fresh_sessions.push(mark);
-                client
-                    .try_subscribe(filter, QoS::AtLeastOnce)
-                    .expect("there is room for one more request");
-            }
-            Ok(Event::Incoming(Packet::SubAck(_))) => state.subscribed = true,
-            Ok(Event::Incoming(Packet::PubAck(_))) => state.acknowledged += 1,
-            Ok(Event::Incoming(Packet::Publish(publish))) => state.messages.push(Message {
-                topic: publish.topic,
-                payload: publish.payload.to_vec(),
-                qos: publish.qos,
-                retain: publish.retain,
-            }),
             Ok(Event::Outgoing(Outgoing::Disconnect)) => {
                 state.subscribed = false;
                 return;
             }
-            Ok(_) => {}
+            Ok(event) => state.take(event, client, filter),
             Err(_) => {
+                // rumqttc keeps what came just before the end, and would hand it out as if it came on the next connection
+                for event in std::mem::take(&mut connection.eventloop.state.events) {
+                    state.take(event, client, filter);
+                }
                 state.subscribed = false;
                 drop(state);
                 if shared.over.load(Ordering::Relaxed) {
@@ -274,6 +260,32 @@ fn listen(mut connection: Connection, client: &Client, filter: &str, shared: &Sh
                 }
                 std::thread::sleep(Duration::from_millis(10));
             }
+        }
+    }
+}
+
+impl State {
+    fn take(&mut self, event: Event, client: &Client, filter: &str) {
+        match event {
+            Event::Incoming(Packet::ConnAck(connack)) if connack.session_present => {
+                self.subscribed = true
+            }
+            Event::Incoming(Packet::ConnAck(_)) => {
+                let mark = self.messages.len();
+                self.fresh_sessions.push(mark);
+                client
+                    .try_subscribe(filter, QoS::AtLeastOnce)
+                    .expect("there is room for one more request");
+            }
+            Event::Incoming(Packet::SubAck(_)) => self.subscribed = true,
+            Event::Incoming(Packet::PubAck(_)) => self.acknowledged += 1,
+            Event::Incoming(Packet::Publish(publish)) => self.messages.push(Message {
+                topic: publish.topic,
+                payload: publish.payload.to_vec(),
+                qos: publish.qos,
+                retain: publish.retain,
+            }),
+            _ => {}
         }
     }
 }
