@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::json;
 
-use super::cut::Way;
 use super::members::{await_queue, claims, member_of};
+use super::support::proxy::Proxy;
 use super::support::site::Site;
 use super::support::wait;
 use super::support::worker::{Worker, binary};
@@ -23,7 +23,7 @@ const PORT: u16 = 1883;
 struct Host {
     /// Keeps the network.
     process: Child,
-    way: Way,
+    way: Proxy,
 }
 
 impl Host {
@@ -44,7 +44,7 @@ impl Host {
             move_into_link_name_space(network.as_fd(), kind).unwrap();
             TcpListener::bind(("127.0.0.1", PORT)).unwrap()
         });
-        let way = Way::from(listener.join().unwrap(), broker);
+        let way = Proxy::on(listener.join().unwrap(), broker, usize::MAX);
         Self { process, way }
     }
 
@@ -119,7 +119,7 @@ fn a_host_without_a_broker_for_a_minute(version: &str) {
     });
     let holder = fs::read_to_string(head).unwrap();
     let cut_off = usize::from(holder.starts_with("on-two two"));
-    hosts[cut_off].way.cut();
+    hosts[cut_off].way.hold();
     let cut = Instant::now();
     for number in 0..5 {
         submit(&format!("early-{number}"), "");
@@ -140,7 +140,7 @@ fn a_host_without_a_broker_for_a_minute(version: &str) {
     );
     submit("late", "");
     assert_eq!(site.result("late").json()["worker"], other);
-    hosts[cut_off].way.mend();
+    hosts[cut_off].way.release();
     both_work("after");
     wait::until("no claim to be left", || claims(&site).is_empty());
     let lines = fs::read_to_string(&runs).unwrap();

@@ -1,4 +1,5 @@
-//! A TCP proxy before a broker, whose connections can die without a word: the sockets stay open, and nothing passes any more.
+//! A TCP proxy before a broker, whose connections can die without a word: the sockets stay open, and nothing passes any more. It
+//! can also hold all back for a while.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -19,6 +20,8 @@ pub struct Proxy {
 struct Shared {
     broker: u16,
     stop: AtomicBool,
+    /// Nothing passes for now.
+    holds: AtomicBool,
     /// Connections with a lower number are dead.
     alive_from: AtomicUsize,
     /// Bytes from the client after which connection 0 dies.
@@ -35,10 +38,16 @@ impl Proxy {
     /// The same, and the first connection dies as soon as the client has sent this many bytes over it.
     pub fn before_with_limit(broker: u16, first_dies_after: usize) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        Self::on(listener, broker, first_dies_after)
+    }
+
+    /// The same on a listener that may be in another network.
+    pub fn on(listener: TcpListener, broker: u16, first_dies_after: usize) -> Self {
         let port = listener.local_addr().expect("the port just bound").port();
         let shared = Arc::new(Shared {
             broker,
             stop: AtomicBool::new(false),
+            holds: AtomicBool::new(false),
             alive_from: AtomicUsize::new(0),
             first_dies_after,
             connections: AtomicUsize::new(0),
@@ -65,6 +74,16 @@ impl Proxy {
         let count = self.shared.connections.load(SeqCst);
         self.shared.alive_from.fetch_max(count, SeqCst);
         now
+    }
+
+    /// Holds back what either side says, on these connections and on new ones, and tells nobody.
+    pub fn hold(&self) {
+        self.shared.holds.store(true, SeqCst);
+    }
+
+    /// Passes on what was held back.
+    pub fn release(&self) {
+        self.shared.holds.store(false, SeqCst);
     }
 
     pub fn connections(&self) -> usize {
@@ -118,7 +137,11 @@ impl Shared {
                 std::thread::sleep(LOOK); // dead: the socket stays open and unread
                 continue;
             }
-            match from.read(&mut chunk) {
+            let read = from.read(&mut chunk);
+            while self.holds.load(SeqCst) && !self.stop.load(SeqCst) {
+                std::thread::sleep(LOOK);
+            }
+            match read {
                 Ok(0) => break,
                 Ok(count) if number < self.alive_from.load(SeqCst) => _ = count, // lost on the way
                 Ok(count) => {
