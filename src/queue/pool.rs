@@ -217,7 +217,7 @@ impl Machine {
         match self.state {
             State::Standing => self.stand(now, todo),
             State::Publishing(_) => {
-                if self.insist && !tells_subscribers {
+                if !tells_subscribers {
                     self.publish_at = Some(now + RESUBSCRIBE_WAIT);
                 }
                 self.publish(now, todo);
@@ -250,7 +250,7 @@ impl Machine {
 
     /// Tries to become the head, now or when that is worth a try.
     fn stand(&mut self, now: Instant, todo: &mut Vec<Action>) {
-        (self.state, self.insist) = (State::Standing, !self.connected);
+        self.state = State::Standing;
         self.deadline = self.stand_at.filter(|at| *at > now && self.connected);
         if self.connected && self.deadline.is_none() {
             todo.push(Action::TryHead);
@@ -373,8 +373,8 @@ impl Machine {
             }
             State::Head(_) => self.close(Then::Leave, now, todo),
             // the worker interrupts the job and then gives its claim back
-            State::Working | State::Gone => {}
-            State::Publishing(_) | State::Leaving => self.stop_at = Some(now + grace),
+            State::Working | State::Leaving | State::Gone => {}
+            State::Publishing(_) => self.stop_at = Some(now + grace),
         }
     }
 

@@ -157,7 +157,6 @@ impl Machine {
     pub(super) fn close(&mut self, then: Then, now: Instant, todo: &mut Vec<Action>) {
         self.state = State::Head(Head::Closing(then));
         self.deadline = Some(now + LEAVE_WAIT);
-        self.behind.clear(); // the broker delivers them again
         todo.push(Action::CloseHead);
     }
 
@@ -166,7 +165,7 @@ impl Machine {
         let Some(head) = self.head() else {
             return;
         };
-        self.behind.clear();
+        self.behind.clear(); // the broker delivers them again
         todo.extend([Action::AbandonHead, Action::FreeHead]);
         match head {
             // it counts, whether the broker has our acknowledgement or not

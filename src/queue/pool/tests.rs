@@ -1,5 +1,6 @@
 //! Each rule by itself; in [`walk`], two members, a broker and a drive, through every order of events.
 
+mod late;
 mod walk;
 
 use super::*;
