@@ -150,6 +150,7 @@ fn what_comes_late_changes_nothing() {
     ] {
         Story::working().takes_no_notice_of(input);
     }
+    assert_eq!(Story::working().machine.deadline(), None);
 }
 
 #[test]
@@ -364,6 +365,12 @@ fn leaving_takes_no_longer_than_a_disconnect_may() {
     let mut leaving = Story::leaving();
     assert_eq!(leaving.waits(), (LEAVE_WAIT, vec![Action::Exit]));
     assert_eq!(leaving.machine.deadline(), None);
+
+    let mut gone = Story::publishing(AfterResult::Leave);
+    gone.hears(STOP);
+    gone.hears(Input::Published(Subscribers::Some));
+    assert_eq!(gone.hears(Input::Closed), [Action::Exit]);
+    assert_eq!(gone.machine.deadline(), None);
 
     let mut hurried = Story::leaving();
     hurried.takes_no_notice_of(STOP);
