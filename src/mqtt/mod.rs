@@ -6,6 +6,7 @@
 
 mod adapter;
 mod driver;
+mod limits;
 mod probe;
 #[cfg(feature = "tls")]
 pub mod tls;

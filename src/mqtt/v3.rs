@@ -2,9 +2,9 @@
 //! first stay unacknowledged, so that they come again. Nor does it give reasons for a disconnect.
 
 use super::adapter::{
-    Adapter, Failure, IN_FLIGHT, Limits, MAX_NUDGES, MAX_PACKET_BYTES, NO_SUBSCRIPTION,
-    SEND_QUEUE_LENGTH, SILENCE, define_open, patience,
+    Adapter, Failure, IN_FLIGHT, MAX_NUDGES, NO_SUBSCRIPTION, SILENCE, define_open, patience,
 };
+use super::limits::{Limits, MAX_PACKET_BYTES, SEND_QUEUE_LENGTH};
 use super::{Message, Retention, Session, Settings, Subscribers, Subscription, Unpublished};
 use crate::mqtt;
 #[cfg(feature = "tls")]

@@ -2,9 +2,9 @@
 //! queued for a subscription, and reasons.
 
 use super::adapter::{
-    Adapter, Failure, IN_FLIGHT, Limits, MAX_NUDGES, MAX_PACKET_BYTES, NO_SUBSCRIPTION,
-    SEND_QUEUE_LENGTH, SILENCE, define_open, patience,
+    Adapter, Failure, IN_FLIGHT, MAX_NUDGES, NO_SUBSCRIPTION, SILENCE, define_open, patience,
 };
+use super::limits::{Limits, MAX_PACKET_BYTES, SEND_QUEUE_LENGTH};
 use super::{Message, Retention, Session, Settings, Subscribers, Subscription, Unpublished};
 use crate::mqtt;
 use rumqttc::Outgoing;
