@@ -88,9 +88,7 @@ impl Member {
         if matches!(tried, Ok(Try::Held(_))) && self.watch.is_none() {
             let outbox = self.outbox.clone();
             let watch = self.spool.watch(move || outbox.send(Heard::HeadFree));
-            self.watch = watch
-                .inspect_err(|error| log::debug!("head.lock cannot be watched: {error}"))
-                .ok();
+            self.watch = watch.inspect_err(|error| log::debug!("{error}")).ok();
             // it may have become free before that
             tried = self.spool.try_head();
         }

@@ -205,7 +205,9 @@ impl Spool {
     /// # Errors
     /// See [`Watch::open`].
     pub fn watch(&self, is_free: impl Fn() + Send + 'static) -> io::Result<Watch> {
+        let what = |error| format!("it cannot be watched: {error}");
         Watch::open(&self.dir, is_free)
+            .map_err(|error| at(&self.dir, LOCK)(io::Error::other(what(error))))
     }
 
     fn begin_turn(&mut self) -> io::Result<()> {

@@ -93,7 +93,10 @@ impl Worker {
             return self.publish_stored(&request.id, document.clone());
         }
         if let Err(error) = claim.let_steps_inherit() {
-            log::warn!("the steps cannot inherit the lock of their claim: {error}");
+            log::warn!(
+                "the steps cannot inherit the lock of the claim {}: {error}",
+                claim.path().display()
+            );
         }
         let waker = self.inbox.waker().clone();
         let worker = &self.config.worker_id;
