@@ -317,6 +317,10 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
             .ok()
     }
 
+    fn is_unset(&self, name: &str) -> bool {
+        (self.lookup)(name).is_none_or(|value| value.is_empty())
+    }
+
     /// The value of a variable; `None` where it is unset or unusable.
     fn value<T>(
         &mut self,
@@ -583,6 +587,19 @@ mod tests {
             "job_worker::mqtt=trace",
         ] {
             assert!(config(&[("RUST_LOG", filter)]).is_ok(), "{filter}");
+        }
+    }
+
+    #[test]
+    fn a_pool_needs_a_root_and_an_unusable_one_is_told_once() {
+        for root in [
+            &[][..],
+            &[("JOB_ROOT", "")],
+            &[("JOB_ROOT", "/does/not/exist")],
+        ] {
+            let errors = config(&[&[("JOB_POOL", "p")], root].concat()).unwrap_err();
+            assert_eq!(errors.len(), 1, "{errors:?}");
+            assert!(errors[0].contains("JOB_ROOT"), "{errors:?}");
         }
     }
 

@@ -24,7 +24,8 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
             let is_one = check_name(name).is_ok() && !matches!(name, "." | "..");
             is_one.then(|| name.to_owned())
         })?;
-        if job.root.is_none() {
+        // an unusable JOB_ROOT has its own error
+        if job.root.is_none() && self.is_unset("JOB_ROOT") {
             self.errors.push(
                 "JOB_POOL is set without JOB_ROOT: set it to the directory that all members share"
                     .to_owned(),
