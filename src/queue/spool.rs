@@ -47,6 +47,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use taken::Taken;
 
 const LOCK: &str = "head.lock";
+
+/// The clocks of two hosts differ by no more than a year, in nanoseconds. A claim from later is no member's, and says nothing
+/// about the order.
+const CLOCKS_DIFFER: u64 = 365 * 24 * 3600 * 1_000_000_000;
+
 /// The open directory of a pool.
 #[derive(Debug)]
 pub struct Spool {
@@ -285,10 +290,12 @@ impl Spool {
         if request.key.is_some() && earlier.any(|other| is_same(&self.root, &other, request)) {
             return Ok(Taking::InProgress);
         }
-        let latest = counts.iter().filter_map(|name| key_of(name));
-        let latest = latest.chain(taken.last_key()).max().unwrap_or(0);
+        let now = now();
+        let keys = counts.iter().filter_map(|name| key_of(name));
+        let keys = keys.filter(|key| *key <= now.saturating_add(CLOCKS_DIFFER));
+        let latest = keys.chain(taken.last_key()).max().unwrap_or(0);
         // in the order of taking, whatever the clocks of the hosts say
-        let key = now().max(latest.saturating_add(1));
+        let key = now.max(latest.saturating_add(1));
         let (new, counted) = (name("n-", key, &place), name("c-", key, &place));
         step()?;
         let taker = (!waits).then_some(&*self.worker);

@@ -65,11 +65,15 @@ impl Spool {
                     }
                 }
                 Err(Unreadable::Damaged(error)) => {
-                    self.dir
-                        .rename(&name, &name.replacen("c-", "bad-", 1))
-                        .map_err(at(&self.dir, &name))?;
-                    let path = self.dir.path().join(name);
-                    return Ok(Some(Orphan::Damaged { path, error }));
+                    let path = self.dir.path().join(&name);
+                    match self.dir.rename(&name, &name.replacen("c-", "bad-", 1)) {
+                        Ok(()) => return Ok(Some(Orphan::Damaged { path, error })),
+                        Err(kept) if self.left_alone.insert(name) => log::error!(
+                            "{}: it is no claim ({error}), and cannot be put aside: {kept}",
+                            path.display()
+                        ),
+                        Err(_) => {}
+                    }
                 }
             }
         }

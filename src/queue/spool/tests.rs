@@ -513,6 +513,28 @@ fn damaged_claims_stop_nobody() {
 }
 
 #[test]
+fn a_damaged_claim_that_cannot_be_put_aside_stops_nobody() {
+    let place = Place::new();
+    let mut head = place.head();
+    std::fs::write(place.pool().join("c-0000000000000001-x"), "junk").unwrap();
+    std::fs::create_dir(place.pool().join("bad-0000000000000001-x")).unwrap();
+    drop(take_claim(&mut head, &message(TEXT, 2, None, false)));
+    until_some(|| orphan(&mut head));
+}
+
+#[test]
+fn a_claim_from_the_end_of_time_makes_no_two_names_equal() {
+    let place = Place::new();
+    let mut head = place.head();
+    let stray = place.pool().join("c-ffffffffffffffff-x");
+    std::fs::write(stray, "{\"version\":9}\n").unwrap();
+    for packet_id in [2, 3, 4] {
+        becomes_a_claim(&mut head, &message(TEXT, packet_id, None, false));
+    }
+    assert_eq!(place.names("c-").len(), 4);
+}
+
+#[test]
 fn a_claim_of_another_version_is_left_alone() {
     let place = Place::new();
     let mut head = place.head();
