@@ -422,7 +422,7 @@ fn verify(broker: &Broker, drive: &TempDir, killed: bool, reported: bool) {
     let stored: Value =
         serde_json::from_slice(&fs::read(drive.path().join("job.status.json")).unwrap()).unwrap();
     assert_eq!(stored["attempt"], result["attempt"]);
-    assert_eq!(broker.queued(WORKER), 0);
+    broker.wait_for_queued(WORKER, 0, wait::DEADLINE);
     assert!(broker.received("jobs/rejected").is_empty());
 
     let attempts = result["attempt"].as_u64().unwrap();

@@ -138,7 +138,7 @@ fn the_order_at_the_end(version: &str) {
             ">DISCONNECT"
         ]
     );
-    assert_eq!(site.broker.queued(WORKER), 0);
+    site.broker.wait_for_queued(WORKER, 0, DEADLINE);
     assert!(
         site.broker
             .retained(STATE)
@@ -357,7 +357,7 @@ fn requests_behind_the_first_stay_with_the_broker(version: &str) {
         );
         assert_eq!(site.runs(id), "1\n");
     }
-    assert_eq!(site.broker.queued(WORKER), 0);
+    site.broker.wait_for_queued(WORKER, 0, DEADLINE);
 }
 
 on_both_protocols!(

@@ -44,7 +44,7 @@ fn running_job_is_cancelled(version: &str) {
         read_json(&dir.join("job.status.json"))["reason"],
         "cancelled"
     );
-    assert_eq!(site.broker.queued(WORKER), 0, "the request is acknowledged");
+    site.broker.wait_for_queued(WORKER, 0, DEADLINE); // it is acknowledged
 }
 
 #[test]
