@@ -1,7 +1,7 @@
 //! `job-worker check [DIR]`: says what is wrong before anything runs (docs/reference.md, "Commands").
 
 use crate::config::{Config, PoolConfig, unknown_variables};
-use crate::contract::{Definition, MAX_DEFINITION_BYTES};
+use crate::contract::{Definition, MAX_DEFINITION_BYTES, Plan};
 use crate::job::{CANCEL_FILE, WorkDir};
 use crate::mqtt::{self, Life, Session, Subscription};
 use crate::queue::spool;
@@ -114,28 +114,38 @@ fn check_pool(config: &Config, pool: &PoolConfig, findings: &mut Vec<Finding>) {
 fn check_job(dir: &OsStr, findings: &mut Vec<Finding>) -> Result<(), String> {
     let path = std::path::absolute(dir).map_err(|error| format!("{dir:?}: {error}"))?;
     let dir = WorkDir::open(path, None).map_err(|error| error.to_string())?;
+    let doubtful = |what: String| Finding::Doubtful(format!("job: {what}"));
     if dir.contains(CANCEL_FILE) {
         let file = dir.path().join(CANCEL_FILE);
         let file = file.display();
-        findings.push(Finding::Doubtful(format!(
-            "job: withdrawn by {file}; it does not run while that file is there"
+        findings.push(doubtful(format!(
+            "withdrawn by {file}; it does not run while that file is there"
         )));
+    }
+    if let Err(error) = dir.may_write() {
+        findings.push(Finding::Wrong(format!("job: {error}")));
     }
     let place = dir.path().join("job.json");
     let content = dir
         .read("job.json", MAX_DEFINITION_BYTES)
         .map_err(|error| format!("{}: {error}", place.display()))?;
     let content = content.ok_or_else(|| format!("{} does not exist", place.display()))?;
-    let definition = Definition::parse(&content)?;
-    let steps = definition.steps.ok_or("job.json has no `steps`")?;
-    let unknown = match definition.unknown.is_empty() {
-        true => String::new(),
-        false => format!(
-            "; unknown fields are ignored: {}",
-            definition.unknown.join(", ")
+    let plan = Definition::parse(&content).and_then(|definition| {
+        let nothing = Definition::default();
+        let plan = Plan::merge(&nothing, Some(definition), None, u32::MAX);
+        plan.map_err(|_| vec!["job.json has no `steps`".to_owned()])
+    });
+    match plan {
+        Ok(plan) => {
+            findings.extend(plan.warnings.into_iter().map(doubtful));
+            let steps = plan.steps.len();
+            findings.push(Finding::Good(format!("job: good; {steps} steps")));
+        }
+        Err(faults) => findings.extend(
+            faults
+                .iter()
+                .map(|fault| Finding::Wrong(format!("job: {fault}"))),
         ),
-    };
-    let steps = steps.len();
-    findings.push(Finding::Good(format!("job: good; {steps} steps{unknown}")));
+    }
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 pub const MAX_DEFINITION_BYTES: u64 = 1 << 20;
 
 /// One shell command line of a job.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Step {
     /// What the shell runs.
     pub run: String,
@@ -32,31 +32,62 @@ pub struct Definition {
     pub timeout: Option<Duration>,
     /// How many attempts a job gets whose worker dies.
     pub max_attempts: Option<u32>,
-    /// Fields that mean nothing to us, with their place; to be named once in the worker's log.
+    /// Fields that mean nothing to us, each with its place and what may be meant.
     pub unknown: Vec<String>,
 }
+
+/// The fields of a `job.json`, which a request may have as well.
+const FIELDS: [&str; 4] = ["steps", "env", "timeoutSeconds", "maxAttempts"];
+const FIELDS_OF_A_STEP: [&str; 4] = ["run", "name", "timeoutSeconds", "always"];
+
+/// How many unknown fields are named.
+const NAMED: usize = 10;
 
 impl Definition {
     /// Parses a `job.json`.
     ///
     /// # Errors
-    /// A sentence that names the field and says what is accepted.
-    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        Object::parse(bytes)
-            .and_then(Self::take_from)
-            .map_err(|e| format!("job.json: {e}"))
+    /// Everything that is wrong, one sentence each, which names the field and says what is accepted.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Vec<String>> {
+        let object = Object::parse(bytes).map_err(|e| vec![e]);
+        object
+            .and_then(|object| Self::take_from(object, &[]))
+            .map_err(|faults| faults.iter().map(|e| format!("job.json: {e}")).collect())
     }
 
-    /// Takes the fields of a definition out of an object that may hold others of its owner.
-    pub(super) fn take_from(mut object: Object) -> Result<Self, String> {
+    /// Takes the fields of a definition out of an object that had `others` of its owner.
+    pub(super) fn take_from(mut object: Object, others: &[&str]) -> Result<Self, Vec<String>> {
         let mut unknown = Vec::new();
-        let steps = object.take("steps", |raw| steps(raw, &mut unknown))?;
-        let env = object.take("env", environment)?.unwrap_or_default();
-        let timeout = object.take("timeoutSeconds", json::seconds)?;
-        let max_attempts = object.take("maxAttempts", json::count)?;
-        unknown.extend(object.rest());
+        let items = object.take("steps", json::array);
+        let env = object.take("env", Object::of);
+        let mut faults = std::mem::take(&mut object.faults);
+        let steps = items.map(|items| {
+            let read = |(i, item)| {
+                let told = |e| format!("`steps` item {}: {e}", i + 1);
+                let wrong = |all: Vec<_>| faults.extend(all.into_iter().map(told));
+                step(item, &mut unknown).map_err(wrong).ok()
+            };
+            let items = items.iter().map(Box::as_ref).enumerate();
+            items.filter_map(read).collect()
+        });
+        let read = |(name, value): (String, Box<RawValue>)| {
+            let told = |e| format!("`env` {}: {e}", json::brief(&name));
+            let text = variable(&name, &value).map_err(|e| faults.push(told(e)));
+            Some((name.clone(), text.ok()?))
+        };
+        let env = env.into_iter().flat_map(Object::rest).filter_map(read);
+        let env = env.collect();
+        let timeout = object.take("timeoutSeconds", json::seconds);
+        let max_attempts = object.take("maxAttempts", json::count);
+        faults.append(&mut object.faults);
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let ours = [&FIELDS, others].concat();
+        unknown.extend(unknown_in(object, "", &ours));
         unknown.sort();
         unknown.dedup();
+        unknown.truncate(NAMED);
         Ok(Self {
             steps,
             env,
@@ -67,75 +98,78 @@ impl Definition {
     }
 }
 
-fn steps(raw: &RawValue, unknown: &mut Vec<String>) -> Result<Vec<Step>, String> {
-    let items = json::array(raw)?;
-    items
-        .iter()
-        .enumerate()
-        .map(|(i, item)| step(item, unknown).map_err(|e| format!("item {}: {e}", i + 1)))
-        .collect()
+fn unknown_in(rest: Object, place: &str, ours: &[&str]) -> impl Iterator<Item = String> {
+    rest.rest().map(move |(name, _)| {
+        let meant = nearest(&name, ours);
+        let meant = meant.map(|meant| format!(" (did you mean {meant}?)"));
+        format!("{place}{}{}", json::brief(&name), meant.unwrap_or_default())
+    })
 }
 
-fn step(raw: &RawValue, unknown: &mut Vec<String>) -> Result<Step, String> {
-    match json::type_name(raw) {
-        "a string" => Ok(Step {
-            run: json::string(raw)?,
-            name: None,
-            timeout: None,
-            always: false,
-        }),
-        "an object" => {
-            let mut object = Object::of(raw)?;
-            let step = Step {
-                run: object
-                    .take("run", json::string)?
-                    .ok_or("an object needs `run`, the command line")?,
-                name: object.take("name", json::string)?,
-                timeout: object.take("timeoutSeconds", json::seconds)?,
-                always: object.take("always", json::boolean)?.unwrap_or(false),
-            };
-            unknown.extend(
-                object
-                    .rest()
-                    .into_iter()
-                    .map(|name| format!("steps[].{name}")),
-            );
-            Ok(step)
+/// The one of `ours` that `name` is, apart from case, `_` and one misspelt place of two letters; else the shortest one that goes
+/// on where `name` ends.
+pub fn nearest<'a>(name: &str, ours: &[&'a str]) -> Option<&'a str> {
+    let letters = |name: &str| name.to_ascii_lowercase().replace('_', "").into_bytes();
+    let given = letters(name);
+    let wrong = |ours: &&&str| {
+        let ours = letters(ours);
+        let (short, long) = (given.len().min(ours.len()), given.len().max(ours.len()));
+        let same = |(one, other): &(&u8, &u8)| one == other;
+        let start = given.iter().zip(&ours).take_while(same).count();
+        let ends = given.iter().rev().zip(ours.iter().rev());
+        long - start - ends.take(short - start).take_while(same).count()
+    };
+    let misspelt = |ours: &&&str| wrong(ours) <= 2 && 2 * wrong(ours) <= ours.len();
+    let goes_on = |ours: &&&str| given.len() >= 3 && letters(ours).starts_with(&given);
+    let nearest = ours.iter().filter(misspelt).min_by_key(wrong);
+    nearest
+        .or_else(|| ours.iter().filter(goes_on).min_by_key(|ours| ours.len()))
+        .copied()
+}
+
+fn step(raw: &RawValue, unknown: &mut Vec<String>) -> Result<Step, Vec<String>> {
+    let mut object = match json::type_name(raw) {
+        "a string" => {
+            let run = json::string(raw).map_err(|e| vec![e])?;
+            return Ok(Step {
+                run,
+                ..Step::default()
+            });
         }
-        other => Err(format!(
-            "must be a string or an object with `run`, not {other}"
-        )),
+        "an object" => Object::of(raw).map_err(|e| vec![e])?,
+        other => {
+            let wanted = "must be a string or an object with `run`";
+            return Err(vec![format!("{wanted}, not {other}")]);
+        }
+    };
+    let run = object.take("run", json::string);
+    if run.is_none() && object.faults.is_empty() {
+        let needed = "an object needs `run`, the command line";
+        object.faults.push(needed.to_owned());
     }
+    let step = Step {
+        run: run.unwrap_or_default(),
+        name: object.take("name", json::string),
+        timeout: object.take("timeoutSeconds", json::seconds),
+        always: object.take("always", json::boolean).unwrap_or(false),
+    };
+    if !object.faults.is_empty() {
+        return Err(object.faults);
+    }
+    unknown.extend(unknown_in(object, "steps[].", &FIELDS_OF_A_STEP));
+    Ok(step)
 }
 
 /// Numbers and booleans are taken as their text: `{"PORT": 8080}` is what people write.
-fn environment(raw: &RawValue) -> Result<BTreeMap<String, String>, String> {
-    let read = |(name, value): (String, Box<RawValue>)| {
-        if name.is_empty() || name.contains(['=', '\0']) {
-            let name = json::brief(&name);
-            return Err(format!(
-                "has the name {name:?}; a name must not be empty nor contain = or NUL"
-            ));
-        }
-        let text = match json::type_name(&value) {
-            "a string" => {
-                json::string(&value).map_err(|e| format!("{}: {e}", json::brief(&name)))?
-            }
-            "a number" | "a boolean" => value.get().to_owned(),
-            other => {
-                return Err(format!(
-                    "{}: must be a string, not {other}",
-                    json::brief(&name)
-                ));
-            }
-        };
-        Ok((name, text))
-    };
-    Object::of(raw)?
-        .into_fields()
-        .into_iter()
-        .map(read)
-        .collect()
+fn variable(name: &str, value: &RawValue) -> Result<String, String> {
+    if name.is_empty() || name.contains(['=', '\0']) {
+        return Err("a name must not be empty nor contain = or NUL".to_owned());
+    }
+    match json::type_name(value) {
+        "a string" => json::string(value),
+        "a number" | "a boolean" => Ok(value.get().to_owned()),
+        other => Err(format!("must be a string, not {other}")),
+    }
 }
 
 #[cfg(test)]
@@ -211,8 +245,9 @@ mod tests {
                 "A: must be a string, not an object",
             ),
         ] {
-            let error = Definition::parse(json.as_bytes()).unwrap_err();
-            assert!(error.contains(said), "{json}: {error}");
+            let faults = Definition::parse(json.as_bytes()).unwrap_err();
+            assert_eq!(faults.len(), 1, "{faults:?}");
+            assert!(faults[0].contains(said), "{json}: {faults:?}");
         }
     }
 
@@ -232,11 +267,41 @@ mod tests {
     #[test]
     fn notes_unknown_fields_and_takes_null_as_absent() {
         let job = Definition::parse(
-            br#"{"steps": [{"run": "x", "nmae": "y"}], "env": null, "timeout": 5}"#,
+            br#"{"steps": [{"run": "x", "nmae": "y", "colour": null}], "env": {"A": null}, "timeout": 5}"#,
         )
         .unwrap();
-        assert_eq!(job.unknown, ["steps[].nmae", "timeout"]);
+        let named = [
+            "steps[].nmae (did you mean name?)",
+            "timeout (did you mean timeoutSeconds?)",
+        ];
+        assert_eq!(job.unknown, named);
         assert!(job.env.is_empty());
+    }
+
+    #[test]
+    fn tells_every_fault() {
+        let json = br#"{"steps": ["a", 5, {"run": 7, "always": 1}, {}], "env": {"A": [], "": 1}, "maxAttempts": 0}"#;
+        let faults = Definition::parse(json).unwrap_err();
+        assert_eq!(faults.len(), 7, "{faults:?}");
+    }
+
+    #[test]
+    fn a_misspelt_field_is_told_from_one_of_others() {
+        let ours = [&FIELDS[..], &FIELDS_OF_A_STEP, &["id", "workDir", "key"]].concat();
+        for (name, meant) in [
+            ("timeout", Some("timeoutSeconds")),
+            ("timeout_seconds", Some("timeoutSeconds")),
+            ("timeoutSecnods", Some("timeoutSeconds")),
+            ("allways", Some("always")),
+            ("workdir", Some("workDir")),
+            ("working_dir", None),
+            ("nam", Some("name")),
+            ("max", Some("maxAttempts")),
+            ("x", None),
+            ("comment", None),
+        ] {
+            assert_eq!(nearest(name, &ours), meant, "{name}");
+        }
     }
 
     #[test]

@@ -124,29 +124,29 @@ impl EarlierRun {
         }))
     }
 
-    fn understand(bytes: &[u8], id: &JobId) -> Result<Option<Self>, String> {
-        let mut object = Object::parse(bytes)?;
-        let owner = object.take("id", JobId::from_json)?.ok_or("no id")?;
+    fn understand(bytes: &[u8], id: &JobId) -> Option<Option<Self>> {
+        let mut object = Object::parse(bytes).ok()?;
+        let owner = object.take("id", JobId::from_json)?;
         let status = object.take("status", |raw| {
             serde_json::from_str::<JobState>(raw.get()).map_err(|e| e.to_string())
-        });
-        let status = status?.ok_or("no status")?;
+        })?;
         if owner.as_str() != id.as_str() {
-            return Ok(None);
+            return Some(None);
         }
-        Ok(Some(Self {
+        let run = Self {
             progress: match status {
                 JobState::Running => Progress::Died,
                 JobState::Interrupted => Progress::Interrupted,
                 JobState::Success | JobState::Failed => Progress::Final,
             },
-            attempt: object.take("attempt", json::count)?.unwrap_or(1),
-            stops: object.take("stops", json::count)?.unwrap_or(0),
-            forgotten: object.take("forgotten", json::boolean)?.unwrap_or(false),
-            worker: object.take("worker", json::string)?,
-            key: object.take("key", json::string)?,
-            origin: object.take("origin", json::string)?,
-        }))
+            attempt: object.take("attempt", json::count).unwrap_or(1),
+            stops: object.take("stops", json::count).unwrap_or(0),
+            forgotten: object.take("forgotten", json::boolean).unwrap_or(false),
+            worker: object.take("worker", json::string),
+            key: object.take("key", json::string),
+            origin: object.take("origin", json::string),
+        };
+        object.faults.is_empty().then_some(Some(run))
     }
 
     /// What is to be done about a request that finds this earlier run in its directory.

@@ -1,12 +1,15 @@
 //! Reading JSON field by field, so that one bad field can be named and the others still be used.
 
-use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// An object whose values are not interpreted yet.
-pub struct Object(BTreeMap<String, Box<RawValue>>);
+pub struct Object {
+    fields: BTreeMap<String, Box<RawValue>>,
+    /// What is wrong with the fields that were taken, one sentence each.
+    pub faults: Vec<String>,
+}
 
 impl Object {
     /// Reads one JSON object.
@@ -14,63 +17,50 @@ impl Object {
     /// # Errors
     /// A sentence that says what is wrong with the text.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        Self::of(document(bytes)?)
+        let raw = serde_json::from_slice(without_mark(bytes));
+        Self::of(raw.map_err(|e| format!("is not valid JSON: {e}"))?)
     }
 
     /// Interprets one value as an object.
     pub fn of(raw: &RawValue) -> Result<Self, String> {
         expect("{", raw, "an object")?;
-        serde_json::from_str(raw.get())
-            .map(Self)
-            .map_err(|e| format!("is not valid JSON: {e}"))
+        let fields = serde_json::from_str(raw.get());
+        Ok(Self {
+            fields: fields.map_err(|e| format!("is not valid JSON: {e}"))?,
+            faults: Vec::new(),
+        })
     }
 
-    /// Takes a field out of the object and reads it. `null` counts as absent, which is how Node-RED leaves a field out.
+    /// Takes a field out of the object and reads it. `null` counts as absent, which is how Node-RED leaves a field out. A
+    /// field that cannot be used is a fault.
     pub fn take<T>(
         &mut self,
         name: &str,
         read: impl FnOnce(&RawValue) -> Result<T, String>,
-    ) -> Result<Option<T>, String> {
-        match self.0.remove(name) {
-            None => Ok(None),
-            Some(raw) if raw.get() == "null" => Ok(None),
-            Some(raw) => read(&raw).map(Some).map_err(|e| format!("`{name}` {e}")),
-        }
+    ) -> Option<T> {
+        let raw = self.fields.remove(name).filter(|raw| !is_null(raw))?;
+        read(&raw)
+            .map_err(|e| self.faults.push(format!("`{name}` {e}")))
+            .ok()
     }
 
-    /// The names of the fields that nobody has taken.
-    pub fn rest(self) -> Vec<String> {
-        self.0.into_keys().collect()
-    }
-
-    /// All fields, for objects with keys of the user's own.
-    pub fn into_fields(self) -> BTreeMap<String, Box<RawValue>> {
-        self.0
+    /// All fields that were not taken. `null` counts as absent.
+    pub fn rest(self) -> impl Iterator<Item = (String, Box<RawValue>)> {
+        self.fields.into_iter().filter(|(_, raw)| !is_null(raw))
     }
 }
 
-/// One JSON text. A byte order mark, which Windows tools like to write, is passed over (RFC 8259, section 8.1).
-fn document(bytes: &[u8]) -> Result<&RawValue, String> {
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    serde_json::from_slice(bytes).map_err(|e| format!("is not valid JSON: {e}"))
+fn is_null(raw: &RawValue) -> bool {
+    raw.get() == "null"
 }
 
-/// The field `id` of an object, without a copy of all the others.
-///
-/// # Errors
-/// A sentence that says what is wrong with the text.
-pub fn id_alone(bytes: &[u8]) -> Result<Option<&RawValue>, String> {
-    #[derive(Deserialize)]
-    struct Fields<'a> {
-        #[serde(borrow)]
-        id: Option<&'a RawValue>,
-    }
-    let raw = document(bytes)?;
-    expect("{", raw, "an object")?;
-    serde_json::from_str(raw.get())
-        .map(|fields: Fields| fields.id)
-        .map_err(|e| format!("is not valid JSON: {e}"))
+/// A JSON text without the byte order mark that Windows tools like to write before it (RFC 8259, section 8.1).
+pub fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes)
 }
+
+/// See [`without_mark`].
+pub const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// What a person calls the type of a JSON value.
 pub fn type_name(raw: &RawValue) -> &'static str {

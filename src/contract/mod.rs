@@ -11,12 +11,13 @@ mod shorten;
 mod status;
 mod topics;
 
-pub use definition::{Definition, MAX_DEFINITION_BYTES, Step};
+pub use definition::{Definition, MAX_DEFINITION_BYTES, Step, nearest};
 pub use earlier_run::{Attempt, Decision, EarlierRun, Follows};
 pub use id::{JobId, check_name};
+pub use json::{BYTE_ORDER_MARK, without_mark};
 pub use origin::{RequestOrigin, fnv_1a, identity};
 pub use plan::Plan;
-pub use request::{MAX_REQUEST_BYTES, Rejection, Request, rejection_notice};
+pub use request::{MAX_REQUEST_BYTES, Rejection, Request, rejection_notice, told};
 pub use shorten::shorten;
 pub use status::{Document, JobState, Reason, StepState, StepStatus, Timestamp, millis};
 pub use topics::{Topics, subscribed_for};

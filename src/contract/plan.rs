@@ -13,10 +13,12 @@ pub struct Plan {
     pub env: BTreeMap<String, String>,
     /// Limit of the whole job.
     pub timeout: Option<Duration>,
+    /// Whether that limit is the worker's, and not the job's own.
+    pub is_bound: bool,
     /// How many attempts the job gets if its worker dies.
     pub max_attempts: u32,
-    /// What the job asks for and does not get, one sentence each.
-    pub capped: Vec<String>,
+    /// What the job says and does not get, one sentence each.
+    pub warnings: Vec<String>,
 }
 
 impl Plan {
@@ -32,6 +34,16 @@ impl Plan {
         max_attempts: u32,
     ) -> Result<Self, String> {
         let file = file.unwrap_or_default();
+        let mut warnings = Vec::new();
+        for (place, unknown) in [
+            ("the request", &request.unknown),
+            ("job.json", &file.unknown),
+        ] {
+            if !unknown.is_empty() {
+                let names = unknown.join(", ");
+                warnings.push(format!("unknown fields in {place} are ignored: {names}"));
+            }
+        }
         let mut steps = request
             .steps
             .clone()
@@ -39,19 +51,18 @@ impl Plan {
             .ok_or("job.json has no `steps`, and neither has the request")?;
         let mut env = file.env;
         env.extend(request.env.clone());
-        let mut capped = Vec::new();
         let asked = request.timeout.or(file.timeout);
         if let (Some(asked), Some(bound)) = (asked, timeout)
             && asked > bound
         {
             let (asked, bound) = (asked.as_secs_f64(), bound.as_secs_f64());
-            capped.push(format!(
+            warnings.push(format!(
                 "asks for timeoutSeconds {asked}, more than JOB_TIMEOUT allows: {bound}"
             ));
         }
         let attempts = request.max_attempts.or(file.max_attempts);
         if let Some(asked) = attempts.filter(|asked| *asked > max_attempts) {
-            capped.push(format!(
+            warnings.push(format!(
                 "asks for maxAttempts {asked}, more than JOB_MAX_ATTEMPTS allows: {max_attempts}"
             ));
         }
@@ -63,8 +74,9 @@ impl Plan {
             steps,
             env,
             timeout: asked.into_iter().chain(timeout).min(),
+            is_bound: timeout.is_some_and(|bound| asked.is_none_or(|asked| asked > bound)),
             max_attempts: attempts.unwrap_or(max_attempts).min(max_attempts),
-            capped,
+            warnings,
         })
     }
 }
@@ -136,7 +148,8 @@ mod tests {
             let limit = Some(Duration::from_secs_f64(got.0));
             assert_eq!((plan.timeout, plan.max_attempts), (limit, got.1));
             assert_eq!(plan.steps[0].timeout, limit);
-            assert_eq!(plan.capped.len(), capped, "{:?}", plan.capped);
+            assert_eq!(plan.warnings.len(), capped, "{:?}", plan.warnings);
+            assert_eq!(plan.is_bound, timeout > 9.0);
         }
     }
 }

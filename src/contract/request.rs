@@ -13,8 +13,11 @@ pub const MAX_REQUEST_BYTES: usize = 1 << 20;
 /// How much of an unusable payload is shown to the controller, in bytes.
 const SHOWN_PAYLOAD_BYTES: usize = 1024;
 
-/// More than any usable id has as JSON, in bytes: 128 characters, each of them written as two escapes.
-const MAX_ID_BYTES: usize = 128 * 12 + 2;
+/// How many faults of a request are told.
+const TOLD_FAULTS: usize = 5;
+
+/// The fields of a request that are none of a job definition.
+const FIELDS: [&str; 3] = ["id", "workDir", "key"];
 
 /// A usable request.
 #[derive(Clone, Debug)]
@@ -49,64 +52,52 @@ impl Request {
         let unreadable = |error: String| Rejection {
             id: None,
             work_dir: None,
-            error,
+            error: format!("the request{error}"),
         };
         if payload.len() > MAX_REQUEST_BYTES {
-            return Err(Self::too_large(payload));
+            let bytes = payload.len();
+            let error = format!(" has {bytes} bytes; {MAX_REQUEST_BYTES} are taken");
+            return Err(unreadable(error));
         }
-        let mut object =
-            Object::parse(payload).map_err(|e| unreadable(format!("the request {e}")))?;
-        let id = object
-            .take("id", JobId::from_json)
-            .and_then(|id| id.ok_or_else(|| "`id` is missing".to_owned()))
-            .map_err(|e| unreadable(format!("the request: {e}")))?;
-        let rejected = |work_dir: Option<&String>, error: String| Rejection {
-            id: Some(id.clone()),
-            work_dir: work_dir.cloned(),
-            error: format!("the request: {error}"),
+        let mut object = Object::parse(payload).map_err(|e| unreadable(format!(" {e}")))?;
+        let Some(id) = object.take("id", JobId::from_json) else {
+            let missing = || "`id` is missing".to_owned();
+            let error = object.faults.pop().unwrap_or_else(missing);
+            return Err(unreadable(format!(": {error}")));
         };
-        let work_dir = match object.take("workDir", json::string) {
-            Ok(Some(work_dir)) if !work_dir.is_empty() => work_dir,
-            Ok(Some(_)) => return Err(rejected(None, "`workDir` is empty".to_owned())),
-            Ok(None) => return Err(rejected(None, "`workDir` is missing".to_owned())),
-            Err(error) => return Err(rejected(None, error)),
-        };
+        let work_dir = object.take("workDir", json::string);
+        match &work_dir {
+            Some(work_dir) if work_dir.is_empty() => {
+                object.faults.push("`workDir` is empty".to_owned());
+            }
+            None if object.faults.is_empty() => {
+                object.faults.push("`workDir` is missing".to_owned());
+            }
+            _ => {}
+        }
         let key = object.take("key", key);
-        match key.and_then(|key| Ok((key, Definition::take_from(object)?))) {
-            Ok((key, definition)) => Ok(Self {
+        match Definition::take_from(object, &FIELDS) {
+            Ok(definition) => Ok(Self {
                 id,
-                work_dir,
+                work_dir: work_dir.unwrap_or_default(),
                 key,
                 definition,
             }),
-            Err(error) => Err(rejected(Some(&work_dir), error)),
+            Err(faults) => Err(Rejection {
+                id: Some(id),
+                work_dir: work_dir.filter(|work_dir| !work_dir.is_empty()),
+                error: format!("the request: {}", told(&faults)),
+            }),
         }
     }
+}
 
-    /// It may have 256 MiB, which MQTT allows: nothing of it is copied but its id.
-    fn too_large(payload: &[u8]) -> Rejection {
-        let error = format!(
-            "the request has {} bytes; {MAX_REQUEST_BYTES} are taken",
-            payload.len()
-        );
-        let id = json::id_alone(payload)
-            .and_then(|id| match id {
-                Some(id) if id.get().len() > MAX_ID_BYTES => Err("has a too long `id`".to_owned()),
-                id => id.map(JobId::from_json).transpose(),
-            })
-            .and_then(|id| id.ok_or_else(|| "has no `id`".to_owned()));
-        match id {
-            Ok(id) => Rejection {
-                id: Some(id),
-                work_dir: None,
-                error,
-            },
-            Err(unusable) => Rejection {
-                id: None,
-                work_dir: None,
-                error: format!("{error}, and it cannot be answered by its id: it {unusable}"),
-            },
-        }
+/// The first of many faults, as one sentence.
+pub fn told(faults: &[String]) -> String {
+    let told = faults[..faults.len().min(TOLD_FAULTS)].join("; ");
+    match faults.len().saturating_sub(TOLD_FAULTS) {
+        0 => told,
+        more => format!("{told}; and {more} more"),
     }
 }
 
@@ -145,29 +136,6 @@ pub fn rejection_notice(worker: &str, error: &str, payload: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_request_that_is_too_large_is_answered_by_any_id_that_is_usable() {
-        let too_large = |id: &str| {
-            let padding = " ".repeat(MAX_REQUEST_BYTES);
-            let payload = format!("{{ \"id\": \"{id}\", \"workDir\": \"x\" {padding}}}");
-            Request::parse(payload.as_bytes()).unwrap_err()
-        };
-        // each character in its longest form
-        let rejection = too_large(&r"\ud83d\ude00".repeat(128));
-        let id = rejection.id.expect("a usable id");
-        assert_eq!(id.as_str().chars().count(), 128);
-        // a byte more is not even read
-        for length in [1537, 3000] {
-            let rejection = too_large(&"a".repeat(length));
-            assert!(rejection.id.is_none());
-            assert!(
-                rejection.error.ends_with("it has a too long `id`"),
-                "{}",
-                rejection.error
-            );
-        }
-    }
 
     #[test]
     fn takes_the_example_of_the_contract() {
@@ -238,28 +206,7 @@ mod tests {
         assert_eq!(sized(MAX_REQUEST_BYTES).len(), MAX_REQUEST_BYTES);
         assert!(Request::parse(&sized(MAX_REQUEST_BYTES)).is_ok());
         let rejection = Request::parse(&sized(MAX_REQUEST_BYTES + 1)).unwrap_err();
-        assert_eq!(rejection.id.unwrap().as_str(), "big");
-    }
-
-    #[test]
-    fn a_too_large_request_is_answered_by_id_where_it_has_one() {
-        let padding = " ".repeat(MAX_REQUEST_BYTES);
-        for (text, id, said) in [
-            (r#"{"env": {"id": 1}, "id": "a"}"#, Some("a"), "are taken"),
-            ("\u{feff}{\"id\": 7}", Some("7"), "are taken"),
-            (r#"{"id": null}"#, None, "has no `id`"),
-            (r#"{"id": "a/b"}"#, None, "none of / + #"),
-            (r#"["a"]"#, None, "must be an object, not an array"),
-            (r#"{"id": "a""#, None, "is not valid JSON"),
-        ] {
-            let rejection = Request::parse(format!("{text}{padding}").as_bytes()).unwrap_err();
-            assert_eq!(rejection.id.as_ref().map(JobId::as_str), id, "{text}");
-            assert!(
-                rejection.error.contains(said),
-                "{text}: {}",
-                rejection.error
-            );
-        }
+        assert!(rejection.id.is_none() && rejection.error.contains("are taken"));
     }
 
     #[test]

@@ -174,6 +174,13 @@ impl Document {
         }
     }
 
+    /// Adds what a person should know.
+    pub fn warn(&mut self, sentence: &str) {
+        let before = self.warning.take();
+        let sentences = before.iter().map(String::as_str).chain([sentence]);
+        self.warning = Some(sentences.collect::<Vec<_>>().join("; "));
+    }
+
     /// Whether this answers a request that could not be run.
     pub fn is_rejection(&self) -> bool {
         self.reason == Some(Reason::Rejected)

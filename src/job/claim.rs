@@ -3,7 +3,7 @@
 //! is tried again: by [`Claim::look`].
 
 use super::claimed::ClaimedJob;
-use super::directory::is_passing;
+use super::directory::{explained, is_passing};
 use super::execution::Execution;
 use super::log::{JobLog, Lock, while_nothing_runs};
 use super::place::open_dir;
@@ -12,7 +12,7 @@ use crate::backoff::Backoff;
 use crate::config::{Durability, JobConfig, PayloadSteps};
 use crate::contract::{
     Attempt, Decision, Definition, Document, JobId, MAX_DEFINITION_BYTES, Plan, Reason, Request,
-    RequestOrigin,
+    RequestOrigin, told,
 };
 use crate::inbox::Waker;
 use serde::de::IgnoredAny;
@@ -228,14 +228,15 @@ impl Claim {
             let document = self.end_unrun(Some(&dir), config.durability, worker, error);
             return Ok(final_result(document));
         }
-        let (plan, unknown) = self.plan(&dir, config)?;
+        let plan = self.plan(&dir, config)?;
         let internal = |error: String| self.not_run(worker, Reason::Internal, error);
         let log = match JobLog::open(&dir) {
             Ok(log) => log,
             Err(error) => {
                 return Ok(internal(format!(
-                    "{}/job.log cannot be opened: {error}",
-                    dir.path().display()
+                    "{}/job.log cannot be opened: {}",
+                    dir.path().display(),
+                    explained(error)
                 )));
             }
         };
@@ -267,7 +268,7 @@ impl Claim {
                 final_result(self.give_up(&dir, log, attempt, error, config, worker))
             }
             (Decision::Run(attempt), _) => {
-                for sentence in unknown.iter().chain(&plan.capped) {
+                for sentence in &plan.warnings {
                     log::warn!("job {}: {sentence}", self.id().as_str());
                 }
                 let job = ClaimedJob {
@@ -290,13 +291,12 @@ impl Claim {
         Ok(claimed)
     }
 
-    /// The plan, and what is to be said of fields that mean nothing to us.
-    fn plan(&self, dir: &WorkDir, config: &JobConfig) -> Result<(Plan, Vec<String>), OpenError> {
+    fn plan(&self, dir: &WorkDir, config: &JobConfig) -> Result<Plan, OpenError> {
         let place = || format!("{}/job.json", dir.path().display());
         let missing = |why: String| OpenError::Missing { what: place(), why };
         let content = match dir.read("job.json", MAX_DEFINITION_BYTES) {
             Err(error) if is_passing(&error) => {
-                return Err(missing(format!("cannot be read: {error}")));
+                return Err(missing(format!("cannot be read: {}", explained(error))));
             }
             Err(error) => {
                 let error = format!("{} cannot be read: {error}", place());
@@ -324,16 +324,7 @@ impl Claim {
         let definition = content
             .map(|bytes| Definition::parse(&bytes))
             .transpose()
-            .map_err(OpenError::Unusable)?;
-        let fields = [
-            ("the request", Some(&own.unknown)),
-            ("job.json", definition.as_ref().map(|file| &file.unknown)),
-        ];
-        let named = |(place, names): (&str, Option<&Vec<String>>)| {
-            let names = names.filter(|names| !names.is_empty())?.join(", ");
-            Some(format!("unknown fields in {place} are ignored: {names}"))
-        };
-        let unknown = fields.into_iter().filter_map(named).collect();
+            .map_err(|faults| OpenError::Unusable(told(&faults)))?;
         let plan = Plan::merge(
             &self.request.definition,
             definition,
@@ -344,7 +335,7 @@ impl Claim {
             RequestOrigin::ByHand => "job.json has no `steps`".to_owned(),
             RequestOrigin::Queue { .. } | RequestOrigin::Claim { .. } => error,
         });
-        Ok((plan.map_err(OpenError::Unusable)?, unknown))
+        plan.map_err(OpenError::Unusable)
     }
 
     /// What is to be done, and the document of the earlier run that says so.

@@ -51,7 +51,7 @@ impl ClaimedJob {
             exit_code: None,
             reason: None,
             error: None,
-            warning: None,
+            warning: (!self.plan.warnings.is_empty()).then(|| self.plan.warnings.join("; ")),
             attempt: Some(self.attempt.number),
             worker: worker.to_owned(),
             host: host::name(),
@@ -88,6 +88,9 @@ impl ClaimedJob {
             host = host::name(),
             version = env!("CARGO_PKG_VERSION"),
         ));
+        for warning in &self.plan.warnings {
+            self.log.line(format_args!("warning: {warning}"));
+        }
         Ok(())
     }
 

@@ -50,6 +50,17 @@ pub fn is_passing(error: &io::Error) -> bool {
     Errno::from_io_error(error).is_some_and(|error| passing.contains(&error))
 }
 
+/// What the system said; where it is about rights, with the user whose rights those are, and what helps.
+pub fn explained(error: io::Error) -> String {
+    let user = rustix::process::geteuid().as_raw();
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => format!(
+            "{error}: this worker runs as user {user}; give that user the rights, or run the worker as the owner"
+        ),
+        _ => error.to_string(),
+    }
+}
+
 impl WorkDir {
     /// Opens `path`, an absolute path, which must lie inside `fence` where there is one, after all symlinks.
     ///
@@ -84,7 +95,7 @@ impl WorkDir {
                         what: format!("workDir {shown}"),
                         why: match error {
                             Errno::NOENT => "does not exist".to_owned(),
-                            _ => format!("cannot be opened: {error}"),
+                            _ => format!("cannot be opened: {}", explained(error.into())),
                         },
                     },
                     _ => OpenError::Unusable(format!("workDir {shown} cannot be opened: {error}")),
@@ -194,6 +205,18 @@ impl WorkDir {
     /// What the system said.
     pub fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         Ok(renameat(&self.handle, from, &self.handle, to)?)
+    }
+
+    /// Whether this user may make files in the directory.
+    ///
+    /// # Errors
+    /// A sentence that names the user, and what helps.
+    pub fn may_write(&self) -> Result<(), String> {
+        let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+        rustix::fs::accessat(&self.handle, ".", access, AtFlags::EACCESS).map_err(|error| {
+            let path = self.path.display();
+            format!("{path} cannot be written: {}", explained(error.into()))
+        })
     }
 
     /// The names in the directory, sorted.

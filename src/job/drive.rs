@@ -171,7 +171,7 @@ fn finish(
             let warning = format!("the drive may not have all that the steps wrote: {error}");
             log.line(format_args!("warning: {warning}"));
             log.line(format_args!("{}", last_line(&document)));
-            document.warning = Some(warning);
+            document.warn(&warning);
         }
     }
     if let Err(error) = log.complete(durability) {
@@ -182,7 +182,7 @@ fn finish(
     } else if let Err(error) = store(dir, &document.to_json(), durability) {
         // a step may remove the directory of its own job: then nobody misses the journal
         if dir.is_removed() {
-            document.warning = Some(error);
+            document.warn(&error);
         } else {
             fail(&mut document, log, error, durability);
             // the drive may have had a bad moment only; the first error is the one to tell

@@ -243,21 +243,24 @@ fn zero_steps_in_the_request_override_those_of_job_json() {
 }
 
 #[test]
-fn unknown_fields_are_ignored_and_named_once_in_the_workers_log() {
+fn unknown_fields_are_ignored_and_named_once_in_each_log_and_in_the_result() {
     let site = Site::start();
     let definition = json!({ "steps": [{ "run": "true", "flavour": 1 }, { "run": "true", "flavour": 2 }], "colour": "red" });
     let dir = site.prepare("unknown", definition);
     let request = json!({ "id": "unknown", "workDir": dir, "priority": { "colour": "not a field of its own" } });
     let finished = site.run_request(site.idle_worker(|_| {}), dir, request);
     assert_success(&finished);
+    let warning = finished.result["warning"].as_str().unwrap_or_default();
     let own_log = finished.worker.stderr();
-    for field in ["flavour", "colour", "priority"] {
-        assert_eq!(
-            own_log.matches(field).count(),
-            1,
-            "`{field}` is named once in:\n{own_log}"
-        );
+    for place in [&own_log, &finished.log, warning] {
+        for field in ["flavour", "colour", "priority"] {
+            assert_eq!(place.matches(field).count(), 1, "`{field}` in:\n{place}");
+        }
     }
+    assert!(finished.log.contains(&format!(
+        " warning: {}",
+        warning.split("; ").next().unwrap()
+    )));
 }
 
 #[test]
@@ -412,8 +415,9 @@ fn a_too_large_request_is_held_once(version: &str) {
         .arg(&file)
         .status();
     assert!(published.unwrap().success());
-    let result = site.result("huge").json();
-    assert_eq!(result["reason"], "rejected", "{result}");
+    let notice = site.controller.next("jobs/rejected").json();
+    let error = notice["error"].as_str().unwrap();
+    assert!(error.contains("are taken"), "{notice}");
     let status = fs::read_to_string(format!("/proc/{}/status", worker.pid())).unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let peak: usize = peak

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 use job_worker::config::Config;
 use job_worker::contract::{
     Decision, Definition, Document, EarlierRun, JobId, Plan, Request, RequestOrigin, Step, Topics,
-    check_name, rejection_notice, single_line,
+    check_name, rejection_notice, single_line, told,
 };
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -61,7 +61,7 @@ pub fn request(bytes: &[u8]) {
 pub fn definition(bytes: &[u8]) {
     match Definition::parse(bytes) {
         Ok(definition) => whole_definition(&definition),
-        Err(error) => sentence(&error),
+        Err(faults) => sentence(&told(&faults)),
     }
 }
 
