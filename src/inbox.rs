@@ -1,18 +1,16 @@
-//! Where the main thread waits: one inbox for what the connection's thread sends, and for the signals of the kernel
+//! Where the main thread waits: one inbox for what other threads send, and for the signals of the kernel
 //! (docs/reference.md, "Signals").
 //!
-//! A signal handler may set a flag and write a byte to a socket, and hardly anything else. So that byte is what the inbox
-//! sleeps on, whoever has something for it rings with one, and no thread is needed to pass the signals on.
+//! A signal handler may set a flag and write a byte to a socket, and hardly anything else. So the inbox sleeps on that socket, each
+//! sender writes a byte to it, too, and no thread is needed to pass the signals on.
 
 use nix::sys::signal::{SigSet, Signal};
 use rustix::event::{PollFd, PollFlags, poll};
-use signal_hook::consts::{
-    SIGABRT, SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGSYS, SIGTERM, SIGTRAP,
-    SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU, SIGXFSZ,
-};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
 use signal_hook::iterator::{backend::SignalDelivery, exfiltrator::SignalOnly};
-use std::cell::{Cell, RefCell};
-use std::io::{self, Write};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,27 +20,29 @@ use std::time::{Duration, Instant};
 /// How long to stay awake for the next event: a broker nearby answers sooner than a sleeping processor wakes up.
 const LOOKOUT: Duration = Duration::from_micros(150);
 
-/// Signals that ask us to stop, whatever else they may mean elsewhere: each of them would end this process and leave its
-/// steps behind. Those from SIGHUP on stay ignored if they were ignored at start (`nohup`).
-///
-/// SIGABRT is what a watchdog sends. The abort() of the C library ends this process all the same.
-const STOPS: [i32; 16] = [
-    SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGXCPU,
-    SIGIO, SIGABRT, SIGTRAP, SIGSYS, SIGPWR, SIGSTKFLT,
+/// How much later than the first one a stop is a second one. Systemd, `timeout` and `supervise` may all tell us of one and the same.
+const SECOND_STOP: Duration = Duration::from_secs(1);
+
+/// Signals that ask us to stop. Those behind SIGINT stay ignored if they were ignored at start (`nohup`).
+const STOPS: [i32; 8] = [
+    SIGTERM,
+    SIGINT,
+    SIGHUP,
+    SIGQUIT,
+    SIGUSR1,
+    SIGUSR2,
+    Signal::SIGPWR as i32, // signal-hook has no name for it
+    SIGRTMIN_3,
 ];
 
-// signal-hook has no names for these
-const SIGPWR: i32 = Signal::SIGPWR as i32;
-const SIGSTKFLT: i32 = Signal::SIGSTKFLT as i32;
-
 /// SIGRTMIN+3, the stop signal of images that are made for systemd, as glibc, systemd and Docker count. musl, which our static
-/// binaries have, begins one later: its own SIGRTMIN+3 is never sent by anybody.
+/// binaries have, begins one later: nobody ever sends its own SIGRTMIN+3.
 const SIGRTMIN_3: i32 = 37;
 
 /// What comes in.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Event<T> {
-    /// SIGTERM or another signal of its kind: somebody asks us to stop.
+    /// SIGTERM or another signal of its kind asks us to stop.
     Stop(i32),
     /// SIGCHLD: some child has ended.
     ChildEnded,
@@ -55,16 +55,14 @@ pub enum Event<T> {
 /// The receiving end, for one thread.
 pub struct Inbox<T> {
     sent: Receiver<T>,
-    /// Signals, and the end of the bell that we hear.
-    signals: RefCell<SignalDelivery<UnixStream, SignalOnly>>,
-    /// Stops that have been raised and not told yet.
-    stops: RefCell<Vec<i32>>,
-    /// Whether a stop has come out of here.
-    stop_told: Cell<bool>,
-    child_ended: Cell<bool>,
+    /// Signals, and the end of the socket on which we sleep.
+    signals: SignalDelivery<UnixStream, SignalOnly>,
+    /// What has come and is not told yet.
+    come: VecDeque<Event<T>>,
+    first_stop: Option<Instant>,
+    /// What we find at a look has come after this moment.
+    looked: Instant,
     own_waker: Waker,
-    /// Whose turn it is, when a child has ended and something was sent.
-    child_first: Cell<bool>,
 }
 
 /// Wakes the inbox without a message: [`Event::Woken`] says that there is something to look for.
@@ -90,10 +88,16 @@ pub struct Outbox<T> {
 
 impl<T> Clone for Outbox<T> {
     fn clone(&self) -> Self {
-        Self {
-            sent: self.sent.clone(),
-            bell: self.bell.clone(),
-        }
+        let (sent, bell) = (self.sent.clone(), self.bell.clone());
+        Self { sent, bell }
+    }
+}
+
+impl<T> Outbox<T> {
+    /// Sends without waiting. Where the inbox is gone, the worker is leaving.
+    pub fn send(&self, message: T) {
+        let _ = self.sent.send(message);
+        let _ = (&*self.bell).write(&[0]); // a full socket wakes the inbox, too
     }
 }
 
@@ -110,10 +114,8 @@ fn try_open<T>() -> io::Result<(Outbox<T>, Inbox<T>)> {
     let (bell, ring) = UnixStream::pair()?;
     ring.set_nonblocking(true)?;
     let ignored = ignored_signals();
-    let stops = STOPS
-        .into_iter()
-        .chain([SIGRTMIN_3])
-        .filter(|signal| matches!(*signal, SIGTERM | SIGINT) || ignored & (1 << (signal - 1)) == 0);
+    let is_heard =
+        |signal: &i32| matches!(*signal, SIGTERM | SIGINT) || ignored & (1 << (signal - 1)) == 0;
     // between the moment at which a handler is there and the one at which it knows what to do, a signal would be lost
     SigSet::all().thread_block()?;
     // SIGXFSZ has a handler so that writing beyond RLIMIT_FSIZE is an error and not our end. Steps do not inherit it.
@@ -122,48 +124,35 @@ fn try_open<T>() -> io::Result<(Outbox<T>, Inbox<T>)> {
         bell,
         ring.try_clone()?,
         SignalOnly,
-        stops.chain([SIGCHLD, SIGXFSZ]),
+        STOPS.into_iter().filter(is_heard).chain([SIGCHLD, SIGXFSZ]),
     )?;
-    // a parent may have blocked them, too, and we would wait for ever for the end of a step
-    SigSet::all().thread_unblock()?;
-    // in the background of a terminal with `stty tostop`, a line of our own log would stop us
-    SigSet::from(Signal::SIGTTOU).thread_block()?;
+    // A parent may have blocked some: we would wait for ever for the end of a step. In the background of a terminal with
+    // `stty tostop`, a line of our own log would stop us.
+    SigSet::from(Signal::SIGTTOU).thread_set_mask()?;
     let (sender, sent) = mpsc::channel();
+    let bell = Arc::new(ring);
     let inbox = Inbox {
         sent,
-        signals: RefCell::new(signals),
-        stops: RefCell::default(),
-        stop_told: Cell::new(false),
-        child_ended: Cell::new(false),
+        signals,
+        come: VecDeque::new(),
+        first_stop: None,
+        looked: Instant::now(),
         own_waker: Waker {
-            woken: Arc::new(AtomicBool::new(false)),
-            bell: Arc::new(ring.try_clone()?),
+            woken: Arc::default(),
+            bell: bell.clone(),
         },
-        child_first: Cell::new(false),
     };
-    Ok((
-        Outbox {
-            sent: sender,
-            bell: Arc::new(ring),
-        },
-        inbox,
-    ))
+    Ok((Outbox { sent: sender, bell }, inbox))
 }
 
 /// The signals that are ignored now, as a mask. None where the kernel does not say.
 fn ignored_signals() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut status = [0; 4096]; // in one piece: the kernel writes all of it anew for each
+    let length = File::open("/proc/self/status").and_then(|mut file| file.read(&mut status));
+    let status = String::from_utf8_lossy(&status[..length.unwrap_or_default()]);
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
         .unwrap_or_default()
-}
-
-impl<T> Outbox<T> {
-    /// Sends without waiting. Where the inbox is gone, so is whoever cared.
-    pub fn send(&self, message: T) {
-        let _ = self.sent.send(message);
-        let _ = (&*self.bell).write(&[0]); // a full socket wakes the inbox, too
-    }
 }
 
 impl<T> Inbox<T> {
@@ -173,61 +162,60 @@ impl<T> Inbox<T> {
     }
 
     /// Sleeps until something comes, and no longer than to `deadline`; `None` when that has passed. A passed deadline goes
-    /// first, or whoever keeps us busy could put it off for ever.
-    pub fn next(&self, deadline: Option<Instant>) -> Option<Event<T>> {
-        let end_of_lookout = Instant::now() + LOOKOUT;
+    /// first, or a stream of events could put it off for ever.
+    pub fn next(&mut self, deadline: Option<Instant>) -> Option<Event<T>> {
+        let mut now = Instant::now();
+        let end_of_lookout = now + LOOKOUT;
         loop {
-            let now = Instant::now();
             if deadline.is_some_and(|at| at <= now) {
                 return None;
             }
-            if let Some(event) = self.look() {
+            if self.come.is_empty() {
+                self.look(now);
+            }
+            if let Some(event) = self.come.pop_front() {
                 return Some(event);
             }
             match now < end_of_lookout {
                 true => std::thread::yield_now(),
                 false => self.sleep(deadline.map(|at| at - now)),
             }
+            now = Instant::now();
         }
     }
 
-    fn look(&self) -> Option<Event<T>> {
-        // this silences the bell before it looks at the signals, and we look at all else after it
-        for signal in self.signals.borrow_mut().pending() {
+    /// Takes what the signals say, and one message at a time: so a stream of messages does not hide the end of a child, nor many
+    /// such ends a message.
+    fn look(&mut self, now: Instant) {
+        let since = std::mem::replace(&mut self.looked, now);
+        // this empties the socket before it looks at the signals, and we look at all else after it
+        for signal in self.signals.pending() {
             match signal {
-                SIGCHLD => self.child_ended.set(true),
+                SIGCHLD => self.come.push_back(Event::ChildEnded),
                 SIGXFSZ => {}
-                stop => self.stops.borrow_mut().push(stop),
-            }
-        }
-        while let Some(signal) = self.stops.borrow_mut().pop() {
-            // a terminal that goes sends more than one SIGHUP, a service manager one behind its SIGTERM: that is not somebody
-            // who insists
-            if !(self.stop_told.replace(true) && signal == SIGHUP) {
-                return Some(Event::Stop(signal));
+                stop => {
+                    // a terminal that goes sends more than one SIGHUP
+                    let is_second = |first| since >= first + SECOND_STOP && stop != SIGHUP;
+                    if self.first_stop.is_none_or(is_second) {
+                        self.first_stop.get_or_insert(now);
+                        self.come.push_front(Event::Stop(stop));
+                    }
+                }
             }
         }
         if self.own_waker.woken.swap(false, Ordering::SeqCst) {
-            return Some(Event::Woken);
+            self.come.push_back(Event::Woken);
         }
-        // by turns, so that neither a stream of messages nor one of processes hides the other
-        let sent = || self.sent.try_recv().ok().map(Event::Sent);
-        let child_ended = || self.child_ended.take().then_some(Event::ChildEnded);
-        match self.child_first.replace(!self.child_first.get()) {
-            true => child_ended().or_else(sent),
-            false => sent().or_else(child_ended),
-        }
+        self.come.extend(self.sent.try_recv().ok().map(Event::Sent));
     }
 
-    /// Until the bell rings, or has rung since the last time, or for this long.
-    fn sleep(&self, patience: Option<Duration>) {
+    /// Until a byte comes, or has come since the last look, or for this long.
+    fn sleep(&mut self, patience: Option<Duration>) {
         // not a timeout of the socket: the kernel's coarse timers end it up to an eighth late
         let patience = patience.and_then(|patience| patience.try_into().ok());
-        let signals = self.signals.borrow();
-        let _ = poll(
-            &mut [PollFd::new(signals.get_read(), PollFlags::IN)],
-            patience.as_ref(),
-        ); // time over, or a signal: look, in any case
+        let mut bell = [PollFd::new(self.signals.get_read(), PollFlags::IN)];
+        let _ = poll(&mut bell, patience.as_ref()); // time over, or a signal: look, in any case
+        self.looked = Instant::now(); // what woke us has come just now
     }
 }
 
@@ -237,65 +225,74 @@ mod tests {
     use signal_hook::low_level::raise;
 
     /// What comes in the end; the signals are those of the whole process, so other tests cause some, too.
-    fn events<T>(inbox: &Inbox<T>) -> impl Iterator<Item = Event<T>> {
+    fn events<T>(inbox: &mut Inbox<T>) -> impl Iterator<Item = Event<T>> {
         std::iter::from_fn(|| inbox.next(Some(Instant::now() + Duration::from_secs(30))))
     }
 
-    fn sent<T>(inbox: &Inbox<T>) -> Option<T> {
-        events(inbox).find_map(|event| {
-            if let Event::Sent(message) = event {
-                Some(message)
-            } else {
-                None
-            }
+    fn sent<T>(inbox: &mut Inbox<T>) -> Option<T> {
+        events(inbox).find_map(|event| match event {
+            Event::Sent(message) => Some(message),
+            _ => None,
         })
     }
 
     #[test]
     fn threads_and_the_kernel_wake_it() {
-        let (outbox, inbox) = open().unwrap();
+        let (outbox, mut inbox) = open().unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| outbox.send(7));
-            assert_eq!(sent(&inbox), Some(7));
+            assert_eq!(sent(&mut inbox), Some(7));
         });
         raise(SIGTERM).unwrap();
-        assert!(events(&inbox).any(|event| event == Event::Stop(SIGTERM)));
+        assert!(events(&mut inbox).any(|event| event == Event::Stop(SIGTERM)));
         raise(SIGCHLD).unwrap();
-        assert!(events(&inbox).any(|event| event == Event::ChildEnded));
+        assert!(events(&mut inbox).any(|event| event == Event::ChildEnded));
     }
 
     #[test]
     fn a_passed_deadline_goes_first() {
-        let (outbox, inbox) = open().unwrap();
+        let (outbox, mut inbox) = open().unwrap();
         outbox.send(8);
         assert_eq!(inbox.next(Some(Instant::now())), None);
-        assert_eq!(sent(&inbox), Some(8));
+        assert_eq!(sent(&mut inbox), Some(8));
         let soon = Instant::now() + Duration::from_millis(5);
         while inbox.next(Some(soon)).is_some() {}
         assert!(Instant::now() >= soon);
     }
 
     #[test]
-    fn the_end_of_a_child_is_seen_between_messages() {
-        let (outbox, inbox) = open().unwrap();
-        (0..100).for_each(|n| outbox.send(n));
+    fn the_end_of_a_child_is_seen_between_messages_and_a_full_socket_loses_none() {
+        let (outbox, mut inbox) = open().unwrap();
+        let count = 5000; // more than the socket holds
+        (0..count).for_each(|n| outbox.send(n));
         raise(SIGCHLD).unwrap();
-        let mut events = events(&inbox).filter(|event| !matches!(event, Event::Stop(_)));
-        assert!(
-            events
-                .by_ref()
-                .take(2)
-                .any(|event| event == Event::ChildEnded)
-        );
+        let first = events(&mut inbox)
+            .filter(|event| !matches!(event, Event::Stop(_)))
+            .take(2);
+        let (ends, messages): (Vec<_>, Vec<_>) =
+            first.partition(|event| *event == Event::ChildEnded);
+        assert!(!ends.is_empty());
+        for n in messages.len()..count {
+            assert_eq!(sent(&mut inbox), Some(n));
+        }
     }
 
+    /// However late we look at the second signal, it came when the first one did.
     #[test]
-    fn nobody_waits_for_an_inbox_that_is_full() {
-        let (outbox, inbox) = open().unwrap();
-        let count = 5000; // more rings than the socket holds
-        (0..count).for_each(|n| outbox.send(n));
-        for n in 0..count {
-            assert_eq!(sent(&inbox), Some(n));
-        }
+    fn stops_of_one_moment_are_one() {
+        let (_outbox, mut inbox) = open::<()>().unwrap();
+        let now = Instant::now();
+        let stops = |inbox: &mut Inbox<()>, at: Duration| {
+            raise(SIGUSR2).unwrap();
+            inbox.look(now + at);
+            let come = std::mem::take(&mut inbox.come);
+            come.into_iter()
+                .filter(|event| matches!(event, Event::Stop(_)))
+                .count()
+        };
+        let second = Duration::from_secs(1);
+        assert_eq!(stops(&mut inbox, Duration::ZERO), 1);
+        assert_eq!(stops(&mut inbox, second * 5), 0, "it may have come at once");
+        assert_eq!(stops(&mut inbox, second * 6), 1);
     }
 }

@@ -26,11 +26,11 @@ const END_LOOK: Duration = Duration::from_millis(2);
 
 /// Runs the job in `dir`; its log also goes to stdout.
 pub fn run(config: &RunConfig, dir: &OsStr, id: Option<&str>) -> Exit {
-    let Some((_, inbox)) = inbox::open() else {
+    let Some((_, mut inbox)) = inbox::open() else {
         return Exit::Defect;
     };
     process::adopt_orphans();
-    match request(dir, id).and_then(|request| execute(config, request, &inbox)) {
+    match request(dir, id).and_then(|request| execute(config, request, &mut inbox)) {
         Ok(document) => {
             if let Some(error) = &document.error {
                 log::error!("{error}");
@@ -75,7 +75,7 @@ fn request(dir: &OsStr, id: Option<&str>) -> Result<Request, String> {
 fn execute(
     config: &RunConfig,
     request: Request,
-    inbox: &Inbox<Infallible>,
+    inbox: &mut Inbox<Infallible>,
 ) -> Result<Document, String> {
     // there is nobody to wait for: whoever calls us has prepared the directory, wherever it is
     let job = JobConfig {
@@ -151,7 +151,7 @@ impl Terminal {
     }
 
     /// Waits until the rest is shown. A reader may be slow; whoever does not want the rest interrupts us once more.
-    fn finish(self, inbox: &Inbox<Infallible>) {
+    fn finish(self, inbox: &mut Inbox<Infallible>) {
         drop(self.running);
         while !self.thread.is_finished() {
             if let Some(Event::Stop(_)) = inbox.next(Some(Instant::now() + END_LOOK)) {

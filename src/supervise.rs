@@ -3,28 +3,30 @@
 //! for itself: it kills and reaps what a worker that was killed has left behind. Between two workers it becomes the
 //! program that an upgrade has put in its place.
 
-mod program;
-
 use crate::Exit;
 use crate::backoff::Backoff;
 use crate::inbox::{self, Event, Inbox};
 use crate::process::{self, Ended};
 use nix::sys::signal::SigSet;
-use program::Program;
+use nix::unistd::execv;
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::convert::Infallible;
+use std::ffi::{CString, OsStr};
 use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf, absolute};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Pause after a worker that ended with an error; it doubles from the first to the last, and a success resets it.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(30);
 
-/// How long to look for a stop that has already been told.
+/// How long to look for a stop that has come already.
 const DRAIN: Duration = Duration::from_millis(1);
 
 /// The argument that makes a worker tell us of a stop by [`STOPPED`]. Not for users, to whom a stop is a success.
@@ -33,27 +35,25 @@ pub const SUPERVISED: &str = "--supervised";
 /// Status of a supervised worker that was asked to stop: the same as of one that SIGTERM ended before it had a handler.
 pub const STOPPED: u8 = 143;
 
-/// Keeps a worker alive until somebody asks us to stop, and ends with the last worker's status.
+/// Keeps a worker alive until a signal asks us to stop, and ends with the last worker's status.
 pub fn run() -> Exit {
-    let Some((_, inbox)) = inbox::open() else {
+    let Some((_, mut inbox)) = inbox::open() else {
         return Exit::Defect;
     };
     process::adopt_orphans();
     let mut program = Program::of_this_process();
     let mut backoff = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
     loop {
-        let status = match start_worker() {
-            Ok(worker) => match watch(worker, &inbox) {
-                Watched::Stopped(status) => return Exit::Of(status),
-                Watched::Ended(status) => status,
-            },
+        let status = match start_worker().map(|worker| watch(worker, &mut inbox)) {
+            Ok(ControlFlow::Break(status)) => return Exit::Of(status),
+            Ok(ControlFlow::Continue(status)) => status,
             Err(error) => {
                 log::error!("the worker cannot be started: {error}");
                 Exit::Defect.status()
             }
         };
-        if let Some(new) = program.as_mut().and_then(Program::replaced)
-            && let Renewal::StopAsked = renew(new, &inbox)
+        if let Some(path) = program.as_mut().and_then(Program::replaced)
+            && become_program(path, &mut inbox).is_break()
         {
             return Exit::Done;
         }
@@ -71,121 +71,83 @@ pub fn run() -> Exit {
                 log::warn!("the worker ended with status {status}; starting another in {pause:?}")
             }
         }
-        if stop_asked_within(pause, &inbox) {
-            return if status == STOPPED {
-                Exit::Done
-            } else {
-                Exit::Of(status)
-            };
+        if stop_asked_within(pause, &mut inbox) {
+            return Exit::Of(if status == STOPPED { 0 } else { status });
         }
     }
 }
 
 fn start_worker() -> io::Result<Pid> {
-    start(Command::new("/proc/self/exe").arg(SUPERVISED))
+    // in a group of its own: what a terminal or a service manager sends to ours is passed on, and not heard twice
+    let mut command = Command::new("/proc/self/exe");
+    command.arg(SUPERVISED).process_group(0);
+    // the handle is let go: reaping is done in `process` alone
+    Ok(Pid::from_child(&command.spawn()?))
 }
 
-fn start(command: &mut Command) -> io::Result<Pid> {
-    // in a group of its own: at a terminal, Ctrl-C would reach it twice, and a second signal means "at once".
-    // The handle is let go: reaping is done in `process` alone
-    Ok(Pid::from_child(&command.process_group(0).spawn()?))
-}
-
-/// How it ended to become another program, where it has not become it.
-enum Renewal {
-    /// That one does not run, and we stay what we are.
-    Failed,
-    /// Somebody asked us to stop meanwhile.
-    StopAsked,
-}
-
-/// Becomes the program at `path`, under the same pid and with the same arguments, if that one runs at all: it may be half
-/// written, or for another processor.
-fn renew(path: &Path, inbox: &Inbox<Infallible>) -> Renewal {
-    let mut trial = Command::new(path);
-    trial.arg("--version").stdout(Stdio::null());
-    let error = match start(&mut trial).map(|trial| watch(trial, inbox)) {
-        Ok(Watched::Stopped(_)) => return Renewal::StopAsked,
-        Ok(Watched::Ended(0)) => {
-            // A signal that comes from here on waits for the handlers of the new program; there is no other thread.
-            if let Err(error) = SigSet::all().thread_block() {
-                log::warn!("cannot block signals: {error}");
-            }
-            if stop_asked_within(DRAIN, inbox) {
-                return Renewal::StopAsked;
-            }
-            log::info!(
-                "{} was replaced: going on as the new program",
-                path.display()
-            );
-            let mut arguments = std::env::args_os();
-            let name = arguments.next().unwrap_or_default();
-            let error = Command::new(path).arg0(name).args(arguments).exec();
-            if let Err(error) = SigSet::all().thread_unblock() {
-                log::warn!("cannot unblock signals: {error}");
-            }
-            error.to_string()
-        }
-        Ok(Watched::Ended(status)) => format!("its --version ends with status {status}"),
-        Err(error) => error.to_string(),
-    };
-    log::warn!(
-        "{} was replaced, and the new program does not run: {error}; going on with the old one",
-        path.display()
-    );
-    Renewal::Failed
-}
-
-enum Watched {
-    /// By itself, with this status.
-    Ended(u8),
-    /// After we had passed on a signal.
-    Stopped(u8),
-}
-
-/// Waits for the end of a worker, and leaves nothing of it running.
-fn watch(worker: Pid, inbox: &Inbox<Infallible>) -> Watched {
+/// Waits for the end of a worker, and leaves nothing of it running. Continues with its status, or breaks with it where a signal
+/// has asked us to stop.
+fn watch(worker: Pid, inbox: &mut Inbox<Infallible>) -> ControlFlow<u8, u8> {
     let mut stopped = false;
-    let ended = loop {
+    let mut ended = None;
+    while ended.is_none() {
         match inbox.next(None) {
             Some(Event::Stop(signal)) => {
                 stopped = true;
-                let signal = if signal == SIGINT {
-                    Signal::INT
-                } else {
-                    Signal::TERM
+                let signal = match signal {
+                    SIGINT => Signal::INT,
+                    _ => Signal::TERM,
                 };
                 let _ = kill_process(worker, signal); // ESRCH: it has just ended, which is the next event
             }
             Some(Event::ChildEnded) => {
-                let mut ended = None;
                 process::reap_some(|pid, exit| {
                     if pid == worker {
                         ended = Some(exit);
                     }
                 });
-                if let Some(ended) = ended {
-                    break ended;
-                }
             }
             None | Some(Event::Woken) => {}
         }
-    };
+    }
     process::sweep(|_, _| {});
-    let status = match ended {
+    let status = ended.and_then(|ended| u8::try_from(ended.code()).ok());
+    let status = status.unwrap_or(Exit::Defect.status());
+    match (stopped, ended) {
         // our signal came before it had handlers, so it had not begun anything
-        Ended::Signal(SIGTERM | SIGINT) if stopped => Exit::Done.status(),
-        Ended::Code(code) if stopped && code == i32::from(STOPPED) => Exit::Done.status(),
-        ended => u8::try_from(ended.code()).unwrap_or(Exit::Defect.status()),
-    };
-    if stopped {
-        Watched::Stopped(status)
-    } else {
-        Watched::Ended(status)
+        (true, Some(Ended::Signal(SIGTERM | SIGINT))) => ControlFlow::Break(0),
+        (true, _) if status == STOPPED => ControlFlow::Break(0),
+        (true, _) => ControlFlow::Break(status),
+        (false, _) => ControlFlow::Continue(status),
     }
 }
 
-fn stop_asked_within(pause: Duration, inbox: &Inbox<Infallible>) -> bool {
+/// Becomes the program at `path`, under the same pid and with the same arguments. Breaks where a signal has asked us to stop, and
+/// continues where that program cannot be executed.
+fn become_program(path: &Path, inbox: &mut Inbox<Infallible>) -> ControlFlow<()> {
+    // A signal that comes from here on waits for the handlers of the new program; there is no other thread.
+    if let Err(error) = SigSet::all().thread_block() {
+        log::warn!("cannot block signals: {error}");
+    }
+    if stop_asked_within(DRAIN, inbox) {
+        return ControlFlow::Break(());
+    }
+    let shown = path.display();
+    log::info!("{shown} was replaced: going on as the new program");
+    let text = |text: &OsStr| CString::new(text.as_bytes()).unwrap_or_default();
+    let arguments: Vec<_> = std::env::args_os()
+        .map(|argument| text(&argument))
+        .collect();
+    // not by std, which has the C library give a text to the shell
+    let Err(error) = execv(&text(path.as_os_str()), &arguments);
+    log::warn!("{shown} cannot be executed: {error}; going on as the old program");
+    if let Err(error) = SigSet::all().thread_unblock() {
+        log::warn!("cannot unblock signals: {error}");
+    }
+    ControlFlow::Continue(())
+}
+
+fn stop_asked_within(pause: Duration, inbox: &mut Inbox<Infallible>) -> bool {
     let until = Instant::now() + pause;
     loop {
         match inbox.next(Some(until)) {
@@ -193,8 +155,53 @@ fn stop_asked_within(pause: Duration, inbox: &Inbox<Infallible>) -> bool {
             Some(Event::ChildEnded) => {
                 process::reap_some(|_, _| {}); // an orphan that PID 1 was given
             }
-            Some(Event::Woken) => {} // nobody here has a waker
+            Some(Event::Woken) => {}
             None => return false,
         }
     }
+}
+
+/// The path that this program was started by, and the file that was last seen there.
+struct Program {
+    path: PathBuf,
+    seen: Option<Identity>,
+}
+
+/// Device, inode and time of the last change: a file that was still being written or had no rights yet is another one when it is
+/// whole.
+type Identity = (u64, u64, i64, i64);
+
+impl Program {
+    /// `None` where it cannot be told. The path is the one of the call, where that leads to this program: it may be a symlink that will
+    /// lead to another version.
+    fn of_this_process() -> Option<Self> {
+        let running = std::env::current_exe().ok()?;
+        let seen = identity(&running);
+        let name = PathBuf::from(std::env::args_os().next()?);
+        let called = match name.as_os_str().as_bytes().contains(&b'/') {
+            true => absolute(&name).into_iter().collect(),
+            false => std::env::var_os("PATH")
+                .iter()
+                .flat_map(std::env::split_paths)
+                .map(|dir| dir.join(&name))
+                .collect::<Vec<_>>(),
+        };
+        let path = called.into_iter().find(|path| identity(path) == seen);
+        Some(Self {
+            path: path.unwrap_or(running),
+            seen,
+        })
+    }
+
+    /// The path, if it leads to another file than at the last look. While there is none, the old program goes on.
+    fn replaced(&mut self) -> Option<&Path> {
+        let now = identity(&self.path)?;
+        let before = self.seen.replace(now);
+        (before != Some(now)).then_some(self.path.as_path())
+    }
+}
+
+fn identity(path: &Path) -> Option<Identity> {
+    let file = path.metadata().ok()?;
+    Some((file.dev(), file.ino(), file.ctime(), file.ctime_nsec()))
 }

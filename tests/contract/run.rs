@@ -237,7 +237,7 @@ fn a_second_ctrl_c_is_at_once() {
     await_file(&dir.join("up"));
     process.signal_group(Signal::INT);
     await_file(&dir.join("told"));
-    process.signal_group(Signal::INT);
+    process.insist(Signal::INT);
     process.exits_with(130);
     site.nothing_survives();
     assert!(
@@ -260,7 +260,7 @@ fn a_second_ctrl_c_ends_an_always_step_at_once() {
     await_file(&dir.join("up"));
     process.signal_group(Signal::INT);
     await_file(&dir.join("always"));
-    process.signal_group(Signal::INT);
+    process.insist(Signal::INT);
     process.exits_with(130);
     assert!(!dir.join("last").exists());
     site.nothing_survives();

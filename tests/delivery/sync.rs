@@ -259,8 +259,10 @@ fn a_stop_waits_for_the_drive_no_longer_than_the_grace() {
 fn a_second_stop_does_not_wait_for_the_drive() {
     slow("syncfs", |worker| {
         signal(worker);
-        wait::until("the first signal", || worker.stderr().contains("stopping"));
-        signal(worker);
+        wait::until("the second signal", || {
+            signal(worker);
+            worker.stderr().contains("once more")
+        });
     });
 }
 

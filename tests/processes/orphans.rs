@@ -318,7 +318,7 @@ fn who_forks_and_exits_all_the_time_delays_no_cancel_and_no_stop() {
             _ => {
                 worker.signal(Signal::TERM);
                 worker.await_stderr("SIGTERM: stopping");
-                worker.signal(Signal::TERM);
+                worker.insist(Signal::TERM);
             }
         }
         worker.exits_with(0);

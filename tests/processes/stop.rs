@@ -129,7 +129,7 @@ fn a_second_signal_stops_at_once() {
     await_file(&dir.join("up"));
     worker.signal(Signal::TERM);
     await_file(&dir.join("told"));
-    worker.signal(Signal::INT);
+    worker.insist(Signal::INT);
     worker.exits_with(0);
     is_requeued(&site, &dir);
 }
@@ -166,7 +166,7 @@ fn a_second_signal_ends_finish_too() {
     await_file(&dir.join("up"));
     worker.signal(Signal::TERM);
     worker.await_stderr("finishing the job first");
-    worker.signal(Signal::TERM);
+    worker.insist(Signal::TERM);
     worker.exits_with(0);
     is_requeued(&site, &dir);
 }
@@ -256,7 +256,7 @@ fn a_second_signal_does_not_wait_for_the_acknowledgement() {
     site.result("a").json();
     worker.signal(Signal::TERM);
     worker.await_stderr("SIGTERM: stopping");
-    worker.signal(Signal::TERM);
+    worker.insist(Signal::TERM);
     worker.exits_with(0);
     site.broker.set_script(|_: &Step| Verdict::Pass);
     answered_without_another_run(&site, &dir);
@@ -415,22 +415,13 @@ fn pid_1_reaps_the_orphans_of_others_while_it_waits() {
 }
 
 #[test]
-fn any_signal_that_would_end_the_worker_is_a_stop() {
+fn signals_of_service_managers_are_stops() {
     let signals = [
         Signal::HUP,
         Signal::QUIT,
         Signal::USR1,
         Signal::USR2,
-        Signal::ALARM,
-        Signal::VTALARM,
-        Signal::PROF,
-        Signal::XCPU,
-        Signal::IO,
         Signal::POWER,
-        Signal::ABORT,
-        Signal::TRAP,
-        Signal::SYS,
-        Signal::STKFLT,
     ];
     for signal in signals {
         is_a_stop(|worker| worker.signal(signal));
@@ -547,10 +538,6 @@ fn a_log_that_nobody_reads_holds_nothing_up() {
     go_on(&site);
     let mut log = String::new();
     reader.read_to_string(&mut log).unwrap();
-    // whether the line of the start of the job is among them depends on how fast the pipe is emptied
-    let first = log.lines().next().unwrap();
-    let lost = ["lost: 4", "lost: 5"];
-    assert!(lost.iter().any(|lost| first.ends_with(lost)), "{log}");
     assert!(log.contains("job full: success"), "{log}");
 
     let (reader, writer) = std::io::pipe().unwrap();

@@ -2,7 +2,7 @@
 
 use crate::support;
 
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -126,12 +126,51 @@ fn a_second_stop_is_passed_on_too() {
     await_file(&dir.join("up"));
     supervisor.signal(Signal::TERM);
     await_file(&dir.join("told"));
-    supervisor.signal(Signal::TERM);
+    supervisor.insist(Signal::TERM);
     supervisor.exits_with(0);
     assert_eq!(
         read_json(&dir.join("job.status.json"))["status"],
         "interrupted"
     );
+}
+
+/// As systemd's default kill mode and `killall5` do: both get it at once, in whatever order.
+#[test]
+fn one_stop_that_reaches_supervisor_and_worker_twice_is_one() {
+    let site = Site::scripted();
+    for round in 0..12 {
+        let finishes = round % 3 == 0;
+        let mut supervisor = idle(&site, |supervisor| {
+            supervisor.env("JOB_STOP_GRACE", "30");
+            supervisor.env("JOB_ON_STOP", if finishes { "finish" } else { "requeue" });
+        });
+        let id = format!("job-{round}");
+        // a request that was given back comes again, and ends at once
+        let step = "[ -e up ] && exit; echo $PPID > worker; trap 'sleep 0.1; touch cleaned; exit' TERM; touch up; \
+                    until [ -e gate ]; do sleep 0.02; done";
+        let dir = site.submit(&id, json!({ "steps": [step] }));
+        await_file(&dir.join("up"));
+        let worker = read(&dir.join("worker")).trim().parse().unwrap();
+        let pids = [supervisor.pid() as i32, worker];
+        for turn in 0..4 {
+            let pid = Pid::from_raw(pids[(round + turn) % 2]).unwrap();
+            let _ = kill_process(pid, Signal::TERM); // it may have ended
+        }
+        if finishes {
+            supervisor.await_stderr("finishing the job first");
+            fs::write(dir.join("gate"), "").unwrap();
+            assert_eq!(verdict(&site.result(&id).json()).0, "success");
+        }
+        supervisor.exits_with(0);
+        assert_eq!(dir.join("cleaned").exists(), !finishes, "round {round}");
+        let log = supervisor.stderr();
+        assert!(!log.contains("once more"), "{log}");
+        if !finishes {
+            let mut next = site.worker(|_| {});
+            site.result(&id).json();
+            next.exits_with(0);
+        }
+    }
 }
 
 #[test]
@@ -189,11 +228,7 @@ fn what_a_killed_worker_leaves_is_swept_and_its_job_runs_again() {
         let wanted = format!("JOB_ATTEMPT={attempt}");
         support::processes::marked(&site.label(), wanted.as_bytes()).len()
     };
-    kill_process(
-        rustix::process::Pid::from_raw(worker().unwrap()).unwrap(),
-        Signal::KILL,
-    )
-    .unwrap();
+    kill_process(Pid::from_raw(worker().unwrap()).unwrap(), Signal::KILL).unwrap();
     supervisor.await_stderr("status 137; starting another in 100ms");
     wait::until("the second attempt", || {
         read(&dir.join("workers")).lines().count() == 2
@@ -240,11 +275,7 @@ fn zombies_are_reaped_while_a_worker_lives() {
     await_file(&dir.join("up"));
     // an orphan of the supervisor's own: its worker is not there to adopt it
     let worker = read(&dir.join("workers")).trim().parse().unwrap();
-    kill_process(
-        rustix::process::Pid::from_raw(worker).unwrap(),
-        Signal::KILL,
-    )
-    .unwrap();
+    kill_process(Pid::from_raw(worker).unwrap(), Signal::KILL).unwrap();
     supervisor.await_stderr("status 137");
     wait::until("no zombie to be left", || {
         support::processes::zombies_of(supervisor.pid()) == 0

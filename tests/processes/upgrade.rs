@@ -4,7 +4,7 @@ use crate::support;
 
 use rustix::process::Signal;
 use serde_json::json;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::Command;
@@ -39,19 +39,29 @@ impl Installed {
 
     /// As a package manager does: a new file takes the name of the old one.
     fn upgrade(&self) {
-        let new = self.path.with_extension("new");
+        fs::rename(self.copy("new"), &self.path).expect("the drive can be written");
+    }
+
+    /// Another file, to which the name leads as a symlink.
+    fn relink(&self) {
+        let (version, link) = (self.copy("2"), self.path.with_extension("link"));
+        std::os::unix::fs::symlink(version, &link).expect("the drive can be written");
+        fs::rename(link, &self.path).expect("the drive can be written");
+    }
+
+    fn copy(&self, extension: &str) -> PathBuf {
+        let new = self.path.with_extension(extension);
         // by another process: a file that this one has open for writing could not be executed, and neither could one that a
         // child inherits which another test is just starting
         let copied = Command::new("cp").arg(binary()).arg(&new).status();
         assert!(copied.expect("cp is there").success());
-        fs::rename(&new, &self.path).expect("the drive can be written");
+        new
     }
 
-    fn break_with(&self, content: &[u8]) {
-        let new = self.path.with_extension("new");
-        fs::write(&new, content).expect("the drive can be written");
-        fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).expect("it is ours");
-        fs::rename(&new, &self.path).expect("the drive can be written");
+    /// The right to execute the program is given or taken, which changes nothing of its content.
+    fn set_mode(&self, mode: u32) {
+        let permissions = fs::Permissions::from_mode(mode);
+        fs::set_permissions(&self.path, permissions).expect("it is ours");
     }
 
     /// Whether a process runs from the file that has the name now.
@@ -88,10 +98,14 @@ fn a_new_program_is_taken_after_the_job_under_the_same_pid() {
     let site = Site::scripted();
     let installed = Installed::on(&site);
     let mut supervisor = installed.supervise(&site);
-    for id in ["a", "b"] {
+    for (id, upgrade) in [
+        ("file", Installed::upgrade as fn(&Installed)),
+        ("symlink", Installed::relink),
+        ("file-again", Installed::upgrade),
+    ] {
         let (dir, worker) = held_job(&site, id);
         assert!(installed.is_run_by(worker) && installed.is_run_by(supervisor.pid()));
-        installed.upgrade();
+        upgrade(&installed);
         assert!(!installed.is_run_by(supervisor.pid()));
         let_go(&site, id, &dir);
         assert!(installed.is_run_by(supervisor.pid()), "{id}");
@@ -107,29 +121,42 @@ fn a_new_program_that_does_not_run_stops_nobody() {
     let site = Site::scripted();
     let installed = Installed::on(&site);
     let mut supervisor = installed.supervise(&site);
-    let whole = fs::read(binary()).expect("the binary is there");
-    let broken: [(&str, &[u8]); 3] = [
-        ("text", b"not a program"),
-        ("cut", &whole[..64 << 10]),
-        ("alien", b"#!/bin/false\n"),
-    ];
-    for (number, (id, content)) in broken.into_iter().enumerate() {
+    let mut written = None;
+    for (number, id) in ["text", "written", "rights"].into_iter().enumerate() {
         let (dir, _) = held_job(&site, id);
-        installed.break_with(content);
+        match id {
+            "text" => {
+                let text = installed.path.with_extension("new");
+                fs::write(&text, "no program").expect("the drive can be written");
+                fs::rename(text, &installed.path).expect("the drive can be written");
+                installed.set_mode(0o755);
+            }
+            "written" => {
+                installed.upgrade();
+                let file = File::options().append(true).open(&installed.path);
+                written = Some(file.expect("it is ours"));
+            }
+            _ => {
+                written = None;
+                installed.set_mode(0o600);
+            }
+        }
         let_go(&site, id, &dir);
-        let warnings = supervisor.stderr().matches("does not run").count();
+        let warnings = supervisor.stderr().matches("cannot be executed").count();
         assert_eq!(warnings, number + 1, "{}", supervisor.stderr());
         // told once, not at each job
         let (dir, _) = held_job(&site, &format!("{id}-again"));
         let_go(&site, &format!("{id}-again"), &dir);
-        let warnings = supervisor.stderr().matches("does not run").count();
+        let warnings = supervisor.stderr().matches("cannot be executed").count();
         assert_eq!(warnings, number + 1, "{}", supervisor.stderr());
     }
     let (dir, _) = held_job(&site, "gone");
+    drop(written);
     fs::remove_file(&installed.path).expect("the drive can be written");
     let_go(&site, "gone", &dir);
     let (dir, _) = held_job(&site, "good");
     installed.upgrade();
+    installed.set_mode(0o755);
     let_go(&site, "good", &dir);
     assert!(installed.is_run_by(supervisor.pid()));
     supervisor.signal(Signal::TERM);

@@ -172,6 +172,17 @@ impl Worker {
         kill_process(Pid::from_child(&self.process), signal).expect("the worker is running");
     }
 
+    /// Sends a signal until it ends: one that comes within a second of the first counts as the same stop.
+    #[track_caller]
+    pub fn insist(&mut self, signal: Signal) {
+        wait::until("it to heed a second stop", || {
+            self.ended().is_some() || {
+                self.signal(signal);
+                false
+            }
+        });
+    }
+
     /// As a terminal does on Ctrl-C; the process must have been started in a group of its own.
     pub fn signal_group(&self, signal: Signal) {
         kill_process_group(Pid::from_child(&self.process), signal).expect("it leads a group");
