@@ -3,7 +3,7 @@
 //! is tried again: by [`Claim::look`].
 
 use super::claimed::ClaimedJob;
-use super::directory::{explained, is_passing};
+use super::directory::{Then, explained, is_ours};
 use super::execution::Execution;
 use super::log::{JobLog, Lock, while_nothing_runs};
 use super::place::open_dir;
@@ -11,8 +11,8 @@ use super::{OpenError, Outcome, RequestRecord, WorkDir, drive, journal};
 use crate::backoff::Backoff;
 use crate::config::{Durability, JobConfig, PayloadSteps};
 use crate::contract::{
-    Attempt, Decision, Definition, Document, JobId, MAX_DEFINITION_BYTES, Plan, Reason, Request,
-    RequestOrigin, told,
+    Attempt, BYTE_ORDER_MARK, Decision, Definition, Document, JobId, MAX_DEFINITION_BYTES, Plan,
+    Reason, Request, RequestOrigin, told, without_mark,
 };
 use crate::inbox::Waker;
 use serde::de::IgnoredAny;
@@ -146,13 +146,21 @@ impl Claim {
         }
         match self.try_claim(config, worker, waker) {
             Ok(claimed) => claimed,
-            Err(OpenError::Missing { what, why }) if self.started.elapsed() < config.dir_wait => {
-                if self.started.elapsed() >= UNREMARKABLE_WAIT {
+            Err(OpenError::Missing { what, why, then }) => {
+                let waited = self.started.elapsed();
+                if waited >= config.dir_wait && then != Then::WaitOn {
+                    let reason = match then {
+                        Then::Reject => Reason::Rejected,
+                        Then::Fail | Then::WaitOn => Reason::Internal,
+                    };
+                    return self.not_run(worker, reason, format!("{what} {why}"));
+                }
+                if waited >= UNREMARKABLE_WAIT {
                     self.wait_for(what, why);
                 }
                 self.wait(config)
             }
-            Err(error) => self.not_run(worker, Reason::Rejected, error.to_string()),
+            Err(OpenError::Unusable(error)) => self.not_run(worker, Reason::Rejected, error),
         }
     }
 
@@ -190,10 +198,11 @@ impl Claim {
     fn open_dir(&self, config: &JobConfig) -> Result<WorkDir, OpenError> {
         open_dir(&self.request, config).map_err(|error| match error {
             // whoever got it may have removed the directory
-            OpenError::Missing { what, why } if self.origin.is_redelivered() => {
+            OpenError::Missing { what, why, then } if self.origin.is_redelivered() => {
                 OpenError::Missing {
                     what,
                     why: why + "; if this is a redelivery, a result may have been published before",
+                    then,
                 }
             }
             error => error,
@@ -215,7 +224,7 @@ impl Claim {
         }
         let dir = self.open_dir(config)?;
         // a stored result needs neither the definition, which may be gone by now, nor the lock: it does not change
-        if let (Decision::Stored, document) = self.decide(&dir, u32::MAX) {
+        if let (Decision::Stored, document) = self.decide(&dir, u32::MAX)? {
             drive::sync_directory(&dir, config.durability);
             return Ok(Claimed::Over(Outcome::Stored(document)));
         }
@@ -233,11 +242,14 @@ impl Claim {
         let log = match JobLog::open(&dir) {
             Ok(log) => log,
             Err(error) => {
-                return Ok(internal(format!(
-                    "{}/job.log cannot be opened: {}",
-                    dir.path().display(),
-                    explained(error)
-                )));
+                let place = format!("{}/job.log", dir.path().display());
+                return match is_ours(&error) {
+                    true => Err(OpenError::of(place, error)),
+                    false => Ok(internal(format!(
+                        "{place} cannot be opened: {}",
+                        explained(&error)
+                    ))),
+                };
             }
         };
         match log.try_lock(&dir) {
@@ -262,7 +274,7 @@ impl Claim {
             }
         }
         // only now, with the lock, is the journal's word final
-        let claimed = match self.decide(&dir, plan.max_attempts) {
+        let claimed = match self.decide(&dir, plan.max_attempts)? {
             (Decision::Stored, document) => Claimed::Over(Outcome::Stored(document)),
             (Decision::GiveUp(attempt, error), _) => {
                 final_result(self.give_up(&dir, log, attempt, error, config, worker))
@@ -293,17 +305,14 @@ impl Claim {
 
     fn plan(&self, dir: &WorkDir, config: &JobConfig) -> Result<Plan, OpenError> {
         let place = || format!("{}/job.json", dir.path().display());
-        let missing = |why: String| OpenError::Missing { what: place(), why };
-        let content = match dir.read("job.json", MAX_DEFINITION_BYTES) {
-            Err(error) if is_passing(&error) => {
-                return Err(missing(format!("cannot be read: {}", explained(error))));
-            }
-            Err(error) => {
-                let error = format!("{} cannot be read: {error}", place());
-                return Err(OpenError::Unusable(error));
-            }
-            Ok(content) => content,
+        let missing = |why: &str| OpenError::Missing {
+            what: place(),
+            why: why.to_owned(),
+            then: Then::Reject,
         };
+        let content = dir
+            .read("job.json", MAX_DEFINITION_BYTES)
+            .map_err(|error| OpenError::of(place(), error))?;
         let own = &self.request.definition;
         match &content {
             None if own.steps.is_none() => {
@@ -313,12 +322,9 @@ impl Claim {
                         "does not exist, and the request has no `steps`"
                     }
                 };
-                return Err(missing(why.to_owned()));
+                return Err(missing(why));
             }
-            Some(bytes) if bytes.is_empty() => return Err(missing("is empty".to_owned())),
-            Some(bytes) if is_cut(bytes) => {
-                return Err(missing("ends in the middle of its JSON".to_owned()));
-            }
+            Some(bytes) if let Some(why) = incomplete(bytes) => return Err(missing(why)),
             _ => {}
         }
         let definition = content
@@ -339,8 +345,8 @@ impl Claim {
     }
 
     /// What is to be done, and the document of the earlier run that says so.
-    fn decide(&self, dir: &WorkDir, max_attempts: u32) -> (Decision, Vec<u8>) {
-        match journal::read(dir, &self.request.id) {
+    fn decide(&self, dir: &WorkDir, max_attempts: u32) -> Result<(Decision, Vec<u8>), OpenError> {
+        Ok(match journal::read(dir, &self.request.id)? {
             None => match &self.origin {
                 RequestOrigin::Claim { attempt, .. } => (attempt.decide(max_attempts), Vec::new()),
                 RequestOrigin::ByHand | RequestOrigin::Queue { .. } => {
@@ -351,7 +357,7 @@ impl Claim {
                 let decision = run.decide(self.request.key.as_deref(), &self.origin, max_attempts);
                 (decision, document)
             }
-        }
+        })
     }
 
     /// A document of this request, to be completed.
@@ -399,9 +405,20 @@ fn final_result(document: Document) -> Claimed {
     Claimed::Over(Outcome::Final(Box::new(document)))
 }
 
-/// Whether more is to come: a file that is being written.
-fn is_cut(json: &[u8]) -> bool {
-    serde_json::from_slice::<IgnoredAny>(json).is_err_and(|error| error.is_eof())
+/// How a file looks that is still being written, or that a network drive does not show whole yet; `None` where it is whole.
+fn incomplete(json: &[u8]) -> Option<&'static str> {
+    let text = without_mark(json);
+    let is_cut = || {
+        BYTE_ORDER_MARK.starts_with(text)
+            || serde_json::from_slice::<IgnoredAny>(text).is_err_and(|error| error.is_eof())
+    };
+    match text {
+        _ if text.trim_ascii().is_empty() => Some("is empty"),
+        // its length is there before its content
+        _ if text.contains(&0) => Some("has gaps, which are NUL bytes"),
+        _ if is_cut() => Some("ends in the middle of its JSON"),
+        _ => None,
+    }
 }
 
 fn warn_once(log: &JobLog, error: &std::io::Error) {
@@ -410,6 +427,39 @@ fn warn_once(log: &JobLog, error: &std::io::Error) {
         log::warn!(
             "{} cannot be locked: {error}; going on, so never let two workers have one directory",
             log.path()
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::incomplete;
+
+    #[test]
+    fn a_file_that_is_not_whole_yet_is_told_from_a_bad_one() {
+        for (content, why) in [
+            ("", Some("is empty")),
+            (" \n", Some("is empty")),
+            ("\u{feff}", Some("is empty")),
+            ("{\"steps\": [\"a", Some("ends")),
+            ("\u{feff}{\"steps\": [", Some("ends")),
+            ("\0\0\0", Some("has gaps")),
+            ("{\"steps\": [\0\0\0\0", Some("has gaps")),
+            ("{\"steps\": []}", None),
+            ("\u{feff}{\"steps\": []}\n", None),
+            ("steps: []", None),
+            ("{} trailing", None),
+        ] {
+            let told = incomplete(content.as_bytes());
+            assert_eq!(told.is_some(), why.is_some(), "{content:?}");
+            assert!(
+                told.unwrap_or_default()
+                    .starts_with(why.unwrap_or_default())
+            );
+        }
+        assert!(
+            incomplete(b"\xef\xbb").is_some(),
+            "a part of a byte order mark"
         );
     }
 }

@@ -1,9 +1,10 @@
 //! The workDir, opened once: every file of the job is reached through this handle, so that nobody can swap the directory
 //! between the check and the use. `JOB_ROOT` is the fence that it must lie inside.
 
+use super::fence::Fence;
 use crate::config::Durability;
 use rustix::fs::{
-    AtFlags, Dir, Mode, OFlags, Stat, fstat, fstatfs, openat, renameat, stat, statat, unlinkat,
+    AtFlags, CWD, Dir, Mode, OFlags, Stat, fstat, fstatfs, openat, renameat, stat, statat, unlinkat,
 };
 use rustix::io::Errno;
 use std::fmt::{self, Display, Formatter};
@@ -11,6 +12,9 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+
+/// Linux: PATH_MAX.
+const MAX_PATH_BYTES: usize = 4096;
 
 /// An open workDir.
 #[derive(Debug)]
@@ -29,29 +33,65 @@ pub enum OpenError {
         what: String,
         /// Why it is not.
         why: String,
+        /// What follows where it stays so.
+        then: Then,
     },
     /// A sentence that says why it never will be.
     Unusable(String),
 }
 
+/// What follows where something stays missing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Then {
+    /// The request is rejected.
+    Reject,
+    /// It fails: the fault is of this machine or its drive.
+    Fail,
+    /// It is waited for as long as it takes: no request could be run.
+    WaitOn,
+}
+
+impl OpenError {
+    /// What the system said of `what`.
+    pub fn of(what: String, error: io::Error) -> Self {
+        let said = format!("cannot be opened: {}", explained(&error));
+        let (why, then) = match Errno::from_io_error(&error) {
+            Some(Errno::NOENT) => ("does not exist".to_owned(), Then::Reject),
+            // files on a network drive come before their permissions
+            Some(Errno::ACCESS) => (said, Then::Reject),
+            Some(Errno::NOTDIR) => return Self::Unusable(format!("{what} is not a directory")),
+            _ if is_ours(&error) => (said, Then::Fail),
+            _ => return Self::Unusable(format!("{what} {said}")),
+        };
+        Self::Missing { what, why, then }
+    }
+}
+
+/// Whether an error is of this machine or its drive, and not of what a request says.
+pub fn is_ours(error: &io::Error) -> bool {
+    const OF_REQUESTS: [Errno; 7] = [
+        Errno::NOENT,
+        Errno::ACCESS,
+        Errno::PERM,
+        Errno::NOTDIR,
+        Errno::LOOP,
+        Errno::NAMETOOLONG,
+        Errno::INVAL,
+    ];
+    Errno::from_io_error(error).is_some_and(|error| !OF_REQUESTS.contains(&error))
+}
+
 impl Display for OpenError {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
         match self {
-            Self::Missing { what, why } => write!(f, "{what} {why}"),
+            Self::Missing { what, why, .. } => write!(f, "{what} {why}"),
             Self::Unusable(error) => f.write_str(error),
         }
     }
 }
 
-/// Whether the system may answer differently in a moment: files on a network drive come before their permissions, and
-/// handles get stale when a server restarts.
-pub fn is_passing(error: &io::Error) -> bool {
-    let passing = [Errno::NOENT, Errno::ACCESS, Errno::STALE, Errno::IO];
-    Errno::from_io_error(error).is_some_and(|error| passing.contains(&error))
-}
-
 /// What the system said; where it is about rights, with the user whose rights those are, and what helps.
-pub fn explained(error: io::Error) -> String {
+pub fn explained(error: &io::Error) -> String {
     let user = rustix::process::geteuid().as_raw();
     match error.kind() {
         io::ErrorKind::PermissionDenied => format!(
@@ -64,58 +104,50 @@ pub fn explained(error: io::Error) -> String {
 impl WorkDir {
     /// Opens `path`, an absolute path, which must lie inside `fence` where there is one, after all symlinks.
     ///
+    /// Nothing outside of `fence` is looked at: an error, or none, would tell the publisher what there is. So a path that does not
+    /// begin with it (`..` folded), or leaves it on its way, lies outside, whatever it leads to.
+    ///
     /// # Errors
     /// [`OpenError::Missing`] where there is nothing at the path that we may enter, else a sentence that says why it is unusable.
     pub fn open(path: PathBuf, fence: Option<&Path>) -> Result<Self, OpenError> {
-        let shown = path.display();
-        let outside = |fence: &Path| {
-            OpenError::Unusable(format!(
-                "workDir {shown} lies outside of JOB_ROOT {}",
-                fence.display()
-            ))
+        let unopened =
+            |error: Errno| OpenError::of(format!("workDir {}", path.display()), error.into());
+        let Some(root) = fence else {
+            let handle = open_directory(&path).map_err(unopened)?;
+            return Ok(Self {
+                handle,
+                path,
+                fenced: false,
+            });
         };
-        let handle = match open_directory(&path) {
-            Ok(handle) => handle,
-            Err(error) => {
-                // what exists outside is not told: the nearest directory above decides, before the error does
-                let above = path
-                    .ancestors()
-                    .skip(1)
-                    .find_map(|above| open_directory(above).ok());
-                return Err(match (fence, above) {
-                    (Some(fence), Some(above))
-                        if enter(&above, fence).is_ok_and(|inside| inside.is_none()) =>
-                    {
-                        outside(fence)
-                    }
-                    _ if error == Errno::NOTDIR => {
-                        OpenError::Unusable(format!("workDir {shown} is not a directory"))
-                    }
-                    _ if is_passing(&error.into()) => OpenError::Missing {
-                        what: format!("workDir {shown}"),
-                        why: match error {
-                            Errno::NOENT => "does not exist".to_owned(),
-                            _ => format!("cannot be opened: {}", explained(error.into())),
-                        },
-                    },
-                    _ => OpenError::Unusable(format!("workDir {shown} cannot be opened: {error}")),
-                });
-            }
+        if path.as_os_str().len() > MAX_PATH_BYTES {
+            return Err(unopened(Errno::NAMETOOLONG));
+        }
+        let no_root = |error: io::Error| OpenError::Missing {
+            what: format!("JOB_ROOT {}", root.display()),
+            why: format!("cannot be opened: {}", explained(&error)),
+            then: Then::WaitOn,
         };
-        let handle = match fence {
-            None => handle,
-            Some(fence) => enter(&handle, fence)
-                .map_err(|error| {
-                    let error = format!("JOB_ROOT cannot be compared with it: {error}");
-                    OpenError::Unusable(error)
-                })?
-                .ok_or_else(|| outside(fence))?,
-        };
-        Ok(Self {
-            handle,
-            fenced: fence.is_some(),
-            path,
-        })
+        let start = open_directory(root).map_err(|error| no_root(error.into()))?;
+        let real = std::fs::read_link(path_of(&start)).map_err(no_root)?;
+        let fence = Fence::new(root, real);
+        let found = fence
+            .below(&path)
+            .ok_or(None)
+            .and_then(|(base, names)| Ok((base.join(names), fence.walk(start, names)?)));
+        match found {
+            Ok((path, handle)) => Ok(Self {
+                handle,
+                path,
+                fenced: true,
+            }),
+            Err(Some(error)) => Err(unopened(error)),
+            Err(None) => Err(OpenError::Unusable(format!(
+                "workDir {} lies outside of JOB_ROOT {}",
+                path.display(),
+                root.display()
+            ))),
+        }
     }
 
     /// The absolute path as the controller knows it.
@@ -215,7 +247,7 @@ impl WorkDir {
         let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
         rustix::fs::accessat(&self.handle, ".", access, AtFlags::EACCESS).map_err(|error| {
             let path = self.path.display();
-            format!("{path} cannot be written: {}", explained(error.into()))
+            format!("{path} cannot be written: {}", explained(&error.into()))
         })
     }
 
@@ -336,7 +368,8 @@ pub fn close(file: File) -> io::Result<()> {
 }
 
 fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
-    rustix::fs::open(
+    openat(
+        CWD,
         path,
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
@@ -345,29 +378,6 @@ fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
 
 fn path_of(directory: &OwnedFd) -> PathBuf {
     format!("/proc/self/fd/{}", directory.as_raw_fd()).into()
-}
-
-/// The directory that `found` is, reached from `fence` by its real names; `None` where it does not lie inside.
-///
-/// The kernel says where `found` is, so that no symlink is in between. But a path that reads well proves nothing: a magic
-/// link such as `/proc/PID/root` leads into other mount namespaces, in which anybody can make a directory of any path.
-/// So the path is walked in our own namespace, from JOB_ROOT on and without a link, and what that leads to is used.
-fn enter(found: &OwnedFd, fence: &Path) -> io::Result<Option<OwnedFd>> {
-    let mut inside = open_directory(fence)?;
-    let place = std::fs::read_link(path_of(found))?;
-    let root = std::fs::read_link(path_of(&inside))?;
-    let Ok(names) = place.strip_prefix(root) else {
-        return Ok(None);
-    };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    for name in names {
-        inside = match openat(&inside, name, flags, Mode::empty()) {
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
-            next => next?,
-        };
-    }
-    let is_it = are_the_same(fstat(&inside), fstat(found));
-    Ok(is_it.then_some(inside))
 }
 
 fn are_the_same(one: Result<Stat, Errno>, other: Result<Stat, Errno>) -> bool {

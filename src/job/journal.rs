@@ -1,7 +1,8 @@
 //! `job.status.json`: what the next worker will know of this job, whenever we die (docs/reference.md,
 //! "Status document" and "Attempts and stops").
 
-use super::WorkDir;
+use super::directory::is_ours;
+use super::{OpenError, WorkDir};
 use crate::config::Durability;
 use crate::contract::{EarlierRun, JobId};
 use std::io;
@@ -12,9 +13,19 @@ const NAME: &str = "job.status.json";
 const MAX_BYTES: u64 = 64 << 20;
 
 /// An earlier run of the job `id` in this directory, and its document.
-pub fn read(dir: &WorkDir, id: &JobId) -> Option<(EarlierRun, Vec<u8>)> {
+///
+/// # Errors
+/// What is wrong with this machine or its drive. A journal that cannot be read for another reason counts as an attempt that died.
+pub fn read(dir: &WorkDir, id: &JobId) -> Result<Option<(EarlierRun, Vec<u8>)>, OpenError> {
     let document = match dir.read(NAME, MAX_BYTES) {
-        Ok(document) => document?,
+        Ok(None) => return Ok(None),
+        Ok(Some(document)) => document,
+        Err(error) if is_ours(&error) => {
+            return Err(OpenError::of(
+                format!("{}/{NAME}", dir.path().display()),
+                error,
+            ));
+        }
         Err(error) => {
             log::warn!(
                 "{}/{NAME} cannot be read: {error}; taken for a job that was begun and died",
@@ -23,7 +34,7 @@ pub fn read(dir: &WorkDir, id: &JobId) -> Option<(EarlierRun, Vec<u8>)> {
             Vec::new()
         }
     };
-    Some((EarlierRun::read(&document, id)?, document))
+    Ok(EarlierRun::read(&document, id).map(|run| (run, document)))
 }
 
 /// Writes a document as it will be published, before that.

@@ -7,6 +7,7 @@ mod directory;
 mod drive;
 mod environment;
 mod execution;
+mod fence;
 mod interruption;
 mod journal;
 mod log;
@@ -18,7 +19,7 @@ mod step;
 use crate::contract::Document;
 
 pub use claim::CANCEL_FILE;
-pub use directory::{OpenError, WorkDir};
+pub use directory::{OpenError, Then, WorkDir};
 pub use interruption::Interruption;
 pub use place::is_busy;
 pub use run::{News, Run};

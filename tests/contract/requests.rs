@@ -159,7 +159,7 @@ fn what_never_gets_whole_is_rejected_after_the_wait_with_what_is_wrong() {
     for (text, error) in [
         ("", "job.json is empty"),
         ("{\"steps\": [", "job.json ends in the middle of its JSON"),
-        ("closed", "job.json cannot be read: Permission denied"),
+        ("closed", "job.json cannot be opened: Permission denied"),
         ("no directory", "does not exist"),
     ] {
         let dir = site.directory("never");

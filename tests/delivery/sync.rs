@@ -6,7 +6,7 @@ use crate::support;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use support::log::untimed;
@@ -264,6 +264,57 @@ fn a_second_stop_does_not_wait_for_the_drive() {
             worker.stderr().contains("once more")
         });
     });
+}
+
+/// A worker on which opening `path` fails with these errors.
+fn with_faults(site: &Site, path: &Path, faults: &str, wait: &str, root: bool) -> Worker {
+    let inject = format!("inject=openat:error={faults}");
+    let arguments = ["-P", path.to_str().unwrap(), "-e", &inject];
+    let (worker, _) = traced(site, &arguments, |worker| {
+        worker.env("JOB_DIR_WAIT", wait).env("JOB_SYNC", "off");
+        if root {
+            worker.env("JOB_ROOT", path);
+        }
+    });
+    worker
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn an_error_of_this_machine_is_waited_for_and_is_no_rejection() {
+    let site = Site::start();
+    for error in ["EMFILE", "ENFILE", "ENOMEM", "EIO", "ENOSPC", "ESTALE"] {
+        let dir = site.prepare("a", json!({ "steps": ["true"] }));
+        let request = json!({ "id": error, "workDir": dir });
+        let worker = with_faults(&site, &dir, error, "0", false);
+        let finished = site.run_request(worker, dir.clone(), request);
+        assert_eq!(finished.verdict(), ("failed", "internal", 1), "{error}");
+        let request = json!({ "id": format!("{error}-passes"), "workDir": dir });
+        let worker = with_faults(&site, &dir, &format!("{error}:when=1..3"), "60", false);
+        let finished = site.run_request(worker, dir, request);
+        assert_eq!(
+            finished.verdict(),
+            ("success", "", 0),
+            "{}",
+            finished.result
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn a_job_root_that_cannot_be_opened_is_waited_for_as_long_as_it_takes() {
+    let site = Site::start();
+    let root = site.directory("root");
+    let dir = site.prepare("root/a", json!({ "steps": ["true"] }));
+    let worker = with_faults(&site, &root, "EIO:when=1..4", "0", true);
+    let finished = site.run_request(worker, dir, json!({ "id": "a", "workDir": "a" }));
+    assert_eq!(
+        finished.verdict(),
+        ("success", "", 0),
+        "{}",
+        finished.result
+    );
 }
 
 /// After a power cut the journal counts an attempt of which the log has nothing.

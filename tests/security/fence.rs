@@ -48,7 +48,7 @@ impl Drive {
 
     fn open(&self, path: impl Into<PathBuf>) -> Result<WorkDir, String> {
         WorkDir::open(path.into(), Some(&self.path("root"))).map_err(|error| match error {
-            OpenError::Missing { what, why } => format!("missing: {what} {why}"),
+            OpenError::Missing { what, why, .. } => format!("missing: {what} {why}"),
             OpenError::Unusable(what) => what,
         })
     }
@@ -73,6 +73,9 @@ fn a_work_dir_must_lie_inside_after_all_symlinks() {
     drive.link("out", "root/chain");
     drive.link("jobs/one", "root/alias");
     drive.link("root/job", "way-in");
+    drive.link("../jobs", "root/jobs/back");
+    let inside = drive.path("root/job");
+    drive.link(inside.to_str().unwrap(), "root/absolute");
     for outside in [
         "outside/job",
         "root-but-longer",
@@ -84,6 +87,7 @@ fn a_work_dir_must_lie_inside_after_all_symlinks() {
         "root/beside/job/../job",
         "root/slash/etc",
         "root/alias/../../..",
+        "way-in",
     ] {
         drive.refuses(drive.path(outside));
     }
@@ -94,7 +98,8 @@ fn a_work_dir_must_lie_inside_after_all_symlinks() {
         "root/job/../jobs/one",
         "root/alias",
         "root/alias/../one",
-        "way-in",
+        "root/jobs/back/one",
+        "root/absolute",
         "root/./job//",
     ] {
         drive.open(drive.path(inside)).expect(inside);
@@ -123,6 +128,16 @@ fn what_exists_outside_is_not_told() {
         "root/beside/nothing",
     ] {
         drive.refuses(drive.path(outside));
+    }
+    // a path that leads in says nothing of the places that it only names
+    let up = "/..".repeat(20);
+    for place in ["/etc", "/no/such/place", "/proc/1", "/proc/0"] {
+        let inside = format!("{place}{up}{}", drive.path("root/job").display());
+        drive.open(inside).expect(place);
+    }
+    drive.link("loop", "root/loop");
+    for endless in ["root/loop", &"root/".repeat(2000)] {
+        drive.open(drive.path(endless)).expect_err(endless);
     }
     let missing = drive
         .open(drive.path("root/not/yet"))

@@ -177,7 +177,7 @@ pub fn open_dir(path: &Path, root: &Path) -> Result<WorkDir, String> {
         )
     })?;
     WorkDir::open(path.to_owned(), Some(root)).map_err(|error| match error {
-        OpenError::Missing { what, why } => format!("the pool's directory: {what} {why}"),
+        OpenError::Missing { what, why, .. } => format!("the pool's directory: {what} {why}"),
         OpenError::Unusable(error) => format!("the pool's directory: {error}"),
     })
 }

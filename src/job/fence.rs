@@ -1,0 +1,84 @@
+//! `JOB_ROOT` as a fence: a path is walked from there on, and nothing outside is looked at (docs/reference.md, "JOB_ROOT").
+
+use rustix::fs::{Mode, OFlags, openat, readlinkat};
+use rustix::io::Errno;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Component, Path, PathBuf};
+
+/// Linux: how many links a path may lead over.
+const MAX_LINKS: usize = 40;
+
+/// A path whose `..` are taken for what they seem to be.
+fn fold(path: &Path) -> PathBuf {
+    let mut folded = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => drop(folded.pop()),
+            part => folded.push(part),
+        }
+    }
+    folded
+}
+
+/// JOB_ROOT, as it is set and as it really is.
+pub struct Fence([PathBuf; 2]);
+
+impl Fence {
+    pub fn new(root: &Path, real: PathBuf) -> Self {
+        Self([fold(root), real])
+    }
+
+    /// The beginning of a path that is JOB_ROOT, and the rest of it; `None` where it does not begin so.
+    pub fn below<'a>(&self, path: &'a Path) -> Option<(PathBuf, &'a Path)> {
+        let mut folded = PathBuf::new();
+        let mut rest = path.components();
+        while !self.0.contains(&folded) {
+            match rest.next()? {
+                Component::ParentDir => drop(folded.pop()),
+                part => folded.push(part),
+            }
+        }
+        Some((folded, rest.as_path()))
+    }
+
+    /// Walks from `root` on, in our own mount namespace, link by link: so neither a directory that is swapped meanwhile nor
+    /// a magic link (`/proc/PID/root`) leads out.
+    ///
+    /// # Errors
+    /// What the system said, or nothing where the way leads outside.
+    pub fn walk(&self, root: OwnedFd, names: &Path) -> Result<OwnedFd, Option<Errno>> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let reversed = |path: &Path| path.iter().rev().map(OsStr::to_owned).collect::<Vec<_>>();
+        let mut ahead = reversed(names);
+        let (mut way, mut links) = (vec![root], 0);
+        while let Some(name) = ahead.pop() {
+            let here = way.last().ok_or(None)?;
+            if name == ".." {
+                way.pop();
+                continue;
+            }
+            match openat(here, &name, flags, Mode::empty()) {
+                Ok(next) => way.push(next),
+                Err(error @ (Errno::NOTDIR | Errno::LOOP)) => {
+                    let target = readlinkat(here, &name, Vec::new()).map_err(|_| Some(error))?;
+                    let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return Err(Some(Errno::LOOP));
+                    }
+                    match target.is_absolute() {
+                        true => {
+                            way.truncate(1);
+                            ahead.extend(reversed(self.below(&target).ok_or(None)?.1));
+                        }
+                        false => ahead.extend(reversed(&target)),
+                    }
+                }
+                Err(error) => return Err(Some(error)),
+            }
+        }
+        way.pop().ok_or(None)
+    }
+}
