@@ -262,3 +262,42 @@ fn after_a_take_over_the_last_word_is_the_truth() {
         "offline"
     );
 }
+
+/// As containers have with one `WORKER_ID`, and processes with the name of their host.
+#[test]
+fn members_of_a_pool_with_one_name_have_names_of_their_own() {
+    let site = Site::scripted();
+    let start = |arguments: &[&str]| {
+        let mut command = site.command(arguments);
+        let pool = [("JOB_POOL", "p"), ("WORKER_ID", "board")];
+        command.envs(pool).env("JOB_ROOT", site.drive.path());
+        site.start_as(command)
+    };
+    let is_idle = |name: &str| {
+        let said = site.broker.received(&format!("jobs/workers/{name}"));
+        let last = said.last().map(document);
+        last.is_some_and(|last| last["state"] == "idle" && last["worker"] == name)
+    };
+    let mut members = Vec::new();
+    for (name, arguments) in [
+        ("board", &[][..]),
+        ("board-2", &["supervise"]),
+        ("board-3", &[]),
+    ] {
+        members.push(start(arguments));
+        wait::until(name, || is_idle(name));
+    }
+    // a name is free again when its member has gone
+    members[0].sigterm();
+    members[0].exits_with(0);
+    wait::until("board to leave", || !is_idle("board"));
+    members.push(start(&[]));
+    wait::until("another board", || is_idle("board"));
+    site.submit("a", json!({ "steps": ["echo $WORKER_ID"] }));
+    let worker = site.result("a").json()["worker"].clone();
+    assert!(
+        worker
+            .as_str()
+            .is_some_and(|name| name.starts_with("board"))
+    );
+}
