@@ -11,7 +11,7 @@ mod unwelcome;
 use crate::Exit;
 use crate::config::{Config, OnStop};
 use crate::contract::Rejection;
-use crate::inbox::{Event, Inbox, Outbox};
+use crate::inbox::{self, Event, Inbox};
 use crate::intake::{Unread, qos_0_rejection, read_request};
 use crate::job::{Interruption, News, Outcome, Run};
 use crate::links::{Heard, own_link};
@@ -51,7 +51,10 @@ struct Worker {
 }
 
 /// Waits for one job, runs it, reports it (`job-worker`).
-pub fn run(config: Config, outbox: Outbox<Heard>, inbox: Inbox<Heard>) -> Exit {
+pub fn run(config: Config) -> Exit {
+    let Some((outbox, inbox)) = inbox::open() else {
+        return Exit::Defect;
+    };
     process::adopt_orphans();
     let pulse = Pulse::default();
     let queue = match &config.pool {

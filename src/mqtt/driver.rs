@@ -1,10 +1,10 @@
 //! Keeps a connection to the broker: where to connect to, in which protocol version, and when to try again.
 
-use super::adapter::{Adapter, Failure};
-use super::{EARLY_DROPS, Event, Life, Protocol, Settings, v3, v5, without_brackets};
+use super::adapter::{Adapter, End, Failure};
+use super::reasons::Lack;
+use super::{EARLY_DROPS, Event, Life, Protocol, Settings, without_brackets};
 use crate::backoff::Backoff;
 use std::collections::VecDeque;
-use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -14,6 +14,10 @@ use std::time::{Duration, Instant};
 /// First and last pause between two tries to connect; it doubles in between.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(10);
+
+/// How long a broker may take to greet us at first, and each of several addresses. It doubles where nothing was enough.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE_OF_SEVERAL: Duration = Duration::from_secs(2);
 
 /// A connection that lasted this long was a good one. Two workers that kick each other with one client id never get there,
 /// so they slow down, and one of them gives up.
@@ -33,15 +37,20 @@ pub struct Driver<F> {
     version: Protocol,
     /// The version is configured, or the broker has taken it.
     version_is_certain: bool,
-    /// A connection in version 5 has ended in the greeting, for whatever reason.
+    /// A greeting in version 5 has failed.
     greeting_has_failed: bool,
+    /// What the broker is known not to have.
+    lacks: Vec<Lack>,
     /// Addresses of the broker that have not been tried yet.
-    untried_hosts: VecDeque<String>,
+    untried: VecDeque<String>,
+    has_several: bool,
+    /// How often all addresses took too long to greet us.
+    slow_rounds: u32,
     backoff: Backoff,
     /// Connections in a row that the broker has dropped early.
     early_drops: u32,
-    /// The trouble that was logged last. Each one is logged once: a broker can be away for days.
-    logged_trouble: String,
+    /// The troubles that were logged. Each one is logged once: a broker can be away for days.
+    logged: Vec<String>,
 }
 
 impl<F: Fn(Event)> Driver<F> {
@@ -61,10 +70,13 @@ impl<F: Fn(Event)> Driver<F> {
             version: protocol.unwrap_or(Protocol::V5),
             version_is_certain: protocol.is_some(),
             greeting_has_failed: false,
-            untried_hosts: VecDeque::new(),
+            lacks: Vec::new(),
+            untried: VecDeque::new(),
+            has_several: false,
+            slow_rounds: 0,
             backoff: Backoff::new(FIRST_PAUSE, LAST_PAUSE),
             early_drops: 0,
-            logged_trouble: String::new(),
+            logged: Vec::new(),
         }
     }
 
@@ -74,112 +86,153 @@ impl<F: Fn(Event)> Driver<F> {
             while self.settings.owner_is_stuck() {
                 std::thread::sleep(LAST_PAUSE / 10);
             }
-            let mut connected_at = None;
-            let host = self.next_host();
-            let failure = match &host {
-                Ok(host) => self.drive_connection(host, &mut connected_at),
-                Err(error) => Failure::Lost(error.to_string()),
-            };
-            if matches!(failure, Failure::Closed) {
+            let (connected_at, Failure(end, reason)) = self.make_connection();
+            if end == End::Closed {
                 return;
             }
             if connected_at.is_some() {
                 (self.sink)(Event::Lost);
-                self.logged_trouble.clear();
-                self.untried_hosts.clear();
             }
-            let is_drop = matches!(failure, Failure::Dropped(_));
-            let trouble = match failure {
-                Failure::Denied(reason) => return (self.sink)(Event::Denied(reason)),
+            match end {
+                End::Denied => return (self.sink)(Event::Denied(reason)),
                 // Certificate errors at start are configuration errors: give up. Later ones may pass, as certificates are
                 // renewed.
-                Failure::Untrusted(reason) if !self.is_subscribed => {
+                End::Untrusted if !self.is_subscribed => {
                     return (self.sink)(Event::Denied(reason));
                 }
-                Failure::TakenOver => {
+                End::TakenOver => {
                     (self.sink)(Event::TakenOver);
-                    if self.settings.life == Life::Once {
-                        return;
+                    if self.settings.life == Life::Lasting && self.resume.recv().is_ok() {
+                        continue;
                     }
-                    match self.resume.recv() {
-                        Ok(()) => continue,
-                        Err(_) => return,
-                    }
+                    return;
                 }
-                Failure::NotGreeted(_) if self.may_fall_back() => {
-                    // A broker that restarts in this moment has version 5 all the same.
-                    if std::mem::replace(&mut self.greeting_has_failed, true) {
-                        self.version = Protocol::V3;
-                    }
-                    if let Ok(host) = host {
-                        self.untried_hosts.push_front(host);
-                    }
-                    continue;
-                }
-                Failure::OwnerStuck => {
-                    "this worker is stuck, as in a drive that does not answer".to_owned()
-                }
-                Failure::Untrusted(trouble)
-                | Failure::NotGreeted(trouble)
-                | Failure::Dropped(trouble)
-                | Failure::Lost(trouble) => trouble,
-                Failure::Closed => return,
-            };
-            if !self.version_is_certain {
-                // 3.1.1 did not help: the broker has another trouble
-                (self.version, self.greeting_has_failed) = (Protocol::V5, false);
+                _ => {}
             }
-            if self.settings.life == Life::Once && self.untried_hosts.is_empty() {
+            if self.settings.life == Life::Once {
                 if connected_at.is_none() {
                     (self.sink)(Event::Lost);
                 }
                 return;
             }
-            if self.untried_hosts.is_empty() {
-                self.log_once(trouble, connected_at.is_some());
-                let lasted = connected_at.map(|at| at.elapsed());
-                self.judge(lasted, is_drop);
-                std::thread::sleep(self.backoff.next_pause());
+            self.log_once(reason, connected_at.is_some());
+            self.judge(connected_at.map(|at| at.elapsed()), end == End::Dropped);
+            std::thread::sleep(self.backoff.next_pause());
+        }
+    }
+
+    /// Makes one connection, to the first address that has one for us, and passes on what it says. Returns since when it was
+    /// there, and why it has ended, or why there is none.
+    pub fn make_connection(&mut self) -> (Option<Instant>, Failure) {
+        loop {
+            let host = match self.next_host() {
+                Ok(host) => host,
+                Err(error) => return (None, Failure(End::Lost, error)),
+            };
+            let mut connected_at = None;
+            let failure = self.drive_connection(&host, &mut connected_at);
+            if connected_at.is_some() {
+                self.logged.clear();
+                self.untried.clear();
+                self.slow_rounds = 0;
+            }
+            let was_5_a_try = !self.version_is_certain && self.version == Protocol::V5;
+            let Failure(end, reason) = failure;
+            match end {
+                End::Lacks(lack) if !self.lacks.contains(&lack) => {
+                    self.learn(lack);
+                    self.untried.push_front(host);
+                    continue;
+                }
+                End::NoVersion | End::NotGreeted if was_5_a_try => {
+                    self.fall_back(host, end == End::NoVersion);
+                    continue;
+                }
+                End::Lacks(_) | End::NoVersion => {
+                    return (connected_at, Failure(End::Denied, reason));
+                }
+                // perhaps the next address answers
+                End::Unanswered if self.untried.is_empty() => {
+                    self.slow_rounds += 1;
+                    if was_5_a_try {
+                        self.fall_back(host, false);
+                        continue;
+                    }
+                }
+                _ => {}
+            }
+            if !self.version_is_certain {
+                // 3.1.1 did not help: the broker has another trouble
+                (self.version, self.greeting_has_failed) = (Protocol::V5, false);
+            }
+            let may_pass = matches!(end, End::NotGreeted | End::Unanswered | End::Lost);
+            if !may_pass || connected_at.is_some() || self.untried.is_empty() {
+                return (connected_at, Failure(end, reason));
             }
         }
+    }
+
+    /// Tries this address again: a broker that restarts in this moment has version 5 all the same, so only the second failure
+    /// counts, or what the broker says itself.
+    fn fall_back(&mut self, host: String, is_certain: bool) {
+        if std::mem::replace(&mut self.greeting_has_failed, true) || is_certain {
+            self.version = Protocol::V3;
+        }
+        self.untried.push_front(host);
     }
 
     /// The next address of the broker's name. rumqttc would start a thread to resolve the name, which takes longer than all
     /// the rest of connecting.
-    fn next_host(&mut self) -> io::Result<String> {
+    fn next_host(&mut self) -> Result<String, String> {
         let broker = &self.settings.broker;
         let host = without_brackets(&broker.host);
-        if self.untried_hosts.is_empty() {
+        if self.untried.is_empty() {
             #[cfg(feature = "tls")]
             if broker.tls.is_some() {
                 return Ok(host.to_owned()); // the certificate is for the name
             }
-            let addresses = (host, broker.port).to_socket_addrs()?;
-            self.untried_hosts = addresses.filter_map(without_port).collect();
+            let addresses = (host, broker.port).to_socket_addrs();
+            let addresses = addresses.map_err(|error| error.to_string())?;
+            self.untried = addresses.filter_map(without_port).collect();
+            self.has_several = self.untried.len() > 1;
         }
-        let host = self.untried_hosts.pop_front();
-        host.ok_or_else(|| io::Error::other("its name has no address"))
+        let host = self.untried.pop_front();
+        host.ok_or_else(|| "its name has no address".to_owned())
+    }
+
+    /// How long the broker may take to greet us.
+    fn patience(&self) -> Duration {
+        let first = match self.has_several {
+            true => PATIENCE_OF_SEVERAL,
+            false => PATIENCE,
+        };
+        let most = self.settings.broker.keep_alive.mul_f64(1.5);
+        (first * 2_u32.saturating_pow(self.slow_rounds)).min(most)
     }
 
     /// Makes one connection and passes on what it says, until it ends.
     fn drive_connection(&mut self, host: &str, connected_at: &mut Option<Instant>) -> Failure {
-        let mut adapter: Box<dyn Adapter> = match self.version {
-            Protocol::V3 => v3::open(&self.settings, host),
-            Protocol::V5 => v5::open(&self.settings, host),
-        };
+        let address = (host, self.settings.broker.port);
+        let patience = self.patience();
+        let mut adapter =
+            Adapter::open(&self.settings, address, self.version, &self.lacks, patience);
         loop {
             match adapter.next() {
-                _ if self.is_abandoned.load(Relaxed) => return Failure::Closed,
+                _ if self.is_abandoned.load(Relaxed) => return Failure(End::Closed, String::new()),
                 Err(failure) => return failure,
                 Ok(event @ Event::Connected { resumed, .. }) => {
                     *connected_at = Some(Instant::now());
                     self.log_connection();
                     self.version_is_certain = true;
+                    adapter
+                        .lacks()
+                        .into_iter()
+                        .for_each(|lack| self.learn(lack));
                     (self.sink)(event);
-                    match resumed && self.is_subscribed {
-                        true => (self.sink)(Event::Ready),
-                        false if self.settings.life == Life::Lasting => adapter.subscribe(),
-                        false => {}
+                    let is_asked = self.settings.life == Life::Once
+                        || !(resumed && self.is_subscribed) && adapter.subscribe();
+                    if !is_asked {
+                        (self.sink)(Event::Ready);
                     }
                 }
                 Ok(Event::Ready) => {
@@ -192,7 +245,7 @@ impl<F: Fn(Event)> Driver<F> {
                     while self.version == Protocol::V3 && adapter.next().is_ok() {}
                     (self.sink)(Event::Closed);
                     if self.settings.life == Life::Once {
-                        return Failure::Closed;
+                        return Failure(End::Closed, String::new());
                     }
                     // the process ends now: taking the client apart, page by page, would only delay that
                     loop {
@@ -204,8 +257,16 @@ impl<F: Fn(Event)> Driver<F> {
         }
     }
 
-    fn may_fall_back(&self) -> bool {
-        !self.version_is_certain && self.version == Protocol::V5
+    /// Goes on without what the broker does not have.
+    fn learn(&mut self, lack: Lack) {
+        if !self.lacks.contains(&lack) {
+            let level = match lack {
+                Lack::Identifiers => log::Level::Debug,
+                _ => log::Level::Warn,
+            };
+            log::log!(level, "{lack}");
+            self.lacks.push(lack);
+        }
     }
 
     fn log_connection(&self) {
@@ -223,7 +284,7 @@ impl<F: Fn(Event)> Driver<F> {
     }
 
     fn log_once(&mut self, trouble: String, was_connected: bool) {
-        if self.logged_trouble == trouble {
+        if self.logged.contains(&trouble) {
             return;
         }
         let (host, port) = (&self.settings.broker.host, self.settings.broker.port);
@@ -232,7 +293,7 @@ impl<F: Fn(Event)> Driver<F> {
             false => "no connection",
         };
         log::warn!("broker {host}:{port}: {state}: {trouble}; trying again until it is back");
-        self.logged_trouble = trouble;
+        self.logged.push(trouble);
     }
 
     /// Judges a connection that lasted this long, or never came about: a good one makes the next pause the first again, and a

@@ -6,8 +6,8 @@
 
 mod adapter;
 mod driver;
-mod limits;
 mod probe;
+mod reasons;
 #[cfg(feature = "tls")]
 pub mod tls;
 mod v3;
@@ -18,6 +18,7 @@ use crate::pulse::Pulse;
 use bytes::Bytes;
 use driver::Driver;
 pub use probe::probe;
+use rumqttc::v5::mqttbytes::QoS;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -131,6 +132,13 @@ impl Subscription {
             Self::Requests(filter) | Self::Cancels(filter) | Self::Presence(filter) => filter,
         }
     }
+
+    fn qos(&self) -> QoS {
+        match self {
+            Self::Requests(_) => QoS::AtLeastOnce,
+            Self::Cancels(_) | Self::Presence(_) => QoS::AtMostOnce,
+        }
+    }
 }
 
 /// A message that the broker publishes for us.
@@ -158,6 +166,14 @@ pub enum Retention {
 impl Retention {
     fn is_kept(self) -> bool {
         self != Self::None
+    }
+
+    /// After how many seconds the broker forgets it.
+    fn seconds(self) -> Option<u32> {
+        match self {
+            Self::None | Self::Kept => None,
+            Self::KeptFor(seconds) => Some(seconds),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! TLS for `mqtts://` (docs/reference.md, "TLS"): whom we trust, who we are, and what a failed handshake means.
 
-use super::adapter::Failure;
+use super::adapter::{End, Failure};
 use super::without_brackets;
 use rumqttc::{TlsConfiguration, Transport};
 use rustls::pki_types::pem::PemObject;
@@ -106,13 +106,13 @@ pub fn key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
 }
 
 /// What an error of the connection means, if it comes from TLS.
-pub(super) fn failure(error: &io::Error) -> Option<Failure> {
+pub(super) fn failure(error: &io::Error, _: &Tls) -> Option<Failure> {
     let error = error.get_ref()?.downcast_ref::<Error>()?;
     Some(match error {
         // a machine whose clock has no battery starts in the past, until it has asked for the time
         Error::InvalidCertificate(
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
-        ) => Failure::Lost(format!("{error}; is our clock right?")),
+        ) => Failure(End::Lost, format!("{error}; is our clock right?")),
         Error::InvalidCertificate(why) => {
             let hint = match why {
                 CertificateError::UnknownIssuer => {
@@ -120,12 +120,18 @@ pub(super) fn failure(error: &io::Error) -> Option<Failure> {
                 }
                 _ => "",
             };
-            Failure::Untrusted(format!("we do not trust the broker: {error}{hint}"))
+            Failure(
+                End::Untrusted,
+                format!("we do not trust the broker: {error}{hint}"),
+            )
         }
-        Error::AlertReceived(alert) if concerns_certificate(*alert) => Failure::Untrusted(format!(
-            "the broker does not accept our client certificate (MQTT_CERT_FILE), or wants one: {error}"
-        )),
-        error => Failure::Lost(format!("no TLS with it: {error}")),
+        Error::AlertReceived(alert) if concerns_certificate(*alert) => Failure(
+            End::Untrusted,
+            format!(
+                "the broker does not accept our client certificate (MQTT_CERT_FILE), or wants one: {error}"
+            ),
+        ),
+        error => Failure(End::Lost, format!("no TLS with it: {error}")),
     })
 }
 

@@ -1,112 +1,160 @@
-//! What is peculiar to MQTT 3.1.1. It has no Receive Maximum: a broker sends several requests at once, and those behind the
-//! first stay unacknowledged, so that they come again. Nor does it give reasons for a disconnect.
+//! MQTT 3.1.1. It has no Receive Maximum: a broker sends several requests at once, and those behind the first stay
+//! unacknowledged, so that they come again. Nor does it give reasons.
 
-use super::adapter::{
-    Adapter, Failure, IN_FLIGHT, MAX_NUDGES, NO_SUBSCRIPTION, SILENCE, define_open, patience,
-};
-use super::limits::{Limits, MAX_PACKET_BYTES, SEND_QUEUE_LENGTH};
-use super::{Message, Retention, Session, Settings, Subscribers, Subscription, Unpublished};
-use crate::mqtt;
-#[cfg(feature = "tls")]
+use super::adapter::{Ask, Broken, IN_FLIGHT, MAX_PACKET_BYTES, MAX_WAITING, Receiver, Sender};
+use super::reasons::Reason;
+use super::{LastWill, Session, Settings};
 use rumqttc::mqttbytes::Error as CodecError;
+use rumqttc::v5;
+use rumqttc::v5::mqttbytes::{QoS as QoS5, v5 as packets};
 use rumqttc::{
-    Client, ConnAck, ConnectReturnCode as Code, Connection, ConnectionError, Event, LastWill,
-    MqttOptions, NetworkOptions, Outgoing, Packet, PubAck, Publish, QoS, RecvTimeoutError,
-    StateError, SubscribeFilter, SubscribeReasonCode,
+    Client, Connection, ConnectionError, Event, MqttOptions, Packet, Publish, QoS,
+    RecvTimeoutError, StateError, SubscribeFilter, SubscribeReasonCode,
 };
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-define_open!(timeout: ConnectionError::NetworkTimeout);
-
-const TELLS_SUBSCRIBERS: bool = false;
-
-fn connect(mut options: MqttOptions, settings: &Settings) -> (Client, Connection) {
+/// Starts to connect.
+pub fn open(
+    settings: &Settings,
+    (host, port): (&str, u16),
+    will: Option<LastWill>,
+) -> (Box<dyn Sender>, Box<dyn Receiver>) {
+    let mut options = MqttOptions::new(&settings.client_id, host, port);
     options
+        .set_keep_alive(settings.broker.keep_alive)
         .set_clean_session(settings.session == Session::Fleeting)
         .set_max_packet_size(MAX_PACKET_BYTES as usize, MAX_PACKET_BYTES as usize)
-        .set_inflight(IN_FLIGHT);
-    if let Some(will) = &settings.last_will {
-        let (payload, retain) = (will.payload.clone(), will.retention.is_kept());
-        options.set_last_will(LastWill::new(&will.topic, payload, QoS::AtMostOnce, retain));
+        .set_inflight(IN_FLIGHT)
+        .set_manual_acks(true);
+    if let Some(credentials) = &settings.broker.credentials {
+        options.set_credentials(&credentials.username, &credentials.password);
     }
-    let (client, mut connection) = Client::new(options, SEND_QUEUE_LENGTH);
-    set_network(&mut connection, |network| network.set_tcp_nodelay(true));
-    (client, connection)
-}
-
-fn set_network(connection: &mut Connection, set: impl FnOnce(&mut NetworkOptions)) {
+    if let Some(will) = will {
+        let retain = will.retention.is_kept();
+        let will = rumqttc::LastWill::new(will.topic, will.payload, QoS::AtMostOnce, retain);
+        options.set_last_will(will);
+    }
+    #[cfg(feature = "tls")]
+    if let Some(tls) = &settings.broker.tls {
+        options.set_transport(tls.transport());
+    }
+    let (client, mut connection) = Client::new(options, MAX_WAITING);
     let mut network = connection.eventloop.network_options();
-    set(&mut network);
+    // the adapter bounds every wait; this one would end a flush that is only slow
+    network.set_tcp_nodelay(true);
+    network.set_connection_timeout(u32::MAX.into());
     connection.eventloop.set_network_options(network);
+    (Box::new(client), Box::new(connection))
 }
 
-fn keep_alive(connection: &Connection) -> Duration {
-    connection.eventloop.mqtt_options.keep_alive()
-}
-
-/// rumqttc ends a flush that takes longer than a greeting may. A slow network is not a dead one: from now on only the
-/// broker's silence ends the connection.
-fn greeted(connection: &mut Connection, _: &ConnAck, _: &Limits) {
-    set_network(connection, |network| {
-        network.set_connection_timeout(u16::MAX.into());
-    });
-}
-
-fn subscribe(client: &Client, subscriptions: &[Subscription], _: &Limits) {
-    let _ = client.subscribe_many(subscriptions.iter().map(|to| {
-        let qos = match to {
-            Subscription::Requests(_) => QoS::AtLeastOnce,
-            Subscription::Cancels(_) | Subscription::Presence(_) => QoS::AtMostOnce,
+impl Sender for Client {
+    fn send(&self, ask: Ask) {
+        let _ = match ask {
+            Ask::Subscribe(to, _) => self.try_subscribe_many(
+                to.into_iter()
+                    .map(|to| SubscribeFilter::new(to.filter().to_owned(), to_3(to.qos()))),
+            ),
+            Ask::Publish(topic, payload, qos, retention) => {
+                self.try_publish(topic, to_3(qos), retention.is_kept(), payload)
+            }
+            Ask::Acknowledge(packet_id) => self.try_ack(&Publish {
+                pkid: packet_id,
+                ..Publish::new("", QoS::AtLeastOnce, Vec::new())
+            }),
+            Ask::Unsubscribe(filter) => self.try_unsubscribe(filter),
+            Ask::Disconnect => self.try_disconnect(),
         };
-        SubscribeFilter::new(to.filter().to_owned(), qos)
-    }));
-}
-
-fn publish(client: &Client, topic: &str, payload: Vec<u8>, retention: Retention) {
-    let _ = client.publish(topic, QoS::AtLeastOnce, retention.is_kept(), payload);
-}
-
-fn announce(client: &Client, topic: &str, payload: Vec<u8>, retention: Retention) {
-    let _ = client.try_publish(topic, QoS::AtMostOnce, retention.is_kept(), payload);
-}
-
-fn denial(code: &SubscribeReasonCode) -> Option<String> {
-    match code {
-        SubscribeReasonCode::Success(_) => None,
-        SubscribeReasonCode::Failure => Some("it gives no reason (MQTT 3.1.1)".to_owned()),
     }
 }
 
-fn message(publish: Publish) -> Message {
-    Message {
-        topic: publish.topic,
-        payload: publish.payload,
-        packet_id: (publish.qos != QoS::AtMostOnce).then_some(publish.pkid),
-        redelivered: publish.dup,
-        subscription: None,
-        retained: publish.retain,
+fn to_3(qos: QoS5) -> QoS {
+    match qos {
+        QoS5::AtMostOnce => QoS::AtMostOnce,
+        _ => QoS::AtLeastOnce,
     }
 }
 
-fn acknowledgement(packet_id: u16) -> Publish {
-    let mut publish = Publish::new("", QoS::AtLeastOnce, Vec::new());
-    publish.pkid = packet_id;
-    publish
+impl Receiver for Connection {
+    fn next(&mut self, patience: Duration) -> Option<Result<v5::Event, Broken>> {
+        match self.recv_timeout(patience) {
+            Ok(event) => Some(event.map(in_words_of_5).map_err(broken)),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => Some(Err(Broken::Closed)),
+        }
+    }
+
+    fn unread(&mut self) -> VecDeque<v5::Event> {
+        self.eventloop
+            .state
+            .events
+            .drain(..)
+            .map(in_words_of_5)
+            .collect()
+    }
+
+    fn keep_alive(&mut self) -> Duration {
+        self.eventloop.mqtt_options.keep_alive()
+    }
 }
 
-fn published(_: &PubAck) -> Result<Subscribers, Unpublished> {
-    Ok(Subscribers::Unknown)
-}
-
-fn given_reason(error: &ConnectionError) -> Option<Failure> {
-    let ConnectionError::ConnectionRefused(code) = error else {
-        return None;
+fn in_words_of_5(event: Event) -> v5::Event {
+    let packet = match event {
+        Event::Outgoing(outgoing) => return v5::Event::Outgoing(outgoing),
+        Event::Incoming(packet) => packet,
     };
-    Some(match code {
-        Code::BadUserNamePassword | Code::NotAuthorized => Failure::login_denied(code),
-        Code::BadClientId => Failure::client_id_denied(code),
-        code => Failure::denied_for_now(code),
+    v5::Event::Incoming(match packet {
+        Packet::ConnAck(ack) => packets::Packet::ConnAck(packets::ConnAck {
+            session_present: ack.session_present,
+            code: packets::ConnectReturnCode::Success,
+            properties: None,
+        }),
+        Packet::SubAck(ack) => packets::Packet::SubAck(packets::SubAck {
+            pkid: ack.pkid,
+            return_codes: ack.return_codes.into_iter().map(granted).collect(),
+            properties: None,
+        }),
+        Packet::PubAck(ack) => packets::Packet::PubAck(packets::PubAck::new(ack.pkid, None)),
+        Packet::Publish(publish) => packets::Packet::Publish(packets::Publish {
+            dup: publish.dup,
+            qos: qos_of_5(publish.qos),
+            retain: publish.retain,
+            topic: publish.topic.into(),
+            pkid: publish.pkid,
+            payload: publish.payload,
+            properties: None,
+        }),
+        Packet::PubRec(ack) => packets::Packet::PubRec(packets::PubRec::new(ack.pkid, None)),
+        _ => packets::Packet::PingResp(packets::PingResp),
     })
+}
+
+fn granted(code: SubscribeReasonCode) -> packets::SubscribeReasonCode {
+    match code {
+        SubscribeReasonCode::Success(qos) => packets::SubscribeReasonCode::Success(qos_of_5(qos)),
+        SubscribeReasonCode::Failure => packets::SubscribeReasonCode::Failure,
+    }
+}
+
+fn qos_of_5(qos: QoS) -> QoS5 {
+    match qos {
+        QoS::AtMostOnce => QoS5::AtMostOnce,
+        QoS::AtLeastOnce => QoS5::AtLeastOnce,
+        QoS::ExactlyOnce => QoS5::ExactlyOnce,
+    }
+}
+
+fn broken(error: ConnectionError) -> Broken {
+    match error {
+        ConnectionError::ConnectionRefused(code) => Broken::Refused(Reason::new(code, None, None)),
+        #[cfg(feature = "tls")]
+        ConnectionError::Tls(rumqttc::TlsError::Io(error)) => Broken::Handshake(error),
+        ConnectionError::Io(error)
+        | ConnectionError::MqttState(
+            StateError::Io(error) | StateError::Deserialization(CodecError::Io(error)),
+        ) => Broken::Io(error),
+        ConnectionError::MqttState(StateError::ConnectionAborted) => Broken::Closed,
+        ConnectionError::NotConnAck(_) => Broken::Nonsense("no CONNACK".to_owned()),
+        error => Broken::Nonsense(error.to_string()),
+    }
 }

@@ -43,13 +43,7 @@ fn a_good_configuration_and_a_good_job() {
         (output.status.code(), text(&output.stderr)),
         (Some(0), String::new())
     );
-    let said = text(&output.stdout);
-    assert!(said.contains("jobs/pending"), "{said}");
-    let first = said.lines().next().unwrap_or_default();
-    assert!(
-        first.starts_with("settings: from this environment: MQTT_URL, "),
-        "{said}"
-    );
+    assert!(text(&output.stdout).contains("jobs/pending"), "{output:?}");
 
     let definition = json!({ "steps": ["touch ran", { "run": "touch ran", "allways": true }] });
     let dir = site.prepare("a", definition);

@@ -105,38 +105,7 @@ fn an_acknowledgement_of_something_else_is_none_of_the_result(version: &str) {
     worker.exits_with(0);
 }
 
-/// With Nagle's algorithm on, its answer waits for our TCP acknowledgement of what it has sent before.
-fn a_broker_whose_answer_waits_for_an_acknowledgement_is_sent_something(version: &str) {
-    let site = Site::scripted();
-    site.broker.set_script(|step| match step.packet {
-        Packet::PubAck { .. } if !step.from_client => Verdict::Drop,
-        _ => Verdict::Pass,
-    });
-    let is_nudge = |entry: &Entry| {
-        matches!(
-            entry,
-            Entry::Packet {
-                packet: Packet::Unsubscribe { .. },
-                ..
-            }
-        )
-    };
-    let _worker = site.idle_worker(speaking(version));
-    site.submit("a", json!({ "steps": ["true"] }));
-    site.broker.wait_for_message("jobs/results/a", 1, DEADLINE);
-    assert!(!site.broker.log().iter().any(is_nudge));
-    site.broker.publish("jobs/cancel/other", "");
-    site.broker
-        .wait_until(DEADLINE, |log| log.iter().any(is_nudge));
-    // its answer to that needs none
-    site.broker.publish("jobs/cancel/other", "");
-    site.broker.wait_until(DEADLINE, |log| {
-        log.iter().filter(|entry| is_nudge(entry)).count() == 2
-    });
-}
-
 on_both_protocols!(
-    a_broker_whose_answer_waits_for_an_acknowledgement_is_sent_something,
     a_connection_that_dies_is_noticed_within_one_and_a_half_keep_alives,
     a_connection_that_dies_in_a_large_result_is_noticed_as_soon,
     one_of_two_idle_workers_under_one_id_leaves,

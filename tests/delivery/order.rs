@@ -486,7 +486,7 @@ fn a_worker_that_is_refused_in_mid_job_finishes_it_first_and_a_later_one_answers
         wait::until("the refusal", || {
             worker
                 .stderr()
-                .contains("the broker denies access with our")
+                .contains("the broker denies access without a user name")
         });
         assert!(worker.ended().is_none());
         site.release("a");

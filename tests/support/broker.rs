@@ -206,6 +206,15 @@ impl Broker {
         self.shared.lock().sessions.contains_key(client)
     }
 
+    /// Sends the client a packet out of turn.
+    pub fn send(&self, client: &str, packet: Packet) {
+        self.shared.change(|state| {
+            if let Some(connection) = state.connection_of(client) {
+                state.send(connection, packet);
+            }
+        });
+    }
+
     /// Closes the client's connection; the session stays, the last will is published.
     pub fn kick(&self, client: &str) {
         self.shared.change(|state| {

@@ -55,7 +55,7 @@ fn first_event(
     let mut driver = Driver::new(settings, resumed, Arc::default(), move |event| {
         sender.send(event).unwrap()
     });
-    driver.untried_hosts = addresses.iter().map(ToString::to_string).collect();
+    driver.untried = addresses.iter().map(ToString::to_string).collect();
     std::thread::spawn(move || driver.run());
     events.recv_timeout(Duration::from_secs(30)).ok()
 }
@@ -147,10 +147,10 @@ fn with_tls_a_fallback_leaves_no_address_behind() {
     settings.broker.tls = Some(tls::Tls::new(rustls::RootCertStore::empty(), None).unwrap());
     let mut driver = Driver::new(settings, mpsc::channel().1, Arc::default(), |_| {});
     let name = driver.next_host().unwrap();
-    driver.untried_hosts.push_front(name.clone()); // for the other protocol version
+    driver.untried.push_front(name.clone()); // for the other protocol version
     assert_eq!(driver.next_host().unwrap(), name);
     assert!(
-        driver.untried_hosts.is_empty(),
+        driver.untried.is_empty(),
         "or there would never be a pause again"
     );
 }

@@ -177,7 +177,7 @@ impl State {
         passed.then_some((packet, cut_after))
     }
 
-    fn send(&mut self, connection: usize, packet: Packet) {
+    pub(super) fn send(&mut self, connection: usize, packet: Packet) {
         let Some((packet, cut_after)) = self.ask(connection, false, packet) else {
             return;
         };
