@@ -5,6 +5,7 @@
 import assert from 'node:assert/strict';
 import { execFileSync, spawn } from 'node:child_process';
 import fs from 'node:fs';
+import http from 'node:http';
 import net from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
@@ -14,6 +15,7 @@ export const root = path.join(path.dirname(fileURLToPath(import.meta.url)), '../
 const binary = path.resolve(process.env.JOB_WORKER ?? path.join(root, 'target/debug/job-worker'));
 export const scratch = fs.realpathSync(fs.mkdtempSync(path.join(os.tmpdir(), 'job-worker-node-red-')));
 export const drive = path.join(scratch, 'a drive'); // a space, as network drives like to have
+fs.mkdirSync(drive);                                  // the flow makes none
 const processes = new Set();
 const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !/^(MQTT|JOB|WORKER|NODE_RED)_|^RUST_LOG$/.test(name)));
 env.PATH += ':/usr/sbin:/usr/local/sbin';
@@ -107,8 +109,9 @@ export function startBroker() {
 }
 
 // What a user does in the editor after importing the flow: the broker's address, and the properties of the tab.
-function configureFlow(properties) {
+function configureFlow(properties, change) {
     const flow = JSON.parse(fs.readFileSync(path.join(root, 'examples/node-red/flow.json')));
+    change(flow, id => flow.find(node => node.id === id));
     Object.assign(flow.find(node => node.type === 'mqtt-broker'), { broker: '127.0.0.1', port: String(mqttPort) });
     for (const setting of flow.find(node => node.type === 'tab').env) {
         setting.value = { DRIVE: drive, ...properties }[setting.name] ?? setting.value;
@@ -119,8 +122,8 @@ function configureFlow(properties) {
     fs.writeFileSync(path.join(scratch, 'flows.json'), JSON.stringify(flow));
 }
 
-export async function startNodeRed(properties = {}) {
-    configureFlow(properties);
+export async function startNodeRed(properties = {}, change = () => {}) {
+    configureFlow(properties, change);
     // hides what is around the flow, for its picture
     fs.writeFileSync(path.join(scratch, 'picture.css'), `
         #red-ui-palette, #red-ui-sidebar, #red-ui-sidebar-separator, .red-ui-sidebar-control-right { display: none !important }
@@ -154,14 +157,25 @@ export const submit = async body => {
     assert.equal(answer.status, 202, JSON.stringify(answer));
     return answer.id;
 };
-export const over = async id => ({ ...await until(`the result of ${id}`, async () => {
+export const ended = id => until(`the result of ${id}`, async () => {
     const found = await job(id);
-    return ['success', 'failed'].includes(found?.status) && !fs.existsSync(directory(id)) && found;
-}), result: await result(id), log: await log(id) });
+    return ['success', 'failed'].includes(found?.status) && fs.existsSync(path.join(drive, '.nodered', `${id}.json`)) && found;
+});
+export const over = async id => ({ ...await ended(id), result: await result(id), log: await log(id) });
+export const isGone = id => until(`the directory of ${id} to be deleted`, () => !fs.existsSync(directory(id)));
+export const press = button => fetch(`${base}/inject/${button}`, { method: 'POST' }); // as the editor does it
+// With any headers, also those that fetch does not let one choose.
+export const ask = (method, url, headers, body = '') => new Promise((resolve, reject) => {
+    const request = http.request(base + url, { method, headers }, answer => {
+        let text = '';
+        answer.on('data', chunk => text += chunk).on('end', () => resolve({ status: answer.statusCode, headers: answer.headers, text }));
+    });
+    request.on('error', reject).end(body);
+});
 export const running = id => until(`${id} to run`, async () => (await job(id)).step);
 export const directory = id => path.join(drive, id);
 export const startWorker = (settings = {}, args = []) =>
-    start('worker', binary, args, { env: { ...env, MQTT_URL: `mqtt://127.0.0.1:${mqttPort}`, ...settings }, cwd: scratch });
+    start('worker', binary, args, { env: { ...env, MQTT_URL: `mqtt://127.0.0.1:${mqttPort}`, JOB_ROOT: drive, ...settings }, cwd: scratch });
 // A step that waits for a file "go" in the job's directory.
 export const gate = { run: 'echo "attempt $JOB_ATTEMPT"; while [ -e job.json ] && [ ! -e go ]; do sleep 0.05; done', name: 'gate' };
 export const publish = (...args) => execFileSync('mosquitto_pub', ['-h', '127.0.0.1', '-p', String(mqttPort), ...args], { env });

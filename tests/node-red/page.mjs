@@ -6,12 +6,13 @@
 //
 // Prints one line a check; exits with 77, and a word why, where Node-RED or Chromium cannot be had.
 import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import http from 'node:http';
 import { createRequire } from 'node:module';
 import path from 'node:path';
-import { base, directory, drive, findChromium, gate, install, job, log, ok, over, post, publish, run, running, scratch, startBroker, startNodeRed,
-    startWorker, state, submit, until } from './harness.mjs';
+import { base, directory, drive, ended, findChromium, gate, install, isGone, job, ok, over, post, press, publish, run, running, scratch, startBroker,
+    startNodeRed, startWorker, state, submit, until } from './harness.mjs';
 
 const { chromium } = createRequire(path.join(install('playwright-core', 1), '/'))('playwright-core');
 const executablePath = findChromium();
@@ -105,13 +106,13 @@ async function aFirstJob(page, width) {
     await shows(page.locator('#no-job'), 'no job yet');
     await page.getByRole('button', { name: 'New job' }).click();
     await page.getByRole('button', { name: 'Submit' }).click(); // steps are required: nothing happens
-    await page.getByLabel('Steps').fill('echo "$GREETING from the form"; cat note.txt\necho "it waits"; while [ ! -e go ]; do sleep 0.05; done');
+    await page.getByLabel('Steps').fill('echo "$GREETING from the form"; cat *note.txt; mkdir -p "ö ut"; echo made >"ö ut/100%&.txt"\necho "it waits"; while [ ! -e go ]; do sleep 0.05; done');
     await page.getByLabel('Environment').fill('GREETING');
     await page.getByRole('button', { name: 'Submit' }).click();
     await shows(page.locator('#form-error'), '“GREETING” is not of the form NAME=value');
     await page.getByLabel('Environment').fill('GREETING=hello');
     await page.getByLabel('Time limit').fill('500');
-    await page.getByLabel('Files').setInputFiles({ name: 'note.txt', mimeType: 'text/plain', buffer: Buffer.from('a nöte\n') });
+    await page.getByLabel('Files').setInputFiles({ name: 'a note.txt', mimeType: 'text/plain', buffer: Buffer.from('a nöte\n') });
     await checkLooks(page, 'the form');
     await page.getByRole('button', { name: 'Submit' }).click();
     await shows(page.locator('#said'), 'is submitted');
@@ -136,6 +137,10 @@ async function aFirstJob(page, width) {
     assert.match(cells[4], /\d s$/);
     assert.deepEqual(cells.slice(5, 7).map(text => text.trim()), ['0', 'node-worker-01']);
     ok(`${width}: submitted, started, duration, exit code and worker of a job that is over`);
+    await shows(row(page, id).locator('.files'), /a note.txt[^]*8 B[^]*ö ut\/100%&.txt[^]*5 B/);
+    const [download] = await Promise.all([page.waitForEvent('download'), row(page, id).getByRole('link', { name: 'ö ut' }).click()]);
+    assert.deepEqual([download.suggestedFilename(), fs.readFileSync(await download.path(), 'utf8')], ['100%&.txt', 'made\n']);
+    ok(`${width}: what a job has made can be downloaded`);
     assert.equal(await worker.over, 0);
 }
 
@@ -191,6 +196,12 @@ async function cancels(page, id, others) {
     await shows(page.locator('#said'), `${others[4]}: it is withdrawn from the queue, and will not run`);
     await shows(row(page, others[4]), 'withdrawn');
     assert(fs.existsSync(path.join(directory(others[4]), 'job.cancel')));
+    await page.getByRole('button', { name: /^Cancelled 1/ }).click();
+    await row(page, others[3]).waitFor({ state: 'detached' });
+    assert(await row(page, others[4]).isVisible());
+    await page.getByRole('button', { name: /^All/ }).click();
+    await shows(page.locator('#summary'), '4 queued');
+    await unfold(page, id);
     ok('a queued job is withdrawn, and the page says so');
 
     await page.getByRole('button', { name: `Cancel job ${id}` }).click();
@@ -202,7 +213,69 @@ async function cancels(page, id, others) {
     await shows(page.locator('#said'), new RegExp(`${id} has ended: cancelled`));
     await shows(row(page, id).locator('tr').first(), /cancelled[^]*130/);
     await shows(logOf(page, id), /job failed: cancelled/);
+    await shows(row(page, id).locator('.facts'), /Cancelled by\s+a person, on the page/);
+    await shows(page.locator('#summary'), '1 failed'); // the one of before
     ok('a running job is cancelled after a question, and the page says when it has ended');
+}
+
+async function wholeErrors(page) {
+    const worker = startWorker({ JOB_DIR_WAIT: '1' });
+    const id = await submit({ steps: [{ name: `${'a long name '.repeat(30)}and its end`, run: 'exit 7' }] });
+    await over(id);
+    await worker.over;
+    await unfold(page, id);
+    const note = row(page, id).locator('.note').first();
+    await shows(note, 'and its end) ended with exit code 7');
+    assert(await note.evaluate(node => node.scrollHeight <= node.clientHeight + 1), 'it is cut off');
+    ok('the details have the whole error');
+}
+
+// What a page of another address, or one that has made its name lead here, can do.
+async function otherSites() {
+    const site = http.createServer((request, answer) => answer.setHeader('Content-Type', 'text/html').end('<h1>a page</h1><iframe name="hole"></iframe>'));
+    const port = await new Promise(resolve => site.listen(0, '127.0.0.1', () => resolve(site.address().port)));
+    const before = (await state()).jobs.length;
+    for (const address of [`http://127.0.0.1:${port}`, `http://evil.test:${port}`]) {
+        const page = await (await browser.newContext()).newPage();
+        await page.goto(address);
+        const got = await page.evaluate(async base => {
+            const [method, body] = ['POST', '{"steps": ["true"]}'];
+            const tries = [[base + '/jobs/state'], [base + '/jobs'], [base + '/jobs/page.js'], [base + '/jobs', { method, body, headers: { 'Content-Type': 'application/json' } }]];
+            const got = await Promise.all(tries.map(([url, options]) => fetch(url, options).then(answer => answer.text(), error => error.name)));
+            await fetch(base + '/jobs', { method, body, mode: 'no-cors', headers: { 'Content-Type': 'text/plain' } }).catch(() => {});
+            const form = Object.assign(document.createElement('form'), { method, action: base + '/jobs', enctype: 'text/plain', target: 'hole' });
+            form.append(Object.assign(document.createElement('input'), { name: body.replace(/}$/, ', "x": "'), value: '"}' }));
+            document.body.append(form);
+            const sent = new Promise(resolve => document.querySelector('iframe').onload = resolve);
+            form.submit();
+            await sent;
+            const script = Object.assign(document.createElement('script'), { src: base + '/jobs/page.js' });
+            got.push(await new Promise(resolve => {
+                script.onload = () => resolve('loaded');
+                script.onerror = () => resolve('not loaded');
+                document.body.append(script);
+            }));
+            return got;
+        }, base);
+        assert.deepEqual(got, ['TypeError', 'TypeError', 'TypeError', 'TypeError', 'not loaded'], address);
+        await page.setContent(`<a href="${base}/jobs">the jobs</a>`);
+        await page.getByRole('link').click();
+        await shows(page.locator('h1'), 'Job Worker');
+        await page.context().close();
+    }
+    const page = await (await browser.newContext()).newPage();
+    await page.goto(`http://evil.test:${new URL(base).port}/jobs`); // its name leads to Node-RED
+    await shows(page.locator('body'), /add evil.test to HOSTS/);
+    assert.deepEqual(await page.evaluate(() => fetch('jobs', { method: 'POST', body: '{"steps": []}', headers: { 'Content-Type': 'application/json' } })
+        .then(answer => answer.status)), 403);
+    await page.goto(`http://nas.test:${new URL(base).port}/jobs`);
+    await shows(page.locator('#summary'), 'queued');
+    assert.equal((await page.evaluate(() => fetch('jobs/nodered_none/cancel', { method: 'POST', body: '{}', headers: { 'Content-Type': 'application/json' } })
+        .then(answer => answer.status))), 404);
+    await page.context().close();
+    assert.equal((await state()).jobs.length, before);
+    site.close();
+    ok('pages of other addresses read nothing and start nothing, nor does one whose name leads here; a name in HOSTS does');
 }
 
 const hostile = `<img src=x onerror="window.stolen=1"><script>window.stolen=1</script>"'&amp;\u202e`;
@@ -244,12 +317,23 @@ async function otherFiles() {
     fs.writeFileSync(path.join(scratch, 'secret'), 'the secret');
     fs.mkdirSync(path.join(scratch, 'elsewhere'));
     fs.writeFileSync(path.join(scratch, 'elsewhere', 'job.log'), 'the secret');
-    const noLog = async id => {
-        const answer = await fetch(`${base}/jobs/${id}/log`);
-        assert.deepEqual([answer.status, await answer.text()], [404, '{"error":"this job has no log"}\n']);
+    const noLog = async (id, path = 'log') => {
+        const answer = await fetch(`${base}/jobs/${id}/${path}`);
+        assert.deepEqual([answer.status, await answer.text()], [404, `{"error":"this job has no ${path === 'log' ? 'log' : 'such file'}"}\n`], path);
     };
     const id = await submit({ steps: [gate] });
     await running(id);
+    fs.mkdirSync(path.join(directory(id), 'sub'));
+    for (const [name, target] of [['link', '../../secret'], ['folder', '../../elsewhere'], ['sub/link', '../../../secret'], ['self', '.']]) {
+        fs.symlinkSync(target, path.join(directory(id), name));
+    }
+    execFileSync('mkfifo', [path.join(directory(id), 'pipe')]);
+    for (const name of ['link', 'folder/job.log', 'sub/link', 'sub', 'pipe', '', '..', '../../secret', 'sub/../../../secret', '/etc/passwd', 'self/job.json', 'none', './job.json',
+        'job.json/', '\0', `../${id}/job.json`]) {
+        await noLog(id, `file?name=${encodeURIComponent(name)}`);
+    }
+    assert.deepEqual(await (await fetch(`${base}/jobs/${id}/files`)).json(), { files: [], more: false });
+    assert.equal((await fetch(`${base}/jobs/${id}/file?name=job.json`)).status, 200);
     // what the job itself could do
     for (const put of [() => fs.symlinkSync('../../secret', path.join(directory(id), 'job.log')), () => fs.mkdirSync(path.join(directory(id), 'job.log'))]) {
         fs.rmSync(path.join(directory(id), 'job.log'), { recursive: true });
@@ -265,7 +349,10 @@ async function otherFiles() {
     ok('the log of a job is a file in its own directory: no link, no directory, and nothing that a document says leads elsewhere');
     // a result that cannot be told from the worker's
     publish('-q', '1', '-t', `jobs/results/${id}`, '-m', JSON.stringify({ id, status: 'success', exitCode: 0, steps: [], workDir: scratch, logFile: path.join(scratch, 'secret') }));
-    await until('the end', async () => (await job(id)).status === 'success' && !fs.existsSync(directory(id)));
+    await over(id);
+    fs.utimesSync(path.join(drive, '.nodered', `${id}.json`), 0, 0);
+    await press('jw_hourly');
+    await isGone(id);
     await noLog(id);
     assert.deepEqual(fs.readdirSync(path.join(scratch, 'elsewhere')), ['job.log']);
 
@@ -284,7 +371,7 @@ async function largeLog(page, red) {
     const GiB = 1024 ** 3;
     const rss = () => Number(/VmRSS:\s+(\d+) kB/.exec(fs.readFileSync(`/proc/${red.pid}/status`, 'utf8'))[1]) * 1024;
     const id = await submit({ steps: [`truncate -s ${GiB} job.log; echo; echo the last line`] });
-    await until('its end', async () => (await job(id)).status === 'success' && !fs.existsSync(directory(id)));
+    await ended(id);
     const before = rss();
     await unfold(page, id);
     await shows(logOf(page, id), /the last line\n[^]*job success/);
@@ -292,7 +379,7 @@ async function largeLog(page, red) {
     await shows(row(page, id).locator('.log-bar'), /End of the log[^]*All of it \(1.00 GiB\)/);
     const isOpen = () => fs.readdirSync(`/proc/${red.pid}/fd`).some(fd => {
         try {
-            return fs.readlinkSync(`/proc/${red.pid}/fd/${fd}`).endsWith(`${id}.log`);
+            return fs.readlinkSync(`/proc/${red.pid}/fd/${fd}`).endsWith(`${id}/job.log`);
         } catch {
             return false;
         }
@@ -318,6 +405,7 @@ async function largeLog(page, red) {
     };
     assert.deepEqual(await part('bytes=0-3'), [206, `bytes 0-3/${bytes}`]);
     assert.deepEqual(await part('bytes=-10'), [206, `bytes ${bytes - 10}-${bytes - 1}/${bytes}`]);
+    assert.deepEqual(await part('bytes=-9999999999'), [206, `bytes 0-${bytes - 1}/${bytes}`]);
     assert.deepEqual(await part(`bytes=${bytes - 1}-`), [206, `bytes ${bytes - 1}-${bytes - 1}/${bytes}`]);
     assert.deepEqual(await part(`bytes=${bytes}-`), [416, `bytes */${bytes}`]);
     assert.deepEqual(await part('bytes=5-2'), [416, `bytes */${bytes}`]);
@@ -433,7 +521,7 @@ async function draw(running, failed) {
             // the drive of this test has a name of chance
             const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
             while (texts.nextNode()) {
-                texts.currentNode.data = texts.currentNode.data.replaceAll(drive, '/data/active_jobs');
+                texts.currentNode.data = texts.currentNode.data.replaceAll(drive, '/srv/jobs');
             }
             document.activeElement.blur();
             innerWidth < 500 && document.querySelector(`[data-id="${id}"]`).scrollIntoView();
@@ -447,12 +535,14 @@ async function draw(running, failed) {
 
 async function test() {
     let broker = startBroker();
-    let red = await startNodeRed({ KEEP: '300' });
+    let red = await startNodeRed({ KEEP: '300', KEEP_DIRECTORIES: '1', HOSTS: 'nas.test' });
     browser = await chromium.launch({ executablePath, args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
-        '--disable-background-networking', '--disable-component-update', '--disable-sync'] });
+        '--disable-background-networking', '--host-resolver-rules=MAP *.test 127.0.0.1', '--disable-component-update', '--disable-sync'] });
     const wide = await open(WIDE);
     await aFirstWorker(wide);
     await aFirstJob(wide, 1280);
+    await wholeErrors(wide);
+    await otherSites();
     const worker = startWorker({}, ['supervise']);
     await inPlace(wide);
     await attacks(wide);
@@ -464,6 +554,7 @@ async function test() {
     await wide.context().close();
 
     fs.rmSync(drive, { recursive: true });
+    fs.mkdirSync(drive);
     red.kill('SIGKILL');
     await red.over;
     red = await startNodeRed({ KEEP: '300' });

@@ -1,13 +1,9 @@
 // one job with all its steps, as far as a person can read them
-const jobs = flow.get('jobs') ?? {};
-const id = msg.req.params.id;
-if (!Object.hasOwn(jobs, id)) {
-    return { ...msg, statusCode: 404, payload: { error: 'there is no such job' } };
-}
-const job = jobs[id];
+const { id } = msg.req.params;
+const job = flow.get('jobs')[id];
 const document = job.result ?? job.progress ?? {};
 const states = Array.isArray(document.steps) ? document.steps : [];
-const text = (value, most) => value === undefined || value === null ? undefined : String(value).slice(0, most);
+const text = (value, most) => ['string', 'number', 'boolean'].includes(typeof value) ? String(value).slice(0, most) : undefined;
 const steps = Array.from({ length: Math.max(job.steps.length, states.length) }, (_, i) => {
     const [step, state] = [job.steps[i], states[i] ?? {}];
     return {
@@ -21,7 +17,8 @@ const steps = Array.from({ length: Math.max(job.steps.length, states.length) }, 
     };
 });
 msg.payload = {
-    id, status: job.status, steps: steps.slice(0, 500), moreSteps: Math.max(0, steps.length - 500),
-    submittedAt: new Date(job.since).toISOString(), result: job.result ?? null, progress: job.progress ?? null,
+    id, status: document.status ?? 'queued', steps: steps.slice(0, 500), moreSteps: Math.max(0, steps.length - 500),
+    submittedAt: new Date(job.since).toISOString(), cancelledBy: job.cancelled, directory: `${env.get('DRIVE')}/${id}`,
+    result: job.result ?? null, progress: job.progress ?? null,
 };
 return msg;

@@ -3,10 +3,10 @@ const most = 64 * 1024;
 msg.log = '';                                         // a job that was rejected has none
 let file;
 try {
-    if (!(await fs.promises.lstat(msg.workDir)).isDirectory()) {
+    if (!(await fs.promises.lstat(msg.directory)).isDirectory()) {
         throw new Error('its directory is a link');
     }
-    file = await fs.promises.open(`${msg.workDir}/job.log`, fs.constants.O_RDONLY | fs.constants.O_NOFOLLOW | fs.constants.O_NONBLOCK);
+    file = await fs.promises.open(`${msg.directory}/job.log`, fs.constants.O_RDONLY | fs.constants.O_NOFOLLOW | fs.constants.O_NONBLOCK);
     const about = await file.stat();
     if (about.isFile()) {
         const start = Math.max(0, about.size - most);
@@ -15,7 +15,7 @@ try {
     }
 } catch (error) {
     if (error.code !== 'ENOENT') {
-        node.warn(`the log of ${msg.id} cannot be read: ${error.message}`);
+        node.warn(`the log of ${msg.topic} cannot be read: ${error.message}`);
     }
 } finally {
     await file?.close();

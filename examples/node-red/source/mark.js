@@ -1,13 +1,10 @@
 const answer = (statusCode, payload) => msg.res && { ...msg, statusCode, payload };
 const jobs = flow.get('jobs') ?? {};
 if (!msg.req) {                                       // the button "cancel all"
-    Object.values(jobs).filter(job => !job.result).forEach(job => job.cancelled = true);
+    Object.values(jobs).filter(job => !job.result).forEach(job => job.cancelled ??= 'the button “cancel all” in Node-RED');
     return [{}, null];
 }
-const id = msg.req.params.id;
-if (!msg.req.is('application/json')) {
-    return [null, answer(415, { error: 'send it as Content-Type: application/json' })];
-}
+const { id } = msg.req.params;
 if (!Object.hasOwn(jobs, id)) {
     return [null, answer(404, { error: 'there is no such job' })];
 }
@@ -22,7 +19,8 @@ try {
         return [null, answer(500, { error: `the job cannot be withdrawn: ${error.message}` })];
     }
 }
-Object.assign(job, { cancelled: true, withdrawn: true });
+job.cancelled ??= 'a person, on the page or by POST';
+job.withdrawn = true;
 const done = job.progress ? 'ending' : 'withdrawn';
 const message = job.progress ? `${job.progress.worker} is told to end it` : 'it is withdrawn from the queue, and will not run';
 return [{}, answer(job.progress ? 202 : 200, { id, done, message })];

@@ -9,7 +9,10 @@ try {
 } catch (error) {
     return node.warn(`${msg.topic}: ${error.message}`);
 }
-if (result?.id !== id) {
+// Node-RED ends where it copies a message that is nested thousands deep
+const isDeeper = (value, most) => typeof value === 'object' && value !== null
+    && (most === 0 || Object.values(value).some(inner => isDeeper(inner, most - 1)));
+if (result?.id !== id || isDeeper(result, 8)) {
     return;
 }
 const jobs = flow.get('jobs') ?? {};
@@ -17,6 +20,6 @@ const job = jobs[id] ??= { id, since: Date.now(), steps: [] };
 if (job.result) {
     return;                                           // QoS 1: the same result may come twice
 }
-Object.assign(job, { result, over: Date.now() });
+Object.assign(job, { result, progress: undefined, over: Date.now() });
 flow.set('jobs', jobs);
-return { id, workDir: `${env.get('DRIVE')}/${id}`, result };
+return { topic: id, payload: result, directory: `${env.get('DRIVE')}/${id}` };

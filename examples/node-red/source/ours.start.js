@@ -5,13 +5,17 @@ const jobs = flow.get('jobs') ?? {};
 flow.set('jobs', jobs);
 const most = 1024 * 1024;
 
+// Node-RED ends where it copies a message that is nested thousands deep
+const isDeeper = (value, most) => typeof value === 'object' && value !== null
+    && (most === 0 || Object.values(value).some(inner => isDeeper(inner, most - 1)));
 async function read(file) {                           // undefined where there is no such JSON
     let handle;
     try {
         // a job may have put anything there: no link, no pipe, nothing large
         handle = await open(file, fs.constants.O_RDONLY | fs.constants.O_NOFOLLOW | fs.constants.O_NONBLOCK);
         const about = await handle.stat();
-        return about.isFile() && about.size <= most ? JSON.parse(await handle.readFile('utf8')) : undefined;
+        const found = about.isFile() && about.size <= most ? JSON.parse(await handle.readFile('utf8')) : undefined;
+        return isDeeper(found, 8) ? undefined : found;
     } catch (error) {
         return undefined;
     } finally {
@@ -21,29 +25,29 @@ async function read(file) {                           // undefined where there i
 const names = async (directory, pattern) =>
     (await readdir(directory).catch(() => [])).map(name => pattern.exec(name)?.[1]).filter(Boolean);
 
-for (const id of await names(`${drive}/.nodered`, /^(nodered_[a-z0-9_]+)\.json$/)) {
-    const job = await read(`${drive}/.nodered/${id}.json`);
-    if (job?.id === id && job.result && Array.isArray(job.steps) && Number.isFinite(job.since)) {
-        jobs[id] ??= job;
-    }
-}
+const dealtWith = await names(`${drive}/.nodered`, /^(nodered_[a-z0-9_]+)\.json$/);
+const known = new Set(dealtWith);
+const records = await Promise.all(dealtWith.map(id => read(`${drive}/.nodered/${id}.json`)));
+records.filter((job, i) => job?.id === dealtWith[i] && job.result && Array.isArray(job.steps) && Number.isFinite(job.since))
+    .sort((a, b) => b.over - a.over).slice(0, Number(env.get('KEEP'))).forEach(job => jobs[job.id] ??= job);
+
 const over = [];
-for (const id of await names(drive, /^(nodered_[a-z0-9_]+)$/)) {
-    const workDir = `${drive}/${id}`;
-    const document = await read(`${workDir}/job.status.json`);
-    const final = document?.id === id && ['success', 'failed'].includes(document.status);
+for (const id of (await names(drive, /^(nodered_[a-z0-9_]+)$/)).filter(id => !known.has(id))) {
+    const directory = `${drive}/${id}`;
+    const document = await read(`${directory}/job.status.json`);
+    const isOurs = document?.id === id;
     if (!jobs[id]) {
-        const definition = await read(`${workDir}/job.json`);
-        const since = await stat(`${workDir}/job.json`).then(about => about.mtimeMs, () => Date.now());
-        const withdrawn = await access(`${workDir}/job.cancel`).then(() => true, () => false);
-        const steps = Array.isArray(definition?.steps) ? definition.steps : [];
-        jobs[id] ??= { id, status: 'queued', since, steps, cancelled: withdrawn, withdrawn };
-        if (document?.id === id && document.status === 'running') {
-            Object.assign(jobs[id], { status: 'running', progress: document });
+        const definition = await read(`${directory}/job.json`);
+        const since = await stat(`${directory}/job.json`).then(about => about.mtimeMs, () => Date.now());
+        const withdrawn = await access(`${directory}/job.cancel`).then(() => true, () => false);
+        jobs[id] ??= { id, since, steps: Array.isArray(definition?.steps) ? definition.steps : [], timeoutSeconds: definition?.timeoutSeconds,
+            cancelled: withdrawn ? 'job.cancel in its directory' : undefined, withdrawn };
+        if (isOurs && document.status === 'running') {
+            Object.assign(jobs[id], { progress: document, begun: Date.now() });
         }
     }
-    if (final && !jobs[id].result) {
-        over.push({ id, workDir, result: document }); // its result came, and was lost with the Node-RED of then
+    if (isOurs && ['success', 'failed'].includes(document.status) && !jobs[id].result) {
+        over.push({ topic: id, payload: document, directory }); // its result came, and was lost with the Node-RED of then
         Object.assign(jobs[id], { result: document, over: Date.now() });
     }
 }

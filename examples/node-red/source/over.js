@@ -1,3 +1,4 @@
-const good = msg.result.status === 'success';
-node.status({ fill: good ? 'green' : 'red', shape: 'dot', text: `${msg.result.status}, exit code ${msg.result.exitCode}` });
-return { topic: msg.id, payload: msg.result, log: msg.log };
+// to the nodes of your own: topic: the job's id, payload: its result, log: its end, directory: where its files are
+const good = msg.payload.status === 'success';
+node.status({ fill: good ? 'green' : 'red', shape: 'dot', text: `${msg.payload.status}, exit code ${msg.payload.exitCode}` });
+return msg;

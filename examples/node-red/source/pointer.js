@@ -1,5 +1,7 @@
 // remembered before it is published: the result may come at once
 const jobs = flow.get('jobs') ?? {};
-jobs[msg.id] = { id: msg.id, queue: msg.queue, status: 'queued', since: Date.now(), steps: msg.definition.steps };
+const { steps, timeoutSeconds } = msg.definition;
+jobs[msg.id] = { id: msg.id, queue: msg.queue, since: Date.now(), steps, timeoutSeconds };
 flow.set('jobs', jobs);
-return { ...msg, topic: `${msg.queue}/pending`, payload: { id: msg.id, workDir: msg.workDir } };
+const workDir = env.get('WORKERS_DRIVE') ? `${env.get('WORKERS_DRIVE')}/${msg.id}` : msg.id; // relative: below their JOB_ROOT
+return { ...msg, topic: `${msg.queue}/pending`, payload: { id: msg.id, workDir } };

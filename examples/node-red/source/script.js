@@ -179,9 +179,10 @@ let firstLook = true;
 let filter = 'all';
 const filters = {
     all: ['All', () => true],
-    running: ['Running', job => ['running', 'ending'].includes(job.status)],
-    queued: ['Queued', job => ['queued', 'withdrawn', 'no answer'].includes(job.status)],
-    failed: ['Failed', job => job.status === 'failed'],
+    running: ['Running', job => ['running', 'ending', 'no answer'].includes(job.status)],
+    queued: ['Queued', job => job.status === 'queued'],
+    failed: ['Failed', job => job.status === 'failed' && job.reason !== 'cancelled'],
+    cancelled: ['Cancelled', job => job.status === 'withdrawn' || job.reason === 'cancelled'],
     success: ['Success', job => job.status === 'success'],
 };
 const isOver = job => ['success', 'failed'].includes(job.status);
@@ -264,7 +265,7 @@ function tellChanges(before) {
     }
     const others = ended.filter(job => !cancelled.includes(job));
     if (others.length) {
-        setText(element('changes'), others.length > 3 ? `${others.length} jobs have ended, ${others.filter(job => job.status === 'failed').length} of them failed`
+        setText(element('changes'), others.length > 3 ? `${others.length} jobs have ended, ${others.filter(filters.failed[1]).length} of them failed`
             : others.map(job => `${job.title}: ${statuses.get(statusOf(job))[0]}`).join('. '));
     }
 }
@@ -296,8 +297,10 @@ function toggle(body) {
         log.link = h('a', { href: `jobs/${body.key}/log`, target: '_blank', rel: 'noopener' }, 'All of it');
         log.text = h('pre', { className: 'log', tabIndex: 0, role: 'region', ariaLabel: `Log of ${body.key}` });
         log.heading = h('h3', {}, 'Log');
+        log.filesHeading = h('h3', { hidden: true });
+        log.files = h('ul', { className: 'files' });
         body.append(h('tr', { className: 'details', id: body.details, role: 'row' }, h('td', { colSpan: 8, role: 'cell' }, log.facts,
-            h('h3', {}, 'Steps'), log.steps, h('div', { className: 'log-bar' }, log.heading, log.link), log.text)));
+            h('h3', {}, 'Steps'), log.steps, log.filesHeading, log.files, h('div', { className: 'log-bar' }, log.heading, log.link), log.text)));
         refresh(body);
     }
     body.classList.toggle('opened', body.log !== undefined);
@@ -307,14 +310,15 @@ function toggle(body) {
 async function refresh(body) {
     const { log } = body;
     readLog(body);
+    readFiles(body);
     const answer = await fetch(`jobs/${body.key}/status`).catch(() => undefined);
     if (!answer?.ok || body.log !== log) {
         return;
     }
-    const { steps, moreSteps, result, progress } = await answer.json();
+    const { steps, moreSteps, result, progress, cancelledBy, directory } = await answer.json();
     const said = result ?? progress ?? {};
-    const facts = Object.entries({ Reason: said.reason, Attempt: said.attempt, Host: said.host, Directory: said.workDir })
-        .filter(([, value]) => value !== undefined && value !== null);
+    const facts = Object.entries({ Error: said.error === body.job.error ? undefined : said.error, Warning: said.warning, Reason: said.reason, 'Cancelled by': cancelledBy,
+        Attempt: said.attempt, Host: said.host, Directory: directory }).filter(([, value]) => ['string', 'number'].includes(typeof value));
     keyed(log.facts, facts, ([name]) => name, ([name]) => h('div', {}, h('dt', {}, name), h('dd')), (row, [, value]) => setText(row.lastElementChild, value));
     if (moreSteps) {
         steps.push({ run: `and ${moreSteps} more`, status: '' });
@@ -333,6 +337,22 @@ async function refresh(body) {
         }
         setText(took, duration(step.durationMs));
     });
+}
+
+// What the steps have left in the directory: looked at when the job is unfolded, when it begins and when it ends.
+async function readFiles(body) {
+    const { log, job } = body;
+    if (log.filesOf === job.status) {
+        return;
+    }
+    log.filesOf = job.status;
+    const answer = await fetch(`jobs/${body.key}/files`).catch(() => undefined);
+    const { files = [], more } = answer?.ok ? await answer.json() : {};
+    setText(log.filesHeading, more ? `The first ${files.length} files` : 'Files');
+    set(log.filesHeading, 'hidden', files.length === 0);
+    keyed(log.files, files, file => file.name, ({ name }) => h('li', {},
+        h('a', { href: `jobs/${body.key}/file?name=${encodeURIComponent(name)}`, download: '' }, name), h('span', { className: 'note' })),
+    (row, file) => setText(row.lastElementChild, size(file.size)));
 }
 
 const END = 128 * 1024;                               // bytes of a log that are shown at first
@@ -521,7 +541,7 @@ async function look() {
         ahead = Math.abs(behind) < 2000 ? 0 : behind;
         lastLook = new Date();
         const state = JSON.parse(text);
-        setText(banner, state.connected ? '' : 'Node-RED has no connection to the broker. Jobs run on, and what they have to say arrives when it is back. No job can be submitted meanwhile.');
+        setText(banner, state.drive ? `The drive is not there: ${state.drive}.` : state.connected ? '' : 'Node-RED has no connection to the broker. Jobs run on, and what they have to say arrives when it is back. No job can be submitted meanwhile.');
         try {
             show(state, text !== shownState);
         } catch (error) {

@@ -2,8 +2,8 @@
 if (!flow.get('ready')) {                            // else the page would forget them for a moment
     return { ...msg, statusCode: 503, payload: { error: 'Node-RED is still reading the jobs from before' } };
 }
-const text = (value, most = 200) => value === undefined || value === null ? undefined : String(value).slice(0, most);
-const label = step => text(step?.name ?? step?.run ?? step);
+const text = (value, most = 200) => ['string', 'number', 'boolean'].includes(typeof value) ? String(value).slice(0, most) : undefined;
+const label = step => text(step?.name) ?? text(step?.run ?? step) ?? '?';
 
 const workers = Object.values(flow.get('workers') ?? {}).map(worker => ({
     worker: text(worker.worker), state: text(worker.state), job: text(worker.job), waitingFor: text(worker.waitingFor),
@@ -17,7 +17,8 @@ const jobs = Object.values(flow.get('jobs') ?? {}).sort((a, b) => b.since - a.si
     return {
         id: job.id,
         title: text(job.steps.slice(0, 20).map(label).join(' · ')),
-        status: job.result || !job.progress || job.status === 'no answer' ? job.status : job.cancelled ? 'ending' : 'running',
+        status: job.result ? text(job.result.status) : job.unanswered ? 'no answer' : job.progress ? (job.cancelled ? 'ending' : 'running')
+            : job.withdrawn ? 'withdrawn' : 'queued',
         reason: text(document.reason),
         error: text(document.error, 500),
         step: at < 0 ? undefined : { number: at + 1, of: steps.length, label: text(steps[at].name) ?? label(job.steps[at]) },
@@ -29,5 +30,7 @@ const jobs = Object.values(flow.get('jobs') ?? {}).sort((a, b) => b.since - a.si
         attempt: Number.isInteger(document.attempt) ? document.attempt : undefined,
     };
 });
-msg.payload = { connected: flow.get('connected') === true, queues: env.get('QUEUES').split(/\s+/).filter(Boolean), workers, jobs };
+msg.payload = {
+    connected: flow.get('connected') === true, drive: flow.get('drive'), queues: env.get('QUEUES').split(/\s+/).filter(Boolean), workers, jobs,
+};
 return msg;
