@@ -9,7 +9,7 @@ use crate::contract::{Topics, check_name};
 use crate::host;
 #[cfg(feature = "tls")]
 use crate::mqtt::tls::{self, Tls};
-use crate::mqtt::{Broker, Credentials, Protocol};
+use crate::mqtt::{Broker, Credentials, Password, Protocol};
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -356,16 +356,6 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
         }
     }
 
-    /// What `read` makes of the file that a variable names. No error shows the content.
-    fn file<T>(&mut self, name: &str, read: impl Fn(Vec<u8>) -> Result<T, String>) -> Option<T> {
-        let path = self.text(name)?;
-        let content = std::fs::read(&path).map_err(|e| format!("cannot be read: {e}"));
-        content
-            .and_then(read)
-            .map_err(|error| self.errors.push(format!("{name}={path:?}: {error}")))
-            .ok()
-    }
-
     /// User name and password. The variables win over the URL.
     fn credentials(
         &mut self,
@@ -373,8 +363,8 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
         url_password: Option<String>,
     ) -> Option<Credentials> {
         let username = self.text("MQTT_USERNAME").or(url_username);
-        let password = self.password().or(url_password);
-        if username.is_none() && password.is_some() {
+        let password = self.password().or(url_password.map(Password::Text));
+        if username.is_none() && password.as_ref().is_some_and(|p| p.read().is_ok()) {
             self.errors
                 .push("MQTT_PASSWORD is set without a user name: set MQTT_USERNAME too".to_owned());
         }
@@ -384,12 +374,9 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
         })
     }
 
-    fn password(&mut self) -> Option<String> {
-        let given = self.text("MQTT_PASSWORD");
-        let text = |content: Vec<u8>| {
-            String::from_utf8(content).map_err(|_| "is not valid UTF-8".to_owned())
-        };
-        let Some(secret) = self.file("MQTT_PASSWORD_FILE", text) else {
+    fn password(&mut self) -> Option<Password> {
+        let given = self.text("MQTT_PASSWORD").map(Password::Text);
+        let Some(path) = self.text("MQTT_PASSWORD_FILE") else {
             return given;
         };
         if given.is_some() {
@@ -398,7 +385,11 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
                     .to_owned(),
             );
         }
-        Some(secret.trim_end_matches(['\r', '\n']).to_owned())
+        let password = Password::File(path.into());
+        let unreadable = password.read().err();
+        self.errors
+            .extend(unreadable.map(|error| format!("MQTT_PASSWORD_FILE={error}")));
+        Some(password)
     }
 
     #[cfg(feature = "tls")]
@@ -412,28 +403,27 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
                 url.host
             ));
         }
-        let roots = match self.text("MQTT_CA_FILE") {
-            Some(_) => self.file("MQTT_CA_FILE", |pem| tls::roots(&pem)),
-            None => tls::system_roots()
-                .map_err(|e| {
-                    self.errors
-                        .push(format!("MQTT_CA_FILE is not set, and {e}"))
-                })
-                .ok(),
+        let known = self.errors.len();
+        let mut file = |name, check: fn(&Path) -> Result<(), String>| {
+            let path = PathBuf::from(self.text(name)?);
+            let checked = check(&path);
+            self.errors
+                .extend(checked.err().map(|error| format!("{name}={error}")));
+            Some(path)
         };
-        let certificate = self.file("MQTT_CERT_FILE", |pem| tls::certificates(&pem));
-        let key = self.file("MQTT_KEY_FILE", |pem| tls::key(&pem));
-        if self.text("MQTT_CERT_FILE").is_some() != self.text("MQTT_KEY_FILE").is_some() {
+        let ca = file("MQTT_CA_FILE", |path| tls::roots(path).map(drop));
+        let certificate = file("MQTT_CERT_FILE", |path| tls::certificates(path).map(drop));
+        let key = file("MQTT_KEY_FILE", |path| tls::key(path).map(drop));
+        if certificate.is_some() != key.is_some() {
             self.errors.push(
                 "only one of MQTT_CERT_FILE and MQTT_KEY_FILE is set: set both or none".to_owned(),
             );
         }
-        Tls::new(roots?, certificate.zip(key))
-            .map_err(|error| {
-                self.errors.push(format!(
-                    "MQTT_CERT_FILE and MQTT_KEY_FILE do not fit together: {error}"
-                ))
-            })
+        if self.errors.len() > known {
+            return None;
+        }
+        Tls::new(ca, certificate.zip(key))
+            .map_err(|error| self.errors.push(error))
             .ok()
     }
 
@@ -670,8 +660,8 @@ mod tests {
         .broker;
         let credentials = broker.credentials.unwrap();
         assert_eq!(
-            (credentials.username.as_str(), credentials.password.as_str()),
-            ("v", "q")
+            (credentials.username, credentials.password.read().unwrap()),
+            ("v".to_owned(), "q".to_owned())
         );
     }
 

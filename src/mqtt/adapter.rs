@@ -6,10 +6,10 @@
 use super::reasons::{Lack, Reason};
 use super::{Event, LastWill, Protocol, Retention, Session, Settings, Subscription, v3, v5};
 use crate::mqtt;
-use rumqttc::Outgoing;
 use rumqttc::v5::Event as Heard;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{ConnAck, Packet, PubAck, Publish, SubAck, SubscribeReasonCode};
+use rumqttc::{Outgoing, Transport};
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -46,6 +46,16 @@ pub enum Ask<'a> {
     Acknowledge(u16),
     Unsubscribe(&'a str),
     Disconnect,
+}
+
+/// How to connect.
+pub struct Way<'a> {
+    /// An address of the broker, or its name.
+    pub host: &'a str,
+    pub port: u16,
+    pub transport: Transport,
+    pub login: Option<(String, String)>,
+    pub will: Option<LastWill>,
 }
 
 /// The way to the broker, in one protocol version. Nothing waits on it; where the connection is gone, so is what is asked.
@@ -228,7 +238,7 @@ impl Adapter {
         version: Protocol,
         lacks: &[Lack],
         patience: Duration,
-    ) -> Self {
+    ) -> Result<Self, String> {
         let will = settings.last_will.clone().map(|will| LastWill {
             retention: match lacks.contains(&Lack::Retain) {
                 true => Retention::None,
@@ -236,11 +246,23 @@ impl Adapter {
             },
             ..will
         });
-        let (sender, receiver): (Box<dyn Sender>, Box<dyn Receiver>) = match version {
-            Protocol::V3 => v3::open(settings, (host, port), will),
-            Protocol::V5 => v5::open(settings, (host, port), will),
+        let way = Way {
+            host,
+            port,
+            transport: settings.broker.transport()?,
+            login: match &settings.broker.credentials {
+                Some(credentials) => {
+                    Some((credentials.username.clone(), credentials.password.read()?))
+                }
+                None => None,
+            },
+            will,
         };
-        Self {
+        let (sender, receiver): (Box<dyn Sender>, Box<dyn Receiver>) = match version {
+            Protocol::V3 => v3::open(settings, way),
+            Protocol::V5 => v5::open(settings, way),
+        };
+        Ok(Self {
             settings: settings.clone(),
             version,
             receiver,
@@ -253,7 +275,7 @@ impl Adapter {
             publishing: None,
             unread: VecDeque::new(),
             broken: None,
-        }
+        })
     }
 
     /// What the broker has said that it does not have.

@@ -5,6 +5,7 @@ use super::reasons::Lack;
 use super::{EARLY_DROPS, Event, Life, Protocol, Settings, without_brackets};
 use crate::backoff::Backoff;
 use std::collections::VecDeque;
+use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -192,7 +193,7 @@ impl<F: Fn(Event)> Driver<F> {
                 return Ok(host.to_owned()); // the certificate is for the name
             }
             let addresses = (host, broker.port).to_socket_addrs();
-            let addresses = addresses.map_err(|error| error.to_string())?;
+            let addresses = addresses.map_err(|error| unresolved(host, &error))?;
             self.untried = addresses.filter_map(without_port).collect();
             self.has_several = self.untried.len() > 1;
         }
@@ -214,8 +215,11 @@ impl<F: Fn(Event)> Driver<F> {
     fn drive_connection(&mut self, host: &str, connected_at: &mut Option<Instant>) -> Failure {
         let address = (host, self.settings.broker.port);
         let patience = self.patience();
-        let mut adapter =
-            Adapter::open(&self.settings, address, self.version, &self.lacks, patience);
+        let adapter = Adapter::open(&self.settings, address, self.version, &self.lacks, patience);
+        let mut adapter = match adapter {
+            Ok(adapter) => adapter,
+            Err(error) => return Failure(End::Lost, error),
+        };
         loop {
             match adapter.next() {
                 _ if self.is_abandoned.load(Relaxed) => return Failure(End::Closed, String::new()),
@@ -308,6 +312,14 @@ impl<F: Fn(Event)> Driver<F> {
                 (self.sink)(Event::DroppedEarly(self.early_drops));
             }
         }
+    }
+}
+
+/// Why a name has no address.
+pub fn unresolved(name: &str, error: &io::Error) -> String {
+    match cfg!(target_env = "musl") && name.ends_with(".local") {
+        true => format!("{error}; a static program resolves no .local names: give the address"),
+        false => error.to_string(),
     }
 }
 

@@ -18,9 +18,11 @@ use crate::pulse::Pulse;
 use bytes::Bytes;
 use driver::Driver;
 pub use probe::probe;
+use rumqttc::Transport;
 use rumqttc::v5::mqttbytes::QoS;
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{self, Sender};
@@ -47,13 +49,57 @@ pub struct Broker {
     pub keep_alive: Duration,
 }
 
+impl Broker {
+    fn transport(&self) -> Result<Transport, String> {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &self.tls {
+            return tls.transport();
+        }
+        Ok(Transport::Tcp)
+    }
+}
+
 /// User name and password for the broker.
 #[derive(Clone)]
 pub struct Credentials {
     /// The user name, shown in messages.
     pub username: String,
-    /// The password, never shown.
-    pub password: String,
+    /// The password.
+    pub password: Password,
+}
+
+/// Where the password is. It is never shown.
+#[derive(Clone)]
+pub enum Password {
+    /// Here.
+    Text(String),
+    /// In this file, which is read for each connection: it may be another one by then.
+    File(PathBuf),
+}
+
+impl Default for Password {
+    fn default() -> Self {
+        Self::Text(String::new())
+    }
+}
+
+impl Password {
+    /// The password.
+    ///
+    /// # Errors
+    /// The file, and why it cannot be read as text.
+    pub fn read(&self) -> Result<String, String> {
+        match self {
+            Self::Text(text) => Ok(text.clone()),
+            Self::File(path) => std::fs::read_to_string(path)
+                .map(|text| {
+                    text.trim_start_matches('\u{feff}')
+                        .trim_end_matches(['\r', '\n'])
+                        .to_owned()
+                })
+                .map_err(|error| format!("{path:?}: cannot be read: {error}")),
+        }
+    }
 }
 
 impl fmt::Debug for Credentials {

@@ -1,7 +1,7 @@
 //! A look at the broker that leaves no trace there: `job-worker check --connect` (docs/reference.md, "Commands").
 
 use super::adapter::{End, Failure};
-use super::driver::Driver;
+use super::driver::{Driver, unresolved};
 use super::{Event, Life, Protocol, Session, Settings, without_brackets};
 use std::cell::RefCell;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -20,7 +20,7 @@ pub fn probe(settings: &Settings, mut tell: impl FnMut(String)) -> Result<(), St
     let name = without_brackets(&broker.host);
     let addresses = (name, broker.port).to_socket_addrs();
     let addresses: Vec<_> = addresses
-        .map_err(|error| format!("name {name}: {error}"))?
+        .map_err(|error| format!("name {name}: {}", unresolved(name, &error)))?
         .collect();
     let list: Vec<_> = addresses.iter().map(|a| a.ip().to_string()).collect();
     tell(format!("name: {name} is {}", list.join(", ")));

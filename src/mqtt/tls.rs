@@ -8,13 +8,21 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{AlertDescription as Alert, CertificateError, ClientConfig, Error, RootCertStore};
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// What a handshake needs. It always checks the broker's name against the broker's certificate.
-#[derive(Clone)]
-pub struct Tls(Arc<ClientConfig>);
+/// The files that a handshake needs. It always checks the broker's name against the broker's certificate.
+#[derive(Clone, Default)]
+pub struct Tls {
+    /// The CAs that may vouch for the broker, instead of the system's.
+    ca: Option<PathBuf>,
+    /// Our own certificate, and its key.
+    identity: Option<(PathBuf, PathBuf)>,
+    /// What was read of them at start, for the first connection. Each later one reads anew: files are renewed.
+    read: Arc<Mutex<Option<Arc<ClientConfig>>>>,
+}
 
-// the configuration holds our private key, so nothing of it is shown
+// it holds our private key, so nothing of it is shown
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Tls")
@@ -22,32 +30,50 @@ impl fmt::Debug for Tls {
 }
 
 impl Tls {
-    /// TLS 1.2 or 1.3. The broker's certificate must be signed by one of `roots`. Ours is shown where there is one.
+    /// Reads these files.
     ///
     /// # Errors
-    /// Certificate and key do not belong together.
-    pub fn new(
-        roots: RootCertStore,
-        identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
-    ) -> Result<Self, String> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder =
-            ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let builder = builder
-            .map_err(|e| e.to_string())?
-            .with_root_certificates(roots);
-        let config = match identity {
-            Some((certificates, key)) => builder
-                .with_client_auth_cert(certificates, key)
-                .map_err(|e| e.to_string())?,
-            None => builder.with_no_client_auth(),
+    /// One cannot be used, or certificate and key do not belong together.
+    pub fn new(ca: Option<PathBuf>, identity: Option<(PathBuf, PathBuf)>) -> Result<Self, String> {
+        let tls = Self {
+            ca,
+            identity,
+            read: Arc::default(),
         };
-        Ok(Self(Arc::new(config)))
+        let read = Arc::new(Mutex::new(Some(tls.read()?)));
+        Ok(Self { read, ..tls })
     }
 
-    /// As rumqttc takes it, for either protocol version.
-    pub fn transport(&self) -> Transport {
-        Transport::tls_with_config(TlsConfiguration::Rustls(self.0.clone()))
+    /// As rumqttc takes it, for the next connection.
+    pub(super) fn transport(&self) -> Result<Transport, String> {
+        let read = self
+            .read
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let config = read.map_or_else(|| self.read(), Ok)?;
+        Ok(Transport::tls_with_config(TlsConfiguration::Rustls(config)))
+    }
+
+    /// TLS 1.2 or 1.3.
+    fn read(&self) -> Result<Arc<ClientConfig>, String> {
+        let trusted = match &self.ca {
+            Some(path) => roots(path)?,
+            None => system_roots()?,
+        };
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|e| e.to_string())?
+            .with_root_certificates(trusted);
+        Ok(Arc::new(match &self.identity {
+            Some((certificate, key_file)) => builder
+                .with_client_auth_cert(certificates(certificate)?, key(key_file)?)
+                .map_err(|error| {
+                    format!("MQTT_CERT_FILE and MQTT_KEY_FILE do not fit together: {error}")
+                })?,
+            None => builder.with_no_client_auth(),
+        }))
     }
 }
 
@@ -74,13 +100,12 @@ pub fn system_roots() -> Result<RootCertStore, String> {
 /// All roots in a PEM file.
 ///
 /// # Errors
-/// There is none, or one is unusable.
-pub fn roots(pem: &[u8]) -> Result<RootCertStore, String> {
+/// The file, and that there is none, or one is unusable.
+pub fn roots(path: &Path) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(pem)? {
-        roots
-            .add(certificate)
-            .map_err(|e| format!("holds a certificate that cannot be used: {e}"))?;
+    for certificate in certificates(path)? {
+        let added = roots.add(certificate);
+        added.map_err(|e| format!("{path:?}: holds a certificate that cannot be used: {e}"))?;
     }
     Ok(roots)
 }
@@ -88,25 +113,30 @@ pub fn roots(pem: &[u8]) -> Result<RootCertStore, String> {
 /// The certificates in a PEM file.
 ///
 /// # Errors
-/// There is none.
-pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    match CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>() {
+/// The file, and that there is none.
+pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let pem = content(path)?;
+    match CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>() {
         Ok(found) if !found.is_empty() => Ok(found),
-        _ => Err("expected a PEM file with certificates".to_owned()),
+        _ => Err(format!("{path:?}: expected a PEM file with certificates")),
     }
 }
 
 /// The private key in a PEM file.
 ///
 /// # Errors
-/// There is none, or it is encrypted. The error holds nothing of the key.
-pub fn key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
-    PrivateKeyDer::from_pem_slice(pem)
-        .map_err(|_| "expected a PEM file with a private key, not encrypted".to_owned())
+/// The file, and that there is none, or it is encrypted; nothing of the key.
+pub fn key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    PrivateKeyDer::from_pem_slice(&content(path)?)
+        .map_err(|_| format!("{path:?}: expected a PEM file with a private key, not encrypted"))
+}
+
+fn content(path: &Path) -> Result<Vec<u8>, String> {
+    std::fs::read(path).map_err(|error| format!("{path:?}: cannot be read: {error}"))
 }
 
 /// What an error of the connection means, if it comes from TLS.
-pub(super) fn failure(error: &io::Error, _: &Tls) -> Option<Failure> {
+pub(super) fn failure(error: &io::Error, tls: &Tls) -> Option<Failure> {
     let error = error.get_ref()?.downcast_ref::<Error>()?;
     Some(match error {
         // a machine whose clock has no battery starts in the past, until it has asked for the time
@@ -114,16 +144,9 @@ pub(super) fn failure(error: &io::Error, _: &Tls) -> Option<Failure> {
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
         ) => Failure(End::Lost, format!("{error}; is our clock right?")),
         Error::InvalidCertificate(why) => {
-            let hint = match why {
-                CertificateError::UnknownIssuer => {
-                    "; without MQTT_CA_FILE only the system's CAs are trusted"
-                }
-                _ => "",
-            };
-            Failure(
-                End::Untrusted,
-                format!("we do not trust the broker: {error}{hint}"),
-            )
+            let hint = fault(why, tls.ca.is_some());
+            let sentence = format!("we do not trust the broker: {error}{hint}");
+            Failure(End::Untrusted, sentence)
         }
         Error::AlertReceived(alert) if concerns_certificate(*alert) => Failure(
             End::Untrusted,
@@ -131,8 +154,33 @@ pub(super) fn failure(error: &io::Error, _: &Tls) -> Option<Failure> {
                 "the broker does not accept our client certificate (MQTT_CERT_FILE), or wants one: {error}"
             ),
         ),
-        error => Failure(End::Lost, format!("no TLS with it: {error}")),
+        error => Failure(
+            End::Lost,
+            format!("no TLS with it: {error}; mqtt:// is for a port without TLS"),
+        ),
     })
+}
+
+/// What is wrong with a certificate, for whoever has made it.
+fn fault(why: &CertificateError, has_ca_file: bool) -> String {
+    let why = match why {
+        CertificateError::UnknownIssuer if has_ca_file => {
+            return "; it is not signed by a CA of MQTT_CA_FILE".to_owned();
+        }
+        CertificateError::UnknownIssuer => {
+            return "; without MQTT_CA_FILE only the system's CAs are trusted".to_owned();
+        }
+        CertificateError::NotValidForNameContext { presented, .. } if presented.is_empty() => {
+            "it names no host: only a subjectAltName counts"
+        }
+        CertificateError::Other(other) => match &*other.to_string() {
+            "UnsupportedCertVersion" => "it is one of X.509 version 1, without extensions",
+            "CaUsedAsEndEntity" => "it is that of a CA (CA:TRUE), and so not a broker's",
+            _ => return String::new(),
+        },
+        _ => return String::new(),
+    };
+    format!("; {why}: docs/reference.md, \"TLS\", has two lines that make a good one")
 }
 
 /// Whether an alert is about the client's certificate (RFC 8446, section 6.2). TLS 1.2 says `HandshakeFailure` where there is

@@ -1,9 +1,11 @@
 //! MQTT 3.1.1. It has no Receive Maximum: a broker sends several requests at once, and those behind the first stay
 //! unacknowledged, so that they come again. Nor does it give reasons.
 
-use super::adapter::{Ask, Broken, IN_FLIGHT, MAX_PACKET_BYTES, MAX_WAITING, Receiver, Sender};
+use super::adapter::{
+    Ask, Broken, IN_FLIGHT, MAX_PACKET_BYTES, MAX_WAITING, Receiver, Sender, Way,
+};
 use super::reasons::Reason;
-use super::{LastWill, Session, Settings};
+use super::{Session, Settings};
 use rumqttc::mqttbytes::Error as CodecError;
 use rumqttc::v5;
 use rumqttc::v5::mqttbytes::{QoS as QoS5, v5 as packets};
@@ -15,29 +17,22 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Starts to connect.
-pub fn open(
-    settings: &Settings,
-    (host, port): (&str, u16),
-    will: Option<LastWill>,
-) -> (Box<dyn Sender>, Box<dyn Receiver>) {
-    let mut options = MqttOptions::new(&settings.client_id, host, port);
+pub fn open(settings: &Settings, way: Way) -> (Box<dyn Sender>, Box<dyn Receiver>) {
+    let mut options = MqttOptions::new(&settings.client_id, way.host, way.port);
     options
         .set_keep_alive(settings.broker.keep_alive)
         .set_clean_session(settings.session == Session::Fleeting)
         .set_max_packet_size(MAX_PACKET_BYTES as usize, MAX_PACKET_BYTES as usize)
         .set_inflight(IN_FLIGHT)
+        .set_transport(way.transport)
         .set_manual_acks(true);
-    if let Some(credentials) = &settings.broker.credentials {
-        options.set_credentials(&credentials.username, &credentials.password);
+    if let Some((username, password)) = way.login {
+        options.set_credentials(username, password);
     }
-    if let Some(will) = will {
+    if let Some(will) = way.will {
         let retain = will.retention.is_kept();
         let will = rumqttc::LastWill::new(will.topic, will.payload, QoS::AtMostOnce, retain);
         options.set_last_will(will);
-    }
-    #[cfg(feature = "tls")]
-    if let Some(tls) = &settings.broker.tls {
-        options.set_transport(tls.transport());
     }
     let (client, mut connection) = Client::new(options, MAX_WAITING);
     let mut network = connection.eventloop.network_options();

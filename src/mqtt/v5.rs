@@ -1,9 +1,11 @@
 //! MQTT 5: one unacknowledged request at a time, limits that the broker states, a mark on what it has queued for a
 //! subscription, and reasons.
 
-use super::adapter::{Ask, Broken, IN_FLIGHT, MAX_PACKET_BYTES, MAX_WAITING, Receiver, Sender};
+use super::adapter::{
+    Ask, Broken, IN_FLIGHT, MAX_PACKET_BYTES, MAX_WAITING, Receiver, Sender, Way,
+};
 use super::reasons::Reason;
-use super::{LastWill, Session, Settings, Subscription};
+use super::{Session, Settings, Subscription};
 use rumqttc::v5::mqttbytes::v5::{
     ConnectProperties, Filter, LastWillProperties, Publish, PublishProperties, RetainForwardRule,
     SubscribeProperties,
@@ -16,13 +18,9 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Starts to connect.
-pub fn open(
-    settings: &Settings,
-    (host, port): (&str, u16),
-    will: Option<LastWill>,
-) -> (Box<dyn Sender>, Box<dyn Receiver>) {
+pub fn open(settings: &Settings, way: Way) -> (Box<dyn Sender>, Box<dyn Receiver>) {
     let is_kept = settings.session == Session::Kept;
-    let mut options = MqttOptions::new(&settings.client_id, host, port);
+    let mut options = MqttOptions::new(&settings.client_id, way.host, way.port);
     options
         .set_keep_alive(settings.broker.keep_alive)
         .set_clean_start(!is_kept)
@@ -35,13 +33,14 @@ pub fn open(
             ..ConnectProperties::new()
         })
         .set_outgoing_inflight_upper_limit(IN_FLIGHT)
+        .set_transport(way.transport)
         .set_manual_acks(true)
         // the adapter bounds every wait
         .set_connection_timeout(u32::MAX.into());
-    if let Some(credentials) = &settings.broker.credentials {
-        options.set_credentials(&credentials.username, &credentials.password);
+    if let Some((username, password)) = way.login {
+        options.set_credentials(username, password);
     }
-    if let Some(will) = will {
+    if let Some(will) = way.will {
         let properties = will.retention.seconds().map(|seconds| LastWillProperties {
             delay_interval: None,
             payload_format_indicator: None,
@@ -59,10 +58,6 @@ pub fn open(
             retain,
             properties,
         ));
-    }
-    #[cfg(feature = "tls")]
-    if let Some(tls) = &settings.broker.tls {
-        options.set_transport(tls.transport());
     }
     let mut network = options.network_options();
     network.set_tcp_nodelay(true);

@@ -204,6 +204,23 @@ mod dropped {
     );
 }
 
+#[test]
+fn the_password_file_is_read_for_each_connection() {
+    let site = Site::scripted();
+    let file = site.drive.path().join("password");
+    fs::write(&file, "first\n").unwrap();
+    let _worker = site.idle_worker(|command| {
+        command
+            .env("MQTT_USERNAME", "alice")
+            .env("MQTT_PASSWORD_FILE", &file);
+    });
+    fs::write(&file, "\u{feff}second\r\n").unwrap();
+    site.broker.kick(WORKER);
+    let is_second = |entry: &Entry| matches!(entry, Entry::Packet { packet: Packet::Connect { password, .. }, .. } if password == "second");
+    site.broker
+        .wait_until(DEADLINE, |log| log.iter().any(is_second));
+}
+
 /// Treats the greetings in their order: the versions that they must have, and what becomes of them.
 fn greeted_as(expected: &'static [(u8, Verdict)]) -> impl FnMut(&Step) -> Verdict {
     let mut greetings = expected.iter();

@@ -115,7 +115,7 @@ fn an_unknown_authority_is_refused(version: &str) {
         &[
             "we do not trust the broker",
             "UnknownIssuer",
-            "MQTT_CA_FILE",
+            "not signed by a CA of MQTT_CA_FILE",
         ],
     );
 }
@@ -374,6 +374,103 @@ fn a_certificate_that_expires_while_we_are_there_is_waited_for() {
 }
 
 #[test]
+fn renewed_files_are_read_for_the_next_connection() {
+    let (before, after) = (Authority::new("before"), Authority::new("after"));
+    let dirs = [TempDir::new(), TempDir::new()];
+    let shown = before.broker(NAMES, Valid::Now).copied_to(dirs[0].path());
+    let ours = before.client("worker").copied_to(dirs[1].path());
+    let mut secure = Secure::new(&shown, &asks_for_certificates_of(&before));
+    let mut worker = secure.worker("localhost", &before.file(), |command| {
+        command
+            .env("MQTT_CERT_FILE", &ours.certificate)
+            .env("MQTT_KEY_FILE", &ours.key);
+    });
+    secure.site.await_state(&mut worker, 0, "idle");
+
+    secure.site.kill9_broker();
+    after.broker(NAMES, Valid::Now).replace(&shown);
+    after.client("worker").replace(&ours);
+    fs::copy(after.file(), before.file()).expect("a file of the test's");
+    secure.site.restart_broker();
+    let result = secure
+        .site
+        .run_on(worker, "renewed", json!({ "steps": ["true"] }))
+        .result;
+    assert_eq!(result["status"], "success", "{result}");
+}
+
+fn openssl(dir: &Path, line: &str) {
+    let done = Command::new("sh")
+        .args(["-ec", line])
+        .current_dir(dir)
+        .output()
+        .expect("sh runs");
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{line}: {said}");
+}
+
+/// As manuals make them that are older than what is checked today.
+#[test]
+fn a_certificate_that_cannot_be_used_is_told_with_what_is_wrong_with_it() {
+    let ca = Authority::new("ours");
+    let dir = TempDir::new();
+    let in_dir = |name: &str| dir.path().join(name);
+    let request =
+        "openssl req -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -subj /CN=localhost";
+    fs::write(in_dir("plain"), "basicConstraints = CA:FALSE\n").expect("a file of the test's");
+    let ca_files = ca.file().with_extension("");
+    let sign = format!(
+        "openssl x509 -req -days 2 -CA {0}.pem -CAkey {0}.key -CAcreateserial -in csr",
+        ca_files.display()
+    );
+    openssl(dir.path(), &format!("{request} -new -keyout key -out csr"));
+    openssl(dir.path(), &format!("{sign} -out version-1"));
+    openssl(dir.path(), &format!("{sign} -extfile plain -out nameless"));
+    openssl(
+        dir.path(),
+        &format!(
+            "{request} -x509 -days 2 -addext subjectAltName=DNS:localhost -keyout self.key -out self"
+        ),
+    );
+    for (certificate, key, ca, said) in [
+        ("version-1", "key", ca.file(), "version 1"),
+        ("nameless", "key", ca.file(), "subjectAltName"),
+        ("self", "self.key", in_dir("self"), "CA:TRUE"),
+    ] {
+        let broker = Identity {
+            certificate: in_dir(certificate),
+            key: in_dir(key),
+        };
+        let secure = Secure::new(&broker, &[]);
+        let worker = secure.worker("localhost", &ca, |_| {});
+        refuses(worker, &[said, "docs/reference.md, \"TLS\""]);
+    }
+}
+
+/// In the section "TLS" of the reference.
+#[test]
+fn the_two_lines_of_the_reference_make_a_certificate_that_can_be_used() {
+    let dir = TempDir::new();
+    let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference.md");
+    let reference = fs::read_to_string(reference).expect("the reference");
+    let lines: Vec<_> = reference
+        .lines()
+        .filter_map(|line| line.strip_prefix("$ openssl req "))
+        .collect();
+    assert_eq!(lines.len(), 2);
+    for line in lines {
+        let line = line.replace("broker.example", "localhost");
+        openssl(dir.path(), &format!("openssl req {line}"));
+    }
+    let broker = Identity {
+        certificate: dir.path().join("broker.pem"),
+        key: dir.path().join("broker.key"),
+    };
+    let secure = Secure::new(&broker, &[]);
+    secure.runs_a_job("localhost", &dir.path().join("ca.pem"), |_| {});
+}
+
+#[test]
 fn a_key_of_another_certificate_is_a_configuration_error() {
     let ca = Authority::new("ours");
     let (ours, other) = (ca.client("ours"), ca.client("other"));
@@ -393,12 +490,26 @@ fn a_key_of_another_certificate_is_a_configuration_error() {
 }
 
 #[test]
-fn a_port_without_tls_is_told_from_a_broker_that_is_away() {
+fn tls_where_there_is_none_and_the_reverse_are_told() {
     let ca = Authority::new("ours");
-    let site = Site::start();
-    let worker = site.worker(|command| {
-        let url = format!("mqtts://localhost:{}", site.broker.port());
-        command.env("MQTT_URL", url).env("MQTT_CA_FILE", ca.file());
-    });
-    wait::until("the reason", || worker.stderr().contains("TLS"));
+    let plain = Site::start();
+    let secure = Secure::new(&ca.broker(NAMES, Valid::Now), &[]);
+    for (url, said) in [
+        (
+            format!("mqtts://localhost:{}", plain.broker.port()),
+            "mqtt:// is for a port without TLS",
+        ),
+        (
+            format!("mqtt://localhost:{}", secure.port),
+            "a port with TLS wants mqtts://",
+        ),
+    ] {
+        let worker = plain.worker(|command| {
+            command.env("MQTT_URL", &url);
+            if url.starts_with("mqtts") {
+                command.env("MQTT_CA_FILE", ca.file());
+            }
+        });
+        worker.await_stderr(said);
+    }
 }

@@ -63,7 +63,8 @@ impl Authority {
         self.issue(name, "extendedKeyUsage = clientAuth\n", Valid::Now)
     }
 
-    fn issue(&self, name: &str, extensions: &str, valid: Valid) -> Identity {
+    /// With these extensions.
+    pub fn issue(&self, name: &str, extensions: &str, valid: Valid) -> Identity {
         let [request, out, key] = ["csr", "pem", "key"].map(|kind| format!("{name}.{kind}"));
         self.openssl(
             &[

@@ -144,7 +144,7 @@ fn addresses_keep_what_belongs_to_them() {
 #[test]
 fn with_tls_a_fallback_leaves_no_address_behind() {
     let mut settings = settings(8883);
-    settings.broker.tls = Some(tls::Tls::new(rustls::RootCertStore::empty(), None).unwrap());
+    settings.broker.tls = Some(tls::Tls::default());
     let mut driver = Driver::new(settings, mpsc::channel().1, Arc::default(), |_| {});
     let name = driver.next_host().unwrap();
     driver.untried.push_front(name.clone()); // for the other protocol version
