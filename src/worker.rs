@@ -51,7 +51,8 @@ struct Worker {
 }
 
 /// Waits for one job, runs it, reports it (`job-worker`).
-pub fn run(config: Config) -> Exit {
+pub fn run(mut config: Config) -> Exit {
+    let _name = config.take_name();
     let Some((outbox, inbox)) = inbox::open() else {
         return Exit::Defect;
     };

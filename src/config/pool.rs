@@ -1,8 +1,12 @@
 //! `JOB_POOL`.
 
-use super::{JobConfig, NAME, Reader};
-use crate::contract::check_name;
+use super::{Config, JobConfig, NAME, Reader};
+use crate::contract::{Topics, check_name};
+use crate::host;
 use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
 
 /// Where the pools of a drive are, below `JOB_ROOT`.
@@ -15,6 +19,42 @@ pub struct PoolConfig {
     pub name: String,
     /// `JOB_ROOT`, which holds the pool's directory.
     pub root: PathBuf,
+}
+
+impl Config {
+    /// Makes the default name of a member one that no other member on this host has: processes and containers with the host's
+    /// network have the host's name, too. The name is ours as long as the socket is there: the kernel gives an address to one
+    /// process, and takes it back from a dead one. docs/reference.md, "Configuration", `WORKER_ID`.
+    pub fn take_name(&mut self) -> Option<UnixDatagram> {
+        self.pool.as_ref()?;
+        let is_given = self.worker_id != host::name();
+        for number in 1.. {
+            let name = match number {
+                1 => self.worker_id.clone(),
+                _ => format!("{}-{number}", host::name()),
+            };
+            let topics = Topics::new(self.topics.root(), &name);
+            let (broker, topic) = (&self.broker, &topics.presence);
+            let address = format!("job-worker {}:{} {topic}", broker.host, broker.port);
+            match SocketAddr::from_abstract_name(address)
+                .and_then(|address| UnixDatagram::bind_addr(&address))
+            {
+                Ok(socket) => {
+                    (self.worker_id, self.topics) = (name, topics);
+                    return Some(socket);
+                }
+                Err(error) if error.kind() != ErrorKind::AddrInUse => break, // too long an address
+                Err(_) if is_given => {
+                    log::warn!(
+                        "another member on this host has the name {name:?}: give each its own WORKER_ID"
+                    );
+                    break;
+                }
+                Err(_) => {}
+            }
+        }
+        None
+    }
 }
 
 impl<F: Fn(&str) -> Option<OsString>> Reader<F> {

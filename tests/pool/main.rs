@@ -12,5 +12,6 @@ mod hosts;
 mod members;
 mod misplaced;
 mod moves;
+mod names;
 mod removed;
 mod taking;

@@ -1,0 +1,53 @@
+//! Members of one host have names of their own, also where nobody gives them any: containers with the host's network have its name.
+
+use super::support::site::Site;
+use super::support::wait;
+use super::support::worker::Worker;
+
+/// A member of the site's pool, with this `WORKER_ID` or none.
+fn member(site: &Site, name: &str) -> Worker {
+    site.worker(|command| {
+        command.env("JOB_POOL", "the-pool");
+        command.env("JOB_ROOT", site.drive.path());
+        command.env("WORKER_ID", name); // an empty one counts as unset
+    })
+}
+
+fn await_presence(site: &Site, name: &str, state: &str) {
+    wait::until(&format!("{name} to be {state}"), || {
+        let heard = site.controller.heard(&format!("jobs/workers/{name}"));
+        let last = heard.iter().rfind(|message| message.topic.ends_with(name));
+        last.is_some_and(|message| message.json()["state"] == state)
+    });
+}
+
+#[test]
+fn members_without_a_worker_id_are_numbered_and_a_free_number_is_taken_again() {
+    let site = Site::start();
+    let host = rustix::system::uname();
+    let host = host.nodename().to_str().unwrap();
+    let names = [host.to_owned(), format!("{host}-2"), format!("{host}-3")];
+    let mut members: Vec<Worker> = names
+        .iter()
+        .map(|name| {
+            let member = member(&site, "");
+            await_presence(&site, name, "idle");
+            member
+        })
+        .collect();
+    members[1].kill9();
+    await_presence(&site, &names[1], "offline");
+    let _next = member(&site, "");
+    await_presence(&site, &names[1], "idle");
+}
+
+#[test]
+fn a_second_member_with_the_same_worker_id_says_so() {
+    let site = Site::start();
+    let _first = member(&site, "twin");
+    await_presence(&site, "twin", "idle");
+    let second = member(&site, "twin");
+    second.await_stderr(
+        "another member on this host has the name \"twin\": give each its own WORKER_ID",
+    );
+}
