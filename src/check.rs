@@ -1,6 +1,6 @@
 //! `job-worker check [DIR]`: says what is wrong before anything runs (docs/reference.md, "Commands").
 
-use crate::config::{Config, PoolConfig, unknown_variables};
+use crate::config::{Config, PoolConfig, unknown_variables, variables};
 use crate::contract::{Definition, MAX_DEFINITION_BYTES, Plan};
 use crate::job::{CANCEL_FILE, WorkDir};
 use crate::mqtt::{self, Life, Session, Subscription};
@@ -19,23 +19,27 @@ pub enum Finding {
 /// Validates the configuration, tries the broker if it is to `connect`, and validates the job in `dir`.
 pub fn check(dir: Option<&OsStr>, connect: bool) -> Vec<Finding> {
     let config = Config::from_env();
-    let mut findings: Vec<_> = match &config {
-        Ok(config) => {
-            let (broker, topic) = (&config.broker, &config.topics.pending);
-            vec![Finding::Good(format!(
-                "configuration: good; {} serves {topic} of {}:{}",
-                config.worker_id, broker.host, broker.port
-            ))]
+    let mut findings = vec![Finding::Good(settings())];
+    match &config {
+        Ok(config) => findings.push(match config.missing_root() {
+            Some(root) => Finding::Wrong(format!(
+                "configuration: JOB_ROOT={root:?} does not exist; a worker waits until it is there"
+            )),
+            None => Finding::Good(format!(
+                "configuration: good; {} serves {} of {}:{}",
+                config.worker_id, config.topics.pending, config.broker.host, config.broker.port
+            )),
+        }),
+        Err(errors) => {
+            let line = |error| Finding::Wrong(format!("configuration: {error}"));
+            findings.extend(errors.iter().map(line));
         }
-        Err(errors) => errors
-            .iter()
-            .map(|error| Finding::Wrong(format!("configuration: {error}")))
-            .collect(),
-    };
+    }
     let unknown = unknown_variables(std::env::vars_os());
     findings.extend(unknown.map(|names| Finding::Doubtful(format!("configuration: {names}"))));
     if let Ok(config) = &config
         && let Some(pool) = &config.pool
+        && config.missing_root().is_none()
     {
         check_pool(config, pool, &mut findings);
     }
@@ -52,6 +56,19 @@ pub fn check(dir: Option<&OsStr>, connect: bool) -> Vec<Finding> {
             .unwrap_or_else(|error| findings.push(Finding::Wrong(format!("job: {error}"))));
     }
     findings
+}
+
+/// Where the settings come from. Those of a service are not in the shell of the person who asks.
+fn settings() -> String {
+    let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let names = variables().map(|(name, ..)| name).filter(is_set);
+    let names: Vec<_> = names.collect();
+    match names.is_empty() {
+        true => {
+            "settings: none in this environment, so the defaults; a service has its own".to_owned()
+        }
+        false => format!("settings: from this environment: {}", names.join(", ")),
+    }
 }
 
 /// Does what a worker does at its start, under a client id of its own: the worker may be there at this moment.

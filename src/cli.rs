@@ -1,12 +1,13 @@
-//! Arguments → verb → exit status (docs/reference.md, "Commands").
+//! Arguments → command → exit status (docs/reference.md, "Commands").
 
 use crate::check::Finding;
-use crate::config::{Config, RunConfig, unknown_variables};
+use crate::config::{Config, RunConfig, TABLE, unknown_variables};
 use crate::contract::single_line;
-use crate::logging::Times;
-use crate::{Exit, check, logging, run, supervise, worker};
-use std::ffi::{OsStr, OsString};
+use crate::inbox::{self, Event, Inbox, Outbox};
+use crate::{Exit, check, logging, process, run, supervise, worker};
+use std::ffi::OsString;
 use std::io::Write;
+use std::time::{Duration, Instant};
 
 const HELP: &str = "\
 One-shot job execution engine: MQTT for signals, a shared drive for data and logs.
@@ -19,13 +20,12 @@ Usage:
                                     with --connect also try the broker, leaving no trace there
   job-worker --help | --version     --help stands behind every command, too
 
-Configuration is by environment variables, all optional:
-  MQTT_URL (mqtt://localhost:1883), MQTT_USERNAME, MQTT_PASSWORD, MQTT_PASSWORD_FILE,
-  MQTT_CA_FILE, MQTT_CERT_FILE, MQTT_KEY_FILE (for mqtts://, feature `tls`),
-  MQTT_PROTOCOL_VERSION (auto), MQTT_TOPIC_ROOT (jobs), MQTT_KEEP_ALIVE (30),
-  WORKER_ID (node-worker-01), JOB_POOL, JOB_ROOT, JOB_PAYLOAD_STEPS (allow), JOB_SHELL (/bin/sh),
-  JOB_TIMEOUT, JOB_STOP_GRACE (8), JOB_DIR_WAIT (5), JOB_MAX_ATTEMPTS (3), JOB_LOG_LIMIT,
-  JOB_ON_STOP (requeue), JOB_SYNC (on), RUST_LOG (info)
+Exit status: 0 the job has its result, or the worker was stopped; 64 usage; 70 a defect;
+  75 another client took over WORKER_ID; 77 the broker denies what the worker needs; 78 configuration
+  `run`: that of the first step that failed, 128 + n for signal n, 124 timeout, 130 cancelled,
+  1 no step ran, 64 DIR cannot be used
+
+Configuration is by environment variables, all optional. Behind the = stands what holds unless they are set:
 ";
 
 /// With the target triple: the first question about a binary that somebody copied to a board.
@@ -37,141 +37,110 @@ const VERSION: &str = concat!(
     ")\n"
 );
 
+/// How often a worker looks for a `JOB_ROOT` that is missing.
+const DRIVE_LOOK: Duration = Duration::from_secs(1);
+
 /// What the arguments ask for.
-#[derive(Debug, PartialEq)]
-enum Verb {
-    Work,
-    /// What `supervise` starts: it is told of a stop that it did not ask for.
-    WorkSupervised,
-    Supervise,
-    Run {
-        dir: OsString,
-        id: Option<String>,
-    },
-    Check {
-        dir: Option<OsString>,
-        connect: bool,
-    },
-    Help,
-    Version,
-}
-
-/// Runs the program with these arguments.
-pub fn main(arguments: impl Iterator<Item = OsString>) -> Exit {
-    let say = |text: &str| {
-        write(std::io::stdout(), text);
-        Exit::Done
-    };
-    let verb = match parse(arguments.collect()) {
-        Ok(verb) => verb,
-        Err(error) => {
-            let line = format!("job-worker: {error}; job-worker --help says what there is");
-            write(std::io::stderr(), &format!("{}\n", single_line(&line)));
-            return Exit::Usage;
-        }
-    };
-    match verb {
-        Verb::Help => say(HELP),
-        Verb::Version => say(VERSION),
-        Verb::Check { dir, connect } => show(&check::check(dir.as_deref(), connect)),
-        Verb::Work => {
-            begin(logging::times());
-            warn_of_unknown_variables();
-            with_config(Config::from_env(), worker::run)
-        }
-        Verb::WorkSupervised => {
-            begin(logging::times()); // the supervisor has warned
-            match with_config(Config::from_env(), worker::run) {
-                Exit::Stopped => Exit::Of(supervise::STOPPED),
-                exit => exit,
-            }
-        }
-        Verb::Supervise => {
-            begin(logging::times());
-            warn_of_unknown_variables();
-            with_config(Config::from_env(), |_| supervise::run())
-        }
-        Verb::Run { dir, id } => {
-            begin(Times::Left);
-            warn_of_unknown_variables();
-            let run = |config| run::run(&config, &dir, id.as_deref());
-            with_config(RunConfig::from_env(), run)
-        }
-    }
-}
-
-fn parse(arguments: Vec<OsString>) -> Result<Verb, String> {
-    let mut arguments = arguments.into_iter();
-    let Some(first) = arguments.next() else {
-        return Ok(Verb::Work);
-    };
-    let command = first.to_str().unwrap_or_default();
-    let takes: &[&str] = match command {
-        "run" => &["DIR", "--id"],
-        "check" => &["DIR", "--connect"],
-        "supervise" | supervise::SUPERVISED => &[],
-        "--help" | "-h" | "help" | "--version" | "-V" => &[],
-        option if option.starts_with('-') => return Err(unknown_option(&first)),
-        _ => return Err(format!("unknown command {first:?}")),
-    };
-    let rest = Rest::read(arguments, takes)?;
-    Ok(match command {
-        _ if rest.help => Verb::Help,
-        "run" => Verb::Run {
-            dir: rest.dir.ok_or("run needs the directory of the job")?,
-            id: rest.id,
-        },
-        "check" => Verb::Check {
-            dir: rest.dir,
-            connect: rest.connect,
-        },
-        "supervise" => Verb::Supervise,
-        supervise::SUPERVISED => Verb::WorkSupervised,
-        "--version" | "-V" => Verb::Version,
-        _ => Verb::Help,
-    })
-}
-
-/// What stands behind a command.
-#[derive(Default)]
-struct Rest {
+#[derive(Debug, Default, PartialEq)]
+struct Call {
+    command: String,
     dir: Option<OsString>,
     id: Option<String>,
     connect: bool,
     help: bool,
 }
 
-impl Rest {
-    /// Reads the arguments behind a command that takes these.
-    fn read(mut arguments: impl Iterator<Item = OsString>, takes: &[&str]) -> Result<Self, String> {
-        let mut rest = Self::default();
+/// Runs the program with these arguments.
+pub fn main(arguments: impl Iterator<Item = OsString>) -> Exit {
+    match Call::parse(arguments) {
+        Ok(call) => call.run(),
+        Err(error) => {
+            let line = format!("job-worker: {error}; job-worker --help says what there is");
+            write(std::io::stderr(), &format!("{}\n", single_line(&line)));
+            Exit::Usage
+        }
+    }
+}
+
+impl Call {
+    fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Self, String> {
+        let Some(first) = arguments.next() else {
+            return Ok(Self::default());
+        };
+        let unknown_option = |option| Err(format!("unknown option {option:?}"));
+        let command = first.to_str().unwrap_or_default();
+        let takes: &[&str] = match command {
+            "run" => &["DIR", "--id"],
+            "check" => &["DIR", "--connect"],
+            "supervise" | supervise::SUPERVISED => &[],
+            "--help" | "-h" | "help" | "--version" | "-V" => &[],
+            option if option.starts_with('-') => return unknown_option(first),
+            _ => return Err(format!("unknown command {first:?}")),
+        };
+        let mut call = Self {
+            command: command.to_owned(),
+            help: matches!(command, "--help" | "-h" | "help"),
+            ..Self::default()
+        };
         while let Some(argument) = arguments.next() {
             let text = argument.to_str().unwrap_or_default();
             match text.split_once('=').unwrap_or((text, "")) {
-                _ if text == "--help" || text == "-h" => rest.help = true,
-                _ if text == "--connect" && takes.contains(&text) => rest.connect = true,
+                _ if text == "--help" || text == "-h" => call.help = true,
+                _ if text == "--connect" && takes.contains(&text) => call.connect = true,
                 ("--id", value) if takes.contains(&"--id") => {
                     let value = match text.contains('=') {
                         true => Some(value.to_owned()),
                         false => arguments.next().and_then(|value| value.into_string().ok()),
                     };
-                    rest.id = Some(value.ok_or("--id needs the id of the job")?);
+                    call.id = Some(value.ok_or("--id needs the id of the job")?);
                 }
                 _ if argument.as_encoded_bytes().starts_with(b"-") => {
-                    return Err(unknown_option(&argument));
+                    return unknown_option(argument);
                 }
-                _ if takes.contains(&"DIR") && rest.dir.is_none() && !argument.is_empty() => {
-                    rest.dir = Some(argument);
+                _ if takes.contains(&"DIR") && call.dir.is_none() && !argument.is_empty() => {
+                    call.dir = Some(argument);
                 }
                 _ => return Err(format!("unexpected argument {argument:?}")),
             }
         }
-        Ok(rest)
+        match call.command == "run" && call.dir.is_none() && !call.help {
+            true => Err("run needs the directory of the job".to_owned()),
+            false => Ok(call),
+        }
+    }
+
+    fn run(self) -> Exit {
+        let dir = self.dir.as_deref();
+        match self.command.as_str() {
+            _ if self.help => say(&format!("{HELP}{}", shown_table())),
+            "--version" | "-V" => say(VERSION),
+            "check" => show(&check::check(dir, self.connect)),
+            "run" => {
+                begin(false, true);
+                match RunConfig::from_env() {
+                    Ok(config) => run::run(&config, dir.unwrap_or_default(), self.id.as_deref()),
+                    Err(errors) => unusable(errors),
+                }
+            }
+            "supervise" => on_drive(false, supervise::run),
+            supervise::SUPERVISED => match on_drive(true, worker::run) {
+                Exit::Stopped => Exit::Of(supervise::STOPPED),
+                exit => exit,
+            },
+            _ => on_drive(false, worker::run),
+        }
     }
 }
 
-fn unknown_option(option: &OsStr) -> String {
-    format!("unknown option {option:?}")
+/// The variables of the help, without one that is gone.
+fn shown_table() -> String {
+    let lines = TABLE.lines().filter(|line| !line.contains("is gone"));
+    lines.map(|line| format!("  {line}\n")).collect()
+}
+
+fn say(text: &str) -> Exit {
+    write(std::io::stdout(), text);
+    Exit::Done
 }
 
 /// What is good goes to stdout, and what is wrong to stderr.
@@ -198,102 +167,100 @@ fn write(mut to: impl Write, text: &str) {
     let _ = to.write_all(text.as_bytes());
 }
 
-/// Begins what every command that runs something needs.
-fn begin(times: Times) {
-    logging::start(times);
-    exit_on_defect();
-}
-
-fn warn_of_unknown_variables() {
-    if let Some(warning) = unknown_variables(std::env::vars_os()) {
-        log::warn!("{warning}");
-    }
-}
-
-fn with_config<C>(config: Result<C, Vec<String>>, verb: impl FnOnce(C) -> Exit) -> Exit {
-    match config {
-        Ok(config) => verb(config),
-        Err(errors) => {
-            for error in errors {
-                log::error!("{error}");
-            }
-            Exit::Config
-        }
-    }
-}
-
-/// A panic on any thread ends the process: a worker whose connection thread is gone would wait for ever.
-fn exit_on_defect() {
+/// Begins what every command that runs something needs. A panic on any thread ends the process: a worker whose connection thread is
+/// gone would wait for ever.
+fn begin(shows_time: bool, warns: bool) {
+    logging::start(shows_time);
     std::panic::set_hook(Box::new(|panic| {
         log::error!("defect: {panic}");
         std::process::exit(Exit::Defect.status().into());
     }));
+    if warns && let Some(warning) = unknown_variables(std::env::vars_os()) {
+        log::warn!("{warning}");
+    }
+}
+
+fn unusable(errors: Vec<String>) -> Exit {
+    for error in errors {
+        log::error!("{error}");
+    }
+    Exit::Config
+}
+
+/// Reads the configuration and begins, once `JOB_ROOT` is there: a drive may be mounted later than a service starts. A supervised
+/// worker has its name from the supervisor.
+fn on_drive<T>(
+    is_supervised: bool,
+    work: impl FnOnce(Config, Outbox<T>, Inbox<T>) -> Exit,
+) -> Exit {
+    begin(true, !is_supervised);
+    let Some((outbox, mut inbox)) = inbox::open() else {
+        return Exit::Defect;
+    };
+    let mut is_told = false;
+    loop {
+        let mut config = match Config::from_env() {
+            Ok(config) => config,
+            Err(errors) => return unusable(errors),
+        };
+        let Some(root) = config.missing_root() else {
+            let _name = (!is_supervised).then(|| config.take_name());
+            return work(config, outbox, inbox);
+        };
+        if !std::mem::replace(&mut is_told, true) {
+            log::warn!("JOB_ROOT={root:?} does not exist: waiting until it is there");
+        }
+        match inbox.next(Some(Instant::now() + DRIVE_LOOK)) {
+            Some(Event::Stop(_)) => return Exit::Stopped,
+            Some(Event::ChildEnded) => drop(process::reap_some(|_, _| {})),
+            _ => {}
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn verb(line: &str) -> Result<Verb, String> {
-        parse(line.split_whitespace().map(OsString::from).collect())
-    }
-
+    /// What is wrong is in `tests/contract/usage.rs`.
     #[test]
-    fn arguments_are_verbs() {
-        assert_eq!(verb(""), Ok(Verb::Work));
-        assert_eq!(verb("supervise"), Ok(Verb::Supervise));
-        for (line, dir, connect) in [
-            ("check", None, false),
-            ("check d", Some("d"), false),
-            ("check --connect", None, true),
-            ("check --connect d", Some("d"), true),
+    fn arguments_are_commands() {
+        for (line, command, dir, id, connect, help) in [
+            ("", "", None, None, false, false),
+            ("supervise", "supervise", None, None, false, false),
+            ("check", "check", None, None, false, false),
+            ("check d", "check", Some("d"), None, false, false),
+            ("check --connect d", "check", Some("d"), None, true, false),
+            ("run d", "run", Some("d"), None, false, false),
+            (
+                "run --id 7=8 d",
+                "run",
+                Some("d"),
+                Some("7=8"),
+                false,
+                false,
+            ),
+            (
+                "run d --id=7=8",
+                "run",
+                Some("d"),
+                Some("7=8"),
+                false,
+                false,
+            ),
+            ("run d -h", "run", Some("d"), None, false, true),
+            ("help", "help", None, None, false, true),
+            ("--version -h", "--version", None, None, false, true),
         ] {
-            let dir = dir.map(OsString::from);
-            assert_eq!(verb(line), Ok(Verb::Check { dir, connect }), "{line}");
-        }
-        assert_eq!(
-            verb("run d"),
-            Ok(Verb::Run {
-                dir: "d".into(),
-                id: None
-            })
-        );
-        assert_eq!(
-            verb("run --id 7 d"),
-            Ok(Verb::Run {
-                dir: "d".into(),
-                id: Some("7".into())
-            })
-        );
-        assert_eq!(verb("run d --id=7=8"), verb("run --id 7=8 d"));
-        for line in [
-            "--help",
-            "-h",
-            "help",
-            "run --help",
-            "run d -h",
-            "check --help",
-            "supervise --help",
-            "--version -h",
-        ] {
-            assert_eq!(verb(line), Ok(Verb::Help), "{line}");
-        }
-        for wrong in [
-            "start",
-            "run",
-            "run a b",
-            "run --id",
-            "run a --fast",
-            "supervise now",
-            "check a b",
-            "check --all",
-            "check --connect=now",
-            "run --connect d",
-            "check --id 7",
-            "supervise --connect",
-            "--version x",
-        ] {
-            assert!(verb(wrong).is_err(), "{wrong}");
+            let call = Call {
+                command: command.to_owned(),
+                dir: dir.map(OsString::from),
+                id: id.map(str::to_owned),
+                connect,
+                help,
+            };
+            let arguments = line.split_whitespace().map(OsString::from);
+            assert_eq!(Call::parse(arguments), Ok(call), "{line}");
         }
     }
 }

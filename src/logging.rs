@@ -1,178 +1,127 @@
 //! The worker's own log on stderr (`RUST_LOG`).
 
-use crate::config::is_log_filter;
 use crate::contract::{Timestamp, single_line};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags};
 use std::fs::File;
 use std::io::{self, Write};
+use std::sync::OnceLock;
 
-/// What a pipe that poll(2) says is writable takes without blocking: PIPE_BUF.
-const AT_ONCE: usize = 4096;
+/// How long a line is at most: a pipe takes that much whole or not at all (PIPE_BUF), and the journal of systemd does not split it.
+const LINE: usize = 4096;
 
-/// What is logged unless `RUST_LOG` says otherwise, or where that cannot be used, which is told as an error.
-const DEFAULT_FILTER: &str = "info";
+static LOGGER: OnceLock<Logger> = OnceLock::new();
 
-/// Whether each line has the time.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Times {
-    /// It has.
-    Shown,
-    /// The reader sees the line when it is written, or has another clock for it.
-    Left,
+struct Logger {
+    /// The most that is logged of each module whose name begins so; the longest beginning counts.
+    filter: Vec<(String, LevelFilter)>,
+    /// Lines go to the journal of systemd, which has the time and takes a priority.
+    is_journal: bool,
+    shows_time: bool,
+    /// Stderr, opened once more so as not to block; `None` where it cannot be had so.
+    out: Option<File>,
 }
 
-/// Whether the lines of a process that works on its own need the time. The journal of systemd has it anyway.
-pub fn times() -> Times {
-    match is_the_journal() {
-        true => Times::Left,
-        false => Times::Shown,
+/// What a text for `RUST_LOG` asks for; `None` where it cannot be used.
+pub fn filter(text: &str) -> Option<Vec<(String, LevelFilter)>> {
+    let rule = |part: &str| {
+        let (module, level) = part.split_once('=').unwrap_or(("", part));
+        let is_named = !module.trim().is_empty() || !part.contains('=');
+        let level = level.trim().parse().ok().filter(|_| is_named)?;
+        Some((module.trim().to_owned(), level))
+    };
+    let mut rules: Vec<_> = text.split(',').map(rule).collect::<Option<_>>()?;
+    // the MQTT library warns of what the worker tells better, or means to do: that is for people who want to see the packets
+    let shows_packets =
+        |(module, level): &(String, _)| module.starts_with("rumqttc") || *level >= Level::Debug;
+    if !rules.iter().any(shows_packets) {
+        rules.push(("rumqttc".to_owned(), LevelFilter::Error));
     }
+    Some(rules)
 }
 
-/// Starts the log. Control characters are escaped here, in one place for all: a name or an error from outside can neither
-/// forge a line nor speak to the reader's terminal.
-pub fn start(times: Times) {
-    let filter = std::env::var("RUST_LOG")
-        .ok()
-        .filter(|text| is_log_filter(text))
-        .unwrap_or_else(|| DEFAULT_FILTER.to_owned());
-    let out = Lossy::new(stderr(), times);
-    env_logger::Builder::new()
-        .parse_filters(&without_mqtt_warnings(filter))
-        .target(env_logger::Target::Pipe(Box::new(out)))
-        .format(move |out, record| {
-            let text = single_line(&record.args().to_string());
-            let level = record.level().as_str().to_ascii_lowercase();
-            writeln!(out, "{}job-worker: {level}: {text}", times.start())
-        })
-        .init();
-}
-
-/// The MQTT library warns of what the worker tells better, or means to do. That is for whoever wants to see the packets.
-fn without_mqtt_warnings(filter: String) -> String {
-    let lower_case = filter.to_ascii_lowercase();
-    let packets_are_shown = ["debug", "trace", "rumqttc"]
-        .iter()
-        .any(|word| lower_case.contains(word));
-    match packets_are_shown {
-        true => filter,
-        false => filter + ",rumqttc=error",
-    }
-}
-
-impl Times {
-    /// How a line starts.
-    fn start(self) -> String {
-        match self {
-            Self::Shown => format!("{} ", Timestamp::now().to_millis()),
-            Self::Left => String::new(),
-        }
-    }
-}
-
-/// Whether stderr leads to the journal of systemd, which says in `JOURNAL_STREAM` which open file that is.
-fn is_the_journal() -> bool {
-    let named = std::env::var("JOURNAL_STREAM");
-    let stderr = rustix::fs::fstat(io::stderr());
-    named.is_ok_and(|named| {
-        stderr.is_ok_and(|file| named == format!("{}:{}", file.st_dev, file.st_ino))
-    })
-}
-
-/// Stderr, which never blocks where that can be had.
-///
-/// A pipe or a terminal is opened once more, since not to block is a matter of the open file, and that one is shared with
-/// whoever else has it as stderr.
-fn stderr() -> Box<dyn Write + Send> {
-    let is_waited_for = |file: rustix::fs::Stat| {
+/// Starts the log. Each line has the time where `shows_time` says so, but not in the journal.
+pub fn start(shows_time: bool) {
+    let text = std::env::var("RUST_LOG").unwrap_or_default();
+    // one that cannot be used is told as an error
+    let filter = filter(&text).or(filter("info")).unwrap_or_default();
+    let stderr = rustix::fs::fstat(io::stderr()).ok();
+    let stream = stderr.map(|file| format!("{}:{}", file.st_dev, file.st_ino));
+    let is_journal = stream.is_some() && std::env::var("JOURNAL_STREAM").ok() == stream;
+    // A pipe or a terminal is opened once more, since not to block is a matter of the open file, and that one is shared with
+    // all who have it as stderr.
+    let is_waited_for = |file: &rustix::fs::Stat| {
         matches!(
             FileType::from_raw_mode(file.st_mode),
             FileType::Fifo | FileType::CharacterDevice
         )
     };
-    if rustix::fs::fstat(io::stderr()).is_ok_and(is_waited_for) {
-        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        if let Ok(file) = rustix::fs::open("/proc/self/fd/2", flags, Mode::empty()) {
-            return Box::new(File::from(file));
-        }
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let again = |_| rustix::fs::open("/proc/self/fd/2", flags, Mode::empty()).ok();
+    let out = stderr.filter(is_waited_for).and_then(again).map(File::from);
+    let level = filter.iter().map(|(_, level)| *level).max();
+    let logger = LOGGER.get_or_init(|| Logger {
+        filter,
+        is_journal,
+        shows_time: shows_time && !is_journal,
+        out,
+    });
+    if log::set_logger(logger).is_ok() {
+        log::set_max_level(level.unwrap_or(LevelFilter::Off));
     }
-    Box::new(io::stderr())
 }
 
-/// Drops the lines that nobody takes, and says how many when somebody does again.
-///
-/// The job must not wait for a reader of our log: a pipe that is full, a terminal that is held, a reader who has gone.
-struct Lossy<W> {
-    out: W,
-    times: Times,
-    lost: u64,
-    /// A line has been cut.
-    in_mid_line: bool,
+impl Logger {
+    /// Control characters are escaped here, in one place for all: a name or an error from outside can neither forge a line nor
+    /// speak to the reader's terminal.
+    fn line(&self, level: Level, text: &str) -> String {
+        let (name, priority) = match level {
+            Level::Error => ("error", "<3>"),
+            Level::Warn => ("warn", "<4>"),
+            Level::Info => ("info", "<6>"),
+            Level::Debug => ("debug", "<7>"),
+            Level::Trace => ("trace", "<7>"),
+        };
+        let priority = if self.is_journal { priority } else { "" };
+        let time = match self.shows_time {
+            true => format!("{} ", Timestamp::now().to_millis()),
+            false => String::new(),
+        };
+        let mut line = format!("{priority}{time}job-worker: {name}: {}", single_line(text));
+        if line.len() >= LINE {
+            line.truncate(line.floor_char_boundary(LINE - "…\n".len()));
+            line.push('…');
+        }
+        line + "\n"
+    }
 }
 
-impl<W: Write> Lossy<W> {
-    fn new(out: W, times: Times) -> Self {
-        Self {
-            out,
-            times,
-            lost: 0,
-            in_mid_line: false,
-        }
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata) -> bool {
+        let rules = self.filter.iter();
+        let ours = rules.filter(|(module, _)| metadata.target().starts_with(module));
+        let longest = ours.max_by_key(|(module, _)| module.len());
+        longest.is_some_and(|(_, level)| metadata.level() <= *level)
     }
 
-    fn line(&mut self, line: &[u8]) {
-        if self.lost > 0 {
-            let cut = if self.in_mid_line { "\n" } else { "" };
-            let notice = format!(
-                "{cut}{}job-worker: warn: lines of this log that nobody took are lost: {}\n",
-                self.times.start(),
-                self.lost
-            );
-            if self.all(notice.as_bytes()) {
-                self.lost = 0;
-            }
-        }
-        if self.lost > 0 || !self.all(line) {
-            self.lost += 1;
-        }
-    }
-
-    /// Whether all of it was taken.
-    fn all(&mut self, mut bytes: &[u8]) -> bool {
-        while !bytes.is_empty() {
-            let part = &bytes[..bytes.len().min(AT_ONCE)];
-            let written = match can_be_written() {
-                true => self.out.write(part),
-                false => return false,
+    /// The job must not wait for a reader of our log. A line that is not taken at once (a full pipe, a terminal that is held, a reader
+    /// who has gone) is lost.
+    fn log(&self, record: &Record) {
+        if self.enabled(record.metadata()) {
+            let line = self.line(record.level(), &record.args().to_string());
+            let _ = match &self.out {
+                Some(out) => (&*out).write(line.as_bytes()),
+                None if can_be_written() => io::stderr().write(line.as_bytes()),
+                None => Ok(0),
             };
-            match written {
-                Ok(0) => return false,
-                Ok(count) => {
-                    self.in_mid_line = bytes[count - 1] != b'\n';
-                    bytes = &bytes[count..];
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return false,
-            }
         }
-        true
     }
+
+    fn flush(&self) {}
 }
 
-impl<W: Write> Write for Lossy<W> {
-    /// Takes a whole line: that is how env_logger calls it.
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.line(line);
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Whether stderr takes something now. What cannot be opened once more (a socket, a pipe of another user's) is only asked.
+/// Whether stderr takes something now.
 fn can_be_written() -> bool {
     let stderr = io::stderr();
     let mut asked = [PollFd::new(&stderr, PollFlags::OUT)];
@@ -184,45 +133,52 @@ fn can_be_written() -> bool {
 mod tests {
     use super::*;
 
-    /// Takes this many bytes, until it is emptied.
-    struct Bounded(Vec<u8>, usize);
-
-    impl Write for Bounded {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let room = self.1.saturating_sub(self.0.len()).min(bytes.len());
-            self.0.extend(&bytes[..room]);
-            if room == 0 {
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            Ok(room)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
+    fn logger(filter: &str, is_journal: bool) -> Logger {
+        Logger {
+            filter: super::filter(filter).unwrap(),
+            is_journal,
+            shows_time: false,
+            out: None,
         }
     }
 
     #[test]
-    fn the_mqtt_library_is_heard_by_whoever_wants_the_packets() {
-        for heard in ["debug", "Trace", "warn,rumqttc=info"] {
-            assert_eq!(without_mqtt_warnings(heard.into()), heard);
+    fn the_filter_says_what_is_logged_of_each_module() {
+        use Level::{Debug, Error, Info, Trace, Warn};
+        for (text, module, most) in [
+            ("info", "job_worker::worker", Some(Info)),
+            ("info", "rumqttc::state", Some(Error)),
+            ("debug", "rumqttc", Some(Debug)),
+            ("warn,rumqttc=info", "rumqttc::v5", Some(Info)),
+            (
+                "warn, job_worker::mqtt = trace",
+                "job_worker::mqtt::tls",
+                Some(Trace),
+            ),
+            ("WARN,job_worker::mqtt=trace", "job_worker::job", Some(Warn)),
+            ("off", "job_worker", None),
+        ] {
+            let logger = logger(text, false);
+            let is_enabled = |level: &Level| {
+                logger.enabled(&Metadata::builder().level(*level).target(module).build())
+            };
+            assert_eq!(
+                Level::iter().filter(is_enabled).last(),
+                most,
+                "{text} {module}"
+            );
         }
-        assert_eq!(without_mqtt_warnings("warn".into()), "warn,rumqttc=error");
     }
 
     #[test]
-    fn what_nobody_takes_is_counted_and_told() {
-        let mut log = Lossy::new(Bounded(Vec::new(), 7), Times::Left);
-        for line in ["one\n", "two\n", "three\n"] {
-            log.write_all(line.as_bytes()).unwrap();
-        }
-        assert_eq!(log.out.0, b"one\ntwo");
-        log.out = Bounded(Vec::new(), 1000);
-        log.write_all(b"four\n").unwrap();
-        log.write_all(b"five\n").unwrap();
+    fn a_line_has_its_priority_for_the_journal_and_an_end() {
+        let journal = logger("info", true);
         assert_eq!(
-            String::from_utf8_lossy(&log.out.0),
-            "\njob-worker: warn: lines of this log that nobody took are lost: 2\nfour\nfive\n"
+            journal.line(Level::Warn, "a\nb"),
+            "<4>job-worker: warn: a\\nb\n"
         );
+        let line = logger("info", false).line(Level::Error, &"ä\n<2>".repeat(100_000));
+        assert!(line.starts_with("job-worker: error: ä") && line.ends_with("…\n"));
+        assert!((LINE - 4..=LINE).contains(&line.len()), "{}", line.len());
     }
 }

@@ -5,7 +5,8 @@
 
 use crate::Exit;
 use crate::backoff::Backoff;
-use crate::inbox::{self, Event, Inbox};
+use crate::config::Config;
+use crate::inbox::{Event, Inbox, Outbox};
 use crate::process::{self, Ended};
 use nix::sys::signal::SigSet;
 use nix::unistd::execv;
@@ -36,15 +37,12 @@ pub const SUPERVISED: &str = "--supervised";
 pub const STOPPED: u8 = 143;
 
 /// Keeps a worker alive until a signal asks us to stop, and ends with the last worker's status.
-pub fn run() -> Exit {
-    let Some((_, mut inbox)) = inbox::open() else {
-        return Exit::Defect;
-    };
+pub fn run(config: Config, _: Outbox<Infallible>, mut inbox: Inbox<Infallible>) -> Exit {
     process::adopt_orphans();
     let mut program = Program::of_this_process();
     let mut backoff = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
     loop {
-        let status = match start_worker().map(|worker| watch(worker, &mut inbox)) {
+        let status = match start_worker(&config).map(|worker| watch(worker, &mut inbox)) {
             Ok(ControlFlow::Break(status)) => return Exit::Of(status),
             Ok(ControlFlow::Continue(status)) => status,
             Err(error) => {
@@ -77,10 +75,13 @@ pub fn run() -> Exit {
     }
 }
 
-fn start_worker() -> io::Result<Pid> {
+fn start_worker(config: &Config) -> io::Result<Pid> {
     // in a group of its own: what a terminal or a service manager sends to ours is passed on, and not heard twice
     let mut command = Command::new("/proc/self/exe");
     command.arg(SUPERVISED).process_group(0);
+    if config.pool.is_some() {
+        command.env("WORKER_ID", &config.worker_id); // which is ours as long as we live
+    }
     // the handle is let go: reaping is done in `process` alone
     Ok(Pid::from_child(&command.spawn()?))
 }

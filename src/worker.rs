@@ -11,7 +11,7 @@ mod unwelcome;
 use crate::Exit;
 use crate::config::{Config, OnStop};
 use crate::contract::Rejection;
-use crate::inbox::{self, Event, Inbox};
+use crate::inbox::{Event, Inbox, Outbox};
 use crate::intake::{Unread, qos_0_rejection, read_request};
 use crate::job::{Interruption, News, Outcome, Run};
 use crate::links::{Heard, own_link};
@@ -51,11 +51,7 @@ struct Worker {
 }
 
 /// Waits for one job, runs it, reports it (`job-worker`).
-pub fn run(mut config: Config) -> Exit {
-    let _name = config.take_name();
-    let Some((outbox, inbox)) = inbox::open() else {
-        return Exit::Defect;
-    };
+pub fn run(config: Config, outbox: Outbox<Heard>, inbox: Inbox<Heard>) -> Exit {
     process::adopt_orphans();
     let pulse = Pulse::default();
     let queue = match &config.pool {

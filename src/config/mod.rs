@@ -1,23 +1,25 @@
-//! The environment, turned into a validated [`Config`] (docs/reference.md, "Configuration"). Every variable is named in this
-//! module and only here.
+//! The environment, turned into a validated [`Config`] (docs/reference.md, "Configuration").
 
 mod pool;
-mod unknown;
 mod url;
+mod variables;
 
 use crate::contract::{Topics, check_name};
-use crate::host;
 #[cfg(feature = "tls")]
 use crate::mqtt::tls::{self, Tls};
 use crate::mqtt::{Broker, Credentials, Password, Protocol};
+use crate::{host, logging};
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
+use std::str::FromStr;
 use std::time::Duration;
 use url::Url;
 
 pub use pool::{POOLS, PoolConfig};
-pub use unknown::warning as unknown_variables;
+pub use variables::{
+    TABLE, all as variables, is_own as is_own_variable, unknown as unknown_variables,
+};
 
 /// Everything that the environment may say, valid by construction.
 #[derive(Clone, Debug)]
@@ -71,27 +73,30 @@ pub struct JobConfig {
 }
 
 /// `JOB_PAYLOAD_STEPS`: whether a request may bring its own steps.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum PayloadSteps {
     /// It may.
+    #[default]
     Allow,
     /// Only `job.json` says what runs.
     Deny,
 }
 
 /// `JOB_SYNC`: when something counts as written.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Durability {
     /// Once it is on the disk.
+    #[default]
     Disk,
     /// Once the system has it, which may take its time.
     Cache,
 }
 
 /// `JOB_ON_STOP`: what a signal means for a running job.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum OnStop {
     /// Interrupt the job and leave its request with the broker.
+    #[default]
     Requeue,
     /// Finish the job first.
     Finish,
@@ -99,21 +104,6 @@ pub enum OnStop {
 
 /// A longer time counts as this long (136 years): the clock cannot tell a moment beyond its own end.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
-
-/// What a name must look like, in the words of an error.
-const NAME: &str = "1 to 128 characters, none of / + #, no control characters";
-
-/// What a number of seconds must look like, in the words of an error.
-const SECONDS: &str = "a number of seconds, 0 or more";
-
-/// What `RUST_LOG` must look like, in the words of an error.
-const LOG_FILTER: &str =
-    "off, error, warn, info, debug or trace, also for a single module, as in `info,rumqttc=debug`";
-
-/// Whether a variable of the worker's environment is its own configuration, which the steps do not get.
-pub fn is_own_variable(name: &str) -> bool {
-    name.starts_with("MQTT_") || name.starts_with("JOB_") || name == "RUST_LOG"
-}
 
 impl Config {
     /// Reads the environment of this process.
@@ -132,22 +122,10 @@ impl Config {
         let mut env = Reader::new(lookup);
         let mut job = env.job();
         let pool = env.pool(&job);
-        let worker_id = match &pool {
-            None => env.worker_id("node-worker-01"),
-            Some(_) => env.worker_id(host::name()),
-        };
         job.reserved = pool.as_ref().map(|pool| pool.root.join(POOLS));
-        let root = env
-            .value(
-                "MQTT_TOPIC_ROOT",
-                "topic levels without + # or a / at either end",
-                topic_root,
-            )
-            .unwrap_or_else(|| "jobs".to_owned());
-        env.gone(
-            "MQTT_SHARE_GROUP",
-            "`$share` makes jobs wait behind busy workers; workers that share a queue are a pool (JOB_POOL)",
-        );
+        let worker_id = env.worker_id(pool.is_some());
+        let root = env.value("MQTT_TOPIC_ROOT", topic_root).unwrap_or_default();
+        env.value("MQTT_SHARE_GROUP", |_| None::<()>);
         let config = Self {
             broker: env.broker(),
             topics: Topics::new(&root, &worker_id),
@@ -156,6 +134,11 @@ impl Config {
             pool,
         };
         env.result(config)
+    }
+
+    /// `JOB_ROOT`, where it is not there (yet): a drive that is mounted late.
+    pub fn missing_root(&self) -> Option<&Path> {
+        self.job.root.as_deref().filter(|root| !root.is_dir())
     }
 }
 
@@ -167,21 +150,11 @@ impl RunConfig {
     pub fn from_env() -> Result<Self, Vec<String>> {
         let mut env = Reader::new(|name: &str| std::env::var_os(name));
         let config = Self {
-            worker_id: env.worker_id("node-worker-01"),
+            worker_id: env.worker_id(false),
             job: env.job(),
         };
         env.result(config)
     }
-}
-
-/// Whether `RUST_LOG` may have this text. env_logger would take a misspelt level for the name of a module, and say nothing
-/// any more.
-pub fn is_log_filter(text: &str) -> bool {
-    let is_level = |level: &str| level.trim().parse::<log::LevelFilter>().is_ok();
-    text.split(',').all(|part| match part.split_once('=') {
-        Some((module, level)) => !module.trim().is_empty() && is_level(level),
-        None => is_level(part),
-    })
 }
 
 /// Reads variables and collects what is wrong with them, so that a user sees all of it at once.
@@ -196,9 +169,7 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
             lookup,
             errors: Vec::new(),
         };
-        reader.value("RUST_LOG", LOG_FILTER, |text| {
-            is_log_filter(text).then_some(())
-        });
+        reader.value("RUST_LOG", logging::filter);
         reader
     }
 
@@ -211,21 +182,24 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
     }
 
     /// The name of this worker. A host name may be no usable one.
-    fn worker_id(&mut self, default: &str) -> String {
-        let id = self.value("WORKER_ID", NAME, |id| {
-            check_name(id).ok().map(|()| id.to_owned())
-        });
-        if let (None, Err(fault)) = (&id, check_name(default)) {
-            let error = format!("the host name {default:?} {fault}: set WORKER_ID");
+    fn worker_id(&mut self, in_pool: bool) -> String {
+        let name = host::name();
+        if !in_pool || !self.is_unset("WORKER_ID") {
+            return self.value("WORKER_ID", to_name).unwrap_or_default();
+        }
+        if let Err(fault) = check_name(name) {
+            let error = format!("the host name {name:?} {fault}: set WORKER_ID");
             self.errors.push(error);
         }
-        id.unwrap_or_else(|| default.to_owned())
+        name.to_owned()
+    }
+
+    fn is_unset(&self, name: &str) -> bool {
+        (self.lookup)(name).is_none_or(|value| value.is_empty())
     }
 
     fn broker(&mut self) -> Broker {
-        let url = self
-            .text("MQTT_URL")
-            .unwrap_or_else(|| "mqtt://localhost:1883".to_owned());
+        let url = self.text("MQTT_URL").unwrap_or_default();
         self.reject_tls_files_without_tls(&url);
         let url = Url::parse(&url).unwrap_or_else(|error| {
             let url = url::without_password(&url);
@@ -239,121 +213,83 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
             host: url.host,
             port: url.port,
             protocol: self
-                .value(
-                    "MQTT_PROTOCOL_VERSION",
-                    "auto, 5, or 4 (MQTT 3.1.1)",
-                    |version| match version {
-                        "auto" => Some(None),
-                        "5" => Some(Some(Protocol::V5)),
-                        "4" => Some(Some(Protocol::V3)),
-                        _ => None,
-                    },
-                )
+                .value("MQTT_PROTOCOL_VERSION", |version| match version {
+                    "auto" => Some(None),
+                    "5" => Some(Some(Protocol::V5)),
+                    "4" => Some(Some(Protocol::V3)),
+                    _ => None,
+                })
                 .flatten(),
             // the client library takes nothing below 5, the protocol nothing above 65535 (MQTT 5, section 3.1.2.10)
             keep_alive: self
-                .value(
-                    "MQTT_KEEP_ALIVE",
-                    "a whole number of seconds, 5 to 65535",
-                    |text| text.parse().ok().filter(|s| (5..=65535).contains(s)),
-                )
-                .map_or(Duration::from_secs(30), Duration::from_secs),
+                .value("MQTT_KEEP_ALIVE", |text| {
+                    let seconds = text.parse().ok().filter(|s| (5..=65535).contains(s));
+                    seconds.map(Duration::from_secs)
+                })
+                .unwrap_or_default(),
         }
     }
 
     fn job(&mut self) -> JobConfig {
         JobConfig {
             reserved: None,
-            root: self.value("JOB_ROOT", "a directory that exists", |path| {
-                std::path::absolute(path).ok().filter(|path| path.is_dir())
+            root: self.value("JOB_ROOT", |path| {
+                let is_no_other = |path: &PathBuf| path.is_dir() || !path.exists();
+                absolute(path).ok().filter(is_no_other)
             }),
-            payload_steps: self.choice(
-                "JOB_PAYLOAD_STEPS",
-                ("allow", PayloadSteps::Allow),
-                ("deny", PayloadSteps::Deny),
-            ),
-            shell: self.shell(),
-            timeout: self.value(
-                "JOB_TIMEOUT",
-                "a number of seconds greater than 0, or unset for none",
-                |text| seconds(text).filter(|s| !s.is_zero()),
-            ),
-            stop_grace: self
-                .value("JOB_STOP_GRACE", SECONDS, seconds)
-                .unwrap_or(Duration::from_secs(8)),
-            dir_wait: self
-                .value("JOB_DIR_WAIT", SECONDS, seconds)
-                .unwrap_or(Duration::from_secs(5)),
-            max_attempts: self
-                .value("JOB_MAX_ATTEMPTS", "a whole number, 1 or more", |text| {
-                    text.parse().ok().filter(|n| *n > 0)
+            payload_steps: self
+                .value("JOB_PAYLOAD_STEPS", |text| match text {
+                    "allow" => Some(PayloadSteps::Allow),
+                    "deny" => Some(PayloadSteps::Deny),
+                    _ => None,
                 })
-                .unwrap_or(3),
-            log_limit: self.value(
-                "JOB_LOG_LIMIT",
-                "a whole number of bytes, 1 or more, or unset for none",
-                |text| text.parse().ok().filter(|n| *n > 0),
-            ),
-            on_stop: self.choice(
-                "JOB_ON_STOP",
-                ("requeue", OnStop::Requeue),
-                ("finish", OnStop::Finish),
-            ),
-            durability: self.choice(
-                "JOB_SYNC",
-                ("on", Durability::Disk),
-                ("off", Durability::Cache),
-            ),
+                .unwrap_or_default(),
+            shell: self.shell(),
+            timeout: self.value("JOB_TIMEOUT", |text| {
+                seconds(text).filter(|seconds| !seconds.is_zero())
+            }),
+            stop_grace: self.value("JOB_STOP_GRACE", seconds).unwrap_or_default(),
+            dir_wait: self.value("JOB_DIR_WAIT", seconds).unwrap_or_default(),
+            max_attempts: self.value("JOB_MAX_ATTEMPTS", positive).unwrap_or_default(),
+            log_limit: self.value("JOB_LOG_LIMIT", positive),
+            on_stop: self
+                .value("JOB_ON_STOP", |text| match text {
+                    "requeue" => Some(OnStop::Requeue),
+                    "finish" => Some(OnStop::Finish),
+                    _ => None,
+                })
+                .unwrap_or_default(),
+            durability: self
+                .value("JOB_SYNC", |text| match text {
+                    "on" => Some(Durability::Disk),
+                    "off" => Some(Durability::Cache),
+                    _ => None,
+                })
+                .unwrap_or_default(),
         }
     }
 
-    /// The text of a variable. An empty one counts as unset: that is what compose makes of `${NAME:-}`.
+    /// What a variable is set to, else its default. An empty one counts as unset: that is what compose makes of `${NAME:-}`.
     fn text(&mut self, name: &str) -> Option<String> {
-        debug_assert!(unknown::OURS.contains(&name), "{name} is not in the list");
-        let value = (self.lookup)(name).filter(|value| !value.is_empty())?;
-        value
-            .into_string()
-            .map_err(|_| self.errors.push(format!("{name} is not valid UTF-8")))
-            .ok()
-    }
-
-    fn is_unset(&self, name: &str) -> bool {
-        (self.lookup)(name).is_none_or(|value| value.is_empty())
+        match (self.lookup)(name).filter(|value| !value.is_empty()) {
+            Some(value) => value
+                .into_string()
+                .map_err(|_| self.errors.push(format!("{name} is not valid UTF-8")))
+                .ok(),
+            None => Some(of(name).0.to_owned()).filter(|default| !default.is_empty()),
+        }
     }
 
     /// The value of a variable; `None` where it is unset or unusable.
-    fn value<T>(
-        &mut self,
-        name: &str,
-        expected: &str,
-        parse: impl Fn(&str) -> Option<T>,
-    ) -> Option<T> {
+    fn value<T>(&mut self, name: &str, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
         let text = self.text(name)?;
         let value = parse(&text);
         if value.is_none() {
+            let expected = of(name).1;
             self.errors
                 .push(format!("{name}={text:?}: expected {expected}"));
         }
         value
-    }
-
-    /// One of two values by their names. The first is the default.
-    fn choice<T: Copy>(&mut self, name: &str, default: (&str, T), other: (&str, T)) -> T {
-        let expected = format!("{} or {}", default.0, other.0);
-        let parse = |text: &str| {
-            let found = [default, other].into_iter().find(|(name, _)| *name == text);
-            found.map(|(_, value)| value)
-        };
-        self.value(name, &expected, parse).unwrap_or(default.1)
-    }
-
-    /// A variable of an earlier version, which must not be ignored in silence.
-    fn gone(&mut self, name: &str, instead: &str) {
-        if let Some(value) = self.text(name) {
-            self.errors.push(format!(
-                "{name}={value:?}: this variable is gone: {instead}"
-            ));
-        }
     }
 
     /// User name and password. The variables win over the URL.
@@ -440,9 +376,7 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
 
     /// The shell is looked for at start: without one every job of the queue would fail, one after the other.
     fn shell(&mut self) -> String {
-        let shell = self
-            .text("JOB_SHELL")
-            .unwrap_or_else(|| "/bin/sh".to_owned());
+        let shell = self.text("JOB_SHELL").unwrap_or_default();
         let path = (self.lookup)("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
         let found = match shell.contains('/') {
             true => is_program(Path::new(&shell)),
@@ -450,7 +384,8 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
         };
         if !found {
             self.errors.push(format!(
-                "JOB_SHELL={shell:?}: expected the name or path of an executable program"
+                "JOB_SHELL={shell:?}: expected {}",
+                of("JOB_SHELL").1
             ));
         }
         shell
@@ -460,6 +395,21 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
 fn is_program(path: &Path) -> bool {
     path.metadata()
         .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+/// The value of a variable unless set, and what it may be.
+fn of(name: &str) -> (&'static str, &'static str) {
+    let variable = variables::all().find(|(ours, ..)| *ours == name);
+    debug_assert!(variable.is_some(), "{name} is not in the table");
+    variable.map_or(("", ""), |(_, default, expected)| (default, expected))
+}
+
+fn to_name(text: &str) -> Option<String> {
+    check_name(text).ok().map(|()| text.to_owned())
+}
+
+fn positive<T: FromStr + Default + PartialOrd>(text: &str) -> Option<T> {
+    text.parse().ok().filter(|number| *number > T::default())
 }
 
 fn seconds(text: &str) -> Option<Duration> {
@@ -540,7 +490,7 @@ mod tests {
             ("MQTT_SHARE_GROUP", "a/b"),
             ("MQTT_PASSWORD_FILE", "/does/not/exist"),
             ("WORKER_ID", "a+b"),
-            ("JOB_ROOT", "/does/not/exist"),
+            ("JOB_ROOT", "/dev/null"),
             ("JOB_SHELL", "/does/not/exist"),
             ("JOB_SHELL", "no-such-shell"),
             ("JOB_TIMEOUT", "0"),
@@ -582,11 +532,7 @@ mod tests {
 
     #[test]
     fn a_pool_needs_a_root_and_an_unusable_one_is_told_once() {
-        for root in [
-            &[][..],
-            &[("JOB_ROOT", "")],
-            &[("JOB_ROOT", "/does/not/exist")],
-        ] {
+        for root in [&[][..], &[("JOB_ROOT", "")], &[("JOB_ROOT", "/dev/null")]] {
             let errors = config(&[&[("JOB_POOL", "p")], root].concat()).unwrap_err();
             assert_eq!(errors.len(), 1, "{errors:?}");
             assert!(errors[0].contains("JOB_ROOT"), "{errors:?}");

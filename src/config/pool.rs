@@ -1,7 +1,7 @@
 //! `JOB_POOL`.
 
-use super::{Config, JobConfig, NAME, Reader};
-use crate::contract::{Topics, check_name};
+use super::{Config, JobConfig, Reader, to_name};
+use crate::contract::Topics;
 use crate::host;
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -24,7 +24,7 @@ pub struct PoolConfig {
 impl Config {
     /// Makes the default name of a member one that no other member on this host has: processes and containers with the host's
     /// network have the host's name, too. The name is ours as long as the socket is there: the kernel gives an address to one
-    /// process, and takes it back from a dead one. docs/reference.md, "Configuration", `WORKER_ID`.
+    /// process, and takes it back from a dead one. `supervise` has it for all its workers. docs/reference.md, "Configuration", `WORKER_ID`.
     pub fn take_name(&mut self) -> Option<UnixDatagram> {
         self.pool.as_ref()?;
         let is_given = self.worker_id != host::name();
@@ -59,25 +59,16 @@ impl Config {
 
 impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
     pub(super) fn pool(&mut self, job: &JobConfig) -> Option<PoolConfig> {
-        let expected = format!("{NAME}, and neither . nor ..");
-        let name = self.value("JOB_POOL", &expected, |name| {
-            let is_one = check_name(name).is_ok() && !matches!(name, "." | "..");
-            is_one.then(|| name.to_owned())
-        })?;
-        // an unusable JOB_ROOT has its own error
-        if job.root.is_none() && self.is_unset("JOB_ROOT") {
-            self.errors.push(
-                "JOB_POOL is set without JOB_ROOT: set it to the directory that all members share"
-                    .to_owned(),
-            );
+        let is_no_directory = |name: &String| !matches!(name.as_str(), "." | "..");
+        let name = self.value("JOB_POOL", |name| to_name(name).filter(is_no_directory))?;
+        if self.is_unset("JOB_ROOT") {
+            let error =
+                "JOB_POOL is set without JOB_ROOT: set it to the directory that all members share";
+            self.errors.push(error.to_owned());
         }
         // the kernel's own name of the directory, as that of a workDir is
-        let root = job.root.as_ref()?.canonicalize();
-        root.map(|root| PoolConfig { name, root })
-            .map_err(|error| {
-                self.errors
-                    .push(format!("JOB_ROOT cannot be resolved: {error}"))
-            })
-            .ok()
+        let root = job.root.as_ref()?;
+        let root = root.canonicalize().unwrap_or(root.clone());
+        Some(PoolConfig { name, root })
     }
 }

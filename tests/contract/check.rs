@@ -43,7 +43,13 @@ fn a_good_configuration_and_a_good_job() {
         (output.status.code(), text(&output.stderr)),
         (Some(0), String::new())
     );
-    assert!(text(&output.stdout).contains("jobs/pending"), "{output:?}");
+    let said = text(&output.stdout);
+    assert!(said.contains("jobs/pending"), "{said}");
+    let first = said.lines().next().unwrap_or_default();
+    assert!(
+        first.starts_with("settings: from this environment: MQTT_URL, "),
+        "{said}"
+    );
 
     let definition = json!({ "steps": ["touch ran", { "run": "touch ran", "allways": true }] });
     let dir = site.prepare("a", definition);

@@ -26,8 +26,9 @@ fn environment(finished: &Finished, file: &str) -> BTreeMap<String, String> {
 #[test]
 fn steps_get_the_worker_s_environment_without_its_configuration() {
     let site = Site::scripted();
+    let worker = support::worker::binary().display().to_string();
     let definition = json!({
-        "steps": ["cat /proc/self/environ > first", "cat /proc/self/environ > second"],
+        "steps": [format!("cat /proc/self/environ > first; {worker} check 2> warnings"), "cat /proc/self/environ > second"],
         "env": { "FROM_FILE": "file", "KEPT": "job's", "JOB_ID": "forged", "WORKER_ID": "forged", "MQTT_OWN": "job's" }
     });
     let finished = site.run_on(
@@ -46,10 +47,10 @@ fn steps_get_the_worker_s_environment_without_its_configuration() {
             worker
                 .env("MQTT_PASSWORD", SECRET)
                 .env("MQTT_USERNAME", "me")
-                .env("MQTT_ANYTHING", "x");
+                .env("MQTT_PORT", "tcp://10.0.0.1:1883");
             worker
                 .env("JOB_TIMEOUT", "1000")
-                .env("JOB_ANYTHING", "x")
+                .env("JOB_WORKER_SERVICE_HOST", "10.0.0.1")
                 .env("RUST_LOG", "info");
         }),
         "a",
@@ -65,6 +66,8 @@ fn steps_get_the_worker_s_environment_without_its_configuration() {
         ("MQTTX", "no variable of ours".into()),
         ("FROM_FILE", "file".into()),
         ("MQTT_OWN", "job's".into()),
+        ("MQTT_PORT", "tcp://10.0.0.1:1883".into()),
+        ("JOB_WORKER_SERVICE_HOST", "10.0.0.1".into()),
         ("JOB_ID", "a".into()),
         ("JOB_WORK_DIR", dir.clone()),
         ("JOB_LOG", format!("{dir}/job.log")),
@@ -76,6 +79,10 @@ fn steps_get_the_worker_s_environment_without_its_configuration() {
     .map(|(name, value)| (name.to_owned(), value))
     .into();
     assert_eq!(environment(&finished, "first"), wanted);
+    // what a step finds is no misspelt setting to a worker that it starts; what the job sets may be one
+    let warnings = read(&finished.dir.join("warnings"));
+    let said = "warning: configuration: unknown variables are ignored: MQTT_OWN\n";
+    assert_eq!(warnings, said);
     wanted.insert("JOB_STEP".into(), "2".into());
     assert_eq!(environment(&finished, "second"), wanted);
 }

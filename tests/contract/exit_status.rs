@@ -6,6 +6,7 @@ use std::process::Command;
 
 use support::controller::Controller;
 use support::mosquitto::Mosquitto;
+use support::site::{Site, WORKER};
 use support::temp_dir::TempDir;
 use support::wait;
 use support::worker::{Worker, job_worker};
@@ -66,7 +67,8 @@ fn credentials_are_taken_from_each_of_their_places() {
     broker.restart();
     let port = broker.port();
     let secret_file = broker.dir().join("secret");
-    std::fs::write(&secret_file, format!("{PASSWORD}\n")).expect("the file can be written");
+    // with the mark at its beginning that an editor on Windows writes
+    std::fs::write(&secret_file, format!("\u{feff}{PASSWORD}\n")).expect("a file");
     let controller = Controller::connect_as(&broker, "controller", Some(("w@rker", PASSWORD)));
     type Configure<'a> = &'a dyn Fn(&mut Command);
     let places: [(&str, Configure); 4] = [
@@ -116,6 +118,43 @@ fn credentials_are_taken_from_each_of_their_places() {
     }
 }
 
+/// A drive that is mounted later than the service starts.
+#[test]
+fn a_missing_job_root_is_waited_for() {
+    let site = Site::scripted();
+    let root = site.drive.path().join("mnt/jobs");
+    for (command, pool) in [("supervise", None), ("", Some("p"))] {
+        let _ = std::fs::remove_dir_all(site.drive.path().join("mnt"));
+        let configure = |command: &mut Command| {
+            command.env("JOB_ROOT", &root);
+            pool.map(|pool| command.env("JOB_POOL", pool).env("WORKER_ID", WORKER));
+        };
+        let mut check = site.command(["check"]);
+        configure(&mut check);
+        let output = check.output().expect("the binary runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(78));
+        assert!(said.contains("does not exist; a worker waits"), "{said}");
+
+        let start = || {
+            let mut command = site.command(Some(command).filter(|command| !command.is_empty()));
+            configure(&mut command);
+            let worker = site.start_as(command);
+            worker.await_stderr("does not exist: waiting until it is there");
+            worker
+        };
+        let mut worker = start();
+        worker.sigterm();
+        worker.exits_with(0);
+        let states = site.mark();
+        let mut worker = start();
+        std::fs::create_dir_all(&root).expect("the drive can be written");
+        site.await_idle(states);
+        worker.sigterm();
+        worker.exits_with(0);
+    }
+}
+
 #[test]
 fn an_unusable_value_is_exit_78_and_names_variable_and_value() {
     let long = "x".repeat(129);
@@ -138,6 +177,7 @@ fn an_unusable_value_is_exit_78_and_names_variable_and_value() {
         ("WORKER_ID", "#"),
         ("WORKER_ID", &long),
         ("MQTT_PASSWORD_FILE", "/nowhere/secret"),
+        ("JOB_ROOT", "/dev/null"),
         ("JOB_PAYLOAD_STEPS", "maybe"),
         ("JOB_TIMEOUT", "1h"),
         ("JOB_TIMEOUT", "-1"),

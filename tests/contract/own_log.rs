@@ -13,6 +13,7 @@ use support::worker::Worker;
 
 /// What a worker says that is stopped while it waits, with stderr in a file, and with that file's device and inode.
 fn log(site: &Site<Broker>, journal: impl FnOnce(u64, u64) -> String) -> String {
+    let misspelt = "x".repeat(100_000);
     let path = site.drive.path().join("log");
     let file = File::create(&path).unwrap();
     let meta = file.metadata().unwrap();
@@ -20,6 +21,7 @@ fn log(site: &Site<Broker>, journal: impl FnOnce(u64, u64) -> String) -> String 
     command
         .stderr(file)
         .env("JOURNAL_STREAM", journal(meta.dev(), meta.ino()));
+    command.env(format!("JOB_{misspelt}"), "x");
     let mut child = command.spawn().unwrap();
     site.await_idle(0);
     let pid = rustix::process::Pid::from_child(&child);
@@ -38,18 +40,20 @@ fn each_line_has_the_time() {
         let (time, text) = line.split_once(' ').unwrap();
         assert_eq!(time.len(), "2026-02-17T09:12:01.024Z".len(), "{line}");
         assert!(humantime::parse_rfc3339(time).is_ok(), "{line}");
-        assert!(text.starts_with("job-worker: info: "), "{line}");
+        let warns = text.starts_with("job-worker: warn: unknown variables");
+        assert!(warns || text.starts_with("job-worker: info: "), "{line}");
     }
 }
 
 #[test]
-fn the_journal_has_the_time_already() {
+fn the_journal_has_the_time_and_gets_the_priority_and_no_line_that_it_splits() {
     let log = log(&Site::scripted(), |device, inode| {
         format!("{device}:{inode}")
     });
     assert!(log.lines().count() > 1, "{log}");
-    for line in log.lines() {
-        assert!(line.starts_with("job-worker: info: "), "{line}");
+    for (number, line) in log.lines().enumerate() {
+        let start = ["<4>job-worker: warn: ", "<6>job-worker: info: "][number.min(1)];
+        assert!(line.starts_with(start) && line.len() < 4096, "{line}");
     }
 }
 

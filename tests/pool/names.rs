@@ -39,6 +39,23 @@ fn members_without_a_worker_id_are_numbered_and_a_free_number_is_taken_again() {
     await_presence(&site, &names[1], "offline");
     let _next = member(&site, "");
     await_presence(&site, &names[1], "idle");
+    // a supervisor keeps its name for all its workers, also while the first one is free
+    let mut command = site.command(["supervise"]);
+    command
+        .env("JOB_POOL", "the-pool")
+        .env("JOB_ROOT", site.drive.path());
+    let _supervisor = site.start_as(command);
+    let kept = format!("{host}-4");
+    await_presence(&site, &kept, "idle");
+    for member in [0, 2] {
+        members[member].sigterm();
+        members[member].exits_with(0);
+    }
+    for id in ["a", "b", "c"] {
+        site.submit(id, serde_json::json!({ "steps": ["true"] }));
+        site.result(id).json();
+    }
+    await_presence(&site, &kept, "idle");
 }
 
 #[test]

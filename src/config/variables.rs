@@ -1,0 +1,144 @@
+//! Every variable that a worker's environment may set, named here and only here (docs/reference.md, "Configuration").
+
+use std::ffi::OsString;
+
+/// One variable a line: its name, its value unless set, and what it may be, in the words of `--help` and of an error.
+pub const TABLE: &str = "\
+MQTT_URL=mqtt://localhost:1883  mqtt://[user:password@]host[:port], or mqtts://
+MQTT_USERNAME=                  who the worker is to the broker; wins over MQTT_URL
+MQTT_PASSWORD=                  the password; wins over MQTT_URL
+MQTT_PASSWORD_FILE=             a file with the password alone
+MQTT_CA_FILE=                   a PEM file with CAs, or unset for the system's
+MQTT_CERT_FILE=                 a PEM file with the worker's certificate
+MQTT_KEY_FILE=                  a PEM file with its key
+MQTT_PROTOCOL_VERSION=auto      auto, 5, or 4 (MQTT 3.1.1)
+MQTT_TOPIC_ROOT=jobs            topic levels without + # or a / at either end
+MQTT_KEEP_ALIVE=30              a whole number of seconds, 5 to 65535
+WORKER_ID=node-worker-01        1 to 128 characters, none of / + #, no control characters
+JOB_POOL=                       1 to 128 characters as in WORKER_ID, but not . or ..
+JOB_ROOT=                       a directory
+JOB_PAYLOAD_STEPS=allow         allow or deny
+JOB_SHELL=/bin/sh               the name or path of an executable program
+JOB_TIMEOUT=                    a number of seconds greater than 0, or unset for none
+JOB_STOP_GRACE=8                a number of seconds, 0 or more
+JOB_DIR_WAIT=5                  a number of seconds, 0 or more
+JOB_MAX_ATTEMPTS=3              a whole number, 1 or more
+JOB_LOG_LIMIT=                  a whole number of bytes, 1 or more, or unset for none
+JOB_ON_STOP=requeue             requeue or finish
+JOB_SYNC=on                     on or off
+RUST_LOG=info                   off, error, warn, info, debug or trace, also as in `info,rumqttc=debug`
+MQTT_SHARE_GROUP=               nothing, this variable is gone: see JOB_POOL
+";
+
+/// What a step finds: a worker that a step starts finds it, too.
+const OF_STEPS: [&str; 6] = [
+    "JOB_ATTEMPT",
+    "JOB_ID",
+    "JOB_LOG",
+    "JOB_STEP",
+    "JOB_STEPS",
+    "JOB_WORK_DIR",
+];
+
+/// All of them: name, value unless set, and what it may be.
+pub fn all() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    let parts = |line: &'static str| {
+        let (name, rest) = line.split_once('=')?;
+        let (default, expected) = rest.split_once(' ')?;
+        Some((name, default, expected.trim_start()))
+    };
+    TABLE.lines().filter_map(parts)
+}
+
+/// Whether a variable of the worker's environment is its own configuration, which the steps do not get.
+pub fn is_own(name: &str) -> bool {
+    all().any(|(ours, ..)| ours == name)
+}
+
+/// A sentence that names variables which look like ours and are none; `None` where there are none. A misspelt one would be ignored
+/// in silence. An empty variable counts as unset.
+pub fn unknown(variables: impl Iterator<Item = (OsString, OsString)>) -> Option<String> {
+    let unknown = variables.filter_map(|(name, value)| {
+        let (name, value) = (name.into_string().ok()?, value.to_string_lossy());
+        let looks_ours = name.starts_with("JOB_") || name.starts_with("MQTT_");
+        // of a Service with the name `mqtt` or `job-...`
+        let is_kubernetes =
+            name.contains("_SERVICE_") || name.contains("_PORT_") || value.contains("://");
+        let is_known = is_own(&name) || OF_STEPS.contains(&&*name);
+        (looks_ours && !is_known && !is_kubernetes && !value.is_empty()).then_some(name)
+    });
+    let named = unknown.map(|name| match nearest(&name) {
+        Some(meant) => format!("{name} (did you mean {meant}?)"),
+        None => name,
+    });
+    let mut named: Vec<_> = named.collect();
+    named.sort();
+    (!named.is_empty()).then(|| format!("unknown variables are ignored: {}", named.join(", ")))
+}
+
+/// The first variable that this name becomes where letters are added at one place, or one letter is changed.
+fn nearest(name: &str) -> Option<&'static str> {
+    let letters = |name: &str| name.to_ascii_uppercase().replace('_', "").into_bytes();
+    let given = letters(name);
+    let is_near = |ours: &&str| {
+        let ours = letters(ours);
+        let room = given.len().min(ours.len());
+        let same = |pair: &(&u8, &u8)| pair.0 == pair.1;
+        let start = given.iter().zip(&ours).take_while(same).count();
+        let ends = given.iter().rev().zip(ours.iter().rev());
+        let end = ends.take(room - start).take_while(same).count();
+        start + end + 1 >= given.len().max(7) // a name as short as MQTT_ begins many
+    };
+    all().map(|(name, ..)| name).find(is_near)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(variables: &[(&str, &str)]) -> Option<String> {
+        unknown(variables.iter().map(|(n, v)| (n.into(), v.into())))
+    }
+
+    #[test]
+    fn a_misspelt_variable_is_named_with_what_was_meant() {
+        for (name, meant) in [
+            ("JOB_MAXATTEMPTS", Some("JOB_MAX_ATTEMPTS")),
+            ("JOB_MAX_ATTEMPT", Some("JOB_MAX_ATTEMPTS")),
+            ("JOB_TIMOUT", Some("JOB_TIMEOUT")),
+            ("JOB_Shell", Some("JOB_SHELL")),
+            ("JOB_GRACE", Some("JOB_STOP_GRACE")),
+            ("MQTT_USER", Some("MQTT_USERNAME")),
+            ("MQTT_PASS", Some("MQTT_PASSWORD")),
+            ("MQTT_URI", Some("MQTT_URL")),
+            ("MQTT_HOST", None),
+            ("MQTT_PORT", None),
+            ("JOB_", None),
+        ] {
+            let named = match meant {
+                Some(meant) => format!("{name} (did you mean {meant}?)"),
+                None => name.to_owned(),
+            };
+            let expected = format!("unknown variables are ignored: {named}");
+            assert_eq!(of(&[(name, "hunter2")]), Some(expected));
+        }
+    }
+
+    #[test]
+    fn what_is_ours_what_is_empty_and_what_is_others_is_not_named() {
+        let ours = all().map(|(name, ..)| (name, "x"));
+        let of_steps = OF_STEPS.iter().map(|name| (*name, "x"));
+        assert_eq!(of(&ours.chain(of_steps).collect::<Vec<_>>()), None);
+        let of_others = [
+            ("JOB_X", ""),
+            ("PATH", "x"),
+            ("JOBS", "x"),
+            ("job_x", "x"),
+            ("MQTT_PORT", "tcp://10.0.0.1:1883"),
+            ("MQTT_PORT_1883_TCP_ADDR", "10.0.0.1"),
+            ("MQTT_SERVICE_PORT_MQTT", "1883"),
+            ("JOB_WORKER_SERVICE_HOST", "10.0.0.1"),
+        ];
+        assert_eq!(of(&of_others), None);
+    }
+}
