@@ -3,13 +3,15 @@
 #
 #   submit.sh [OPTION...] STEP...                each STEP is one shell command line
 #
-#   submit.sh 'npm ci' 'npm test'
-#   INPUT=./project submit.sh 'make'             what is in the directory is copied to the job first
-#   submit.sh --json 'make' | jq .durationMs
+#   INPUT=. submit.sh 'npm ci' 'npm test'        what is in the directory is copied to the job first
+#   submit.sh --timeout 600 --env CC=clang 'make'
+#   submit.sh --json 'date' | jq .durationMs
 #
 # Options:
 #   --json       print the result on stdout as the worker has published it; the log goes to stderr
 #   --id ID      the job's id, and the name of its directory (default: made of host, time and process)
+#   --timeout SECONDS, --max-attempts N, --env NAME=VALUE (as often as needed)
+#                for the job.json: limit of the whole job, how often it may be begun, variables of the steps
 #   --help       this text
 #   -h -p -u -P -V --cafile --capath --cert --key --ciphers --tls-version --tls-use-os-certs --insecure
 #                as the Mosquitto clients have them. They read ~/.config/mosquitto_pub and mosquitto_sub, too: a password
@@ -27,8 +29,8 @@
 #   0 to 255     the job's exit code, but for 64 and 75: a job that ends with one of these makes it 1, and is told on stderr
 #   130          cancelled or withdrawn
 #   64           usage
-#   75           nothing was run, or nobody knows: no broker, no worker has ever been there, the drive takes nothing, ...
-#                stderr says which. A start that has failed leaves no directory behind
+#   75           nothing was run, or nobody knows: no broker, no worker has ever been there, the drive takes nothing, the
+#                worker has rejected the job, ... stderr says which. A start that has failed leaves no directory behind
 set -eu
 
 say() { printf 'submit: %s\n' "$*" >&2 || true; } # also where nobody reads it any more
@@ -48,18 +50,34 @@ clean_up() {
 }
 trap clean_up EXIT
 trap 'leave 130' HUP INT TERM
-json() { printf '%s' "$1" | sed 's/\\/\\\\/g; s/"/\\"/g; s/	/\\t/g' | awk '{ printf "%s%s", sep, $0; sep = "\\n" }'; }
+json() { # as the inside of a string of JSON
+    printf '%s' "$1" | LC_ALL=C awk '
+        BEGIN { for (i = 1; i < 32; i++) code[sprintf("%c", i)] = sprintf("\\u%04x", i); code["\""] = "\\\""; code["\\"] = "\\\\" }
+        { printf "%s", sep; sep = "\\n"; n = length($0)
+          for (i = 1; i <= n; i++) { c = substr($0, i, 1); printf "%s", c in code ? code[c] : c } }'
+}
+number() { printf '%s\n' "$1" | LC_ALL=C awk '{ print $0 + 0 }'; } # JSON has no .5 and no 007
 quoted() { printf " '%s'" "$(printf '%s' "$1" | sed "s/'/'\\\\''/g")"; } # for eval
 
-raw='' id=$(uname -n)_$(date +%Y%m%d_%H%M%S)_$$ options=
+raw='' id=$(uname -n)_$(date +%Y%m%d_%H%M%S)_$$ options='' limits='' env=''
 while [ $# -gt 0 ]; do
     case $1 in
     --help) sed -n '2,/^set -eu/s/^# \{0,1\}//p' "$0"; leave 0 ;;
     --json) raw=yes ;;
     --insecure | --tls-use-os-certs) options="$options $1" ;;
-    --id | -h | -p | -u | -P | -V | --cafile | --capath | --cert | --key | --ciphers | --tls-version)
+    --id | --timeout | --max-attempts | --env | \
+    -h | -p | -u | -P | -V | --cafile | --capath | --cert | --key | --ciphers | --tls-version)
         [ $# -gt 1 ] || usage "$1 needs a value"
-        if [ "$1" = --id ]; then id=$2; else options="$options $1$(quoted "$2")"; fi
+        case $1=$2 in
+        --id=*) id=$2 ;;
+        --timeout=*[!0-9.]* | --timeout=*.*.* | --timeout=. | --timeout=) usage "--timeout takes seconds: '$2'" ;;
+        --timeout=*) limits="$limits, \"timeoutSeconds\": $(number "$2")" ;;
+        --max-attempts=*[!0-9]* | --max-attempts=) usage "--max-attempts takes a number: '$2'" ;;
+        --max-attempts=*) limits="$limits, \"maxAttempts\": $(number "$2")" ;;
+        --env=[!=]*=*) env="$env, \"$(json "${2%%=*}")\": \"$(json "${2#*=}")\"" ;;
+        --env=*) usage "--env takes NAME=VALUE: '$2'" ;;
+        *) options="$options $1$(quoted "$2")" ;;
+        esac
         shift ;;
     --) shift; break ;;
     -*) usage "unknown option $1" ;;
@@ -93,14 +111,23 @@ sleep 0.01 2>/dev/null || pause=1
 mkdir "$dir" || fail "the job's directory cannot be made; nothing is published"
 new=$dir
 if [ -n "${INPUT:-}" ]; then
-    cp -R "$INPUT/." "$dir" || fail "INPUT cannot be copied; nothing is published"
+    input=$(cd "$INPUT" && pwd -P) || fail "INPUT cannot be entered; nothing is published"
+    inside=$(cd "$drive" && pwd -P)
+    case $inside in "$input"/*/*) fail "JOBS_DIR lies deep in INPUT, which would be copied into itself; nothing is published" ;; esac
+    for entry in "$input"/* "$input"/.[!.]* "$input"/..?*; do
+        # neither the drive nor, where INPUT is the drive, the jobs that are there
+        [ "$entry" != "$inside" ] || continue
+        if [ "$inside" = "$input" ] && { [ "$entry" = "$inside/$id" ] || [ -f "$entry/job.json" ]; }; then continue; fi
+        [ -e "$entry" ] || [ -L "$entry" ] || continue # a pattern that found nothing
+        cp -RP "$entry" "$dir" || fail "INPUT cannot be copied; nothing is published"
+    done
     rm -f "$dir/job.cancel" "$dir/job.status.json" "$dir/job.log" # of another job
 fi
 {
     printf '{ "steps": ['
     comma=
     for step; do printf '%s"%s"' "$comma" "$(json "$step")"; comma=', '; done
-    printf '] }\n'
+    printf ']%s, "env": { %s } }\n' "$limits" "${env#, }"
 } > "$dir/job.json" || fail "job.json cannot be written; nothing is published"
 listen -c -E -W 10 || fail "the broker does not let us listen for the result; nothing is published"
 heard_of=yes
@@ -194,11 +221,23 @@ cancel_or_withdraw() {
     esac
 }
 
+# Whether this is a final document: anybody may publish on the topic of the results.
+is_result() {
+    case $(field "$1" status) in success | failed) ;; *) return 1 ;; esac
+    case $(field "$1" exitCode) in '' | *[!0-9]* | ????*) return 1 ;; *) [ "$(field "$1" exitCode)" -le 255 ] ;; esac
+}
+
 result='' last='' next_look=$(($(date +%s) + 2)) final=
 : > "$scratch/result"
 while [ -z "$result" ]; do
     if [ -z "$listener" ] || ! kill -0 "$listener" 2>/dev/null; then # Ctrl-C ends it, too
-        if [ -s "$scratch/result" ]; then result=$(cat "$scratch/result"); continue; fi
+        if [ -s "$scratch/result" ]; then
+            result=$(cat "$scratch/result")
+            is_result "$result" && continue
+            say "what came as the result is none, and is passed over: $(printf '%.60s' "$result" | tr -d '[:cntrl:]')"
+            result=
+            : > "$scratch/result"
+        fi
         (replace='exec'; listen -c -C 1 >> "$scratch/result" 2>/dev/null) & listener=$!
     fi
     follow
@@ -229,6 +268,12 @@ took=$(field "$result" durationMs)
 [ -z "$took" ] || took=" in $((took / 1000)).$((took % 1000 / 100)) s"
 say "job $id: $(field "$result" status)$took, exit code $job_code${error:+: $error}"
 [ -z "$warning" ] || say "warning: $warning"
+steps=
+case $result in *'"steps":['*) steps=${result#*'"steps":['} ;; esac
+case $(field "$result" reason):$steps in
+*:*'"status":"success"'* | *:*'"status":"failed"'*) ;; # a step has run
+rejected:* | internal:*) say "nothing was run"; leave 75 ;;
+esac
 case $job_code in
 64 | 75) say "exiting with 1 instead of $job_code, which would mean that submit.sh itself has failed"; leave 1 ;;
 *) leave "$job_code" ;;

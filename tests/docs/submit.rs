@@ -12,6 +12,7 @@ use support::broker::{Broker, RefuseV5};
 use support::ca::{Authority, Valid};
 use support::mosquitto::{Mosquitto, free_port, tool};
 use support::site::{Site, names, read, while_exists};
+use support::temp_dir::TempDir;
 use support::wait;
 
 /// A run of the script, in a process group of its own as a terminal would make it.
@@ -21,24 +22,20 @@ struct Submit {
     errors: PathBuf,
 }
 
-fn script() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/submit.sh")
-}
-
 /// The script with these arguments for a broker, with none of the configuration of whoever runs the tests.
 fn command(port: u16, drive: &Path, arguments: &[&str]) -> Command {
     tool("mosquitto_sub");
     let mut command = Command::new("sh");
     command
-        .arg(script())
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/submit.sh"))
         .args(arguments)
         .env("MQTT_HOST", "127.0.0.1")
         .env("MQTT_PORT", port.to_string())
         .env("JOBS_DIR", drive)
-        .env("XDG_CONFIG_HOME", "/nonexistent")
-        .env_remove("MQTT_TOPIC_ROOT")
-        .env_remove("WORKERS_DIR")
-        .env_remove("INPUT");
+        .env("XDG_CONFIG_HOME", "/nonexistent");
+    for variable in ["MQTT_TOPIC_ROOT", "WORKERS_DIR", "INPUT"] {
+        command.env_remove(variable);
+    }
     command
 }
 
@@ -47,13 +44,7 @@ fn drive(site: &Site) -> PathBuf {
 }
 
 impl Submit {
-    fn start(site: &Site, arguments: &[&str], configure: impl FnOnce(&mut Command)) -> Self {
-        let mut command = command(site.broker.port(), &drive(site), arguments);
-        configure(&mut command);
-        Self::start_as(command, site.broker.dir())
-    }
-
-    fn start_as(mut command: Command, dir: &Path) -> Self {
+    fn start(mut command: Command, dir: &Path) -> Self {
         let (output, errors) = (dir.join("submit.out"), dir.join("submit.err"));
         command
             .stdin(Stdio::null())
@@ -67,18 +58,15 @@ impl Submit {
     }
 
     fn on(site: &Site, arguments: &[&str]) -> Self {
-        Self::start(site, arguments, |_| {})
+        let command = command(site.broker.port(), &drive(site), arguments);
+        Self::start(command, site.broker.dir())
     }
 
+    #[track_caller]
     fn exits_with(&mut self, code: i32) {
         let status = wait::until_some("submit.sh to exit", || self.process.try_wait().unwrap());
-        assert_eq!(
-            status.code(),
-            Some(code),
-            "{status}\n{}{}",
-            self.shown(),
-            self.said()
-        );
+        let (shown, said) = (self.shown(), self.said());
+        assert_eq!(status.code(), Some(code), "{status}\n{shown}{said}");
     }
 
     /// What it has said on stderr.
@@ -91,25 +79,24 @@ impl Submit {
         read(&self.output)
     }
 
+    #[track_caller]
     fn shows(&self, text: &str) {
-        wait::until(&format!("submit.sh to show {text:?}"), || {
-            self.shown().contains(text)
-        });
+        let what = format!("submit.sh to show {text:?}");
+        wait::until(&what, || self.shown().contains(text));
     }
 
+    #[track_caller]
     fn says(&self, text: &str) {
-        wait::until(&format!("submit.sh to say {text:?}"), || {
-            self.said().contains(text)
-        });
+        let what = format!("submit.sh to say {text:?}");
+        wait::until(&what, || self.said().contains(text));
     }
 
-    fn has_published(&self) {
-        self.says("submit: job ");
+    fn signal(&self, signal: Signal) {
+        kill_process_group(Pid::from_child(&self.process), signal).expect("submit.sh is running");
     }
 
     fn ctrl_c(&self) {
-        kill_process_group(Pid::from_child(&self.process), Signal::INT)
-            .expect("submit.sh is running");
+        self.signal(Signal::INT);
     }
 }
 
@@ -137,100 +124,147 @@ fn assert_forgotten(site: &Site) {
     assert!(last.contains("c1,"), "a session is left: {last}");
 }
 
+/// What a job says and ends with is what the script says and ends with: arguments, exit status, a part of stdout, a part of
+/// stderr.
 #[test]
-fn shows_the_log_and_exits_with_zero_for_a_good_job() {
-    let site = Site::start();
-    let mut worker = site.idle_worker(|_| {});
-    let input = site.directory("input");
-    fs::write(input.join("who.txt"), "world").unwrap();
-    fs::write(
-        input.join("job.cancel"),
-        "of the job whose directory this was",
-    )
-    .unwrap();
-    let steps = [
-        "echo \"hello $(cat who.txt)\"",
-        "printf 'a\\tb\\n'\necho \"second\tline\"",
-    ];
-    let mut submit = Submit::start(&site, &steps, |command| {
-        command.env("INPUT", &input);
-    });
-    submit.exits_with(0);
-    worker.exits_with(0);
-    let log = read(&job_dir(&site).join("job.log"));
-    assert_eq!(submit.shown(), log, "all of the log, once");
-    assert!(
-        log.contains("hello world\n") && log.contains("a\tb\nsecond\tline\n"),
-        "{log}"
-    );
-    let said = submit.said();
-    let last = said.lines().next_back().unwrap();
-    assert!(
-        last.contains(": success in ") && last.ends_with(" s, exit code 0"),
-        "{said}"
-    );
-    assert_forgotten(&site);
-}
-
-#[test]
-fn exits_with_the_exit_code_of_the_job() {
-    let site = Site::start();
-    let mut worker = site.idle_worker(|_| {});
-    let mut submit = Submit::on(&site, &["true", "echo '\"exitCode\":3'; exit 7"]);
-    submit.exits_with(7);
-    worker.exits_with(0);
-    let said = submit.said();
-    assert!(
-        said.contains(
-            "exit code 7: step 2/2 (echo '\"exitCode\":3'; exit 7) ended with exit code 7\n"
-        ),
-        "{said}"
-    );
-}
-
-#[test]
-fn exit_codes_of_its_own_are_never_those_of_the_job() {
+fn it_ends_as_its_job_does() {
     let site = Site::start();
     site.open_queue(|_| {});
-    for code in [64, 75] {
-        let mut worker = site.idle_worker(|_| {});
-        let mut submit = Submit::on(&site, &["--json", &format!("exit {code}")]);
-        submit.exits_with(1);
+    let odd = "it's \"a\" \\ job $HOME";
+    let cases: &[(&[&str], i32, &str, &str)] = &[
+        (&["true"], 0, ": exit 0 in ", ": success in "),
+        (
+            &["true", "echo '\"exitCode\":3'; exit 7"],
+            7,
+            "\"exitCode\":3\n",
+            "exit code 7: step 2/2 (echo '\"exitCode\":3'; exit 7) ended with exit code 7\n",
+        ),
+        (&["exit 64"], 1, "", "exiting with 1 instead of 64"),
+        (&["exit 75"], 1, "", "exiting with 1 instead of 75"),
+        (&["--json", "echo hello"], 0, "{\"id\":", "\nhello\n"),
+        (
+            &["--id", odd, "echo \"<$JOB_ID>\""],
+            0,
+            &format!("\n<{odd}>\n"),
+            "",
+        ),
+        (&["--id", odd, "true"], 64, "", "is there already"),
+        (&["printf 'a\\tb\\n'\necho \"c\td\""], 0, "a\tb\nc\td\n", ""),
+        (
+            &["echo '\u{1}\u{8}\u{1b}[0m\r\u{7f}é'"],
+            0,
+            "\n\u{1}\u{8}\u{1b}[0m\r\u{7f}é\n",
+            "",
+        ),
+        (
+            &["--env", "A=b=\"c\"\t\\", "--env", "B=", "echo \"<$A|$B>\""],
+            0,
+            "\n<b=\"c\"\t\\|>\n",
+            "",
+        ),
+        (&["--timeout", ".2", "exec sleep 600"], 124, "", "timed out"),
+        (&["--max-attempts", "007", "true"], 0, "attempt 1 of ", ""),
+        // the worker rejects what the script does not know to be wrong: nothing was run
+        (&["--env", "=A=b", "true"], 64, "", "--env takes NAME=VALUE"),
+        (&["--timeout", "0", "true"], 75, "", "nothing was run"),
+    ];
+    for (arguments, code, shown, said) in cases {
+        let mut worker = site.worker(|_| {});
+        let mut submit = Submit::on(&site, arguments);
+        submit.exits_with(*code);
+        assert!(
+            submit.shown().contains(shown),
+            "{arguments:?}: {}",
+            submit.shown()
+        );
+        assert!(
+            submit.said().contains(said),
+            "{arguments:?}: {}",
+            submit.said()
+        );
+        if matches!(code, 64 | 75) {
+            worker.sigterm(); // it has run nothing, and waits
+        }
         worker.exits_with(0);
-        let result: Value = serde_json::from_str(&submit.shown()).expect("the result alone");
-        assert_eq!(result["exitCode"], code);
-        submit.says(&format!("exiting with 1 instead of {code}"));
+        if arguments[0] == "--json" {
+            let result: Value = serde_json::from_str(&submit.shown()).expect("the result alone");
+            assert_eq!(result["exitCode"], 0);
+        }
     }
-}
-
-#[test]
-fn json_is_the_result_as_published_and_the_log_is_elsewhere() {
-    let site = Site::start();
-    let mut worker = site.idle_worker(|_| {});
-    let mut submit = Submit::on(&site, &["--json", "--id", "a job", "echo hello"]);
-    submit.exits_with(0);
-    worker.exits_with(0);
-    let published = site.result("a job").text();
-    assert_eq!(submit.shown(), format!("{published}\n"));
-    assert!(submit.said().contains("\nhello\n"), "{}", submit.said());
-}
-
-#[test]
-fn an_id_may_have_spaces_and_quotes() {
-    let site = Site::start();
-    let mut worker = site.idle_worker(|_| {});
-    let id = "it's \"a\" \\ job $HOME";
-    let mut submit = Submit::on(&site, &["--id", id, "echo \"$JOB_ID\""]);
-    submit.exits_with(0);
-    worker.exits_with(0);
-    assert_eq!(names(&drive(&site)), [id]);
-    submit.shows(&format!("\n{id}\n"));
     assert_forgotten(&site);
-    // the name is taken
-    let mut submit = Submit::on(&site, &["--id", id, "true"]);
-    submit.exits_with(64);
-    assert!(submit.said().contains("is there already"));
-    assert!(drive(&site).join(id).join("job.log").exists());
+}
+
+#[test]
+fn input_is_copied_first() {
+    let site = Site::start();
+    site.open_queue(|_| {});
+    let input = site.directory("input");
+    fs::write(input.join("job.cancel"), "of another job").unwrap();
+    fs::write(input.join(".who"), "world").unwrap();
+    fs::create_dir(input.join("sub")).unwrap();
+    fs::write(input.join("sub/file"), "!").unwrap();
+    // INPUT and JOBS_DIR, from the directory `input`; the last ones where the drive lies in the input
+    for (input_is, drive_is) in [
+        (".", "../the drive"),
+        ("../input", "."),
+        (".", "."),
+        (".", "./drive"),
+    ] {
+        fs::create_dir_all(input.join(drive_is)).unwrap();
+        let mut worker = site.worker(|_| {});
+        let arguments = ["echo \"hello $(cat .who sub/file)\"; ls -a"];
+        let mut command = command(site.broker.port(), Path::new(drive_is), &arguments);
+        command.current_dir(&input).env("INPUT", input_is);
+        let mut submit = Submit::start(command, site.broker.dir());
+        submit.exits_with(0);
+        worker.exits_with(0);
+        let shown = submit.shown();
+        assert!(
+            shown.contains("\nhello world!\n.\n..\n.who\njob.json\njob.log\n"),
+            "{shown}"
+        );
+        assert!(shown.contains("\njob.status.json\nsub\n"), "{shown}");
+    }
+    fs::create_dir_all(input.join("sub/drive")).unwrap();
+    let mut command = command(site.broker.port(), Path::new("sub/drive"), &["true"]);
+    command.current_dir(&input).env("INPUT", ".");
+    let mut submit = Submit::start(command, site.broker.dir());
+    submit.exits_with(75);
+    submit.says("nothing is published");
+}
+
+/// As with compose.yaml, where the workers have under /data what the host has elsewhere.
+#[test]
+fn the_workers_may_have_the_drive_under_another_path() {
+    let site = Site::start();
+    let mut worker = site.idle_worker(|_| {});
+    let theirs = site.drive.path().join("theirs");
+    std::os::unix::fs::symlink(drive(&site), &theirs).unwrap();
+    let mut command = command(site.broker.port(), &drive(&site), &["pwd -L"]);
+    command.env("WORKERS_DIR", &theirs);
+    Submit::start(command, site.broker.dir()).exits_with(0);
+    worker.exits_with(0);
+    let request = site.controller.heard("jobs/pending").remove(0).json();
+    let name = &names(&drive(&site))[0];
+    assert_eq!(request["workDir"], json!(theirs.join(name)));
+}
+
+#[test]
+fn what_is_no_result_is_passed_over() {
+    let site = Site::start();
+    site.open_queue(|_| {});
+    let mut submit = Submit::on(&site, &["--id", "a", "exit 3"]);
+    submit.says("submit: job a");
+    for payload in [
+        "no JSON",
+        "{\"status\":\"success\",\"exitCode\":\"x\"}",
+        "{\"status\":\"failed\",\"exitCode\":300}",
+    ] {
+        site.controller.publish("jobs/results/a", payload);
+        submit.says(&format!("is none, and is passed over: {payload}"));
+    }
+    site.worker(|_| {}).exits_with(0);
+    submit.exits_with(3);
 }
 
 #[test]
@@ -243,6 +277,8 @@ fn follows_the_log_while_the_job_runs() {
     fs::remove_file(job_dir(&site).join("gate")).unwrap();
     submit.exits_with(0);
     worker.exits_with(0);
+    let log = read(&job_dir(&site).join("job.log"));
+    assert_eq!(submit.shown(), log, "all of the log, once");
 }
 
 #[test]
@@ -252,89 +288,70 @@ fn a_result_that_comes_at_once_is_not_missed() {
     let mut worker = site.idle_worker(|_| {});
     let mut submit = Submit::on(&site, &["true"]);
     // hold the script as soon as its request is out, until the result has been published
-    wait::until("the request", || {
-        !site.controller.heard("jobs/pending").is_empty()
-    });
-    kill_process_group(Pid::from_child(&submit.process), Signal::STOP).unwrap();
+    let requests = || site.controller.heard("jobs/pending");
+    wait::until("the request", || !requests().is_empty());
+    submit.signal(Signal::STOP);
     worker.exits_with(0);
-    kill_process_group(Pid::from_child(&submit.process), Signal::CONT).unwrap();
+    submit.signal(Signal::CONT);
     submit.exits_with(0);
 }
 
 #[test]
 fn says_what_it_waits_for() {
-    let site = Site::start();
+    let mut site = Site::start();
     site.open_queue(|_| {});
-    let mut first = Submit::on(
-        &site,
-        &["--id", "first", "touch gate", &while_exists("gate")],
-    );
+    let steps = ["touch gate", &while_exists("gate")];
+    let mut first = Submit::on(&site, &[&["--id", "first"], &steps[..]].concat());
     first.says("no worker is there; the broker keeps the job until one comes");
+    site.kill9_broker();
+    first.says("the broker does not answer; waiting until it is back");
+    site.restart_broker();
+    let log = File::create(drive(&site).join("first/job.log")).unwrap();
+    rustix::fs::flock(&log, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let mut worker = site.worker(|_| {});
+    first.says("worker node-worker-01 has the job, and waits for ");
+    drop(log);
     let gate = drive(&site).join("first/gate");
     support::site::await_file(&gate);
     // the files of the second one's output are those of the first one
-    fs::rename(&first.errors, site.broker.dir().join("first.err")).unwrap();
-    fs::rename(&first.output, site.broker.dir().join("first.out")).unwrap();
+    for file in [&mut first.errors, &mut first.output] {
+        fs::rename(&file, file.with_extension("first")).unwrap();
+        *file = file.with_extension("first");
+    }
     let mut second = Submit::on(&site, &["true"]);
     second.says("in the queue; worker node-worker-01 is busy with job first\n");
     fs::remove_file(&gate).unwrap();
     worker.exits_with(0);
-    assert!(first.process.wait().unwrap().success());
-    let mut worker = site.worker(|_| {});
-    worker.exits_with(0);
+    first.exits_with(0);
+    site.worker(|_| {}).exits_with(0);
     second.exits_with(0);
 }
 
 #[test]
-fn says_that_a_job_waits_for_a_lock() {
-    let site = Site::start();
-    site.open_queue(|_| {});
-    let mut submit = Submit::on(&site, &["true"]);
-    submit.has_published();
-    let log = File::create(job_dir(&site).join("job.log")).unwrap();
-    rustix::fs::flock(&log, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    let mut worker = site.worker(|_| {});
-    submit.says("worker node-worker-01 has the job, and waits for ");
-    drop(log);
-    submit.exits_with(0);
-    worker.exits_with(0);
-}
-
-#[test]
-fn ctrl_c_cancels_the_job() {
-    let site = Site::start();
-    let mut worker = site.idle_worker(|_| {});
-    let mut submit = Submit::on(&site, &["echo begun; exec sleep 600"]);
-    submit.shows("\nbegun\n");
-    submit.ctrl_c();
-    submit.exits_with(130);
-    worker.exits_with(0);
-    assert!(
-        submit.shown().contains("cancelled by the controller"),
-        "the log, to its end"
-    );
-    submit.says("failed in ");
-    submit.says("exit code 130: cancelled");
-}
-
-#[test]
-fn a_second_ctrl_c_leaves_at_once() {
-    let site = Site::start();
-    let mut worker = site.idle_worker(|command| {
-        command.env("JOB_STOP_GRACE", "60");
-    });
-    let steps = ["trap '' TERM; touch gate; echo begun; while [ -e gate ]; do sleep 0.02; done"];
-    let mut submit = Submit::on(&site, &steps);
-    submit.shows("\nbegun\n");
-    submit.ctrl_c();
-    submit.says("submit: cancelled; waiting");
-    submit.ctrl_c();
-    submit.exits_with(130);
-    assert!(submit.said().contains("left without waiting"));
-    assert_forgotten(&site);
-    fs::remove_file(job_dir(&site).join("gate")).unwrap();
-    worker.exits_with(0);
+fn ctrl_c_cancels_the_job_and_a_second_one_leaves_at_once() {
+    for presses in [1, 2] {
+        let site = Site::start();
+        let mut worker = site.idle_worker(|command| {
+            command.env("JOB_STOP_GRACE", "60");
+        });
+        let deaf = if presses == 2 { "trap '' TERM" } else { "true" };
+        let step = format!("{deaf}; touch gate; echo begun; {}", while_exists("gate"));
+        let mut submit = Submit::on(&site, &[&step]);
+        submit.shows("\nbegun\n");
+        submit.ctrl_c();
+        submit.says("submit: cancelled; waiting");
+        if presses == 2 {
+            submit.ctrl_c();
+        }
+        submit.exits_with(130);
+        match presses {
+            1 => submit.says("exit code 130: cancelled"),
+            _ => submit.says("left without waiting"),
+        }
+        assert_forgotten(&site);
+        let _ = fs::remove_file(job_dir(&site).join("gate"));
+        worker.exits_with(0);
+    }
 }
 
 #[test]
@@ -342,15 +359,13 @@ fn ctrl_c_withdraws_a_job_that_is_still_in_the_queue() {
     let site = Site::start();
     site.open_queue(|_| {});
     let mut submit = Submit::on(&site, &["touch ran"]);
-    submit.has_published();
+    submit.says("submit: job ");
     submit.ctrl_c();
     submit.exits_with(130);
     submit.says("is still in the queue, and will not be run");
     assert_forgotten(&site);
-    assert_eq!(names(&job_dir(&site)), ["job.cancel", "job.json"]);
     // nobody waits for it and nobody sends a cancel, and it is not run
-    let mut worker = site.worker(|_| {});
-    worker.exits_with(0);
+    site.worker(|_| {}).exits_with(0);
     let dir = job_dir(&site);
     assert_eq!(names(&dir), ["job.cancel", "job.json", "job.status.json"]);
     assert!(read(&dir.join("job.status.json")).contains("\"reason\":\"cancelled\""));
@@ -362,7 +377,7 @@ fn ctrl_c_ends_a_job_that_a_worker_has_and_does_not_run_yet() {
     let site = Site::start();
     site.open_queue(|_| {});
     let mut submit = Submit::on(&site, &["touch ran"]);
-    submit.has_published();
+    submit.says("submit: job ");
     let dir = job_dir(&site);
     let log = File::create(dir.join("job.log")).unwrap();
     rustix::fs::flock(&log, rustix::fs::FlockOperation::LockExclusive).unwrap();
@@ -374,48 +389,29 @@ fn ctrl_c_ends_a_job_that_a_worker_has_and_does_not_run_yet() {
     assert!(!dir.join("ran").exists());
 }
 
+/// Where it does not come back, the drive has the result.
 #[test]
 fn a_loss_of_the_broker_in_mid_job_does_not_matter() {
-    let mut site = Site::start();
-    let mut worker = site.idle_worker(|_| {});
-    let mut submit = Submit::on(&site, &["touch gate; echo begun", &while_exists("gate")]);
-    submit.shows("\nbegun\n");
-    site.kill9_broker();
-    fs::remove_file(job_dir(&site).join("gate")).unwrap();
-    site.restart_broker();
-    submit.exits_with(0);
-    worker.exits_with(0);
+    for comes_back in [true, false] {
+        let mut site = Site::start();
+        let _worker = site.idle_worker(|_| {});
+        let steps = ["touch gate; echo begun", &while_exists("gate"), "exit 9"];
+        let mut submit = Submit::on(&site, &steps);
+        submit.shows("\nbegun\n");
+        site.kill9_broker();
+        fs::remove_file(job_dir(&site).join("gate")).unwrap();
+        if comes_back {
+            site.restart_broker();
+        }
+        submit.exits_with(9);
+        submit.shows("ended with exit code 9\n");
+    }
 }
 
-#[test]
-fn where_the_broker_does_not_come_back_the_drive_has_the_result() {
-    let mut site = Site::start();
-    let _worker = site.idle_worker(|_| {});
-    let steps = ["touch gate; echo begun", &while_exists("gate"), "exit 9"];
-    let mut submit = Submit::on(&site, &steps);
-    submit.shows("\nbegun\n");
-    site.kill9_broker();
-    fs::remove_file(job_dir(&site).join("gate")).unwrap();
-    submit.exits_with(9);
-    submit.shows("ended with exit code 9\n");
-}
-
-#[test]
-fn a_broker_that_is_away_while_the_job_is_queued_is_told_of() {
-    let mut site = Site::start();
-    site.open_queue(|_| {});
-    let mut submit = Submit::on(&site, &["true"]);
-    submit.has_published();
-    site.kill9_broker();
-    submit.says("the broker does not answer; waiting until it is back");
-    site.restart_broker();
-    let mut worker = site.worker(|_| {});
-    submit.exits_with(0);
-    worker.exits_with(0);
-}
-
-/// It exits with 75, says why, and leaves neither a directory nor a session.
-fn fails(site: &Site, submit: &mut Submit, why: &str) {
+/// It exits with 75, says why, and leaves neither a directory nor a request.
+#[track_caller]
+fn fails(site: &Site, command: Command, why: &str) {
+    let mut submit = Submit::start(command, site.broker.dir());
     submit.exits_with(75);
     let said = submit.said();
     assert!(said.contains(why), "{said}");
@@ -425,25 +421,53 @@ fn fails(site: &Site, submit: &mut Submit, why: &str) {
 }
 
 #[test]
-fn without_a_broker_nothing_is_published() {
+fn where_it_cannot_start_nothing_is_published() {
     let site = Site::start();
-    let command = command(free_port(), &drive(&site), &["true"]);
-    let mut submit = Submit::start_as(command, site.broker.dir());
-    fails(&site, &mut submit, "Connection refused");
-}
-
-/// MQTT drops in silence what nobody has subscribed to: the job would never be run.
-#[test]
-fn where_no_worker_has_ever_been_nobody_would_keep_the_request() {
-    let broker = Mosquitto::start();
-    let drive = support::temp_dir::TempDir::new();
-    let mut submit = Submit::start_as(
-        command(broker.port(), drive.path(), &["true"]),
-        broker.dir(),
+    let (drive, port) = (drive(&site), site.broker.port());
+    fails(
+        &site,
+        command(free_port(), &drive, &["true"]),
+        "Connection refused",
     );
+    for place in ["/proc", "/proc/1/nothing"] {
+        fails(
+            &site,
+            command(port, Path::new(place), &["true"]),
+            "cannot be ",
+        );
+    }
+    // a limit on the size of files is to a program what a full drive is: a write fails in the middle
+    let limited = |input: Option<&Path>, step: &str| {
+        let command = command(port, &drive, &[step]);
+        let mut limited = Command::new("sh");
+        limited
+            .args(["-c", "trap '' XFSZ; ulimit -f 8; exec sh \"$@\"", "sh"])
+            .args(command.get_args());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => limited.env(name, value),
+                None => limited.env_remove(name),
+            };
+        }
+        input.map(|input| limited.env("INPUT", input));
+        limited
+    };
+    let input = site.directory("input");
+    fs::write(input.join("large"), vec![b'x'; 1 << 20]).unwrap();
+    fails(
+        &site,
+        limited(Some(&input), "true"),
+        "INPUT cannot be copied",
+    );
+    let long = format!("echo {}", "x".repeat(100_000));
+    fails(&site, limited(None, &long), "job.json cannot be written");
+    // MQTT drops in silence what nobody has subscribed to: the job would never be run
+    let deserted = Mosquitto::start();
+    let command = command(deserted.port(), &drive, &["true"]);
+    let mut submit = Submit::start(command, deserted.dir());
     submit.exits_with(75);
     submit.says("no worker has ever been on this broker for jobs/pending");
-    assert_eq!(names(drive.path()), [""; 0]);
+    assert_eq!(names(&drive), [""; 0]);
 }
 
 #[test]
@@ -455,76 +479,25 @@ fn a_request_that_the_broker_denies_is_an_error() {
     broker.restart();
     let site = Site::on(broker);
     site.open_queue(|_| {});
-    let mut submit = Submit::on(&site, &["true"]);
-    fails(&site, &mut submit, "the broker denies what we publish");
+    let command = command(site.broker.port(), &drive(&site), &["true"]);
+    fails(&site, command, "the broker denies what we publish");
     assert_forgotten(&site);
-}
-
-#[test]
-fn a_drive_that_cannot_be_written_is_an_error() {
-    let site = Site::start();
-    for place in ["/proc", "/proc/1/nothing"] {
-        let mut submit = Submit::start(&site, &["true"], |command| {
-            command.env("JOBS_DIR", place);
-        });
-        fails(&site, &mut submit, "cannot be ");
-    }
-}
-
-/// A limit on the size of files is to a program what a full drive is: a write fails in the middle.
-#[test]
-fn a_drive_that_fills_up_is_an_error() {
-    let site = Site::start();
-    let input = site.directory("input");
-    fs::write(input.join("large"), vec![b'x'; 1 << 20]).unwrap();
-    let limited = |input: Option<&Path>, steps: &[&str]| {
-        let mut command = command(site.broker.port(), &drive(&site), steps);
-        if let Some(input) = input {
-            command.env("INPUT", input);
-        }
-        let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
-        let mut limited = Command::new("sh");
-        limited
-            .args(["-c", "trap '' XFSZ; ulimit -f 8; exec sh \"$@\"", "sh"])
-            .args(arguments);
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => limited.env(name, value),
-                None => limited.env_remove(name),
-            };
-        }
-        Submit::start_as(limited, site.broker.dir())
-    };
-    fails(
-        &site,
-        &mut limited(Some(&input), &["true"]),
-        "INPUT cannot be copied",
-    );
-    let long = format!("echo {}", "x".repeat(100_000));
-    fails(
-        &site,
-        &mut limited(None, &[&long]),
-        "job.json cannot be written",
-    );
 }
 
 #[test]
 fn user_and_password_are_passed_on() {
     let mut broker = Mosquitto::prepare().only_user("me and you", "it's secret");
     broker.restart();
-    let log_in = |command: &mut Command| {
+    let mut worker = support::worker::Worker::spawn(&broker, |command| {
         command
             .env("MQTT_USERNAME", "me and you")
             .env("MQTT_PASSWORD", "it's secret");
-    };
-    let mut worker = support::worker::Worker::spawn(&broker, log_in);
+    });
     worker.await_stderr("waiting for a job on jobs/pending");
-    let drive = support::temp_dir::TempDir::new();
+    let drive = TempDir::new();
     let submit = |arguments: &[&str]| {
-        Submit::start_as(
-            command(broker.port(), drive.path(), arguments),
-            broker.dir(),
-        )
+        let command = command(broker.port(), drive.path(), arguments);
+        Submit::start(command, broker.dir())
     };
     let mut denied = submit(&["true"]);
     denied.exits_with(75);
@@ -548,7 +521,7 @@ fn tls_is_passed_on() {
     let mut worker = site.idle_worker(|_| {});
     let secure = |arguments: &[&str]| {
         let command = command(port, &drive(&site), arguments);
-        Submit::start_as(command, site.broker.dir())
+        Submit::start(command, site.broker.dir())
     };
     secure(&["true"]).exits_with(75);
     let file = ca.file();
@@ -565,89 +538,43 @@ fn a_broker_without_mqtt_5_will_do() {
         let port = broker.port();
         let site = Site::with(broker, Default::default());
         let mut worker = site.idle_worker(|_| {});
-        let drive = site.directory("drive");
-        let command = command(port, &drive, &["exit 3"]);
-        Submit::start_as(command, site.drive.path()).exits_with(3);
+        let command = command(port, &site.directory("drive"), &["exit 3"]);
+        Submit::start(command, site.drive.path()).exits_with(3);
         worker.exits_with(0);
     }
 }
 
 #[test]
-fn the_members_of_a_pool_run_it() {
-    let site = Site::start();
-    let members: Vec<_> = ["a", "b"]
-        .iter()
-        .map(|name| {
-            site.worker(|command| {
-                command
-                    .env("JOB_POOL", "the-pool")
-                    .env("JOB_ROOT", site.drive.path())
-                    .env("WORKER_ID", name);
-            })
-        })
-        .collect();
-    wait::until("the pool's subscription", || {
-        site.broker
-            .log()
-            .contains("Received SUBSCRIBE from the-pool")
-    });
-    let mut submit = Submit::on(&site, &["exit 3"]);
-    submit.exits_with(3);
-    drop(members);
-}
-
-/// As with compose.yaml, where the workers have under /data what the host has elsewhere.
-#[test]
-fn the_workers_may_have_the_drive_under_another_path() {
-    let site = Site::start();
-    let mut worker = site.idle_worker(|_| {});
-    let theirs = site.drive.path().join("theirs");
-    std::os::unix::fs::symlink(drive(&site), &theirs).unwrap();
-    let mut submit = Submit::start(&site, &["pwd -L"], |command| {
-        command.env("WORKERS_DIR", &theirs);
-    });
-    submit.exits_with(0);
-    worker.exits_with(0);
-    let request = site.controller.heard("jobs/pending").remove(0).json();
-    let name = &names(&drive(&site))[0];
-    assert_eq!(request["workDir"], json!(theirs.join(name)));
-}
-
-#[test]
-fn help_says_what_there_is() {
-    let dir = support::temp_dir::TempDir::new();
-    let mut help = Submit::start_as(command(1, dir.path(), &["--help"]), dir.path());
+fn help_says_what_there_is_and_a_usage_error_is_one_line() {
+    let dir = TempDir::new();
+    let drive = dir.path().join("drive");
+    fs::create_dir(&drive).unwrap();
+    let submit = |arguments: &[&str]| Submit::start(command(1, &drive, arguments), dir.path());
+    let mut help = submit(&["--help"]);
     help.exits_with(0);
     assert_eq!(help.said(), "");
     let shown = help.shown();
     for word in [
-        "submit.sh 'npm ci' 'npm test'",
         "--json",
-        "--id",
+        "--timeout",
         "MQTT_TOPIC_ROOT",
         "WORKERS_DIR",
         "Ctrl-C withdraws",
-        "64",
         "75",
-        "130",
     ] {
         assert!(shown.contains(word), "no {word} in:\n{shown}");
     }
-}
-
-#[test]
-fn a_usage_error_is_one_line_and_leaves_nothing() {
-    let dir = support::temp_dir::TempDir::new();
-    let drive = dir.path().join("drive");
-    fs::create_dir(&drive).unwrap();
     for arguments in [
         &[][..],
         &["--id"],
         &["--id", "a/b", "true"],
         &["--id", "", "true"],
+        &["--timeout", "1.2.3", "true"],
+        &["--max-attempts", "-1", "true"],
+        &["--env", "A", "true"],
         &["--no-such-option", "true"],
     ] {
-        let mut submit = Submit::start_as(command(1, &drive, arguments), dir.path());
+        let mut submit = submit(arguments);
         submit.exits_with(64);
         let said = submit.said();
         assert!(said.lines().count() == 1, "{said}");
