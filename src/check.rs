@@ -26,8 +26,8 @@ pub fn check(dir: Option<&OsStr>, connect: bool) -> Vec<Finding> {
                 "configuration: JOB_ROOT={root:?} does not exist; a worker waits until it is there"
             )),
             None => Finding::Good(format!(
-                "configuration: good; {} serves {} of {}:{}",
-                config.worker_id, config.topics.pending, config.broker.host, config.broker.port
+                "configuration: good; {} serves {} of {}",
+                config.worker_id, config.topics.pending, config.broker
             )),
         }),
         Err(errors) => {
@@ -93,16 +93,31 @@ fn check_broker(config: &Config, findings: &mut Vec<Finding>) {
         last_will: None,
         pulse: None,
     };
-    let line = |step| Finding::Good(format!("broker: {step}"));
-    let error = mqtt::probe(&settings, |step| findings.push(line(step))).err();
-    findings.push(match error {
-        Some(error) => Finding::Wrong(format!("broker: {error}")),
-        None => Finding::Good(format!(
-            "broker: not checked: whether it takes the client id {id}, keeps its session, and lets it write to {root}results/+, \
-             {root}status/+, {root}workers/{id} and {root}rejected",
-            root = topics.rejected.trim_end_matches("rejected"),
-        )),
-    });
+    let hosts = &config.broker.hosts;
+    for host in hosts {
+        let broker = match hosts.len() {
+            1 => "broker".to_owned(),
+            _ => format!("broker {host}"),
+        };
+        let mut settings = settings.clone();
+        settings.broker.hosts = vec![host.clone()];
+        let mut tell = |finding| {
+            findings.push(match finding {
+                Finding::Good(line) => Finding::Good(format!("{broker}: {line}")),
+                Finding::Doubtful(line) => Finding::Doubtful(format!("{broker}: {line}")),
+                Finding::Wrong(line) => Finding::Wrong(format!("{broker}: {line}")),
+            })
+        };
+        let end = mqtt::probe(&settings, &mut tell);
+        tell(match end {
+            Err(error) => Finding::Wrong(error),
+            Ok(()) => Finding::Good(format!(
+                "not checked: whether it takes the client id {id}, keeps its session, and lets it write to {root}results/+, \
+                 {root}status/+, {root}workers/{id} and {root}rejected",
+                root = topics.rejected.trim_end_matches("rejected"),
+            )),
+        });
+    }
 }
 
 /// Looks at the place of the pool, and changes nothing there.

@@ -210,8 +210,7 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
             #[cfg(feature = "tls")]
             tls: self.tls(&url),
             credentials: self.credentials(url.username, url.password),
-            host: url.host,
-            port: url.port,
+            hosts: url.hosts,
             protocol: self
                 .value("MQTT_PROTOCOL_VERSION", |version| match version {
                     "auto" => Some(None),
@@ -333,11 +332,16 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
         if !url.secure {
             return None;
         }
-        if !tls::is_server_name(&url.host) {
-            self.errors.push(format!(
+        for host in url
+            .hosts
+            .iter()
+            .filter(|host| !tls::is_server_name(&host.name))
+        {
+            let error = format!(
                 "MQTT_URL: no certificate can be for the host {:?}",
-                url.host
-            ));
+                host.name
+            );
+            self.errors.push(error);
         }
         let known = self.errors.len();
         let mut file = |name, check: fn(&Path) -> Result<(), String>| {
@@ -439,10 +443,7 @@ mod tests {
     #[test]
     fn defaults_are_those_of_the_contract() {
         let config = config(&[]).unwrap();
-        assert_eq!(
-            (config.broker.host.as_str(), config.broker.port),
-            ("localhost", 1883)
-        );
+        assert_eq!(config.broker.hosts[0].to_string(), "localhost:1883");
         assert_eq!(config.broker.keep_alive.as_secs(), 30);
         assert_eq!(config.broker.protocol, None);
         assert_eq!(config.worker_id, "node-worker-01");

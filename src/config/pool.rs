@@ -35,7 +35,7 @@ impl Config {
             };
             let topics = Topics::new(self.topics.root(), &name);
             let (broker, topic) = (&self.broker, &topics.presence);
-            let address = format!("job-worker {}:{} {topic}", broker.host, broker.port);
+            let address = format!("job-worker {} {topic}", broker.hosts[0]);
             match SocketAddr::from_abstract_name(address)
                 .and_then(|address| UnixDatagram::bind_addr(&address))
             {

@@ -1,22 +1,21 @@
 //! `MQTT_URL`. A whole URL library would be larger than everything else of the configuration.
 
+use crate::mqtt::Host;
+
 /// What a URL says of the broker.
 #[derive(Debug, Default, PartialEq)]
 pub struct Url {
     /// Whether it is `mqtts://`.
     pub secure: bool,
-    /// Host name or address; an IPv6 address is in brackets.
-    pub host: String,
-    pub port: u16,
+    pub hosts: Vec<Host>,
     pub username: Option<String>,
     pub password: Option<String>,
 }
 
-const EXPECTED: &str =
-    "expected mqtt://[user:password@]host[:port], or mqtts://, an IPv6 address in brackets";
+const EXPECTED: &str = "expected mqtt://[user:password@]host[:port][,host[:port]…], or mqtts://, an IPv6 address in brackets";
 
 impl Url {
-    /// Parses `mqtt[s]://[user[:password]@]host[:port]`.
+    /// Parses `mqtt[s]://[user[:password]@]host[:port][,host[:port]…]`.
     ///
     /// # Errors
     /// What is expected instead, with nothing of the URL in it.
@@ -30,29 +29,29 @@ impl Url {
             _ => return Err(EXPECTED.to_owned()),
         };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
-        let (login, address) = match rest.rsplit_once('@') {
-            Some((login, address)) => (login, address),
-            None => ("", rest),
-        };
-        let (host, port) = match address.rfind(':') {
-            Some(colon) if !address[colon..].contains(']') => {
-                (&address[..colon], &address[colon + 1..])
-            }
-            _ => (address, if secure { "8883" } else { "1883" }),
-        };
-        let port = port.parse().ok().filter(|port| *port > 0);
-        let (true, Some(port)) = (is_host(host), port) else {
-            return Err(EXPECTED.to_owned());
-        };
+        let (login, hosts) = rest.rsplit_once('@').unwrap_or(("", rest));
+        let hosts = hosts.split(',').map(|text| host(text, secure)).collect();
+        let hosts = Option::ok_or_else(hosts, || EXPECTED.to_owned())?;
         let (username, password) = login.split_once(':').unwrap_or((login, ""));
         Ok(Self {
             secure,
-            host: host.to_owned(),
-            port,
+            hosts,
             username: percent_decode(username)?,
             password: percent_decode(password)?,
         })
     }
+}
+
+fn host(text: &str, secure: bool) -> Option<Host> {
+    let (name, port) = match text.rfind(':') {
+        Some(colon) if !text[colon..].contains(']') => (&text[..colon], &text[colon + 1..]),
+        _ => (text, if secure { "8883" } else { "1883" }),
+    };
+    let port = port.parse().ok().filter(|port| *port > 0)?;
+    is_host(name).then(|| Host {
+        name: name.to_owned(),
+        port,
+    })
 }
 
 fn is_host(host: &str) -> bool {
@@ -109,18 +108,34 @@ mod tests {
     #[test]
     fn the_url_gives_host_port_user_and_password() {
         let url = |text| Url::parse(text).unwrap();
-        let plain = url("mqtt://broker");
+        let hosts = |text| {
+            url(text)
+                .hosts
+                .iter()
+                .map(Host::to_string)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(hosts("mqtt://broker"), ["broker:1883"]);
+        assert_eq!(hosts("mqtt://[fe80::1]"), ["[fe80::1]:1883"]);
         assert_eq!(
-            (plain.host.as_str(), plain.port, plain.username),
-            ("broker", 1883, None)
+            hosts("mqtt://u:p@a,b:1,[::1]:2/"),
+            ["a:1883", "b:1", "[::1]:2"]
         );
+        assert_eq!(url("mqtt://broker").username, None);
         let full = url("mqtt://me:p%40ss%3A@[::1]:1234/");
-        assert_eq!((full.host.as_str(), full.port), ("[::1]", 1234));
         assert_eq!(
             (full.username.as_deref(), full.password.as_deref()),
             (Some("me"), Some("p@ss:"))
         );
-        assert_eq!(url("mqtt://[fe80::1]").port, 1883);
+        for wrong in [
+            "mqtt://",
+            "mqtt://a,",
+            "mqtt://,a",
+            "mqtt://a,b:x",
+            "mqtt://a,mqtt://b",
+        ] {
+            assert!(Url::parse(wrong).is_err(), "{wrong}");
+        }
         assert_eq!(url("mqtt://u:a@b@host").password.as_deref(), Some("a@b"));
     }
 
@@ -128,14 +143,12 @@ mod tests {
     #[test]
     fn a_secure_url_has_a_port_of_its_own() {
         let url = |text| Url::parse(text).unwrap();
-        assert_eq!(
-            (
-                url("mqtts://h").port,
-                url("mqtts://h:1").port,
-                url("mqtts://[::1]").port
-            ),
-            (8883, 1, 8883)
-        );
+        let ports: Vec<_> = url("mqtts://h,h:1,[::1]")
+            .hosts
+            .iter()
+            .map(|host| host.port)
+            .collect();
+        assert_eq!(ports, [8883, 1, 8883]);
         assert!(url("mqtts://h").secure && !url("mqtt://h").secure);
     }
 }

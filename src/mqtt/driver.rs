@@ -41,9 +41,11 @@ pub struct Driver<F> {
     /// A greeting in version 5 has failed.
     greeting_has_failed: bool,
     /// What the broker is known not to have.
-    lacks: Vec<Lack>,
-    /// Addresses of the broker that have not been tried yet.
-    untried: VecDeque<String>,
+    pub lacks: Vec<Lack>,
+    /// Where the broker was not tried yet, in this round: which of its hosts, and that one's address, once its name is resolved.
+    untried: VecDeque<(usize, Option<String>)>,
+    /// The host that is tried, or is connected to.
+    current: usize,
     has_several: bool,
     /// How often all addresses took too long to greet us.
     slow_rounds: u32,
@@ -73,6 +75,7 @@ impl<F: Fn(Event)> Driver<F> {
             greeting_has_failed: false,
             lacks: Vec::new(),
             untried: VecDeque::new(),
+            current: 0,
             has_several: false,
             slow_rounds: 0,
             backoff: Backoff::new(FIRST_PAUSE, LAST_PAUSE),
@@ -126,12 +129,12 @@ impl<F: Fn(Event)> Driver<F> {
     /// there, and why it has ended, or why there is none.
     pub fn make_connection(&mut self) -> (Option<Instant>, Failure) {
         loop {
-            let host = match self.next_host() {
-                Ok(host) => host,
+            let address = match self.next_address() {
+                Ok(address) => address,
                 Err(error) => return (None, Failure(End::Lost, error)),
             };
             let mut connected_at = None;
-            let failure = self.drive_connection(&host, &mut connected_at);
+            let failure = self.drive_connection(&address, &mut connected_at);
             if connected_at.is_some() {
                 self.logged.clear();
                 self.untried.clear();
@@ -142,11 +145,11 @@ impl<F: Fn(Event)> Driver<F> {
             match end {
                 End::Lacks(lack) if !self.lacks.contains(&lack) => {
                     self.learn(lack);
-                    self.untried.push_front(host);
+                    self.untried.push_front((self.current, Some(address)));
                     continue;
                 }
                 End::NoVersion | End::NotGreeted if was_5_a_try => {
-                    self.fall_back(host, end == End::NoVersion);
+                    self.fall_back(address, end == End::NoVersion);
                     continue;
                 }
                 End::Lacks(_) | End::NoVersion => {
@@ -156,7 +159,7 @@ impl<F: Fn(Event)> Driver<F> {
                 End::Unanswered if self.untried.is_empty() => {
                     self.slow_rounds += 1;
                     if was_5_a_try {
-                        self.fall_back(host, false);
+                        self.fall_back(address, false);
                         continue;
                     }
                 }
@@ -170,35 +173,54 @@ impl<F: Fn(Event)> Driver<F> {
             if !may_pass || connected_at.is_some() || self.untried.is_empty() {
                 return (connected_at, Failure(end, reason));
             }
+            if self.untried[0].0 != self.current {
+                self.log_once(reason, false);
+            }
         }
     }
 
     /// Tries this address again: a broker that restarts in this moment has version 5 all the same, so only the second failure
     /// counts, or what the broker says itself.
-    fn fall_back(&mut self, host: String, is_certain: bool) {
+    fn fall_back(&mut self, address: String, is_certain: bool) {
         if std::mem::replace(&mut self.greeting_has_failed, true) || is_certain {
             self.version = Protocol::V3;
         }
-        self.untried.push_front(host);
+        self.untried.push_front((self.current, Some(address)));
     }
 
-    /// The next address of the broker's name. rumqttc would start a thread to resolve the name, which takes longer than all
-    /// the rest of connecting.
-    fn next_host(&mut self) -> Result<String, String> {
+    /// The next address of the broker. rumqttc would start a thread to resolve a name, which takes longer than all the rest of
+    /// connecting.
+    fn next_address(&mut self) -> Result<String, String> {
         let broker = &self.settings.broker;
-        let host = without_brackets(&broker.host);
         if self.untried.is_empty() {
-            #[cfg(feature = "tls")]
-            if broker.tls.is_some() {
-                return Ok(host.to_owned()); // the certificate is for the name
-            }
-            let addresses = (host, broker.port).to_socket_addrs();
-            let addresses = addresses.map_err(|error| unresolved(host, &error))?;
-            self.untried = addresses.filter_map(without_port).collect();
-            self.has_several = self.untried.len() > 1;
+            self.untried = (0..broker.hosts.len()).map(|index| (index, None)).collect();
+            self.has_several = false;
         }
-        let host = self.untried.pop_front();
-        host.ok_or_else(|| "its name has no address".to_owned())
+        let mut trouble = "its name has no address".to_owned();
+        while let Some((index, address)) = self.untried.pop_front() {
+            self.current = index;
+            let (host, port) = (
+                without_brackets(&broker.hosts[index].name),
+                broker.hosts[index].port,
+            );
+            #[cfg(feature = "tls")]
+            let address = address.or(broker.tls.is_some().then(|| host.to_owned())); // the certificate is for the name
+            if let Some(address) = address {
+                self.has_several |= !self.untried.is_empty();
+                return Ok(address);
+            }
+            match (host, port).to_socket_addrs() {
+                Ok(addresses) => {
+                    let found: Vec<_> = addresses.filter_map(without_port).collect();
+                    found
+                        .into_iter()
+                        .rev()
+                        .for_each(|a| self.untried.push_front((index, Some(a))));
+                }
+                Err(error) => trouble = unresolved(host, &error),
+            }
+        }
+        Err(trouble)
     }
 
     /// How long the broker may take to greet us.
@@ -212,8 +234,8 @@ impl<F: Fn(Event)> Driver<F> {
     }
 
     /// Makes one connection and passes on what it says, until it ends.
-    fn drive_connection(&mut self, host: &str, connected_at: &mut Option<Instant>) -> Failure {
-        let address = (host, self.settings.broker.port);
+    fn drive_connection(&mut self, address: &str, connected_at: &mut Option<Instant>) -> Failure {
+        let address = (address, self.settings.broker.hosts[self.current].port);
         let patience = self.patience();
         let adapter = Adapter::open(&self.settings, address, self.version, &self.lacks, patience);
         let mut adapter = match adapter {
@@ -274,7 +296,7 @@ impl<F: Fn(Event)> Driver<F> {
     }
 
     fn log_connection(&self) {
-        let (host, port) = (&self.settings.broker.host, self.settings.broker.port);
+        let host = &self.settings.broker.hosts[self.current];
         if !self.version_is_certain && self.version == Protocol::V3 {
             log::info!(
                 "the broker has no MQTT 5: speaking 3.1.1 (MQTT_PROTOCOL_VERSION=4 skips the try)"
@@ -284,20 +306,20 @@ impl<F: Fn(Event)> Driver<F> {
             Life::Lasting => log::Level::Info,
             Life::Once => log::Level::Debug,
         };
-        log::log!(level, "connected to the broker at {host}:{port}");
+        log::log!(level, "connected to the broker at {host}");
     }
 
     fn log_once(&mut self, trouble: String, was_connected: bool) {
-        if self.logged.contains(&trouble) {
-            return;
-        }
-        let (host, port) = (&self.settings.broker.host, self.settings.broker.port);
+        let host = &self.settings.broker.hosts[self.current];
         let state = match was_connected {
             true => "the connection is lost",
             false => "no connection",
         };
-        log::warn!("broker {host}:{port}: {state}: {trouble}; trying again until it is back");
-        self.logged.push(trouble);
+        let line = format!("broker {host}: {state}: {trouble}; trying again until it is back");
+        if !self.logged.contains(&line) {
+            log::warn!("{line}");
+            self.logged.push(line);
+        }
     }
 
     /// Judges a connection that lasted this long, or never came about: a good one makes the next pause the first again, and a

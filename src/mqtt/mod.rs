@@ -34,10 +34,8 @@ pub const EARLY_DROPS: u32 = 3;
 /// How to reach the broker.
 #[derive(Clone, Debug)]
 pub struct Broker {
-    /// Host name or address; an IPv6 address is in brackets.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
+    /// Where it is, in the order in which they are tried: several for a broker that is a cluster.
+    pub hosts: Vec<Host>,
     /// Who we are; `None` to connect without a name.
     pub credentials: Option<Credentials>,
     /// How to be sure of the broker; `None` for a plain connection.
@@ -47,6 +45,28 @@ pub struct Broker {
     pub protocol: Option<Protocol>,
     /// The longest silence before a ping is sent.
     pub keep_alive: Duration,
+}
+
+/// Where a broker is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Host {
+    /// Host name or address; an IPv6 address is in brackets.
+    pub name: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.name, self.port)
+    }
+}
+
+impl fmt::Display for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hosts: Vec<_> = self.hosts.iter().map(Host::to_string).collect();
+        f.write_str(&hosts.join(", "))
+    }
 }
 
 impl Broker {

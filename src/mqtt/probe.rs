@@ -2,8 +2,10 @@
 
 use super::adapter::{End, Failure};
 use super::driver::{Driver, unresolved};
-use super::{Event, Life, Protocol, Session, Settings, without_brackets};
-use std::cell::RefCell;
+use super::reasons::Lack;
+use super::{Event, Host, Life, Protocol, Session, Settings, without_brackets};
+use crate::check::Finding;
+use std::cell::{Cell, RefCell};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -11,27 +13,30 @@ use std::time::Duration;
 /// How long a single address may take to answer.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Does step by step what a worker does at its start, and tells of each step that went well.
+/// Does step by step what a worker does at its start, at the one host of the broker, and tells of each step that went well.
 ///
 /// # Errors
 /// The step that went wrong, and why.
-pub fn probe(settings: &Settings, mut tell: impl FnMut(String)) -> Result<(), String> {
+pub fn probe(settings: &Settings, tell: &mut dyn FnMut(Finding)) -> Result<(), String> {
     let broker = &settings.broker;
-    let name = without_brackets(&broker.host);
-    let addresses = (name, broker.port).to_socket_addrs();
-    let addresses: Vec<_> = addresses
-        .map_err(|error| format!("name {name}: {}", unresolved(name, &error)))?
-        .collect();
+    let Host { name, port } = &broker.hosts[0];
+    let name = without_brackets(name);
+    let addresses = (name, *port).to_socket_addrs();
+    let addresses = addresses.map_err(|error| format!("name {name}: {}", unresolved(name, &error)));
+    let addresses: Vec<_> = addresses?.collect();
     let list: Vec<_> = addresses.iter().map(|a| a.ip().to_string()).collect();
-    tell(format!("name: {name} is {}", list.join(", ")));
+    tell(Finding::Good(format!(
+        "name: {name} is {}",
+        list.join(", ")
+    )));
 
     let address = reach(&addresses).map_err(|error| format!("TCP: {error}"))?;
-    tell(format!("TCP: {address} answers"));
+    tell(Finding::Good(format!("TCP: {address} answers")));
 
     // Beginning a session that ends with the connection throws away the one that the broker has for this client id. That of a
     // fresh id has none, unless the broker puts something else for it, as the user's name, and it is that of a worker with all
     // its requests. So the first connection only looks.
-    let (resumed, version) = log_in(settings, Session::Kept, broker.protocol, |_| {})?;
+    let (resumed, version) = log_in(settings, Session::Kept, broker.protocol, tell)?;
     if resumed {
         return Err(
             "login: the broker gives us the session of another client id (use_username_as_clientid of Mosquitto?); \
@@ -61,7 +66,7 @@ fn log_in(
     settings: &Settings,
     session: Session,
     protocol: Option<Protocol>,
-    mut tell: impl FnMut(String),
+    tell: &mut dyn FnMut(Finding),
 ) -> Result<(bool, Protocol), String> {
     let mut settings = Settings {
         session,
@@ -76,7 +81,7 @@ fn log_in(
         .map(|to| to.filter().to_owned())
         .collect();
     let greeted = RefCell::new(None);
-    let lines = RefCell::new(Vec::new());
+    let is_ready = Cell::new(false);
     // what else comes, as a request, is the worker's, whose session has it, too
     let sink = |event| match event {
         Event::Connected {
@@ -93,15 +98,12 @@ fn log_in(
             if let Some((connection, _)) = &*greeted.borrow() {
                 connection.disconnect();
             }
-            lines.borrow_mut().push(format!(
-                "subscriptions: granted to {}",
-                filters.join(" and ")
-            ));
+            is_ready.set(true);
         }
         _ => {}
     };
-    let (_, failure) =
-        Driver::new(settings, mpsc::channel().1, Arc::default(), sink).make_connection();
+    let mut driver = Driver::new(settings, mpsc::channel().1, Arc::default(), sink);
+    let (_, failure) = driver.make_connection();
     let (resumed, version) = match (&*greeted.borrow(), &failure) {
         (None, Failure(End::Untrusted, reason)) => return Err(format!("TLS: {reason}")),
         (None, Failure(_, reason)) => return Err(format!("login: {reason}")),
@@ -110,10 +112,11 @@ fn log_in(
             false => (*resumed, Protocol::V3),
         },
     };
+    let mut good = Vec::new();
     #[cfg(feature = "tls")]
     if broker.tls.is_some() {
-        let name = without_brackets(&broker.host);
-        tell(format!("TLS: the certificate is good for {name}"));
+        let name = without_brackets(&broker.hosts[0].name);
+        good.push(format!("TLS: the certificate is good for {name}"));
     }
     let user = match &broker.credentials {
         Some(credentials) => format!("as user {:?}", credentials.username),
@@ -123,8 +126,23 @@ fn log_in(
         Protocol::V5 => "5",
         Protocol::V3 => "3.1.1",
     };
-    tell(format!("login: accepted {user}, MQTT {number}"));
-    lines.into_inner().into_iter().for_each(tell);
+    good.push(format!("login: accepted {user}, MQTT {number}"));
+    if is_ready.get() {
+        good.push(format!(
+            "subscriptions: granted to {}",
+            filters.join(" and ")
+        ));
+    }
+    // each is told by one of the two connections
+    let is_told = |lack: &&Lack| matches!(lack, Lack::Session(_)) == (session == Session::Kept);
+    driver
+        .lacks
+        .iter()
+        .filter(is_told)
+        .for_each(|lack| tell(Finding::Doubtful(format!("login: {lack}"))));
+    if session == Session::Fleeting {
+        good.into_iter().map(Finding::Good).for_each(tell);
+    }
     match failure {
         Failure(End::Closed, _) => Ok((resumed, version)),
         Failure(_, reason) => Err(format!("subscriptions: {reason}")),

@@ -236,6 +236,37 @@ fn connect_tells_each_step_and_leaves_no_trace() {
 }
 
 #[test]
+fn connect_tries_each_of_several_brokers_and_tells_what_one_does_not_have() {
+    let brokers = [Broker::start(), Broker::start()];
+    brokers[1].set_script(|step| match *step.packet {
+        Packet::ConnAck { .. } => Verdict::Replace(Packet::ConnAck {
+            session_present: false,
+            code: 0,
+            properties: vec![0x25, 0, 0x11, 0, 0, 0, 60], // Retain Available, Session Expiry Interval
+        }),
+        _ => Verdict::Pass,
+    });
+    let [one, two] = [brokers[0].port(), brokers[1].port()];
+    let url = format!("mqtt://127.0.0.1:{one},127.0.0.1:1,127.0.0.1:{two}");
+    let (good, wrong, status) = connect(&url, |_| {});
+    assert_eq!(status, Some(78));
+    for port in [one, two] {
+        let line = format!("broker 127.0.0.1:{port}: subscriptions: granted to ");
+        assert!(good.contains(&line), "{line}: {good}");
+    }
+    let wrong: Vec<_> = wrong.lines().collect();
+    let warning = format!("warning: broker 127.0.0.1:{two}: login: the broker ");
+    for (line, (start, word)) in wrong.iter().zip([
+        ("broker 127.0.0.1:1: TCP: ", "refused"),
+        (&*warning, "60 s"),
+        (&*warning, "retains no message"),
+    ]) {
+        assert!(line.starts_with(start) && line.contains(word), "{line}");
+    }
+    assert_eq!(wrong.len(), 3, "{wrong:?}");
+}
+
+#[test]
 fn connect_says_which_step_goes_wrong() {
     let (good, wrong, status) = connect("mqtt://no-such-host.invalid", |_| {});
     assert_eq!(status, Some(78));

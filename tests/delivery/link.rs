@@ -205,6 +205,29 @@ mod dropped {
 }
 
 #[test]
+fn the_brokers_of_a_url_are_tried_in_turn() {
+    let site = Site::scripted();
+    let other = Broker::start();
+    let [first, second] = [other.port(), site.broker.port()];
+    let url = format!("mqtt://127.0.0.1:1,127.0.0.1:{first},127.0.0.1:{second}");
+    let mut worker = site.worker(|command| {
+        command.env("MQTT_URL", &url);
+    });
+    worker.await_stderr(&format!("connected to the broker at 127.0.0.1:{first}"));
+    let said = worker.stderr();
+    assert!(
+        said.contains("broker 127.0.0.1:1: no connection: "),
+        "{said}"
+    );
+    other.stop_listening();
+    worker.await_stderr(&format!("connected to the broker at 127.0.0.1:{second}"));
+    site.broker.wait_for_message("jobs/workers/+", 1, DEADLINE);
+    site.submit("a", json!({ "steps": ["true"] }));
+    assert_eq!(site.result("a").json()["status"], "success");
+    worker.exits_with(0);
+}
+
+#[test]
 fn the_password_file_is_read_for_each_connection() {
     let site = Site::scripted();
     let file = site.drive.path().join("password");

@@ -142,7 +142,7 @@ pub fn environment(bytes: &[u8]) {
         }
         Ok(config) => {
             check_name(&config.worker_id).expect("valid by construction");
-            assert!(config.broker.port > 0 && !config.broker.host.is_empty());
+            assert!(!config.broker.hosts.is_empty());
             assert!((5..=65535).contains(&config.broker.keep_alive.as_secs()));
             assert!(
                 !config.topics.pending.contains(['+', '#']) && config.topics.pending.len() < 65535

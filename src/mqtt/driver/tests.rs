@@ -1,7 +1,7 @@
 use super::*;
 #[cfg(feature = "tls")]
 use crate::mqtt::tls;
-use crate::mqtt::{Broker, Session, Subscription};
+use crate::mqtt::{Broker, Host, Session, Subscription};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc;
@@ -12,8 +12,10 @@ const BROKER: &str = "127.0.0.1";
 
 fn settings(port: u16) -> Settings {
     let broker = Broker {
-        host: "a.name.that.is.not.resolved.invalid".into(),
-        port,
+        hosts: vec![Host {
+            name: "a.name.that.is.not.resolved.invalid".into(),
+            port,
+        }],
         credentials: None,
         #[cfg(feature = "tls")]
         tls: None,
@@ -55,7 +57,7 @@ fn first_event(
     let mut driver = Driver::new(settings, resumed, Arc::default(), move |event| {
         sender.send(event).unwrap()
     });
-    driver.untried = addresses.iter().map(ToString::to_string).collect();
+    driver.untried = addresses.iter().map(|a| (0, Some(a.to_string()))).collect();
     std::thread::spawn(move || driver.run());
     events.recv_timeout(Duration::from_secs(30)).ok()
 }
@@ -146,9 +148,9 @@ fn with_tls_a_fallback_leaves_no_address_behind() {
     let mut settings = settings(8883);
     settings.broker.tls = Some(tls::Tls::default());
     let mut driver = Driver::new(settings, mpsc::channel().1, Arc::default(), |_| {});
-    let name = driver.next_host().unwrap();
-    driver.untried.push_front(name.clone()); // for the other protocol version
-    assert_eq!(driver.next_host().unwrap(), name);
+    let name = driver.next_address().unwrap();
+    driver.untried.push_front((0, Some(name.clone()))); // for the other protocol version
+    assert_eq!(driver.next_address().unwrap(), name);
     assert!(
         driver.untried.is_empty(),
         "or there would never be a pause again"
