@@ -17,9 +17,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-/// How long to stay awake for the next event: a broker nearby answers sooner than a sleeping processor wakes up.
-const LOOKOUT: Duration = Duration::from_micros(150);
-
 /// How much later than the first one a stop is a second one. Systemd, `timeout` and `supervise` may all tell us of one and the same.
 const SECOND_STOP: Duration = Duration::from_secs(1);
 
@@ -164,9 +161,8 @@ impl<T> Inbox<T> {
     /// Sleeps until something comes, and no longer than to `deadline`; `None` when that has passed. A passed deadline goes
     /// first, or a stream of events could put it off for ever.
     pub fn next(&mut self, deadline: Option<Instant>) -> Option<Event<T>> {
-        let mut now = Instant::now();
-        let end_of_lookout = now + LOOKOUT;
         loop {
+            let now = Instant::now();
             if deadline.is_some_and(|at| at <= now) {
                 return None;
             }
@@ -176,11 +172,7 @@ impl<T> Inbox<T> {
             if let Some(event) = self.come.pop_front() {
                 return Some(event);
             }
-            match now < end_of_lookout {
-                true => std::thread::yield_now(),
-                false => self.sleep(deadline.map(|at| at - now)),
-            }
-            now = Instant::now();
+            self.sleep(deadline.map(|at| at - now));
         }
     }
 
