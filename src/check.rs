@@ -61,8 +61,7 @@ pub fn check(dir: Option<&OsStr>, connect: bool) -> Vec<Finding> {
 /// Where the settings come from. Those of a service are not in the shell of the person who asks.
 fn settings() -> String {
     let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    let names = variables().map(|(name, ..)| name).filter(is_set);
-    let names: Vec<_> = names.collect();
+    let names: Vec<_> = variables().filter(is_set).collect();
     match names.is_empty() {
         true => {
             "settings: none in this environment, so the defaults; a service has its own".to_owned()

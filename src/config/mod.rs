@@ -18,7 +18,7 @@ use url::Url;
 
 pub use pool::{POOLS, PoolConfig};
 pub use variables::{
-    TABLE, all as variables, is_own as is_own_variable, unknown as unknown_variables,
+    TABLE, is_own as is_own_variable, names as variables, unknown as unknown_variables,
 };
 
 /// Everything that the environment may say, valid by construction.
@@ -403,9 +403,9 @@ fn is_program(path: &Path) -> bool {
 
 /// The value of a variable unless set, and what it may be.
 fn of(name: &str) -> (&'static str, &'static str) {
-    let variable = variables::all().find(|(ours, ..)| *ours == name);
+    let variable = variables::find(name);
     debug_assert!(variable.is_some(), "{name} is not in the table");
-    variable.map_or(("", ""), |(_, default, expected)| (default, expected))
+    variable.unwrap_or_default()
 }
 
 fn to_name(text: &str) -> Option<String> {

@@ -40,19 +40,25 @@ const OF_STEPS: [&str; 6] = [
     "JOB_WORK_DIR",
 ];
 
-/// All of them: name, value unless set, and what it may be.
-pub fn all() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
-    let parts = |line: &'static str| {
-        let (name, rest) = line.split_once('=')?;
-        let (default, expected) = rest.split_once(' ')?;
-        Some((name, default, expected.trim_start()))
-    };
-    TABLE.lines().filter_map(parts)
+/// The names of all.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    TABLE
+        .lines()
+        .filter_map(|line| Some(line.split_once('=')?.0))
+}
+
+/// The value of a variable unless set, and what it may be; `None` where it is none of ours.
+pub fn find(name: &str) -> Option<(&'static str, &'static str)> {
+    let of_it = |line: &'static str| line.strip_prefix(name)?.strip_prefix('=');
+    let (default, expected) = TABLE.lines().find_map(of_it)?.split_once(' ')?;
+    Some((default, expected.trim_start()))
 }
 
 /// Whether a variable of the worker's environment is its own configuration, which the steps do not get.
 pub fn is_own(name: &str) -> bool {
-    all().any(|(ours, ..)| ours == name)
+    // an environment has many variables: few are worth a search
+    let starts = ["MQTT_", "JOB_", "WORKER_ID", "RUST_LOG"];
+    starts.iter().any(|start| name.starts_with(start)) && find(name).is_some()
 }
 
 /// A sentence that names variables which look like ours and are none; `None` where there are none. A misspelt one would be ignored
@@ -63,9 +69,9 @@ pub fn unknown(variables: impl Iterator<Item = (OsString, OsString)>) -> Option<
         let looks_ours = name.starts_with("JOB_") || name.starts_with("MQTT_");
         // of a Service with the name `mqtt` or `job-...`
         let is_kubernetes =
-            name.contains("_SERVICE_") || name.contains("_PORT_") || value.contains("://");
-        let is_known = is_own(&name) || OF_STEPS.contains(&&*name);
-        (looks_ours && !is_known && !is_kubernetes && !value.is_empty()).then_some(name)
+            || name.contains("_SERVICE_") || name.contains("_PORT_") || value.contains("://");
+        let is_known = || is_own(&name) || OF_STEPS.contains(&&*name);
+        (looks_ours && !value.is_empty() && !is_kubernetes() && !is_known()).then_some(name)
     });
     let named = unknown.map(|name| match nearest(&name) {
         Some(meant) => format!("{name} (did you mean {meant}?)"),
@@ -89,7 +95,7 @@ fn nearest(name: &str) -> Option<&'static str> {
         let end = ends.take(room - start).take_while(same).count();
         start + end + 1 >= given.len().max(7) // a name as short as MQTT_ begins many
     };
-    all().map(|(name, ..)| name).find(is_near)
+    names().find(is_near)
 }
 
 #[cfg(test)]
@@ -126,7 +132,7 @@ mod tests {
 
     #[test]
     fn what_is_ours_what_is_empty_and_what_is_others_is_not_named() {
-        let ours = all().map(|(name, ..)| (name, "x"));
+        let ours = names().map(|name| (name, "x"));
         let of_steps = OF_STEPS.iter().map(|name| (*name, "x"));
         assert_eq!(of(&ours.chain(of_steps).collect::<Vec<_>>()), None);
         let of_others = [
