@@ -3,7 +3,9 @@
 use crate::support;
 
 use std::fs;
+use std::net::TcpListener;
 use std::process::Command;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -208,8 +210,11 @@ mod dropped {
 fn the_brokers_of_a_url_are_tried_in_turn() {
     let site = Site::scripted();
     let other = Broker::start();
+    // takes connections, and never says a word
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = silent.local_addr().unwrap();
     let [first, second] = [other.port(), site.broker.port()];
-    let url = format!("mqtt://127.0.0.1:1,127.0.0.1:{first},127.0.0.1:{second}");
+    let url = format!("mqtt://127.0.0.1:1,{silent},127.0.0.1:{first},127.0.0.1:{second}");
     let mut worker = site.worker(|command| {
         command.env("MQTT_URL", &url);
     });
@@ -255,6 +260,66 @@ fn greeted_as(expected: &'static [(u8, Verdict)]) -> impl FnMut(&Step) -> Verdic
         }
         _ => Verdict::Pass,
     }
+}
+
+#[test]
+fn a_greeting_gets_more_time_at_each_try() {
+    let site = Site::scripted();
+    let greetings = &[(5, Verdict::Drop), (5, Verdict::Drop), (5, Verdict::Pass)];
+    site.broker.set_script(greeted_as(greetings));
+    let worker = site.idle_worker(|command| {
+        speaking("5")(command);
+        command.env("MQTT_KEEP_ALIVE", KEEP_ALIVE);
+    });
+    let said = worker.stderr();
+    for seconds in ["5", "7.5"] {
+        let line = format!("it did not answer within {seconds} s");
+        assert!(said.contains(&line), "{line}: {said}");
+    }
+}
+
+fn a_worker_says_idle_when_its_queue_is_there_and_not_before(version: &str) {
+    let site = Site::scripted();
+    let (tell, subscribed) = mpsc::channel();
+    let mut is_withheld = false;
+    site.broker.set_script(move |step| match *step.packet {
+        Packet::SubAck { pkid, .. } if step.connection == 1 && !is_withheld => {
+            is_withheld = true;
+            tell.send(pkid).unwrap();
+            Verdict::Drop
+        }
+        _ => Verdict::Pass,
+    });
+    let mut worker = site.idle_worker(speaking(version));
+    site.broker.forget_session(WORKER);
+    let pkid = subscribed.recv_timeout(DEADLINE).unwrap();
+    let codes = vec![1, 0];
+    site.broker.send(WORKER, Packet::SubAck { pkid, codes });
+    site.submit("a", json!({ "steps": ["true"] }));
+    assert_eq!(site.result("a").json()["status"], "success");
+    worker.exits_with(0);
+    let log = site.broker.log();
+    let first = |is_it: &dyn Fn(&Packet) -> bool| {
+        log.iter().position(|entry| match entry {
+            Entry::Packet {
+                connection: 1,
+                packet,
+                passed: true,
+                ..
+            } => is_it(packet),
+            _ => false,
+        })
+    };
+    let granted = first(&|packet| matches!(packet, Packet::SubAck { .. }));
+    let said = first(
+        &|packet| matches!(packet, Packet::Publish { topic, .. } if topic.starts_with("jobs/workers/")),
+    );
+    assert!(granted.is_some() && said > granted, "{granted:?} {said:?}");
+}
+
+mod queue {
+    use super::*;
+    on_both_protocols!(a_worker_says_idle_when_its_queue_is_there_and_not_before);
 }
 
 #[test]
