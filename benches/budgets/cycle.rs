@@ -1,14 +1,13 @@
 //! The whole cycle of one job: process start → request → one `true` step → result acknowledged → exit.
 
-use crate::mqtt::{Broker, Client};
-use crate::pictures;
-use crate::plot::{Colour, Picture};
-use crate::report::{Figure, Table};
-use crate::scratch::Scratch;
-use crate::statistics::Sample;
-use crate::support::mosquitto::tool;
+use crate::Place;
+use crate::machine::{Scratch, first_line};
+use crate::mqtt::Client;
+use crate::phases;
+use crate::plots::{BEST, OURS, Plot, THEIRS};
+use crate::report::{Budget::AtMost, Figure, Part, Sample, table};
 use crate::worker::{
-    HOW_EARLIER, HOW_STATIC, command, earlier_program, program, static_program, time,
+    HOW_EARLIER, HOW_STATIC, built_program, command, earlier_program, static_program, time,
 };
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,272 +19,216 @@ const NODE_ROUNDS: usize = 8;
 
 /// One of those who do the same job.
 struct Contender<'a> {
-    name: String,
     id: &'static str,
+    /// In the table.
+    name: String,
     command: Command,
     /// Where its jobs are.
     scratch: &'a Scratch,
-    request: fn(&Path) -> String,
     every: usize,
-}
-
-/// What each contender needed in one round, and the limit's parts.
-struct Round {
-    shell: f64,
-    process: f64,
-    round_trips: f64,
     times: Vec<Option<f64>>,
 }
 
-impl Round {
-    fn reference(&self) -> f64 {
-        self.shell + self.process + self.round_trips
-    }
-}
-
-pub fn measure(
-    broker: &Broker,
-    scratch: &Scratch,
-    disk: &Scratch,
-) -> (Vec<Figure>, Table, Picture) {
-    let mut contenders = contenders(broker, scratch, disk);
+pub fn measure(at: &Place) -> Part {
+    let mut contenders = contenders(at);
     for contender in &contenders {
-        open_session(broker, contender.id);
+        at.broker.open_queue(contender.id);
     }
-    let mut client = broker.client("controller");
-    let rounds: Vec<Round> = (0..ROUNDS)
-        .map(|round| measure_round(round, &mut contenders, &mut client))
+    let mut client = at.broker.client("controller");
+    let mut bare: [Vec<f64>; 3] = Default::default();
+    for round in 0..ROUNDS {
+        let spawn = |program: &str, arguments: &[&str]| {
+            let mut command = Command::new(program);
+            time(command.args(arguments).env_clear().stdin(Stdio::null()))
+        };
+        bare[0].push(spawn("/bin/sh", &["-c", "true"]));
+        bare[1].push(spawn("/bin/true", &[]));
+        let round_trips = (0..3).map(|_| client.publish("reference", &[b'x'; 256]));
+        bare[2].push(round_trips.sum());
+        // each comes first in turn: the first one after a pause is slower
+        let count = contenders.len();
+        for turn in 0..count {
+            let contender = &mut contenders[(round + turn) % count];
+            let is_its_turn = round.is_multiple_of(contender.every);
+            let time = is_its_turn.then(|| contender.cycle(&mut client));
+            contender.times.push(time);
+        }
+    }
+    let together: Vec<f64> = (0..ROUNDS)
+        .map(|round| bare.iter().map(|part| part[round]).sum())
         .collect();
-
-    let of = |index: usize| {
-        rounds
-            .iter()
-            .filter_map(move |round| Some((round, round.times[index]?)))
+    // in the rounds in which both had their turn
+    let ratio = |times: &[Option<f64>], others: &[Option<f64>]| -> Sample {
+        let pairs = times.iter().zip(others);
+        pairs.filter_map(|(a, b)| Some((*a)? / (*b)?)).collect()
     };
-    let sample = |index| of(index).map(|(_, time)| time).collect::<Sample>();
-    let to_reference = |index| {
-        of(index)
-            .map(|(round, time)| time / round.reference())
-            .collect::<Sample>()
-    };
-    let mut table = Table::new(&[
+    let all = |times: &[f64]| times.iter().copied().map(Some).collect::<Vec<_>>();
+    let together = all(&together);
+    let [shell, process, trips] = bare.each_ref().map(|part| all(part));
+    let parts = [
+        ("spawn of `sh -c true`", &shell),
+        ("spawn of `/bin/true`", &process),
+        ("three round trips to the broker", &trips),
+        ("these together", &together),
+    ];
+    let named = contenders
+        .iter()
+        .map(|contender| (contender.name.as_str(), &contender.times));
+    let rows = parts.into_iter().chain(named).map(|(name, times)| {
+        let sample: Sample = times.iter().flatten().copied().collect();
+        let rounds = sample.0.len().to_string();
+        let against = ratio(times, &together).to_string();
+        [name.to_owned(), sample.to_string(), against, rounds]
+    });
+    let titles = [
         "",
         "milliseconds",
         "× two spawns and three round trips",
         "rounds",
-    ]);
-    let mut part = |name: &str, time: fn(&Round) -> f64| {
-        let (sample, ratio): (Sample, Sample) = rounds
-            .iter()
-            .map(|r| (time(r), time(r) / r.reference()))
-            .unzip();
-        table.row([
-            name.to_owned(),
-            sample.to_string(),
-            ratio.to_string(),
-            sample.len().to_string(),
-        ]);
-    };
-    part("spawn of `sh -c true`", |round| round.shell);
-    part("spawn of `/bin/true`", |round| round.process);
-    part("three round trips to the broker", |round| round.round_trips);
-    part("these together", Round::reference);
-    for (index, contender) in contenders.iter().enumerate() {
-        let sample = sample(index);
-        table.row([
-            contender.name.clone(),
-            sample.to_string(),
-            to_reference(index).to_string(),
-            sample.len().to_string(),
-        ]);
-    }
-
-    let index = |id: &str| contenders.iter().position(|contender| contender.id == id);
-    let compare = |one: usize, other: usize| {
-        of(other)
-            .filter_map(|(round, time)| Some(round.times[one]? / time))
-            .collect::<Sample>()
-    };
-    let against = |other| compare(0, other);
-    let limit = "× (spawn of `sh -c true` + spawn of `/bin/true` + 3 round trips)";
-    let cycle = "whole cycle: process start → job of one `true` step → result acknowledged → exit";
-    let shell = "the same against a `mosquitto_sub -C 1` + `sh` + `mosquitto_pub` script";
-    let node = "the same against a one-shot worker on mqtt.js";
-    let earlier = "the same, static musl, against an earlier static program";
-    let figures = vec![
-        Figure::at_most(cycle, 1.75, limit, &to_reference(0)),
-        match index("static") {
-            Some(index) => {
-                Figure::at_most("the same, static musl", 1.45, "×", &to_reference(index))
+    ];
+    let mut tables = table(&titles, rows);
+    let times = |id| contenders.iter().find(|it| it.id == id).map(|it| &it.times);
+    let figure =
+        |what: &str, limit, unit: &str, one, other: Option<&Vec<_>>, how: &str, means| match (
+            times(one),
+            other,
+        ) {
+            (Some(one), Some(other)) => {
+                Figure::new(what, AtMost(limit), unit, &ratio(one, other), means)
             }
-            None => Figure::skipped("the same, static musl", HOW_STATIC),
-        },
-        match (index("static"), index("earlier")) {
-            (Some(now), Some(before)) => Figure::at_most(earlier, 1.02, "×", &compare(now, before)),
-            _ => Figure::skipped(earlier, HOW_EARLIER),
-        },
-        match index("shell") {
-            Some(index) => Figure::at_most(shell, 0.4, "×", &against(index)),
-            None => Figure::skipped(shell, "no Mosquitto clients"),
-        },
-        match index("node") {
-            Some(index) => Figure::told(node, "×", &against(index)),
-            None => Figure::skipped(node, "npm is missing, or has no mqtt.js for us"),
-        },
-    ];
-    let reference = rounds.iter().map(Round::reference).collect();
-    let mut rows = vec![(
-        "two spawns and three round trips".to_owned(),
-        Colour::Reference,
-        reference,
-    )];
-    let shown = [
-        ("static", "job-worker, static", Colour::Ours),
-        ("worker", "job-worker, with glibc", Colour::Ours),
-        (
-            "shell",
-            "mosquitto_sub + sh + mosquitto_pub",
-            Colour::Theirs,
+            _ => Figure::skipped(what, how),
+        };
+    let figures = vec![
+        figure(
+            "whole cycle (process start → job of one `true` step → result acknowledged → exit), static",
+            0.9,
+            "× the first version",
+            "static",
+            times("earlier"),
+            HOW_EARLIER,
+            "each job takes that much more of a small machine than it could, some 0.2 ms on this one",
         ),
-        ("node", "a one-shot worker on mqtt.js", Colour::Theirs),
+        figure(
+            "the same",
+            1.4,
+            "× (spawn of `sh -c true` + spawn of `/bin/true` + 3 round trips)",
+            "static",
+            Some(&together),
+            HOW_STATIC,
+            "what the worker adds to what a job costs at least; a job of 1 s does not notice it",
+        ),
+        figure(
+            "the same",
+            0.4,
+            "× a `mosquitto_sub -C 1` + `sh` + `mosquitto_pub` script",
+            "static",
+            times("shell"),
+            HOW_STATIC,
+            "the script is closer than it should be; it still loses the job that it dies in",
+        ),
     ];
-    for (id, name, colour) in shown {
-        rows.extend(index(id).map(|index| (name.to_owned(), colour, sample(index))));
-    }
-    (figures, table, pictures::cycle(rows))
-}
-
-fn measure_round(round: usize, contenders: &mut [Contender], client: &mut Client) -> Round {
-    let milliseconds = |time: std::time::Duration| time.as_secs_f64() * 1e3;
-    let bare = |program: &str, arguments: &[&str]| {
-        milliseconds(time(
-            Command::new(program)
-                .args(arguments)
-                .env_clear()
-                .stdin(Stdio::null())
-                .stdout(Stdio::null()),
-        ))
-    };
-    let (shell, process) = (bare("/bin/sh", &["-c", "true"]), bare("/bin/true", &[]));
-    let round_trips = (0..3)
-        .map(|_| milliseconds(client.publish("reference", &[b'x'; 256])))
-        .sum();
-    let mut times = Vec::new();
-    for contender in contenders.iter_mut() {
-        times.push((round.is_multiple_of(contender.every)).then(|| {
-            let dir = contender.scratch.dir(&format!("cycle-{}", contender.id));
-            client.publish(
-                &format!("{}/pending", contender.id),
-                (contender.request)(&dir).as_bytes(),
-            );
-            let needed = milliseconds(time(&mut contender.command));
-            let status = fs::read_to_string(dir.join("job.status.json")).unwrap_or_default();
-            assert!(
-                status.contains("\"success\""),
-                "{} has not done its job: {status}",
-                contender.name
-            );
-            needed
-        }));
-    }
-    Round {
-        shell,
-        process,
-        round_trips,
-        times,
+    let shown = [
+        ("static", "job-worker, static", OURS),
+        ("glibc", "job-worker, with glibc", OURS),
+        ("shell", "mosquitto_sub + sh + mosquitto_pub", THEIRS),
+        ("node", "a one-shot worker on mqtt.js", THEIRS),
+    ];
+    let median =
+        |times: &[Option<f64>]| times.iter().flatten().copied().collect::<Sample>().median();
+    let reference = "two spawns and three round trips";
+    let mut bars = vec![(reference.to_owned(), BEST, median(&together))];
+    bars.extend(
+        shown
+            .into_iter()
+            .filter_map(|(id, name, colour)| Some((name.to_owned(), colour, median(times(id)?)))),
+    );
+    let plot = Plot::bars(
+        "cycle",
+        "One job of one step, from process start to exit",
+        "Medians in milliseconds, on a logarithmic axis.",
+        &bars,
+    );
+    tables += &phases::table(at);
+    Part {
+        figures,
+        tables,
+        plot: Some(plot),
     }
 }
 
-fn contenders<'a>(broker: &Broker, scratch: &'a Scratch, disk: &'a Scratch) -> Vec<Contender<'a>> {
-    let contender = |name: &str, id, program: &Path| Contender {
-        name: name.to_owned(),
+impl Contender<'_> {
+    /// One job, in milliseconds.
+    fn cycle(&mut self, client: &mut Client) -> f64 {
+        let dir = self.scratch.dir(&format!("cycle-{}", self.id));
+        match self.id {
+            "shell" => _ = client.publish("shell/pending", dir.display().to_string().as_bytes()),
+            id => client.submit(id, &dir, &["true"], ""),
+        }
+        let needed = time(&mut self.command);
+        let status = fs::read_to_string(dir.join("job.status.json")).unwrap_or_default();
+        assert!(status.contains("\"success\""), "{}: {status}", self.name);
+        needed
+    }
+}
+
+fn contenders(at: &Place) -> Vec<Contender<'_>> {
+    let contender = |id, name: String, program: &Path| Contender {
         id,
-        command: command(program, broker, id),
-        scratch,
-        request,
+        name,
+        command: command(program, &at.broker, id),
+        scratch: &at.memory,
         every: 1,
+        times: Vec::new(),
     };
-    let worker = |name, id| contender(name, id, &program());
-    let mut all = vec![worker("**job-worker**", "worker")];
-    let mut by_name = worker("job-worker, broker by name (`mqtt://localhost`)", "by-name");
-    by_name
-        .command
-        .env("MQTT_URL", format!("mqtt://localhost:{}", broker.port));
-    all.push(by_name);
-    all.push(Contender {
-        scratch: disk,
-        ..worker(
-            &format!("job-worker, jobs in {}", disk.describe()),
-            "on-disk",
-        )
-    });
+    let mut all = Vec::new();
     if let Some(program) = static_program() {
-        all.push(contender("job-worker, static (musl)", "static", &program));
-    }
-    if let Some(program) = earlier_program() {
         all.push(contender(
-            "an earlier job-worker, static (musl)",
-            "earlier",
+            "static",
+            "**job-worker, static**".into(),
             &program,
         ));
-    }
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/budgets/one-shot.sh");
-    let mut shell = contender(
-        "`mosquitto_sub -C 1` + `sh` + `mosquitto_pub` (one-shot.sh)",
-        "shell",
-        Path::new("/bin/sh"),
-    );
-    shell.command.arg(script);
-    all.push(Contender {
-        request: |dir| dir.display().to_string(),
-        ..shell
-    });
-    if let Some(script) = install_mqtt_js(scratch) {
-        let name = format!(
-            "one-shot worker on mqtt.js (one-shot.mjs), Node.js {}",
-            crate::machine::first_line("node", "--version")
+        let mut by_name = contender(
+            "by-name",
+            "the same, broker by name (`mqtt://localhost`)".into(),
+            &program,
         );
-        let mut node = contender(&name, "node", Path::new("node"));
-        node.command.arg(script);
+        let url = format!("mqtt://localhost:{}", at.broker.port);
+        by_name.command.env("MQTT_URL", url);
+        all.push(by_name);
+        let on_disk = format!("the same, jobs in {}", at.disk.describe());
         all.push(Contender {
-            every: NODE_ROUNDS,
-            ..node
+            scratch: &at.disk,
+            ..contender("on-disk", on_disk, &program)
         });
     }
+    if let Some(program) = earlier_program() {
+        let name = format!(
+            "{}, static",
+            first_line(&program.display().to_string(), "--version")
+        );
+        all.push(contender("earlier", name, &program));
+    }
+    all.push(contender(
+        "glibc",
+        "job-worker, with glibc".into(),
+        &built_program(),
+    ));
+    let script = "`mosquitto_sub -C 1` + `sh` + `mosquitto_pub` (one-shot.sh)";
+    let mut shell = contender("shell", script.into(), Path::new("/bin/sh"));
+    shell.command.arg(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/benches/budgets/one-shot.sh"
+    ));
+    all.push(shell);
+    if let Some(script) = install_mqtt_js(&at.memory) {
+        let version = first_line("node", "--version");
+        let name = format!("one-shot worker on mqtt.js (one-shot.mjs), Node.js {version}");
+        let mut node = contender("node", name, Path::new("node"));
+        node.command.arg(script);
+        node.every = NODE_ROUNDS;
+        all.push(node);
+    }
     all
-}
-
-fn request(dir: &Path) -> String {
-    format!(
-        r#"{{"id":"a","workDir":"{}","steps":["true"]}}"#,
-        dir.display()
-    )
-}
-
-/// Makes the session that keeps requests for this client until it comes.
-pub fn open_session(broker: &Broker, id: &str) {
-    let mut subscribe = Command::new(tool("mosquitto_sub"));
-    subscribe.args([
-        "-h",
-        "127.0.0.1",
-        "-p",
-        &broker.port.to_string(),
-        "-V",
-        "mqttv5",
-        "-x",
-        "4294967295",
-    ]);
-    subscribe.args([
-        "-c",
-        "-E",
-        "-i",
-        id,
-        "-q",
-        "1",
-        "-t",
-        &format!("{id}/pending"),
-    ]);
-    time(&mut subscribe);
 }
 
 /// The script, beside a mqtt.js that it finds; `None`, with a word, where that cannot be had.

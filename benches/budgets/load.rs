@@ -1,166 +1,204 @@
 //! Many jobs, and one with much to say.
 
-use crate::cycle::open_session;
+use crate::Place;
+use crate::machine::Scratch;
 use crate::mqtt::Broker;
-use crate::report::Figure;
-use crate::scratch::Scratch;
-use crate::statistics::Sample;
-use crate::worker::{Running, command, program, time};
+use crate::plots::{OURS, Plot, THEIRS};
+use crate::report::{Budget::AtLeast, Budget::AtMost, Figure, Part, Sample};
+use crate::worker::{
+    HOW_EARLIER, Running, await_file, command, earlier_program, gate, program, static_program, time,
+};
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+const ROUNDS: usize = 5;
+const JOBS: usize = 300;
 const GIB: u64 = 1 << 30;
 const LOG_ROUNDS: usize = 7;
 
-/// About what the worker's own lines before the first output take, in bytes.
-const BEGIN: usize = 150;
+/// In milliseconds, of `restart: always`, as `tests/docker.sh` has measured them: it takes a Docker engine and three minutes.
+const DOCKER: [f64; 11] = [
+    214.0, 313.0, 511.0, 911.0, 1_725.0, 3_326.0, 6_507.0, 12_909.0, 25_705.0, 51_313.0, 60_108.0,
+];
 
-pub fn throughput(broker: &Broker, scratch: &Scratch) -> Vec<Figure> {
-    let mut figures = Vec::new();
-    for (jobs, rounds) in [(300, 5), (1_000, 3)] {
-        let id = |round| format!("supervise-{jobs}-{round}");
-        let sample: Sample = (0..rounds)
-            .map(|round| jobs_per_second(broker, scratch, &id(round), jobs, "on"))
-            .collect();
-        figures.push(Figure::at_least(
-            &format!("`supervise`, queue of {jobs} `true` jobs"),
-            400.0,
-            "jobs/s",
-            &sample,
-        ));
+/// Throughput of `supervise`, and its pauses.
+pub fn throughput(at: &Place) -> Part {
+    let what = format!("`supervise`, queue of {JOBS} `true` jobs, jobs per second");
+    let figure = match (static_program(), earlier_program()) {
+        (Some(now), Some(earlier)) => {
+            let rate =
+                |program: &Path, id: String| rate(&at.broker, &at.memory, program, &id, JOBS);
+            let ratio = (0..ROUNDS).map(|round| {
+                let before = rate(&earlier, format!("earlier-{round}"));
+                rate(&now, format!("supervise-{round}")) / before
+            });
+            let means = "a long queue of very short jobs takes longer than it could; jobs of seconds do not notice it";
+            Figure::new(
+                &what,
+                AtLeast(1.2),
+                "× the first version",
+                &ratio.collect(),
+                means,
+            )
+        }
+        _ => Figure::skipped(&what, HOW_EARLIER),
+    };
+    Part {
+        figures: vec![figure],
+        plot: Some(pauses(at)),
+        ..Part::default()
     }
-    figures
 }
 
 /// Jobs per second from the start of `supervise` to the last result, for a queue of its own called `id`.
-pub fn jobs_per_second(broker: &Broker, scratch: &Scratch, id: &str, jobs: u32, sync: &str) -> f64 {
-    open_session(broker, id);
+pub fn rate(broker: &Broker, scratch: &Scratch, program: &Path, id: &str, jobs: usize) -> f64 {
+    let (started, _supervise, _) = supervise(broker, scratch, program, id, jobs);
+    jobs as f64 / started.as_secs_f64()
+}
+
+fn supervise(
+    broker: &Broker,
+    scratch: &Scratch,
+    program: &Path,
+    id: &str,
+    jobs: usize,
+) -> (Duration, Running, Vec<PathBuf>) {
+    broker.open_queue(id);
     let (mut controller, mut results) = (broker.client("controller"), broker.client("results"));
     results.subscribe(&format!("{id}/results/+"));
-    for job in 0..jobs {
-        let dir = scratch.dir(&format!("{id}-{job}"));
-        let request = format!(
-            r#"{{"id":"{job}","workDir":"{}","steps":["true"]}}"#,
-            dir.display()
-        );
-        controller.publish(&format!("{id}/pending"), request.as_bytes());
-    }
+    let dirs: Vec<_> = (0..jobs)
+        .map(|job| scratch.dir(&format!("{id}-{job}")))
+        .collect();
+    dirs.iter()
+        .for_each(|dir| controller.submit(id, dir, &["true"], ""));
     let started = Instant::now();
-    let mut supervise = command(program(), broker, id);
-    supervise.arg("supervise").env("JOB_SYNC", sync);
-    let _supervise = Running::start(&mut supervise);
-    for _ in 0..jobs {
-        let result = String::from_utf8_lossy(&results.message()).into_owned();
-        assert!(result.contains("\"success\""), "{result}");
-    }
-    f64::from(jobs) / started.elapsed().as_secs_f64()
+    let supervise = Running::start(command(program, broker, id).arg("supervise"));
+    results.await_successes(jobs);
+    (started.elapsed(), supervise, dirs)
+}
+
+/// From the end of one job to the start of the next, by their journals.
+fn pauses(at: &Place) -> Plot {
+    let jobs = DOCKER.len() + 1;
+    let (_, _supervise, dirs) = supervise(&at.broker, &at.memory, &program(), "pauses", jobs);
+    let pause = |pair: &[PathBuf]| {
+        let pause = told(&pair[1], "startedAt").duration_since(told(&pair[0], "finishedAt"));
+        // the journals count in milliseconds, and the axis has no 0
+        pause
+            .map_or(1.0, |pause| pause.as_secs_f64() * 1e3)
+            .max(1.0)
+    };
+    let ours: Vec<f64> = dirs.windows(2).map(pause).collect();
+    let line = |name: &str, colour, pauses: &[f64]| {
+        let all = pauses.iter().sum::<f64>() / 1e3;
+        let points = (1..).map(f64::from).zip(pauses.iter().copied());
+        crate::plots::Line {
+            name: format!("{name}: {all:.2} s in all"),
+            colour,
+            points: points.collect(),
+        }
+    };
+    let lines = vec![
+        line("Docker's restart: always", THEIRS, &DOCKER),
+        line("supervise", OURS, &ours),
+    ];
+    let words = "Docker pauses for 0.2 s at first, and twice as long each time, up to a minute; supervise for milliseconds.";
+    Plot::lines(
+        "pauses",
+        &format!("Pauses between {jobs} short jobs"),
+        words,
+        (("pause", None), ("milliseconds", Some(10.0))),
+        &[("from the end of one job to the start of the next", lines)],
+    )
+}
+
+/// What the journal of a job says. The first `startedAt` is that of the job.
+fn told(job: &Path, field: &str) -> SystemTime {
+    let journal = fs::read_to_string(job.join("job.status.json")).expect("a journal");
+    let (_, rest) = journal
+        .split_once(&format!("\"{field}\":\""))
+        .expect("a time");
+    let (time, _) = rest.split_once('"').expect("a time");
+    humantime::parse_rfc3339(time).expect("a time")
 }
 
 /// 1 GiB of output through a step, against the same command redirected by a shell.
-pub fn log(broker: &Broker, scratch: &Scratch) -> Vec<Figure> {
+pub fn log(at: &Place) -> Part {
     let output = format!("head -c {GIB} /dev/zero");
     let id = "log";
-    open_session(broker, id);
-    let mut controller = broker.client("controller");
+    at.broker.open_queue(id);
+    let mut controller = at.broker.client("controller");
     let mut submit = |steps: &[&str]| {
-        let dir = scratch.dir("log");
-        let request = format!(
-            r#"{{"id":"a","workDir":"{}","steps":{steps:?}}}"#,
-            dir.display()
-        );
-        controller.publish(&format!("{id}/pending"), request.as_bytes());
+        let dir = at.memory.dir("log");
+        controller.submit(id, &dir, steps, "");
         dir
     };
-    let (mut to_empty, mut to_begun) = (Sample::default(), Sample::default());
-    for _ in 0..LOG_ROUNDS {
-        let redirected = |begin: &[u8]| {
-            let log = scratch.dir("redirected").join("log");
-            fs::write(&log, begin).expect("a log");
-            let time = time(
-                Command::new("/bin/sh")
-                    .arg("-c")
-                    .arg(format!("{output} >> '{}' 2>&1", log.display())),
-            );
-            fs::remove_file(log).expect("a log");
-            time.as_secs_f64()
-        };
-        let (empty, begun) = (redirected(b""), redirected(&[b'-'; BEGIN]));
+    // the worker's own lines before the first output shift it, so that each block crosses a page: the shell's log begins so, too
+    let begin = [b'-'; 150];
+    let to_shell = (0..LOG_ROUNDS).map(|_| {
+        let log = at.memory.dir("redirected").join("log");
+        fs::write(&log, begin).expect("a log");
+        let script = format!("{output} >> '{}' 2>&1", log.display());
+        let redirected = time(Command::new("/bin/sh").arg("-c").arg(script));
+        fs::remove_file(log).expect("a log");
         let dir = submit(&[&output]);
-        let worker = time(&mut command(program(), broker, id)).as_secs_f64();
-        let size = size(&dir);
+        let worker = time(&mut command(program(), &at.broker, id));
+        let size = dir.join("job.log").metadata().map_or(0, |log| log.len());
         assert!(
             size > GIB && size < GIB + 4096,
-            "all of it is in the log, which has {size} bytes"
+            "{size} bytes are not all of it"
         );
-        scratch.dir("log");
-        to_empty.push(worker / empty);
-        to_begun.push(worker / begun);
-    }
-
+        at.memory.dir("log");
+        worker / redirected
+    });
+    let to_shell: Sample = to_shell.collect();
     // processor time and peak memory from the step before to the step after
     let mut taken = |step: &str| {
         let dir = submit(&["true", &gate("before"), step, &gate("after")]);
-        let worker = Running::start(&mut command(program(), broker, id));
-        await_file(&dir.join("before"));
-        let before = (worker.processor_time(), worker.peak_memory());
-        File::create(dir.join("before-passed")).expect("a file");
-        await_file(&dir.join("after"));
-        let after = (worker.processor_time(), worker.peak_memory());
-        File::create(dir.join("after-passed")).expect("a file");
+        let worker = Running::start(&mut command(program(), &at.broker, id));
+        let [before, after] = ["before", "after"].map(|name| {
+            await_file(&dir.join(name));
+            let taken = (worker.processor_time(), worker.peak_memory());
+            File::create(dir.join(format!("{name}-passed"))).expect("a file");
+            taken
+        });
         worker.ends();
-        (after.0 - before.0, after.1 - before.1)
+        at.memory.dir("log");
+        (after.0 - before.0, (after.1 - before.1) * 1e3)
     };
-    let (mut time, mut memory) = (Sample::default(), Sample::default());
-    for _ in 0..LOG_ROUNDS {
-        let (quiet, loud) = (taken("true"), taken(&output));
-        time.push(loud.0 - quiet.0);
-        memory.push(loud.1 - quiet.1);
+    let more: Vec<_> = (0..LOG_ROUNDS)
+        .map(|_| (taken("true"), taken(&output)))
+        .map(|(quiet, loud)| (loud.0 - quiet.0, loud.1 - quiet.1))
+        .collect();
+    let (time, memory): (Vec<f64>, Vec<f64>) = more.into_iter().unzip();
+    let what =
+        "processor time and memory of the worker for this GiB: more than for a step of `true`";
+    Part {
+        figures: vec![
+            Figure::new(
+                "log of 1 GiB through a step",
+                AtMost(1.1),
+                "× the same command redirected by a shell, behind as many bytes",
+                &to_shell,
+                "output goes slower than it could; with nobody between step and file that is the drive or the machine",
+            ),
+            Figure::new(
+                what,
+                AtMost(1.0),
+                "ms",
+                &Sample(time),
+                "the worker looks at the log while it grows",
+            ),
+            Figure::new(
+                what,
+                AtMost(0.0),
+                "KB",
+                &Sample(memory),
+                "the worker holds something of the log",
+            ),
+        ],
+        ..Part::default()
     }
-    scratch.dir("log");
-
-    vec![
-        Figure::at_most(
-            "log of 1 GiB through a step",
-            1.1,
-            "× the same command redirected by a shell",
-            &to_empty,
-        ),
-        Figure::at_most(
-            "the same, the shell's log beginning with a few lines, too",
-            1.1,
-            "×",
-            &to_begun,
-        ),
-        Figure::told(
-            "the worker's own processor time for this GiB: more than for a step of `true`",
-            "ms",
-            &time,
-        ),
-        Figure::at_most(
-            "the worker's peak memory for this GiB: more than for a step of `true`",
-            0.0,
-            "kB",
-            &memory,
-        ),
-    ]
-}
-
-/// A step that says that it is there, by a file of this name, and waits until it may go on.
-pub fn gate(name: &str) -> String {
-    format!("touch {name}; until [ -e {name}-passed ]; do sleep 0.02; done")
-}
-
-pub fn await_file(path: &Path) {
-    let end = Instant::now() + Duration::from_secs(60);
-    while !path.exists() {
-        assert!(Instant::now() < end, "{} does not come", path.display());
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    std::thread::sleep(Duration::from_millis(50)); // what the worker does right after having started the step
-}
-
-fn size(dir: &Path) -> u64 {
-    dir.join("job.log").metadata().map_or(0, |log| log.len())
 }

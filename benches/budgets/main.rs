@@ -2,35 +2,38 @@
 //! `-- --write` it also writes that file, and the pictures in it. `-- --only NAME` measures one of the stages alone.
 //!
 //! What is compared is measured in the same round, one after the other, so that other work on the machine meets all alike;
-//! the ratios of these pairs are what to look at, not the milliseconds. Mosquitto and its clients are needed, npm is not, nor are
-//! `strace` and a static binary (`JOB_WORKER_STATIC`).
+//! the ratios of these pairs are what to look at, not the milliseconds. Only Mosquitto and its clients are needed. What lacks
+//! a tool (npm, strace, perf, valgrind, qemu) or a program is left out with a word.
+//!
+//! `JOB_WORKER_STATIC` is the program that is measured, a `-minimal` one of `.ci/release`; `JOB_WORKER_EARLIER` the one that it is
+//! compared with. To build the first version with today's settings:
+//!
+//! ```console
+//! $ git worktree add /tmp/first 50f6e02
+//! $ cp .ci/release /tmp/first/.ci/release
+//! $ (cd /tmp/first && KINDS=minimal .ci/release /tmp/out x86_64-unknown-linux-musl)
+//! ```
+//!
+//! `JOB_WORKER_FOREIGN` are programs for other processors, separated by `:`, whose instructions qemu counts.
 
 mod cycle;
-mod fleet;
-mod growth;
 mod load;
 mod machine;
 mod mqtt;
 mod page;
-mod pauses;
-mod pictures;
-mod plot;
+mod phases;
+mod plots;
 mod pool;
 mod report;
 mod resources;
-mod scratch;
-mod statistics;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod sync;
-mod tap;
-mod turns;
 mod worker;
 
-use machine::load;
+use machine::Scratch;
 use mqtt::Broker;
-use report::Part;
-use scratch::Scratch;
+use report::{Figure, Part};
 use std::path::Path;
 use std::time::Instant;
 
@@ -41,41 +44,18 @@ struct Place {
     disk: Scratch,
 }
 
-/// One part of what is measured: its name, what is said when it begins, and what it does.
-type Stage = (&'static str, &'static str, fn(&Place) -> Part);
+/// One part of what is measured: its name, and what it does.
+type Stage = (&'static str, fn(&Place) -> Part);
 
 const STAGES: [Stage; 8] = [
-    (
-        "cycle",
-        "the whole cycle, against its limit, a shell loop and mqtt.js",
-        |at| cycle::measure(&at.broker, &at.memory, &at.disk).into(),
-    ),
-    ("growth", "the cycle at growing queues", |at| {
-        growth::measure(&at.broker, &at.memory).into()
-    }),
-    (
-        "supervise",
-        "throughput of supervise, and its pauses",
-        |at| {
-            let figures = load::throughput(&at.broker, &at.memory);
-            (figures, pauses::measure(&at.broker, &at.memory)).into()
-        },
-    ),
-    ("pool", "throughput of a pool", |at| {
-        pool::measure(&at.broker, &at.memory).into()
-    }),
-    ("turns", "members of a pool that wait", |at| {
-        turns::measure(&at.broker, &at.memory).into()
-    }),
-    ("sync", "what JOB_SYNC costs", |at| {
-        sync::measure(&at.broker, &at.memory, &at.disk).into()
-    }),
-    ("log", "1 GiB of log", |at| {
-        load::log(&at.broker, &at.memory).into()
-    }),
-    ("resources", "memory, wake-ups, size", |at| {
-        resources::measure(&at.broker, &at.memory).into()
-    }),
+    ("cycle", cycle::measure),
+    ("growth", pool::growth),
+    ("supervise", load::throughput),
+    ("pool", pool::throughput),
+    ("turns", pool::turns),
+    ("sync", sync::measure),
+    ("log", load::log),
+    ("resources", resources::measure),
 ];
 
 fn main() {
@@ -86,14 +66,14 @@ fn main() {
         return;
     }
     let only = asked("--only").map(|at| arguments.get(at + 1).map_or("", String::as_str));
-    let stages: Vec<_> = STAGES
-        .into_iter()
-        .filter(|(name, ..)| only.is_none_or(|only| only == *name))
+    let stages = STAGES.into_iter();
+    let stages: Vec<_> = stages
+        .filter(|(name, _)| only.is_none_or(|only| only == *name))
         .collect();
-    let names = STAGES.map(|(name, ..)| name);
+    let names = STAGES.map(|(name, _)| name);
     assert!(!stages.is_empty(), "--only takes one of {names:?}");
 
-    let (started, load) = (Instant::now(), load());
+    let (started, load) = (Instant::now(), machine::load());
     let memory = Scratch::in_memory();
     let place = Place {
         broker: Broker::start(&memory),
@@ -101,23 +81,23 @@ fn main() {
         disk: Scratch::on_disk(),
     };
     let seconds = || started.elapsed().as_secs();
-    let parts: Vec<_> = stages
-        .into_iter()
-        .map(|(name, what, measure)| {
-            eprintln!("{:4} s  {what}", seconds());
-            (name, measure(&place))
-        })
-        .collect();
+    let measure = |(name, measure): Stage| {
+        eprintln!("{:4} s  {name}", seconds());
+        (name, measure(&place))
+    };
+    let parts: Vec<_> = stages.into_iter().map(measure).collect();
     eprintln!("{:4} s  done", seconds());
 
     let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
     let is_written = asked("--write").is_some();
     if is_written {
-        let pictures = parts.iter().filter_map(|(_, part)| part.picture.as_ref());
-        pictures.for_each(|picture| picture.write(repository).expect("a picture"));
+        let plots = parts.iter().filter_map(|(_, part)| part.plot.as_ref());
+        plots.for_each(|plot| plot.write(repository));
     }
     if only.is_some() {
-        parts.iter().for_each(|(_, part)| println!("{part}"));
+        for (_, part) in &parts {
+            println!("{}\n{}", Figure::table(part.figures.iter()).0, part.tables);
+        }
         return;
     }
     let page = page::page(&parts, &load, seconds(), &place.memory.describe());

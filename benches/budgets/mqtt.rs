@@ -1,12 +1,15 @@
 //! A broker for the benchmark, and the smallest client that can publish, subscribe and wait for acknowledgements. It speaks
-//! MQTT 3.1.1, one packet a time over a socket of its own: nothing of the worker is in it.
+//! one packet a time over a socket of its own: nothing of the worker is in it.
 
-use crate::scratch::Scratch;
+use crate::machine::Scratch;
 use crate::support::mosquitto::{free_port, tool};
+use crate::worker::milliseconds;
 use std::fs;
-use std::io::{self, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::{BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Mosquitto without persistence, which would make the disk's cost a part of every figure.
@@ -21,60 +24,62 @@ impl Broker {
         let config = scratch.dir("broker").join("mosquitto.conf");
         let lines = format!(
             "listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 1000000\n\
-             persistence false\nlog_dest none\n"
+             persistence false\nlog_dest none\nset_tcp_nodelay true\n"
         );
         fs::write(&config, lines).expect("a configuration");
         let mut command = Command::new(tool("mosquitto"));
-        let process = command
-            .arg("-c")
-            .arg(&config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        let broker = Self {
-            process: process.expect("mosquitto"),
-            port,
-        };
+        command.arg("-c").arg(&config);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let process = command.spawn().expect("mosquitto");
         let end = Instant::now() + Duration::from_secs(10);
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(Instant::now() < end, "mosquitto does not answer");
             std::thread::sleep(Duration::from_millis(5));
         }
-        broker
+        Self { process, port }
     }
 
+    /// A client of version 3.1.1 with a clean session and without keep-alive.
     pub fn client(&self, id: &str) -> Client {
-        // clean session, keep-alive off
-        self.connect(&connect(id, 4, 0x02, &[]))
+        self.connect(&[&text("MQTT")[..], &[4, 2, 0, 0], &text(id)])
     }
 
-    /// How long the broker takes to take a worker in and hand out its first request, which is left unacknowledged.
-    pub fn hand_out(&self, worker: &str) -> Duration {
+    /// A client with a worker's session: version 5, it never expires, Receive Maximum 1.
+    fn worker(&self, id: &str) -> Client {
+        let properties = [8, 0x11, 0xff, 0xff, 0xff, 0xff, 0x21, 0, 1];
+        self.connect(&[&text("MQTT")[..], &[5, 0, 0, 0], &properties, &text(id)])
+    }
+
+    /// Makes the session that keeps requests for this worker until it comes.
+    pub fn open_queue(&self, id: &str) {
+        let mut client = self.worker(id);
+        let filter = text(&format!("{id}/pending"));
+        client.write(0x82, &[&[0, 1, 0][..], &filter, &[1]].concat());
+        while client.read().0 != 0x90 {}
+        client.write(0xe0, &[]);
+        while client.stream.read(&mut [0; 64]).is_ok_and(|read| read > 0) {}
+    }
+
+    /// How many milliseconds the broker takes to take a worker in and hand out its first request, which is left unacknowledged.
+    pub fn hand_out(&self, id: &str) -> f64 {
         let started = Instant::now();
-        // version 5, the session goes on and never expires, Receive Maximum 1
-        let mut client = self.connect(&connect(
-            worker,
-            5,
-            0,
-            &[8, 0x11, 0xff, 0xff, 0xff, 0xff, 0x21, 0, 1],
-        ));
+        let mut client = self.worker(id);
         while client.read().0 >> 4 != 3 {}
-        let time = started.elapsed();
+        let time = milliseconds(started);
         client.write(0xe0, &[]);
         time
     }
 
-    fn connect(&self, packet: &[u8]) -> Client {
+    fn connect(&self, packet: &[&[u8]]) -> Client {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).expect("the broker listens");
         stream.set_nodelay(true).expect("TCP_NODELAY");
-        stream
-            .set_read_timeout(Some(Duration::from_secs(60)))
-            .expect("a timeout");
+        let patience = Some(Duration::from_secs(60));
+        stream.set_read_timeout(patience).expect("a timeout");
         let mut client = Client {
             stream: BufReader::new(stream),
             packet_id: 0,
         };
-        client.write(0x10, packet);
+        client.write(0x10, &packet.concat());
         let (kind, connack) = client.read();
         assert_eq!((kind, connack[1]), (0x20, 0), "the broker takes us");
         client
@@ -88,16 +93,6 @@ impl Drop for Broker {
     }
 }
 
-fn connect(id: &str, version: u8, flags: u8, properties: &[u8]) -> Vec<u8> {
-    [
-        &text("MQTT")[..],
-        &[version, flags, 0, 0],
-        properties,
-        &text(id),
-    ]
-    .concat()
-}
-
 fn text(text: &str) -> Vec<u8> {
     [&(text.len() as u16).to_be_bytes(), text.as_bytes()].concat()
 }
@@ -108,16 +103,23 @@ pub struct Client {
 }
 
 impl Client {
-    /// Publishes at QoS 1 and waits for the acknowledgement: one round trip.
-    pub fn publish(&mut self, topic: &str, payload: &[u8]) -> Duration {
+    /// Publishes at QoS 1 and waits for the acknowledgement: one round trip, in milliseconds.
+    pub fn publish(&mut self, topic: &str, payload: &[u8]) -> f64 {
         self.packet_id = self.packet_id % 60_000 + 1;
         let packet = [&text(topic)[..], &self.packet_id.to_be_bytes(), payload].concat();
         let started = Instant::now();
         self.write(0x32, &packet);
         let (kind, _) = self.read();
-        let time = started.elapsed();
+        let time = milliseconds(started);
         assert_eq!(kind, 0x40, "PUBACK");
         time
+    }
+
+    /// Asks the worker or pool `queue` for a job in `dir`. `more` are further fields.
+    pub fn submit(&mut self, queue: &str, dir: &Path, steps: &[&str], more: &str) {
+        let dir = dir.display();
+        let request = format!(r#"{{"id":"a","workDir":"{dir}","steps":{steps:?}{more}}}"#);
+        self.publish(&format!("{queue}/pending"), request.as_bytes());
     }
 
     /// At QoS 0.
@@ -127,63 +129,133 @@ impl Client {
     }
 
     /// The payload of the next message.
-    pub fn message(&mut self) -> Vec<u8> {
+    pub fn message(&mut self) -> String {
         loop {
             let (kind, body) = self.read();
             if kind >> 4 == 3 {
                 let topic = usize::from(u16::from_be_bytes([body[0], body[1]]));
-                return body[2 + topic..].to_vec();
+                return String::from_utf8_lossy(&body[2 + topic..]).into_owned();
             }
         }
     }
 
+    /// Waits for so many results.
+    pub fn await_successes(&mut self, count: usize) {
+        for _ in 0..count {
+            let result = self.message();
+            assert!(result.contains("\"success\""), "{result}");
+        }
+    }
+
     fn write(&mut self, kind: u8, body: &[u8]) {
-        write_packet(self.stream.get_mut(), kind, body).expect("the broker reads");
+        let mut packet = vec![kind];
+        let mut rest = body.len();
+        while rest >= 128 {
+            packet.push(rest as u8 | 128);
+            rest /= 128;
+        }
+        packet.push(rest as u8);
+        packet.extend(body);
+        let written = self.stream.get_mut().write_all(&packet);
+        written.expect("the broker reads");
     }
 
+    /// The first byte of the next packet, and what follows its length.
     fn read(&mut self) -> (u8, Vec<u8>) {
-        read_packet(&mut self.stream).expect("the broker answers")
-    }
-}
-
-/// Sends a packet: its first byte, its length, and the rest of it.
-///
-/// # Errors
-/// The connection is gone.
-pub fn write_packet(stream: &mut impl Write, kind: u8, body: &[u8]) -> io::Result<()> {
-    let mut packet = vec![kind];
-    let mut rest = body.len();
-    loop {
-        packet.push((rest % 128) as u8 | if rest >= 128 { 128 } else { 0 });
-        rest /= 128;
-        if rest == 0 {
-            break;
+        let mut byte = || {
+            let mut one = [0];
+            self.stream
+                .read_exact(&mut one)
+                .expect("the broker answers");
+            one[0]
+        };
+        let kind = byte();
+        let (mut length, mut shift) = (0, 0);
+        loop {
+            let part = byte();
+            length |= usize::from(part & 127) << shift;
+            shift += 7;
+            if part < 128 {
+                break;
+            }
         }
+        let mut body = vec![0; length];
+        let read = self.stream.read_exact(&mut body);
+        read.expect("the broker answers");
+        (kind, body)
     }
-    packet.extend(body);
-    stream.write_all(&packet)
 }
 
-/// Waits for a packet: its first byte, and what follows its length.
-///
-/// # Errors
-/// The connection is gone.
-pub fn read_packet(stream: &mut impl Read) -> io::Result<(u8, Vec<u8>)> {
-    let mut byte = || {
-        let mut one = [0];
-        stream.read_exact(&mut one).map(|()| one[0])
+/// A proxy before the broker that sees when clients come and leave.
+pub struct Tap {
+    pub port: u16,
+    visits: Arc<Mutex<Vec<Visit>>>,
+}
+
+/// One connection: the bytes of its CONNECT, when it began, and when its client closed it.
+#[derive(Clone)]
+pub struct Visit {
+    connect: Vec<u8>,
+    pub begun: Instant,
+    pub ended: Option<Instant>,
+}
+
+impl Tap {
+    /// It listens until the benchmark ends.
+    pub fn before(broker: u16) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let port = listener.local_addr().expect("the port just bound").port();
+        let visits = Arc::default();
+        let seen = Arc::clone(&visits);
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let (begun, visits) = (Instant::now(), Arc::clone(&seen));
+                std::thread::spawn(move || pass_on(client, broker, begun, &visits));
+            }
+        });
+        Self { port, visits }
+    }
+
+    /// Every connection with this client id, in the order of their beginning.
+    pub fn visits(&self, client: &str) -> Vec<Visit> {
+        let id = text(client);
+        let mut visits = self.visits.lock().expect("no thread panics").clone();
+        visits.retain(|visit| visit.connect.windows(id.len()).any(|part| part == id));
+        visits.sort_by_key(|visit| visit.begun);
+        visits
+    }
+}
+
+fn pass_on(mut client: TcpStream, broker: u16, begun: Instant, visits: &Mutex<Vec<Visit>>) {
+    let to_broker = || {
+        let broker = TcpStream::connect((Ipv4Addr::LOCALHOST, broker)).ok()?;
+        broker.set_nodelay(true).ok()?;
+        client.set_nodelay(true).ok()?;
+        Some((broker.try_clone().ok()?, broker, client.try_clone().ok()?))
     };
-    let kind = byte()?;
-    let (mut length, mut shift) = (0, 0);
-    loop {
-        let part = byte()?;
-        length |= usize::from(part & 127) << shift;
-        shift += 7;
-        if part < 128 {
-            break;
-        }
-    }
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body)?;
-    Ok((kind, body))
+    let Some((mut answers, mut broker, mut back)) = to_broker() else {
+        return;
+    };
+    let mut connect = vec![0; 512];
+    let Ok(length) = client.read(&mut connect) else {
+        return;
+    };
+    connect.truncate(length);
+    let number = {
+        let mut visits = visits.lock().expect("no thread panics");
+        visits.push(Visit {
+            connect: connect.clone(),
+            begun,
+            ended: None,
+        });
+        visits.len() - 1
+    };
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut answers, &mut back); // until either is gone
+        let _ = back.shutdown(std::net::Shutdown::Write);
+    });
+    let _ = broker.write_all(&connect);
+    let _ = std::io::copy(&mut client, &mut broker);
+    visits.lock().expect("no thread panics")[number].ended = Some(Instant::now());
+    let _ = broker.shutdown(std::net::Shutdown::Write);
 }

@@ -1,112 +1,341 @@
-//! What a pool takes: its throughput, and its cost over a queue of one's own.
+//! What a pool takes: a member's cycle and its growth with the queue, its throughput, and its members that wait.
 
-use crate::fleet::Fleet;
-use crate::load::jobs_per_second;
-use crate::mqtt::Broker;
-use crate::pictures;
-use crate::plot::Picture;
-use crate::report::{Figure, Table};
-use crate::scratch::Scratch;
-use crate::statistics::Sample;
-use std::time::Instant;
+use crate::Place;
+use crate::load;
+use crate::mqtt::{Client, Tap};
+use crate::plots::{BEST, Line, OURS, Plot, THEIRS};
+use crate::report::{Budget::AtLeast, Budget::AtMost, Figure, Part, Sample, table};
+use crate::worker::{Running, command, program, time};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+const LENGTHS: [usize; 5] = [1, 10, 100, 1_000, 10_000];
+const CYCLES: usize = 40;
 
 const ROUNDS: usize = 3;
 const SIZES: [usize; 4] = [1, 2, 4, 8];
-/// The one with a budget, and its queue.
-const BUDGETED: usize = 4;
 const JOBS: usize = 1_000;
-/// The queue of the others.
+/// The queue of those without a budget.
 const FEWER_JOBS: usize = 300;
-
-/// Of the jobs that only wait, those that the picture shows.
+/// Jobs that only wait, for so many seconds, of which each member has so many.
 const NAP: f64 = 0.2;
 const NAPS: usize = 12;
-/// And those that have a budget, each of which takes a second.
-const SLEEPERS: usize = 8;
-const SLEEPS: usize = 4;
 
-/// Jobs per second.
-pub fn measure(broker: &Broker, scratch: &Scratch) -> (Vec<Figure>, Table, Picture) {
-    let (mut own, mut ratio) = (Sample::default(), Sample::default());
-    let (mut short, mut naps) = <([Sample; 4], [Sample; 4])>::default();
-    let mut sleeps = Sample::default();
-    for round in 0..ROUNDS {
-        let alone = jobs_per_second(
-            broker,
-            scratch,
-            &format!("alone-{round}"),
-            JOBS as u32,
-            "on",
-        );
-        own.push(alone);
-        for (size, (short, naps)) in SIZES.into_iter().zip(short.iter_mut().zip(&mut naps)) {
-            let rate = |what: &str, step: &str, jobs| {
-                let id = format!("pool-{what}-{size}-{round}");
-                throughput(broker, scratch, &id, size, step, jobs)
-            };
-            if size == BUDGETED {
-                short.push(rate("short", "true", JOBS));
-                ratio.push(short.last() / alone);
-            } else {
-                short.push(rate("short", "true", FEWER_JOBS));
-            }
-            naps.push(rate("naps", &format!("sleep {NAP}"), NAPS * size));
-        }
-        let id = format!("pool-sleeps-{round}");
-        let rate = throughput(broker, scratch, &id, SLEEPERS, "sleep 1", SLEEPS * SLEEPERS);
-        sleeps.push(rate / SLEEPERS as f64);
-    }
-    let figures = vec![
-        Figure::at_least(
-            &format!("pool of {BUDGETED} under `supervise`, queue of {JOBS} `true` jobs"),
-            0.7,
-            "× one worker's own queue",
-            &ratio,
-        ),
-        Figure::at_least(
-            &format!("pool of {SLEEPERS} under `supervise`, jobs of `sleep 1`"),
-            0.95,
-            &format!("× {SLEEPERS} jobs/s"),
-            &sleeps,
-        ),
-    ];
-    let mut table = Table::new(&[
-        "members",
-        "`true`, jobs/s",
-        &format!("`sleep {NAP}`, jobs/s"),
-        "at most possible",
-    ]);
-    table.row([
-        "one worker, a queue of its own".to_owned(),
-        own.to_string(),
-        "–".to_owned(),
-        "–".to_owned(),
-    ]);
-    for (size, (short, naps)) in SIZES.iter().zip(short.iter().zip(&naps)) {
-        let most = format!("{:.0}", *size as f64 / NAP);
-        table.row([size.to_string(), short.to_string(), naps.to_string(), most]);
-    }
-    let points = |samples: &[Sample]| -> Vec<(f64, f64)> {
-        let medians = samples.iter().map(Sample::median);
-        SIZES.iter().map(|size| *size as f64).zip(medians).collect()
-    };
-    let picture = pictures::members(NAP, &points(&naps), &points(&short), own.median());
-    (figures, table, picture)
+const IDLE: [usize; 3] = [1, 8, 32];
+const TURNS: usize = 60;
+/// Until the member that had the last job waits again.
+const PAUSE: Duration = Duration::from_millis(30);
+const WATCHED: Duration = Duration::from_secs(5);
+/// Until a new head looks for claims as seldom as it ever will.
+const SETTLING: Duration = Duration::from_secs(7);
+
+/// A pool, and the controller that has work for it.
+struct Pool<'a> {
+    at: &'a Place,
+    /// Of the pool, its session, and its topics.
+    name: String,
+    root: PathBuf,
+    controller: Client,
+    results: Client,
+    submitted: usize,
+    members: Vec<Running>,
 }
 
-/// Jobs per second from the start of the members to the last result.
-fn throughput(
-    broker: &Broker,
-    scratch: &Scratch,
-    id: &str,
-    members: usize,
-    step: &str,
-    jobs: usize,
-) -> f64 {
-    let mut fleet = Fleet::new(broker, scratch, id);
-    (0..jobs).for_each(|_| fleet.submit(step));
-    let started = Instant::now();
-    fleet.start(members, |member| member.supervised());
-    fleet.await_results(jobs);
-    jobs as f64 / started.elapsed().as_secs_f64()
+impl<'a> Pool<'a> {
+    /// A pool without members.
+    fn new(at: &'a Place, name: &str) -> Self {
+        at.broker.open_queue(name);
+        let root = at.memory.dir(name);
+        // a pool takes over the session of another one only where its directory is there
+        std::fs::create_dir_all(root.join(".job-worker").join(name)).expect("a directory");
+        let client = |role: &str| at.broker.client(&format!("{name}-{role}"));
+        let (controller, mut results) = (client("controller"), client("results"));
+        results.subscribe(&format!("{name}/results/+"));
+        Self {
+            at,
+            name: name.to_owned(),
+            root,
+            controller,
+            results,
+            submitted: 0,
+            members: Vec::new(),
+        }
+    }
+
+    fn submit(&mut self, step: &str) {
+        let dir = self.root.join(self.submitted.to_string());
+        self.submitted += 1;
+        std::fs::create_dir(&dir).expect("a directory");
+        self.controller.submit(&self.name, &dir, &[step], "");
+    }
+
+    fn member(&self, number: usize) -> Command {
+        let mut command = command(program(), &self.at.broker, &self.name);
+        command
+            .env("WORKER_ID", format!("{}-{number}", self.name))
+            .env("JOB_POOL", &self.name)
+            .env("JOB_ROOT", &self.root);
+        command
+    }
+
+    /// Starts members, each with these arguments and this URL of the broker.
+    fn start(&mut self, members: usize, arguments: &[&str], url: Option<&str>) {
+        for number in 0..members {
+            let mut member = self.member(number);
+            member
+                .args(arguments)
+                .envs(url.map(|url| ("MQTT_URL", url)));
+            self.members.push(Running::start(&mut member));
+        }
+    }
+
+    /// The same, and waits until all of them wait for a job.
+    fn start_idle(&mut self, members: usize, arguments: &[&str], url: Option<&str>) {
+        let mut presence = self.at.broker.client(&format!("{}-presence", self.name));
+        presence.subscribe(&format!("{}/workers/+", self.name));
+        self.start(members, arguments, url);
+        let mut idle = 0;
+        while idle < members {
+            idle += usize::from(presence.message().contains("\"idle\""));
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// The cost of a cycle must not grow with what waits behind it.
+pub fn growth(at: &Place) -> Part {
+    let mut client = at.broker.client("filler");
+    let mut submit = |id: &str, number: usize| {
+        let dir = at.memory.dir(&format!("{id}-{number}"));
+        client.submit(id, &dir, &["true"], "");
+    };
+    let mut queues = LENGTHS.map(|length| {
+        let own = format!("queue-{length}");
+        at.broker.open_queue(&own);
+        let mut pool = Pool::new(at, &format!("pool-queue-{length}"));
+        for number in 0..length {
+            submit(&own, number);
+            pool.submit("true");
+        }
+        (length, own, pool, <[Sample; 3]>::default())
+    });
+    for round in 0..CYCLES {
+        for (length, own, pool, [cycles, members, hand_outs]) in &mut queues {
+            hand_outs.0.push(at.broker.hand_out(own));
+            cycles
+                .0
+                .push(time(&mut command(program(), &at.broker, own)));
+            submit(own, *length + round); // as many as before
+            members.0.push(time(&mut pool.member(0)));
+            pool.submit("true");
+        }
+    }
+    let samples = queues.map(|(.., samples)| samples);
+    let [[cycles, shortest, _], .., [_, longest, _]] = &samples;
+    let figures = vec![
+        Figure::new(
+            "whole cycle of a pool's member",
+            AtMost(1.25),
+            "× that of an own queue",
+            &shortest.over(cycles),
+            "what the claim on the drive and a second connection cost each job of a pool",
+        ),
+        Figure::new(
+            "whole cycle of a pool's member with 10,000 queued jobs",
+            AtMost(1.2),
+            "× that with 1",
+            &longest.over(shortest),
+            "a pool slows down behind a long queue; most of it is Mosquitto, which connects a client with 10,000 messages",
+        ),
+    ];
+    let titles = [
+        "queued jobs",
+        "whole cycle, ms",
+        "the same, of a pool's member, ms",
+        "of both, connecting and getting the request, ms",
+    ];
+    let rows = LENGTHS.iter().zip(&samples).map(|(length, samples)| {
+        let [cycles, members, hand_outs] = samples.each_ref().map(ToString::to_string);
+        [length.to_string(), cycles, members, hand_outs]
+    });
+    let line = |name: &str, colour, of: usize| Line {
+        name: name.to_owned(),
+        colour,
+        points: LENGTHS
+            .iter()
+            .zip(&samples)
+            .map(|(length, samples)| (*length as f64, samples[of].median()))
+            .collect(),
+    };
+    let lines = vec![
+        line("member of a pool", THEIRS, 1),
+        line("own queue", OURS, 0),
+        line("Mosquitto's part", BEST, 2),
+    ];
+    Part {
+        figures,
+        tables: table(&titles, rows),
+        plot: Some(Plot::lines(
+            "queue",
+            "One cycle, with a queue behind it",
+            "Milliseconds from process start to exit, for 1 to 10,000 queued jobs.",
+            (("queued jobs", Some(10.0)), ("milliseconds", None)),
+            &[("from process start to exit", lines)],
+        )),
+    }
+}
+
+/// Jobs per second.
+pub fn throughput(at: &Place) -> Part {
+    let (mut own, mut ratio, mut sleeps) = <(Sample, Sample, Sample)>::default();
+    let mut rates = <[[Sample; 2]; SIZES.len()]>::default();
+    for round in 0..ROUNDS {
+        let rate = |size: usize, step: &str, jobs: usize| {
+            let mut pool = Pool::new(at, &format!("pool-{size}-{jobs}-{round}"));
+            (0..jobs).for_each(|_| pool.submit(step));
+            let started = Instant::now();
+            pool.start(size, &["supervise"], None);
+            pool.results.await_successes(jobs);
+            jobs as f64 / started.elapsed().as_secs_f64()
+        };
+        let alone = load::rate(
+            &at.broker,
+            &at.memory,
+            &program(),
+            &format!("alone-{round}"),
+            JOBS,
+        );
+        own.0.push(alone);
+        for (size, [short, naps]) in SIZES.into_iter().zip(&mut rates) {
+            let jobs = if size == 4 { JOBS } else { FEWER_JOBS };
+            let rate_of_true = rate(size, "true", jobs);
+            short.0.push(rate_of_true);
+            if size == 4 {
+                ratio.0.push(rate_of_true / alone);
+            }
+            naps.0
+                .push(rate(size, &format!("sleep {NAP}"), NAPS * size));
+        }
+        sleeps.0.push(rate(8, "sleep 1", 32) / 8.0);
+    }
+    let figures = vec![
+        Figure::new(
+            &format!("pool of 4 under `supervise`, queue of {JOBS} `true` jobs, jobs per second"),
+            AtLeast(1.0),
+            "× one worker's own queue",
+            &ratio,
+            "with jobs as short as this a pool is slower than one worker: its turns are one after the other",
+        ),
+        Figure::new(
+            "pool of 8 under `supervise`, jobs of `sleep 1`",
+            AtLeast(0.95),
+            "× 8 jobs/s",
+            &sleeps,
+            "members wait for each other",
+        ),
+    ];
+    let titles = [
+        "members",
+        "`true`, jobs/s",
+        "`sleep 0.2`, jobs/s",
+        "at most possible",
+    ];
+    let mut rows = vec![[
+        "one worker, a queue of its own".into(),
+        own.to_string(),
+        "–".into(),
+        "–".into(),
+    ]];
+    rows.extend(SIZES.iter().zip(&rates).map(|(size, [short, naps])| {
+        let most = format!("{:.0}", *size as f64 / NAP);
+        [size.to_string(), short.to_string(), naps.to_string(), most]
+    }));
+    let line = |name: &str, colour, of: &dyn Fn(usize) -> f64| Line {
+        name: name.to_owned(),
+        colour,
+        points: (0..SIZES.len())
+            .map(|at| (SIZES[at] as f64, of(at)))
+            .collect(),
+    };
+    let naps = vec![
+        line("the most possible", BEST, &|at| SIZES[at] as f64 / NAP),
+        line("pool", OURS, &|at| rates[at][1].median()),
+    ];
+    let short = vec![
+        line("one worker, own queue", BEST, &|_| own.median()),
+        line("pool", OURS, &|at| rates[at][0].median()),
+    ];
+    Part {
+        figures,
+        tables: table(&titles, rows),
+        plot: Some(Plot::lines(
+            "members",
+            "Jobs per second of a pool",
+            "Jobs per second by members of the pool: jobs of sleep 0.2, and jobs of true.",
+            (("members", Some(2.0)), ("jobs per second", None)),
+            &[
+                ("jobs that wait (sleep 0.2)", naps),
+                ("jobs that end at once (true)", short),
+            ],
+        )),
+    }
+}
+
+/// With 1, 8 and 32 members that have nothing to do: how long the pool is without a head, and wake-ups.
+pub fn turns(at: &Place) -> Part {
+    let pools = IDLE.map(|idle| {
+        let mut pool = Pool::new(at, &format!("idle-{idle}"));
+        pool.start_idle(idle + 1, &[], None);
+        pool
+    });
+    std::thread::sleep(SETTLING);
+    let sleeps = |pool: &Pool<'_>| pool.members.iter().map(Running::sleeps).collect::<Vec<_>>();
+    let before = pools.each_ref().map(sleeps);
+    std::thread::sleep(WATCHED);
+    let after = pools.each_ref().map(sleeps);
+    let mut figures = Vec::new();
+    for ((idle, before), after) in IDLE.into_iter().zip(before).zip(after) {
+        let rates = before
+            .iter()
+            .zip(after)
+            .map(|(before, after)| (after - before) / WATCHED.as_secs_f64());
+        figures.push(Figure::new(
+            &format!("pool, from the end of a head's turn to the next head, {idle} idle"),
+            AtMost(10.0),
+            "ms",
+            &gaps(at, idle),
+            "so long nobody takes the next request",
+        ));
+        figures.push(Figure::new(
+            &format!("wake-ups of an idle member of a pool, {idle} idle, median of the members"),
+            AtMost(0.0),
+            "a second, but keep-alive",
+            &rates.collect(),
+            "an idle member costs a little power",
+        ));
+    }
+    Part {
+        figures,
+        ..Part::default()
+    }
+}
+
+/// In milliseconds, with one job at a time, seen from between the members and the broker.
+fn gaps(at: &Place, idle: usize) -> Sample {
+    let tap = Tap::before(at.broker.port);
+    let mut pool = Pool::new(at, &format!("turns-{idle}"));
+    let url = format!("mqtt://127.0.0.1:{}", tap.port);
+    pool.start_idle(idle + 1, &["supervise"], Some(&url));
+    for _ in 0..TURNS {
+        pool.submit("true");
+        pool.results.await_successes(1);
+        std::thread::sleep(PAUSE);
+    }
+    let visits = tap.visits(&pool.name);
+    let gap = |pair: &[crate::mqtt::Visit]| {
+        let gap = pair[1].begun.checked_duration_since(pair[0].ended?)?;
+        Some(gap.as_secs_f64() * 1e3)
+    };
+    visits.windows(2).filter_map(gap).collect()
 }

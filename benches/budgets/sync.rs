@@ -1,150 +1,111 @@
 //! What `JOB_SYNC=on` costs, beside the same syncs without a worker around them.
 
-use crate::cycle::open_session;
-use crate::load::jobs_per_second;
-use crate::mqtt::{Broker, Client};
-use crate::report::{Figure, Table};
-use crate::scratch::Scratch;
-use crate::statistics::Sample;
-use crate::worker::{command, program, time};
+use crate::Place;
+use crate::machine::Scratch;
+use crate::report::{Budget::AtMost, Figure, Part, Sample, table};
+use crate::worker::{command, milliseconds, program, time};
 use rustix::fs::{fsync, syncfs};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 const ROUNDS: usize = 100;
-const JOBS: u32 = 300;
-const QUEUE_ROUNDS: usize = 3;
 
-/// On and off, in memory and on a disk.
-pub fn measure(broker: &Broker, memory: &Scratch, disk: &Scratch) -> (Vec<Figure>, Table) {
+/// In memory and on a disk.
+pub fn measure(at: &Place) -> Part {
     let mut figures = Vec::new();
-    let mut table = Table::new(&[
+    let rows = [&at.memory, &at.disk].map(|place| {
+        let [off, bare, on] = cycles(at, place);
+        let sums: Sample = off
+            .0
+            .iter()
+            .zip(&bare.0)
+            .map(|(off, bare)| off + bare)
+            .collect();
+        let name = place.describe();
+        figures.push(Figure::new(
+            &format!("whole cycle with `JOB_SYNC=on`, jobs in {name}"),
+            AtMost(1.1),
+            "× (the cycle with `JOB_SYNC=off` + the bare syncs)",
+            &on.over(&sums),
+            "keeping a job over a power cut costs more than the drive asks for it",
+        ));
+        let [off, bare, on] = [off, bare, on].map(|sample| sample.to_string());
+        [name, off, bare, on]
+    });
+    let titles = [
         "whole cycle, jobs in",
         "`JOB_SYNC=off`, ms",
         "the bare syncs, ms",
         "`JOB_SYNC=on`, ms",
-    ]);
-    for place in [memory, disk] {
-        let (off, bare, on, ratio) = cycles(broker, place);
-        let name = place.describe();
-        figures.push(Figure::at_most(
-            &format!("whole cycle with `JOB_SYNC=on`, jobs in {name}"),
-            1.1,
-            "× (the cycle with `JOB_SYNC=off` + the bare syncs)",
-            &ratio,
-        ));
-        let cells = [off, bare, on].map(|sample| sample.to_string());
-        let [off, bare, on] = cells;
-        table.row([name, off, bare, on]);
+    ];
+    Part {
+        figures,
+        tables: table(&titles, rows),
+        plot: None,
     }
-    for (name, place) in [("memory", memory), ("disk", disk)] {
-        let [on, off] = queues(broker, place, name);
-        for (sync, sample) in [("on", on), ("off", off)] {
-            figures.push(Figure::told(
-                &format!(
-                    "`supervise`, queue of {JOBS} `true` jobs in {}, `JOB_SYNC={sync}`",
-                    place.describe()
-                ),
-                "jobs/s",
-                &sample,
-            ));
-        }
-    }
-    (figures, table)
 }
 
-/// The three times, and the ratio that has a budget.
-fn cycles(broker: &Broker, place: &Scratch) -> (Sample, Sample, Sample, Sample) {
-    let ids = ["sync-off", "sync-on"];
-    for id in ids {
-        open_session(broker, id);
-    }
-    let mut client = broker.client("controller");
+/// With off, the syncs alone, with on.
+fn cycles(at: &Place, place: &Scratch) -> [Sample; 3] {
+    let mut client = at.broker.client("controller");
     let mut cycle = |sync: &str| {
         let id = format!("sync-{sync}");
-        let dir = place.dir(&id);
-        settle(&dir);
+        at.broker.open_queue(&id);
+        settle(&place.dir(&id));
         // the controller's own part of what the drive has to keep
         let dir = place.dir(&id);
-        run(&mut client, broker, &dir, &id, sync)
+        client.submit(&id, &dir, &["true"], "");
+        time(command(program(), &at.broker, &id).env("JOB_SYNC", sync))
     };
-    let (mut off, mut bare, mut on, mut ratio) = <(Sample, Sample, Sample, Sample)>::default();
+    let mut samples = <[Sample; 3]>::default();
     for round in 0..ROUNDS {
         // each comes first in one half of the rounds
-        let (without, with) = if round % 2 == 0 {
-            let without = cycle("off");
-            (without, cycle("on"))
+        let order = if round % 2 == 0 {
+            [("off", 0), ("on", 2)]
         } else {
-            let with = cycle("on");
-            (cycle("off"), with)
+            [("on", 2), ("off", 0)]
         };
-        let syncs = bare_syncs(place);
-        off.push_time(without);
-        on.push_time(with);
-        bare.push_time(syncs);
-        ratio.push(with.as_secs_f64() / (without + syncs).as_secs_f64());
+        for (sync, sample) in order {
+            samples[sample].0.push(cycle(sync));
+        }
+        samples[1].0.push(bare_syncs(place));
     }
-    (off, bare, on, ratio)
-}
-
-fn run(client: &mut Client, broker: &Broker, dir: &Path, id: &str, sync: &str) -> Duration {
-    let request = format!(
-        r#"{{"id":"a","workDir":"{}","steps":["true"]}}"#,
-        dir.display()
-    );
-    client.publish(&format!("{id}/pending"), request.as_bytes());
-    let needed = time(command(program(), broker, id).env("JOB_SYNC", sync));
-    let status = fs::read_to_string(dir.join("job.status.json")).unwrap_or_default();
-    assert!(status.contains("\"success\""), "{status}");
-    needed
+    samples
 }
 
 /// The syncs of one job, with as much to write, and nothing else in the time.
-fn bare_syncs(place: &Scratch) -> Duration {
-    let dir = place.dir("bare-syncs");
-    settle(&dir);
+fn bare_syncs(place: &Scratch) -> f64 {
+    settle(&place.dir("bare-syncs"));
     let dir = place.dir("bare-syncs");
     let handle = File::open(&dir).expect("a directory");
-    let mut syncing = Duration::ZERO;
+    let mut syncing = 0.0;
     let mut timed = |sync: &dyn Fn() -> rustix::io::Result<()>| {
         let started = Instant::now();
         sync().expect("the drive can be synced");
-        syncing += started.elapsed();
+        syncing += milliseconds(started);
     };
-    let journal = |document: &[u8], timed: &mut dyn FnMut(&dyn Fn() -> _)| {
+    let log = dir.join("job.log");
+    fs::write(&log, [b'-'; 300]).expect("a log");
+    let log = File::options().append(true).open(&log).expect("a log");
+    for length in [300, 400] {
+        if length == 400 {
+            (&log).write_all(&[b'-'; 150]).expect("a log");
+            timed(&|| syncfs(&log));
+            timed(&|| fsync(&log));
+        }
         let new = dir.join("new");
-        fs::write(&new, document).expect("a document");
+        fs::write(&new, vec![b'j'; length]).expect("a document");
         let file = File::open(&new).expect("a document");
         timed(&|| fsync(&file));
         fs::rename(&new, dir.join("job.status.json")).expect("a rename");
         timed(&|| fsync(&handle));
-    };
-    let log = dir.join("job.log");
-    fs::write(&log, [b'-'; 300]).expect("a log");
-    journal(&[b'r'; 300], &mut timed);
-    let log = File::options().append(true).open(&log).expect("a log");
-    (&log).write_all(&[b'-'; 150]).expect("a log");
-    timed(&|| syncfs(&log));
-    timed(&|| fsync(&log));
-    journal(&[b'f'; 400], &mut timed);
+    }
     syncing
 }
 
 /// Nothing of what went before is left to be written.
 fn settle(dir: &Path) {
     syncfs(File::open(dir).expect("a directory")).expect("the drive can be synced");
-}
-
-/// Jobs per second, with on and with off.
-fn queues(broker: &Broker, place: &Scratch, name: &str) -> [Sample; 2] {
-    let mut samples = <[Sample; 2]>::default();
-    for round in 0..QUEUE_ROUNDS {
-        for (sync, sample) in ["on", "off"].iter().zip(&mut samples) {
-            let id = format!("sync-{name}-{sync}-{round}");
-            sample.push(jobs_per_second(broker, place, &id, JOBS, sync));
-        }
-    }
-    samples
 }
