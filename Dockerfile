@@ -57,6 +57,8 @@ COPY --from=binary /job-worker /usr/local/bin/job-worker
 # The mount point of the shared drive; a relative workDir starts here. A new volume takes its owner over.
 COPY --from=drive --chown=1000:1000 /data /data
 WORKDIR /data
+# No request may name a directory elsewhere.
+ENV JOB_ROOT=/data
 # Not root, unless `--user` says otherwise: the first user of most hosts, and `node` in node's images. Where the base has no such
 # user, its home would be /.
 ENV HOME=/tmp

@@ -39,7 +39,7 @@ clean_up() {
     docker rm -f $(docker ps -aq --filter "label=$project" 2>/dev/null) >/dev/null 2>&1 || true
     [ ! -e "$scratch/readme" ] || readme docker compose down -v -t 1 >/dev/null 2>&1 || true
     [ -z "$composed" ] || compose down -v --remove-orphans -t 1 >/dev/null 2>&1 || true
-    docker rmi -f "$project" "$project:binary" >/dev/null 2>&1 || true
+    docker rmi -f "$project" "$project:binary" "$project:apk" "$project:ffmpeg" >/dev/null 2>&1 || true
     if [ -n "$engine_is_ours" ]; then
         "$engine" down || true
         # cfg holds the plugins that it has downloaded: kept for the next time
@@ -151,6 +151,21 @@ check "a new volume is that user's" timeout 60 docker run --rm --label "$project
 docker volume rm "$project-new" >/dev/null 2>&1 || true
 check "the entry point is a program, not a shell" is '["/usr/local/bin/job-worker"]' "$(inspect '{{json .Config.Entrypoint}}')"
 
+# examples/docker: without a registry, `apk` is a stand-in, and nothing has a network
+base=$project options=''
+if [ -n "$engine_is_ours" ]; then
+    base=$project:apk options='--network none'
+    mkdir "$scratch/apk"
+    printf '#!/bin/sh\nfor tool; do :; done\nprintf "#!/bin/sh\\necho $tool runs\\n" >"/bin/$tool"; chmod 755 "/bin/$tool"\n' >"$scratch/apk/apk"
+    printf 'FROM %s\nCOPY --chmod=755 apk /bin/apk\n' "$project" | docker build -q -t "$base" -f - "$scratch/apk" >/dev/null
+fi
+sed "s/^FROM job-worker$/FROM $base/" examples/docker/Dockerfile >"$scratch/Dockerfile.ffmpeg"
+# shellcheck disable=SC2086
+check "the example of an image with tools of its own is built" docker build $options -t "$project:ffmpeg" -f "$scratch/Dockerfile.ffmpeg" examples/docker
+mkdir -m 777 "$scratch/data/ffmpeg"
+echo '{ "steps": ["ffmpeg -version", "id -u"] }' >"$scratch/data/ffmpeg/job.json"
+check "a step has that tool, and is not root" grep -x 1000 <(run "$project:ffmpeg" run ffmpeg)
+
 # As PID 1 the worker itself must find and reap what daemonises.
 mkdir -m 777 "$scratch/data/alone"
 cat >"$scratch/data/alone/job.json" <<'END'
@@ -227,7 +242,32 @@ END
 readme() { # command...
     (cd "$scratch/readme" && COMPOSE_PROJECT_NAME=$project-readme COMPOSE_FILE=compose.yaml:override.yaml timeout 100 "$@")
 }
-check "README.md: from nothing to the log of a job" grep -x 'Hello from hello' <(readme sh -eu <(tests/readme.sh Docker) </dev/null 2>&1)
+# With Node-RED where there is one, in the engine's network; what npx fetches is here already.
+node_red=${NODE_RED_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/job-worker}/node-red-4/node_modules/node-red/red.js
+mkdir "$scratch/bin"
+printf '#!/bin/sh\nshift 2\nexec node "%s" "$@"\n' "$node_red" >"$scratch/bin/npx"
+chmod +x "$scratch/bin/npx"
+blocks() {
+    tests/readme.sh Docker
+    [ -n "$with_node_red" ] || return 0
+    tests/readme.sh "From Node-RED"
+    echo 'until cat data/nodered_*/job.log | grep -x building; do sleep 0.1; done; kill $!'
+}
+with_node_red=''
+if [ -z "$engine_is_ours" ]; then
+    echo "left out: Docker: README.md with Node-RED (the engine is not ours)"
+elif ! command -v curl >/dev/null || ! node tests/node-red/controller.mjs --available >/dev/null 2>&1; then
+    echo "left out: Docker: README.md with Node-RED (there is no node, npm, curl or registry)"
+else
+    with_node_red=yes
+fi
+blocks >"$scratch/blocks"
+enter=''
+[ -z "$engine_is_ours" ] || enter="nsenter -n -t $(cat "$E_DIR/docker.pid")"
+# shellcheck disable=SC2086
+PATH=$scratch/bin:$PATH readme $enter sh -eu "$scratch/blocks" </dev/null >"$scratch/readme.log" 2>&1 || tail -n 20 "$scratch/readme.log"
+check "README.md: from nothing to the log of a job" grep -x 'Hello from hello' "$scratch/readme.log"
+[ -z "$with_node_red" ] || check "README.md: and on with Node-RED to the log of a job of its own" grep -x building "$scratch/readme.log"
 readme docker compose down -v -t 1 >/dev/null 2>&1
 
 say "compose up"
@@ -246,6 +286,16 @@ job checked 'echo ran'
 request checked
 check "the health check: the worker goes on" is checked "$(arrived checked)"
 
+alone=$(sed -n 's/^\$ \(docker run -d --name worker \)/\1/p' docs/install.md |
+    sed "s/--name worker/--label $project --network host -e MQTT_TOPIC_ROOT=alone/; s/192.168.1.5/localhost/; s/ job-worker / $project /")
+if [ -n "$engine_is_ours" ]; then
+    check "a worker alone, for a broker that is there: up" env -C "$scratch" sh -c "$alone"
+    check "a worker alone: is there" in_broker mosquitto_sub -t alone/workers/+ -C 1 -W 20
+    topics=alone request alone ', "steps": ["pwd"]'
+    check "a worker alone: runs a job" until_true grep -qx /data/alone "$scratch/data/alone/job.log"
+    docker rm -f "$(docker ps -q --filter "label=$project")" >/dev/null
+fi
+
 for id in loop-1 loop-2 loop-3; do job $id 'cat /proc/1/stat | cut -d\" \" -f22'; request $id; done
 check "the restart loop: three results in order" is "loop-1 loop-2 loop-3" "$(arrived loop-1 loop-2 loop-3)"
 check "the restart loop: a fresh process for each" is 3 "$(grep -hx '[0-9]*' "$scratch"/data/loop-*/job.log | sort -u | wc -l)"
@@ -257,6 +307,8 @@ for id in side-1 side-2 side-3; do job $id 'touch began' 'while [ ! -e ../go ]; 
 scale() { WORKER_COMMAND=supervise compose up -d --no-build --scale worker="$1"; }
 check "three workers: up" scale 3
 check "three workers: they run" running 3
+check "three workers: each has a name of its own" until_true sh -c "[ \$(docker exec $project-mosquitto-1 mosquitto_sub -h $host -t 'jobs/workers/+' \
+    --retained-only -W 1 2>/dev/null | grep -c '\"busy\"') = 3 ]"
 for id in side-1 side-2 side-3; do
     check "three workers: one has $id while the others run" until_true test -e "$scratch/data/$id/began"
 done
@@ -311,6 +363,19 @@ touch "$scratch/data/go"
 compose start worker >/dev/null 2>&1
 check "docker stop: the job is run after the start" is stopped "$(arrived stopped)"
 check "docker stop: it succeeded" status_is stopped success
+
+say "docker run in a step, as docs/words.md has it"
+mkdir "$scratch/data/nested"
+sed -n '/^{ "steps": \[ { "run": "docker rm/,/^```/p' docs/words.md | sed '/^```/d; s|node:20-slim npm test|--network none alpine:3 sh wait.sh|' >"$scratch/data/nested/job.json"
+printf 'trap "" TERM\ntouch began\nsleep 300 & wait; sleep 300\n' >"$scratch/data/nested/wait.sh"
+JOB_STOP_GRACE=1 "$JOB_WORKER_STATIC" run "$scratch/data/nested" >"$scratch/nested.log" 2>&1 &
+nested=$!
+check "docker run in a step: runs" until_true test -e "$scratch/data/nested/began"
+kill $nested
+status=0
+wait $nested || status=$?
+check "docker run in a step: is cancelled" is 130 $status
+check "docker run in a step: nothing is left" is '' "$(docker ps -aq --filter name=job-nested)"
 
 # --- pauses between short jobs ------------------------------------------------------------------------------------------
 milliseconds() { date -d "$(field "$1" "$2")" +%s%3N; }

@@ -297,6 +297,7 @@ async function attacks(page) {
     await shows(row(page, id).locator('.steps'), '<img src=x onerror=');
     assert.deepEqual(await page.evaluate(() => [window.stolen, document.querySelectorAll('main img, main script, main svg, main b b').length]), [undefined, 0]);
     assert.match(await page.locator('#workers').innerText(), /__proto__/);
+    assert.doesNotMatch(await page.locator('body').innerText(), /\[object/);
     assert.equal((await state()).jobs.find(job => job.id === 'nodered_odd').exitCode, undefined);
     publish('-r', '-t', 'jobs/workers/__proto__', '-n');
     await shows(page.locator('#workers, #no-worker').first(), /^(?![^]*__proto__)/);
