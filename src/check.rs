@@ -4,7 +4,7 @@ use crate::config::{Config, PoolConfig, unknown_variables, variables};
 use crate::contract::{Definition, MAX_DEFINITION_BYTES, Plan};
 use crate::job::{CANCEL_FILE, WorkDir};
 use crate::mqtt::{self, Life, Session, Subscription};
-use crate::queue::spool;
+use crate::pool::Place;
 use std::ffi::OsStr;
 use std::hash::{BuildHasher, RandomState};
 
@@ -41,7 +41,7 @@ pub fn check(dir: Option<&OsStr>, connect: bool) -> Vec<Finding> {
         && let Some(pool) = &config.pool
         && config.missing_root().is_none()
     {
-        check_pool(config, pool, &mut findings);
+        check_pool(pool, &mut findings);
     }
     if connect {
         match &config {
@@ -75,14 +75,10 @@ fn check_broker(config: &Config, findings: &mut Vec<Finding>) {
     let (id, topics) = (&config.worker_id, &config.topics);
     // seeded with what the system calls random
     let random = RandomState::new().hash_one(());
-    let mut subscriptions = vec![
+    let subscriptions = vec![
         Subscription::Requests(topics.pending.clone()),
         Subscription::Cancels(topics.cancel_filter.clone()),
     ];
-    if config.pool.is_some() {
-        let presence = topics.presence_filter.clone();
-        subscriptions.push(Subscription::Presence(presence));
-    }
     let settings = mqtt::Settings {
         broker: config.broker.clone(),
         client_id: format!("{id}-check-{:08x}", random as u32),
@@ -90,7 +86,6 @@ fn check_broker(config: &Config, findings: &mut Vec<Finding>) {
         life: Life::Lasting,
         subscriptions,
         last_will: None,
-        pulse: None,
     };
     let hosts = &config.broker.hosts;
     for host in hosts {
@@ -120,21 +115,14 @@ fn check_broker(config: &Config, findings: &mut Vec<Finding>) {
 }
 
 /// Looks at the place of the pool, and changes nothing there.
-fn check_pool(config: &Config, pool: &PoolConfig, findings: &mut Vec<Finding>) {
-    let surveyed = spool::survey(pool, config.topics.root(), config.job.payload_steps);
-    let (good, error) = match surveyed {
-        Ok(good) => (good, None),
-        Err((good, error)) => (good, Some(error)),
-    };
-    let line = |found| Finding::Good(format!("pool {}: {found}", pool.name));
-    findings.extend(good.into_iter().map(line));
-    findings.push(match error {
-        Some(error) => Finding::Wrong(format!("pool {}: {error}", pool.name)),
-        None => Finding::Good(format!(
-            "pool {name}: not checked: whether all members see the same drive and each other's locks, and whether the broker takes \
-             the client id {name} and keeps its session",
-            name = pool.name
+fn check_pool(pool: &PoolConfig, findings: &mut Vec<Finding>) {
+    let name = &pool.name;
+    findings.push(match Place::survey(pool) {
+        Ok(found) => Finding::Good(format!(
+            "pool {name}: {found}; not checked: whether all members see the same drive and each other's locks, and whether the broker \
+             takes the client id {name} and keeps its session"
         )),
+        Err(error) => Finding::Wrong(format!("pool {name}: {error}")),
     });
 }
 

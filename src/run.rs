@@ -122,9 +122,7 @@ fn execute(
         Outcome::Final(document) => Ok(*document),
         Outcome::Unfinished => Err("stopped before the drive had the result".to_owned()),
         // cannot be: a hand-made run belongs to no request
-        Outcome::Stored(_) | Outcome::Busy | Outcome::Lost => {
-            Err("the job is over already".to_owned())
-        }
+        Outcome::Stored(_) | Outcome::Lost => Err("the job is over already".to_owned()),
     }
 }
 

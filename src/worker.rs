@@ -1,83 +1,77 @@
-//! One worker's life: wait for a request, claim its job, run it, report its result, leave.
+//! One worker's life: wait for a request, run its job, publish its result, leave.
 //!
-//! Everything that happens comes through one inbox. What is to be done about requests and their acknowledgements is decided
+//! Everything that happens comes through one inbox. What is to be done about a request and its acknowledgement is decided
 //! in [`crate::queue`], what becomes of the job in [`crate::job`]; this file passes events on and does what they say.
 
-mod hear;
-mod pool;
-mod result;
-mod unwelcome;
+mod broker;
 
 use crate::Exit;
 use crate::config::{Config, OnStop};
-use crate::contract::Rejection;
+use crate::contract::{Document, Rejection};
 use crate::inbox::{Event, Inbox, Outbox};
-use crate::intake::{Unread, qos_0_rejection, read_request};
 use crate::job::{Interruption, News, Outcome, Run};
-use crate::links::{Heard, own_link};
-use crate::member::Member;
-use crate::mqtt::{self, Link, Message};
-use crate::outgoing::Outgoing;
-use crate::presence::Presence;
+use crate::messages::{Messages, at_qos_0, read_request};
+use crate::mqtt::{self, LastWill, Life, Link, Message, Protocol, Session, Settings, Subscription};
+use crate::pool::{self, Claim, Holder, Member};
 use crate::process;
-use crate::pulse::Pulse;
-use crate::queue::{Action, AfterResult, Input, ResultMessage};
-use crate::served::Queue;
+use crate::queue::{Action, AfterResult, Input, Machine, ResultMessage};
+use broker::{Favour, Unread};
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
 use std::mem::ManuallyDrop;
 use std::ops::ControlFlow;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What other threads send.
+pub enum Heard {
+    /// From the connection.
+    Broker(mqtt::Event),
+    /// From the pool.
+    Pool(pool::Event),
+}
 
 struct Worker {
     config: Config,
     inbox: Inbox<Heard>,
-    pulse: Pulse,
+    outbox: Outbox<Heard>,
     link: Link,
-    /// What has come at QoS 0 and is still in the inbox.
     unread: Unread,
-    outgoing: Outgoing,
-    queue: Queue,
+    messages: Messages,
+    queue: Machine,
+    /// What the queue has not heard yet.
+    inputs: VecDeque<Input>,
     /// The job of the request that is held.
     run: Option<Run>,
-    /// The broker has had a session of ours in this process.
-    had_session: bool,
+    /// In a pool, while the worker waits for a claim.
+    member: Option<Member>,
+    /// In a pool, the claim that is ours.
+    claim: Option<Arc<Claim>>,
+    protocol: Option<Protocol>,
+    /// The broker has granted the subscription of the queue: who publishes now publishes to somebody.
+    queue_stands: bool,
+    /// Why no request can be taken.
+    trouble: Option<String>,
+    favour: Favour,
     /// A signal has asked us to stop.
     stopping: bool,
-    /// Another client has our session, and we are not done yet.
-    taken_over: bool,
-    /// Whether the queue had no request when it was asked last.
-    waiting: bool,
-    /// The broker does not want us any more, and we are not done yet.
-    denied: bool,
+    /// The latest moment to go, while a claim is being taken.
+    leave_at: Option<Instant>,
 }
 
-/// Waits for one job, runs it, reports it (`job-worker`).
+/// Waits for one job, runs it, publishes its result (`job-worker`).
 pub fn run(config: Config, outbox: Outbox<Heard>, inbox: Inbox<Heard>) -> Exit {
     process::adopt_orphans();
-    let pulse = Pulse::default();
-    let queue = match &config.pool {
-        None => Queue::Own(Box::default()),
-        Some(pool) => match Member::open(&config, pool, outbox.clone(), pulse.clone()) {
-            Ok(member) => Queue::Pool(Box::new(member)),
-            Err(error) => {
-                log::error!("JOB_POOL={:?}: {error}", pool.name);
-                return Exit::Config;
-            }
-        },
-    };
-    let pool = match &queue {
-        Queue::Own(_) => None,
-        Queue::Pool(member) => Some(member.pool()),
-    };
-    let presence = Presence::new(&config.worker_id, pool);
-    let settings = own_link(&config, &presence, &pulse);
+    let pool = config.pool.as_ref().map(|pool| pool.name.clone());
+    let messages = Messages::new(config.topics.clone(), &config.worker_id, pool);
     let unread = Unread::default();
-    let gate = unread.clone();
+    let (gate, sender) = (unread.clone(), outbox.clone());
     let sink = move |event| {
         if gate.admit(&event) {
-            outbox.send(Heard::Own(event));
+            sender.send(Heard::Broker(event));
         }
     };
-    let link = match mqtt::open(settings, sink) {
+    let link = match mqtt::open(settings(&config, &messages), sink) {
         Ok(link) => link,
         Err(error) => {
             log::error!("no thread for the connection: {error}");
@@ -86,21 +80,56 @@ pub fn run(config: Config, outbox: Outbox<Heard>, inbox: Inbox<Heard>) -> Exit {
     };
     // the process ends with it: taking it apart would only delay that
     let mut worker = ManuallyDrop::new(Worker {
-        outgoing: Outgoing::new(config.topics.clone(), &config.worker_id, presence),
         config,
         inbox,
-        pulse,
+        outbox,
         link,
         unread,
-        queue,
+        messages,
+        queue: Machine::default(),
+        inputs: VecDeque::new(),
         run: None,
-        had_session: false,
+        member: None,
+        claim: None,
+        protocol: None,
+        queue_stands: false,
+        trouble: None,
+        favour: Favour::default(),
         stopping: false,
-        taken_over: false,
-        waiting: true,
-        denied: false,
+        leave_at: None,
     });
     worker.live()
+}
+
+/// The worker's own connection: with the session that is its queue, or in a pool with a session that ends with it.
+fn settings(config: &Config, messages: &Messages) -> Settings {
+    let (id, topics) = (&config.worker_id, &config.topics);
+    let requests = Subscription::Requests(topics.pending.clone());
+    let cancels = Subscription::Cancels(topics.cancel_filter.clone());
+    let (client_id, session, subscriptions) = match config.pool {
+        None => (id.clone(), Session::Kept, vec![requests, cancels]),
+        Some(_) => {
+            let random = RandomState::new().hash_one(()) as u32;
+            (
+                format!("{id}-{random:08x}"),
+                Session::Fleeting,
+                vec![cancels],
+            )
+        }
+    };
+    let (topic, payload, retention) = messages.offline();
+    Settings {
+        broker: config.broker.clone(),
+        client_id,
+        session,
+        life: Life::Lasting,
+        subscriptions,
+        last_will: Some(LastWill {
+            topic,
+            payload,
+            retention,
+        }),
+    }
 }
 
 impl Worker {
@@ -108,6 +137,7 @@ impl Worker {
         loop {
             if let ControlFlow::Break(exit) = self.take_turn() {
                 return match exit {
+                    Exit::Done if self.favour == Favour::Denied => Exit::Denied,
                     Exit::Done if self.stopping => Exit::Stopped,
                     exit => exit,
                 };
@@ -117,16 +147,12 @@ impl Worker {
 
     /// Waits for the next event, passes it on, and does what that leads to.
     fn take_turn(&mut self) -> ControlFlow<Exit> {
-        self.pulse.end_turn();
-        let event = self.inbox.next(self.next_wake());
-        self.pulse.begin_turn();
-        match event {
-            Some(Event::Sent(Heard::Own(event))) => {
+        match self.inbox.next(self.next_wake()) {
+            Some(Event::Sent(Heard::Broker(event))) => {
                 self.unread.was_read(&event);
                 self.hear(event)?;
             }
-            Some(Event::Sent(Heard::Head(turn, event))) => self.hear_head(turn, event)?,
-            Some(Event::Sent(Heard::HeadFree)) => self.hear_head_free()?,
+            Some(Event::Sent(Heard::Pool(event))) => self.hear_pool(event)?,
             Some(Event::Stop(signal)) => self.stop(signal)?,
             Some(Event::ChildEnded) => match &mut self.run {
                 Some(run) => run.child_ended(),
@@ -138,76 +164,150 @@ impl Worker {
                     run.drive_done();
                 }
             }
-            None => {
-                if let Some(run) = &mut self.run {
-                    run.wake(Instant::now());
-                }
-                self.tell(Input::Expired)?;
-            }
+            None => self.wake()?,
         }
-        self.follow_run()
+        self.follow_run();
+        while let Some(input) = self.inputs.pop_front() {
+            for action in self.queue.handle(input, Instant::now()) {
+                self.act(action)?;
+            }
+            self.follow_run();
+        }
+        if self.favour == Favour::Denied && self.run.is_none() && self.member.is_none() {
+            return ControlFlow::Break(Exit::Denied);
+        }
+        self.wait_for_claim();
+        self.show_presence();
+        ControlFlow::Continue(())
     }
 
     /// When there is something to do even if nothing happens.
     fn next_wake(&self) -> Option<Instant> {
         let run = self.run.as_ref().and_then(Run::next_wake);
-        [run, self.queue.deadline()].into_iter().flatten().min()
+        let times = [run, self.queue.deadline(), self.leave_at];
+        times.into_iter().flatten().min()
     }
 
-    /// Gives an event to the queue, and does what it says.
-    fn tell(&mut self, input: Input) -> ControlFlow<Exit> {
-        let actions = self.queue.handle(input, Instant::now());
-        self.act(actions)
-    }
-
-    fn act(&mut self, actions: Vec<Action>) -> ControlFlow<Exit> {
-        let was_waiting = self.waiting;
-        for action in actions {
-            match action {
-                Action::Take(message) => self.take(&message)?,
-                Action::TakeClaim => self.take_claim()?,
-                Action::Confirm => {
-                    if let Queue::Pool(member) = &self.queue {
-                        let (topic, payload) = self.outgoing.say_presence(member.job());
-                        member.confirm(&topic, payload);
-                    }
-                }
-                Action::LeavePool(topic) => return self.leave_pool(&topic),
-                Action::TellDamaged(error) => self.outgoing.tell_damaged(&error),
-                Action::RejectNow(message) => {
-                    let rejection = qos_0_rejection(&message, self.queue.held_request());
-                    self.outgoing.announce_rejection(rejection, &message);
-                }
-                Action::Publish(result) => self.outgoing.publish(&result.topic, result.payload),
-                Action::Warn(sentence) => log::warn!("{sentence}"),
-                Action::Acknowledge(packet_id) => self.outgoing.acknowledge(packet_id),
-                Action::Disconnect => self.outgoing.disconnect(),
-                Action::Exit => return ControlFlow::Break(Exit::Done),
-            }
+    fn wake(&mut self) -> ControlFlow<Exit> {
+        let now = Instant::now();
+        if self.leave_at.is_some_and(|at| at <= now) {
+            return ControlFlow::Break(Exit::Done); // the drive hangs: the next head finds the claim, or the request
         }
-        self.waiting = self.queue.is_waiting();
-        let pool_moved = self.pool_moved();
-        if self.waiting && (!was_waiting || pool_moved) {
-            self.show_presence();
+        if let Some(run) = &mut self.run {
+            run.wake(now);
+        }
+        self.tell(Input::Expired);
+        ControlFlow::Continue(())
+    }
+
+    /// Tells the queue, once this is done.
+    fn tell(&mut self, input: Input) {
+        self.inputs.push_back(input);
+    }
+
+    fn act(&mut self, action: Action) -> ControlFlow<Exit> {
+        match action {
+            Action::Take(message) => self.take(&message),
+            Action::RejectNow(message) => self.messages.announce_rejection(at_qos_0(), &message),
+            Action::Publish(result) => self.messages.publish(&result.topic, result.payload),
+            Action::Warn(sentence) => log::warn!("{sentence}"),
+            Action::Acknowledge(packet_id) => self.messages.acknowledge(packet_id),
+            Action::EndClaim => {
+                if let Some(claim) = self.claim.take() {
+                    claim.done();
+                }
+            }
+            Action::Disconnect => self.messages.disconnect(),
+            Action::Exit => return ControlFlow::Break(Exit::Done),
         }
         ControlFlow::Continue(())
     }
 
     fn show_presence(&mut self) {
-        let waiting_for = self.run.as_ref().and_then(Run::waiting_for);
-        let claim = self.queue.claim();
         let job = self.run.as_ref().map(Run::id);
-        let job = job.or(claim.map(|claim| &claim.history.request.id));
-        self.outgoing.show_presence(job, waiting_for);
+        match job {
+            // between its result and our end it is still ours
+            None if !self.queue.is_waiting() => {}
+            None if !self.queue_stands && self.trouble.is_none() => {}
+            None => self.messages.show_presence(None, self.trouble.as_deref()),
+            Some(id) => {
+                let waiting_for = self.run.as_ref().and_then(Run::waiting_for);
+                self.messages.show_presence(Some(id), waiting_for);
+            }
+        }
     }
 
-    // Claim.
+    // Wait, in a pool.
 
-    fn take(&mut self, message: &Message) -> ControlFlow<Exit> {
+    /// Starts to wait for a claim where that is due. Not before our own connection stands: without it, a result could not be published.
+    fn wait_for_claim(&mut self) {
+        let Some(pool) = &self.config.pool else {
+            return;
+        };
+        if self.member.is_none()
+            && self.protocol.is_some()
+            && self.queue.is_waiting()
+            && !self.stopping
+        {
+            let outbox = self.outbox.clone();
+            match Member::start(&self.config, pool, self.protocol, outbox) {
+                Ok(member) => self.member = Some(member),
+                Err(error) => log::error!("no thread to wait for a claim: {error}"),
+            }
+        }
+    }
+
+    fn hear_pool(&mut self, event: pool::Event) -> ControlFlow<Exit> {
+        match event {
+            pool::Event::Stands => {
+                if !std::mem::replace(&mut self.queue_stands, true) {
+                    log::info!("waiting for a job on {}", self.config.topics.pending);
+                }
+                self.trouble = None;
+            }
+            pool::Event::Trouble(trouble) => {
+                (self.queue_stands, self.trouble) = (false, Some(trouble));
+            }
+            pool::Event::Claimed(claim) => {
+                (self.member, self.leave_at) = (None, None);
+                if self.stopping || self.favour == Favour::Denied {
+                    claim.give_back();
+                    self.tell_of_stop();
+                    return ControlFlow::Continue(());
+                }
+                let message = claim.message.clone();
+                self.claim = Some(Arc::from(claim));
+                self.tell(Input::Claim(message));
+            }
+            pool::Event::Damaged(error) => self.messages.announce_damaged(&error),
+            pool::Event::Left => {
+                (self.member, self.leave_at) = (None, None);
+                self.tell_of_stop();
+            }
+            pool::Event::Ended(Exit::Denied, reason) => {
+                self.member = None;
+                self.denied(&reason);
+            }
+            pool::Event::Ended(exit, reason) => {
+                log::error!("JOB_POOL: {reason}");
+                return ControlFlow::Break(exit);
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    // Take.
+
+    fn take(&mut self, message: &Message) {
         let worker = &self.config.worker_id;
-        match read_request(message, &self.config.topics, worker) {
-            Ok((request, origin)) => {
-                let id = request.id.as_str();
+        let (request, origin) = match read_request(message, &self.config.topics, worker) {
+            Ok(request) => request,
+            Err(rejection) => return self.reject(rejection, message),
+        };
+        let id = request.id.as_str();
+        let waker = self.inbox.waker().clone();
+        let mut run = match &self.claim {
+            None => {
                 let bytes = message.payload.len();
                 log::info!("job {id}: request taken ({}, {bytes} bytes)", message.topic);
                 if message.packet_id.is_none() {
@@ -215,63 +315,130 @@ impl Worker {
                         "job {id}: published at QoS 0, so it would be lost if this worker died; publish at QoS 1"
                     );
                 }
-                let waker = self.inbox.waker().clone();
-                let mut run = Run::new(request, origin, &self.config.job, worker, waker);
-                run.wake(Instant::now());
-                self.run = Some(run);
-                ControlFlow::Continue(())
+                Run::new(request, origin, &self.config.job, worker, waker)
             }
-            Err(rejection) => self.reject(rejection, message),
-        }
+            Some(claim) => {
+                if let Some(document) = claim.document.clone() {
+                    return self.publish_stored(request.id.clone().as_str(), document);
+                }
+                log::info!(
+                    "job {id}: its request is the claim {}",
+                    claim.path().display()
+                );
+                if let Err(error) = claim.let_steps_inherit() {
+                    log::warn!("the steps cannot inherit the lock of their claim: {error}");
+                }
+                let mut run = Run::new(request, claim.origin(), &self.config.job, worker, waker);
+                let claim = claim.clone();
+                run.ask_at_the_end(Arc::new(move || claim.holder() == Holder::Another));
+                run
+            }
+        };
+        run.wake(Instant::now());
+        self.run = Some(run);
     }
 
-    fn reject(&mut self, rejection: Rejection, message: &Message) -> ControlFlow<Exit> {
+    fn reject(&mut self, rejection: Rejection, message: &Message) {
         match &rejection.id {
             Some(id) => log::warn!("job {}: rejected: {}", id.as_str(), rejection.error),
             None => log::warn!("request rejected: {}", rejection.error),
         }
-        let (topic, payload) = self.outgoing.rejection(rejection, message);
-        self.publish_result(ResultMessage {
+        let (topic, payload) = self.messages.rejection(rejection, message);
+        self.publish(ResultMessage {
             topic,
             payload,
             after: AfterResult::WaitOn,
             wait_for_subscriber: false,
-        })
+        });
     }
 
-    // Run.
+    // Follow.
 
     /// Passes on what is new of the job.
-    fn follow_run(&mut self) -> ControlFlow<Exit> {
-        while let Some(run) = &mut self.run {
-            match run.news() {
-                None => {
-                    self.show_presence();
-                    return ControlFlow::Continue(());
+    fn follow_run(&mut self) {
+        while let Some(run) = &mut self.run
+            && let Some(news) = run.news()
+        {
+            let id = run.id().as_str();
+            match news {
+                News::Started { dir, attempt } => {
+                    log::info!("job {id}: running in {}, attempt {attempt}", dir.display());
                 }
-                Some(News::Started { dir, attempt }) => {
-                    let (id, dir) = (run.id().as_str(), dir.display());
-                    log::info!("job {id}: running in {dir}, attempt {attempt}");
+                News::Changed(document) => self.messages.announce_status(run.id(), document),
+                News::Over(Outcome::Final(document)) => self.report(*document),
+                News::Over(Outcome::Stored(document)) => {
+                    let id = id.to_owned();
+                    self.publish_stored(&id, document);
                 }
-                Some(News::Changed(document)) => self.outgoing.announce_status(run.id(), document),
-                Some(News::Over(Outcome::Final(document))) => self.report(*document)?,
-                Some(News::Over(Outcome::Stored(document))) => {
-                    let id = run.id().clone();
-                    self.publish_stored(&id, document)?;
+                News::Over(Outcome::Unfinished) => {
+                    log::info!("job {id}: interrupted, it will be run again");
+                    if let Some(claim) = &self.claim {
+                        claim.give_back();
+                    }
+                    self.requeue();
                 }
-                Some(News::Over(Outcome::Unfinished)) => self.requeue()?,
-                Some(News::Over(Outcome::Busy)) => {
-                    log::info!(
-                        "job {}: something else has its directory; it is run later",
-                        run.id().as_str()
+                News::Over(Outcome::Lost) => {
+                    log::warn!(
+                        "job {id}: another worker has its claim by now, and the result is left to that one"
                     );
-                    self.run = None;
-                    self.tell(Input::Postpone)?;
+                    self.requeue();
                 }
-                Some(News::Over(Outcome::Lost)) => self.give_up()?,
             }
         }
-        ControlFlow::Continue(())
+    }
+
+    /// The request stays with the broker, or on the drive.
+    fn requeue(&mut self) {
+        self.run = None;
+        self.tell(Input::Requeue);
+    }
+
+    // Publish.
+
+    /// Publishes a final document.
+    fn report(&mut self, document: Document) {
+        log_result(&document);
+        let payload = document.to_json();
+        if let Some(claim) = &self.claim
+            && let Err(error) = claim.keep(&payload)
+        {
+            log::warn!(
+                "the claim {}: {error}; the result is published all the same",
+                claim.path().display()
+            );
+        }
+        self.publish(ResultMessage {
+            topic: self.config.topics.result(&document.id),
+            payload,
+            after: match document.is_rejection() {
+                true => AfterResult::WaitOn,
+                false => AfterResult::Leave,
+            },
+            // whatever crashed or stopped an earlier try may have met the controller, too, so that it is not subscribed yet
+            wait_for_subscriber: document.attempt.is_some_and(|attempt| attempt > 1)
+                || document.stops > 0,
+        });
+    }
+
+    /// Publishes the result of a job that is over already.
+    fn publish_stored(&mut self, id: &str, document: Vec<u8>) {
+        log::info!("job {id}: over already, its result is sent again");
+        self.publish(ResultMessage {
+            topic: self.config.topics.result_of(id),
+            payload: document,
+            after: AfterResult::Leave,
+            wait_for_subscriber: true,
+        });
+    }
+
+    /// Gives the result to the queue: the job is over for this worker.
+    fn publish(&mut self, result: ResultMessage) {
+        self.run = None;
+        self.resume();
+        self.tell(Input::Result(result));
+        if self.stopping {
+            self.tell_of_stop();
+        }
     }
 
     // Leave.
@@ -282,26 +449,47 @@ impl Worker {
             log::warn!("{name} once more: stopping at once");
             if let Some(run) = &mut self.run {
                 run.stop_at_once();
-                if let Some(claim) = self.queue.claim() {
-                    claim.stopped(run.has_started());
+                if let Some(claim) = &self.claim {
+                    claim.give_back();
                 }
             }
             return ControlFlow::Break(Exit::Done);
         }
         log::info!("{name}: stopping");
         match (&mut self.run, self.config.job.on_stop) {
-            (None, _) => self.tell(Input::Stop {
-                grace: self.config.job.stop_grace,
-            }),
-            (Some(run), _) if !run.has_started() => self.requeue(),
-            (Some(_), OnStop::Finish) => {
+            (None, _) if self.member.is_some() => self.stop_member(),
+            (None, _) => self.tell_of_stop(),
+            (Some(run), OnStop::Finish) if run.has_started() => {
                 log::info!("finishing the job first (JOB_ON_STOP=finish)");
-                ControlFlow::Continue(())
             }
-            (Some(run), OnStop::Requeue) => {
-                run.interrupt(Interruption::Stop, Instant::now());
-                ControlFlow::Continue(())
-            }
+            (Some(run), _) => run.interrupt(Interruption::Stop, Instant::now()),
         }
+        ControlFlow::Continue(())
+    }
+
+    /// Waits for the end of the turn as the head: a claim may be being taken in this moment.
+    fn stop_member(&mut self) {
+        if let Some(member) = &self.member {
+            member.stop();
+            self.leave_at = Some(Instant::now() + self.config.job.stop_grace);
+        }
+    }
+
+    fn tell_of_stop(&mut self) {
+        let grace: Duration = self.config.job.stop_grace;
+        self.tell(Input::Stop { grace });
+    }
+}
+
+/// Says in one line how a job ended.
+fn log_result(document: &Document) {
+    let (id, code) = (document.id.as_str(), document.exit_code.unwrap_or(1));
+    let seconds = document.duration_ms.map(|ms| ms as f64 / 1000.0);
+    let took = seconds.map(|seconds| format!(" in {seconds:.1} s"));
+    let took = took.unwrap_or_default();
+    match &document.error {
+        None => log::info!("job {id}: success{took}, exit code {code}"),
+        Some(error) if document.is_rejection() => log::warn!("job {id}: rejected: {error}"),
+        Some(error) => log::warn!("job {id}: failed{took}, exit code {code}: {error}"),
     }
 }

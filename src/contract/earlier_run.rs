@@ -76,15 +76,24 @@ impl Attempt {
         follows: Follows::Nothing,
     };
 
-    /// What is to be done about a request whose claim counts this attempt.
-    pub fn decide(self, max_attempts: u32) -> Decision {
-        if self.number > max_attempts {
+    /// The same, or a further attempt where the claim of its request was taken more often than the directory tells: a step may have
+    /// removed the journal.
+    fn decide(self, origin: &RequestOrigin, max_attempts: u32) -> Decision {
+        let taken = match origin {
+            RequestOrigin::Pool { taken, .. } => *taken,
+            RequestOrigin::ByHand | RequestOrigin::Queue { .. } => 1,
+        };
+        match taken > self.number {
             // a worker that gives up and dies is counted, and has made no attempt
-            let number = (self.number - 1).min(max_attempts);
-            return Decision::GiveUp(Self { number, ..self }, died(number));
-        }
-        match self.follows == Follows::Stop && self.stops >= MAX_STOPS {
-            true => Decision::GiveUp(self, stopped()),
+            true if taken > max_attempts => {
+                let number = (taken - 1).min(max_attempts);
+                Decision::GiveUp(Self { number, ..self }, died(number))
+            }
+            true => Decision::Run(Self {
+                number: taken,
+                follows: Follows::Crash,
+                ..self
+            }),
             false => Decision::Run(self),
         }
     }
@@ -149,18 +158,33 @@ impl EarlierRun {
         object.faults.is_empty().then_some(Some(run))
     }
 
-    /// What is to be done about a request that finds this earlier run in its directory.
+    /// What is to be done about a request that finds this earlier run in its directory, or none.
     ///
     /// An old result is never the result of a new request: a second run is better than that. But an attempt that died is
     /// counted wherever it may be the request's own, or a job that takes its host down would do so for ever.
-    pub fn decide(&self, key: Option<&str>, origin: &RequestOrigin, max_attempts: u32) -> Decision {
-        if let RequestOrigin::Claim { attempt, .. } = origin {
-            let is_final = self.progress == Progress::Final && !self.forgotten;
-            return match is_final && key.is_some() && self.key.as_deref() == key {
-                true => Decision::Stored,
-                false => attempt.decide(max_attempts),
-            };
+    pub fn decide(
+        earlier: Option<&Self>,
+        key: Option<&str>,
+        origin: &RequestOrigin,
+        max_attempts: u32,
+    ) -> Decision {
+        let decision = match earlier {
+            None => Decision::Run(Attempt::FIRST),
+            Some(earlier) => earlier.decide_alone(key, origin, max_attempts),
+        };
+        match decision {
+            Decision::Run(attempt) => attempt.decide(origin, max_attempts),
+            decision => decision,
         }
+    }
+
+    /// The same, by what the directory tells.
+    fn decide_alone(
+        &self,
+        key: Option<&str>,
+        origin: &RequestOrigin,
+        max_attempts: u32,
+    ) -> Decision {
         let same = self.is_of(key, origin);
         let attempt = |number, follows| Attempt {
             number,
@@ -196,7 +220,12 @@ impl EarlierRun {
         }
         match origin {
             RequestOrigin::ByHand if self.origin.is_some() => SameRequest::No,
-            RequestOrigin::ByHand | RequestOrigin::Claim { .. } => SameRequest::Unknown,
+            RequestOrigin::ByHand => SameRequest::Unknown,
+            RequestOrigin::Pool { identity, .. } => match &self.origin {
+                Some(ours) if ours == identity => SameRequest::Yes,
+                Some(_) => SameRequest::No,
+                None => SameRequest::Unknown,
+            },
             RequestOrigin::Queue { worker, .. }
                 if self.worker.as_ref().is_some_and(|w| w != worker) =>
             {
@@ -229,6 +258,12 @@ mod tests {
 
     fn earlier(json: &str) -> EarlierRun {
         EarlierRun::read(json.as_bytes(), &JobId::from_text("a").unwrap()).unwrap()
+    }
+
+    impl EarlierRun {
+        fn decides(&self, key: Option<&str>, origin: &RequestOrigin, max: u32) -> Decision {
+            Self::decide(Some(self), key, origin, max)
+        }
     }
 
     fn run(number: u32, follows: Follows) -> Decision {
@@ -284,7 +319,7 @@ mod tests {
     #[test]
     fn a_stored_result_is_the_result_of_its_own_request_only() {
         let done = earlier(r#"{"id":"a","status":"success","origin":"w 5 7 ab"}"#);
-        let decide = |origin: &RequestOrigin| done.decide(None, origin, 3);
+        let decide = |origin: &RequestOrigin| done.decides(None, origin, 3);
         assert_eq!(
             decide(&from(true, Some("w 5 7 ab"))),
             Decision::Stored,
@@ -303,7 +338,7 @@ mod tests {
         }
         let by_hand = earlier(r#"{"id":"a","status":"success"}"#);
         for origin in [from(true, Some("w 5 7 ab")), from(true, None)] {
-            assert_eq!(by_hand.decide(None, &origin, 3), FIRST);
+            assert_eq!(by_hand.decides(None, &origin, 3), FIRST);
         }
     }
 
@@ -316,22 +351,22 @@ mod tests {
             from(true, Some("v 1 1 cd")),
             RequestOrigin::ByHand,
         ] {
-            assert_eq!(done.decide(Some("k"), &origin, 3), Decision::Stored);
-            assert_eq!(done.decide(Some("l"), &origin, 3), FIRST);
+            assert_eq!(done.decides(Some("k"), &origin, 3), Decision::Stored);
+            assert_eq!(done.decides(Some("l"), &origin, 3), FIRST);
         }
         let redelivered = from(true, Some("w 5 7 ab"));
-        assert_eq!(done.decide(None, &redelivered, 3), FIRST);
-        assert_eq!(done.decide(Some("l"), &redelivered, 3), FIRST);
+        assert_eq!(done.decides(None, &redelivered, 3), FIRST);
+        assert_eq!(done.decides(Some("l"), &redelivered, 3), FIRST);
         let forgotten = earlier(r#"{"id":"a","status":"failed","key":"k","forgotten":true}"#);
         assert_eq!(
-            forgotten.decide(Some("k"), &from(false, None), 3),
+            forgotten.decides(Some("k"), &from(false, None), 3),
             FIRST,
             "its result asked for another publication"
         );
         let died = earlier(r#"{"id":"a","status":"running","attempt":3,"key":"k"}"#);
-        assert_eq!(died.decide(Some("l"), &redelivered, 3), FIRST);
+        assert_eq!(died.decides(Some("l"), &redelivered, 3), FIRST);
         assert_eq!(
-            died.decide(Some("k"), &from(false, None), 4),
+            died.decides(Some("k"), &from(false, None), 4),
             run(4, Follows::Crash)
         );
     }
@@ -351,13 +386,13 @@ mod tests {
             from(false, None),
         ] {
             assert_eq!(
-                died(1).decide(None, &own, 3),
+                died(1).decides(None, &own, 3),
                 run(2, Follows::Crash),
                 "{own:?}"
             );
-            assert_eq!(died(2).decide(None, &own, 3), run(3, Follows::Crash));
+            assert_eq!(died(2).decides(None, &own, 3), run(3, Follows::Crash));
             for (attempts, max) in [(3, 3), (1, 1), (4, 3)] {
-                let decision = died(attempts).decide(None, &own, max);
+                let decision = died(attempts).decides(None, &own, max);
                 assert!(
                     matches!(&decision, Decision::GiveUp(Attempt { number, .. }, why)
                         if *number == attempts && why.contains(&format!("{attempts} attempts"))),
@@ -370,22 +405,22 @@ mod tests {
             from(true, Some("v 5 7 ab")),
             RequestOrigin::ByHand,
         ] {
-            assert_eq!(died(3).decide(None, &other, 3), FIRST, "{other:?}");
+            assert_eq!(died(3).decides(None, &other, 3), FIRST, "{other:?}");
         }
         let of_another = earlier(r#"{"id":"a","status":"running","attempt":3,"worker":"v"}"#);
         assert_eq!(
-            of_another.decide(None, &from(true, None), 3),
+            of_another.decides(None, &from(true, None), 3),
             FIRST,
             "each worker has a queue of its own"
         );
         let by_hand = earlier(r#"{"id":"a","status":"running","attempt":1}"#);
         assert_eq!(
-            by_hand.decide(None, &RequestOrigin::ByHand, 3),
+            by_hand.decides(None, &RequestOrigin::ByHand, 3),
             run(2, Follows::Crash)
         );
         let unreadable = earlier("garbage");
         assert_eq!(
-            unreadable.decide(None, &from(false, Some("w 5 7 ab")), 3),
+            unreadable.decides(None, &from(false, Some("w 5 7 ab")), 3),
             run(2, Follows::Crash)
         );
     }
@@ -406,12 +441,12 @@ mod tests {
         };
         for stops in [1, 9] {
             assert_eq!(
-                stopped(stops).decide(None, &from(true, None), 1),
+                stopped(stops).decides(None, &from(true, None), 1),
                 again(stops)
             );
         }
         for stops in [10, 11] {
-            let decision = stopped(stops).decide(None, &from(true, None), 3);
+            let decision = stopped(stops).decides(None, &from(true, None), 3);
             assert!(
                 matches!(&decision, Decision::GiveUp(_, why) if why.contains("stopped 10 times")),
                 "{decision:?}"
@@ -424,35 +459,42 @@ mod tests {
             follows: Follows::Crash,
         };
         assert_eq!(
-            after_crash.decide(None, &from(true, None), 3),
+            after_crash.decides(None, &from(true, None), 3),
             Decision::Run(expected)
         );
     }
 
     #[test]
-    fn a_claim_is_run_until_its_attempts_or_its_stops_are_used_up() {
-        let attempt = |number, stops, follows| Attempt {
-            number,
-            stops,
-            follows,
+    fn a_claim_that_was_taken_more_often_than_the_directory_tells_is_a_further_attempt() {
+        let taken = |taken| RequestOrigin::Pool {
+            redelivered: false,
+            identity: "p 7-ab".into(),
+            taken,
         };
-        // what the claim counts; where the job ends, the attempts that it had, and why
-        for (attempt, end) in [
-            (attempt(3, 10, Follows::Crash), None),
-            (attempt(4, 0, Follows::Crash), Some((3, "in each of 3"))),
-            // whoever gave up has died as well
-            (attempt(6, 0, Follows::Crash), Some((3, "in each of 3"))),
-            (attempt(1, 9, Follows::Stop), None),
-            (attempt(1, 10, Follows::Stop), Some((1, "10 times"))),
+        let own = |status: &str, attempt: u32| {
+            let json = format!(
+                r#"{{"id":"a","status":"{status}","attempt":{attempt},"origin":"p 7-ab"}}"#
+            );
+            earlier(&json)
+        };
+        let other = earlier(r#"{"id":"a","status":"running","attempt":3,"origin":"p 6-cd"}"#);
+        for (found, times, expected) in [
+            (None, 1, FIRST),
+            (None, 2, run(2, Follows::Crash)),
+            (Some(own("running", 1)), 2, run(2, Follows::Crash)),
+            (Some(own("interrupted", 2)), 2, run(2, Follows::Stop)),
+            (Some(own("success", 1)), 9, Decision::Stored),
+            (Some(other), 1, FIRST),
         ] {
-            let decision = attempt.decide(3);
-            match end {
-                None => assert_eq!(decision, Decision::Run(attempt)),
-                Some((number, said)) => assert!(
-                    matches!(&decision, Decision::GiveUp(a, why) if a.number == number && why.contains(said)),
-                    "{decision:?}"
-                ),
-            }
+            let decision = EarlierRun::decide(found.as_ref(), None, &taken(times), 3);
+            assert_eq!(decision, expected, "{found:?} {times}");
+        }
+        for times in [4, 6] {
+            let decision = EarlierRun::decide(None, None, &taken(times), 3);
+            assert!(
+                matches!(&decision, Decision::GiveUp(a, why) if a.number == 3 && why.contains("in each of 3")),
+                "{decision:?}"
+            );
         }
     }
 }

@@ -20,7 +20,7 @@ pub use plan::Plan;
 pub use request::{MAX_REQUEST_BYTES, Rejection, Request, rejection_notice, told};
 pub use shorten::shorten;
 pub use status::{Document, JobState, Reason, StepState, StepStatus, Timestamp, millis};
-pub use topics::{Topics, subscribed_for};
+pub use topics::Topics;
 
 /// Text from outside in one line: it cannot make a second line, speak to the reader's terminal, or show its characters in
 /// another order than they are in (https://trojansource.codes).

@@ -1,7 +1,5 @@
 //! Where a request came from, and what tells it from every other request.
 
-use super::earlier_run::Attempt;
-
 /// Where a request came from.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum RequestOrigin {
@@ -16,14 +14,14 @@ pub enum RequestOrigin {
         /// What no other request has in common with it; `None` where the broker does not tell enough.
         identity: Option<String>,
     },
-    /// From a pool: its claim, and not the directory, is the record of its attempts.
-    Claim {
+    /// From a pool, whose drive tells every request from all others.
+    Pool {
         /// See [`Self::Queue`].
         redelivered: bool,
-        /// See [`Self::Queue`].
-        identity: Option<String>,
-        /// Which attempt this is, as the claim counts them.
-        attempt: Attempt,
+        /// What no other request has in common with it.
+        identity: String,
+        /// How often its claim was taken: the number of the attempt is no less, whatever the directory says.
+        taken: u32,
     },
 }
 
@@ -35,7 +33,7 @@ impl RequestOrigin {
             Self::Queue {
                 redelivered: true,
                 ..
-            } | Self::Claim {
+            } | Self::Pool {
                 redelivered: true,
                 ..
             }
@@ -46,7 +44,8 @@ impl RequestOrigin {
     pub fn identity(&self) -> Option<&str> {
         match self {
             Self::ByHand => None,
-            Self::Queue { identity, .. } | Self::Claim { identity, .. } => identity.as_deref(),
+            Self::Queue { identity, .. } => identity.as_deref(),
+            Self::Pool { identity, .. } => Some(identity),
         }
     }
 }

@@ -7,16 +7,15 @@ use super::directory::{Then, explained, is_ours};
 use super::execution::Execution;
 use super::log::{JobLog, Lock, while_nothing_runs};
 use super::place::open_dir;
-use super::{OpenError, Outcome, RequestRecord, WorkDir, drive, journal};
+use super::{IsLost, OpenError, Outcome, WorkDir, drive, journal};
 use crate::backoff::Backoff;
 use crate::config::{Durability, JobConfig, PayloadSteps};
 use crate::contract::{
-    Attempt, BYTE_ORDER_MARK, Decision, Definition, Document, JobId, MAX_DEFINITION_BYTES, Plan,
-    Reason, Request, RequestOrigin, told, without_mark,
+    Attempt, BYTE_ORDER_MARK, Decision, Definition, Document, EarlierRun, JobId,
+    MAX_DEFINITION_BYTES, Plan, Reason, Request, RequestOrigin, told, without_mark,
 };
 use crate::inbox::Waker;
 use serde::de::IgnoredAny;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -26,9 +25,6 @@ const LAST_PAUSE: Duration = Duration::from_millis(500);
 
 /// How long a directory or a `job.json` may be missing before that is told: most come sooner.
 const UNREMARKABLE_WAIT: Duration = Duration::from_secs(1);
-
-/// How long a request of a pool waits for a lock that something else has.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The file that withdraws a job, whatever it is.
 pub const CANCEL_FILE: &str = "job.cancel";
@@ -41,9 +37,7 @@ pub struct Claim {
     next_look: Instant,
     backoff: Backoff,
     waiting: Option<Waiting>,
-    /// Since when something else has the lock.
-    busy_since: Option<Instant>,
-    record: Option<Arc<dyn RequestRecord>>,
+    is_lost: Option<IsLost>,
 }
 
 /// What a claim waits for.
@@ -73,14 +67,13 @@ impl Claim {
             next_look: started,
             backoff: Backoff::new(FIRST_PAUSE, LAST_PAUSE),
             waiting: None,
-            busy_since: None,
-            record: None,
+            is_lost: None,
         }
     }
 
-    /// See [`super::Run::record_in`].
-    pub fn record_in(&mut self, record: Arc<dyn RequestRecord>) {
-        self.record = Some(record);
+    /// See [`super::Run::ask_at_the_end`].
+    pub fn ask_at_the_end(&mut self, is_lost: IsLost) {
+        self.is_lost = Some(is_lost);
     }
 
     pub fn id(&self) -> &JobId {
@@ -138,9 +131,10 @@ impl Claim {
     /// Tries to claim the job, without waiting.
     pub fn look(&mut self, config: &JobConfig, worker: &str, waker: &Waker) -> Claimed {
         // giving up has failed, too: whatever kills the worker is perhaps the directory itself
-        if let RequestOrigin::Claim { attempt, .. } = &self.origin
-            && attempt.number > config.max_attempts.saturating_add(1)
-            && let Decision::GiveUp(_, error) = attempt.decide(config.max_attempts)
+        if let RequestOrigin::Pool { taken, .. } = &self.origin
+            && *taken > config.max_attempts.saturating_add(1)
+            && let Decision::GiveUp(_, error) =
+                EarlierRun::decide(None, None, &self.origin, config.max_attempts)
         {
             return self.not_run(worker, Reason::Interrupted, error);
         }
@@ -263,12 +257,6 @@ impl Claim {
                     }
                     _ => "is in use by another worker, or by what one has left",
                 };
-                let now = Instant::now();
-                let since = *self.busy_since.get_or_insert(now);
-                // in a pool, nobody waits for a directory while there are other jobs
-                if self.record.is_some() && now.duration_since(since) >= LOCK_PATIENCE {
-                    return Ok(Claimed::Over(Outcome::Busy));
-                }
                 self.wait_for(format!("the lock on {}", log.path()), why.to_owned());
                 return Ok(self.wait(config));
             }
@@ -292,7 +280,7 @@ impl Claim {
                     dir,
                     log,
                     attempt,
-                    record: self.record.clone(),
+                    is_lost: self.is_lost.clone(),
                 };
                 match Execution::start(job, config, worker, waker) {
                     Ok(execution) => Claimed::Running(Box::new(execution)),
@@ -318,7 +306,7 @@ impl Claim {
             None if own.steps.is_none() => {
                 let why = match self.origin {
                     RequestOrigin::ByHand => "does not exist",
-                    RequestOrigin::Queue { .. } | RequestOrigin::Claim { .. } => {
+                    RequestOrigin::Queue { .. } | RequestOrigin::Pool { .. } => {
                         "does not exist, and the request has no `steps`"
                     }
                 };
@@ -339,25 +327,17 @@ impl Claim {
         );
         let plan = plan.map_err(|error| match self.origin {
             RequestOrigin::ByHand => "job.json has no `steps`".to_owned(),
-            RequestOrigin::Queue { .. } | RequestOrigin::Claim { .. } => error,
+            RequestOrigin::Queue { .. } | RequestOrigin::Pool { .. } => error,
         });
         plan.map_err(OpenError::Unusable)
     }
 
     /// What is to be done, and the document of the earlier run that says so.
     fn decide(&self, dir: &WorkDir, max_attempts: u32) -> Result<(Decision, Vec<u8>), OpenError> {
-        Ok(match journal::read(dir, &self.request.id)? {
-            None => match &self.origin {
-                RequestOrigin::Claim { attempt, .. } => (attempt.decide(max_attempts), Vec::new()),
-                RequestOrigin::ByHand | RequestOrigin::Queue { .. } => {
-                    (Decision::Run(Attempt::FIRST), Vec::new())
-                }
-            },
-            Some((run, document)) => {
-                let decision = run.decide(self.request.key.as_deref(), &self.origin, max_attempts);
-                (decision, document)
-            }
-        })
+        let (earlier, document) = journal::read(dir, &self.request.id)?.unzip();
+        let key = self.request.key.as_deref();
+        let decision = EarlierRun::decide(earlier.as_ref(), key, &self.origin, max_attempts);
+        Ok((decision, document.unwrap_or_default()))
     }
 
     /// A document of this request, to be completed.

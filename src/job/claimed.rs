@@ -1,12 +1,11 @@
 //! A claimed job, ready to run.
 
 use super::log::JobLog;
-use super::{RequestRecord, WorkDir};
+use super::{IsLost, WorkDir};
 use crate::contract::{
     Attempt, Document, Follows, JobId, JobState, Plan, StepState, StepStatus, Timestamp,
 };
 use crate::host;
-use std::sync::Arc;
 
 /// A claimed job, ready to run. Its lock is that of `log`.
 pub struct ClaimedJob {
@@ -20,7 +19,7 @@ pub struct ClaimedJob {
     pub dir: WorkDir,
     pub log: JobLog,
     pub attempt: Attempt,
-    pub record: Option<Arc<dyn RequestRecord>>,
+    pub is_lost: Option<IsLost>,
 }
 
 impl ClaimedJob {

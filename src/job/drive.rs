@@ -10,13 +10,12 @@
 
 use super::claimed::ClaimedJob;
 use super::log::JobLog;
-use super::{Kept, RequestRecord, WorkDir, journal};
+use super::{IsLost, WorkDir, journal};
 use crate::config::Durability;
 use crate::contract::{Document, JobState, Reason};
 use crate::inbox::Waker;
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
@@ -56,7 +55,7 @@ enum Mode {
 struct OpenFiles {
     dir: WorkDir,
     log: File,
-    record: Option<Arc<dyn RequestRecord>>,
+    is_lost: Option<IsLost>,
 }
 
 impl Drive {
@@ -72,8 +71,8 @@ impl Drive {
     fn try_open(job: &ClaimedJob, durability: Durability, waker: &Waker) -> io::Result<Self> {
         let (dir, log) = (job.dir.try_clone()?, job.log.handle()?);
         let in_memory = dir.is_in_memory();
-        let record = job.record.clone();
-        let mut files = Some(OpenFiles { dir, log, record });
+        let is_lost = job.is_lost.clone();
+        let mut files = Some(OpenFiles { dir, log, is_lost });
         let (sender, done) = mpsc::channel();
         if durability == Durability::Cache || in_memory {
             let mode = Mode::Inline(files, sender);
@@ -159,8 +158,8 @@ fn finish(
     mut document: Document,
     durability: Durability,
 ) -> Option<Document> {
-    let OpenFiles { dir, record, .. } = files;
-    if record.as_ref().is_some_and(|record| !record.is_ours()) {
+    let OpenFiles { dir, is_lost, .. } = files;
+    if is_lost.as_ref().is_some_and(|is_lost| is_lost()) {
         return None;
     }
     let is_final = document.status != JobState::Interrupted;
@@ -189,19 +188,7 @@ fn finish(
             let _ = store(dir, &document.to_json(), durability);
         }
     }
-    match record
-        .as_ref()
-        .filter(|_| is_final)
-        .map(|record| record.keep(&document))
-    {
-        None | Some(Kept::Yes) => Some(document),
-        Some(Kept::Lost) => None,
-        Some(Kept::Failed(error)) => {
-            fail(&mut document, log, error, durability);
-            let _ = store(dir, &document.to_json(), durability); // the first error is the one to tell
-            Some(document)
-        }
-    }
+    Some(document)
 }
 
 /// A job that seemed to succeed fails where the drive does not keep what it is given.

@@ -62,14 +62,6 @@ impl JobLog {
         })
     }
 
-    /// Opens the file as it is, only to see whether it is locked.
-    ///
-    /// # Errors
-    /// What the system said, also where there is no log.
-    pub fn open_if_there(dir: &WorkDir) -> io::Result<File> {
-        dir.open_file(NAME, OFlags::RDWR)
-    }
-
     /// Its absolute path.
     pub fn path(&self) -> &str {
         &self.path

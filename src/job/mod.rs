@@ -17,11 +17,11 @@ mod run;
 mod step;
 
 use crate::contract::Document;
+use std::sync::Arc;
 
 pub use claim::CANCEL_FILE;
 pub use directory::{OpenError, Then, WorkDir};
 pub use interruption::Interruption;
-pub use place::is_busy;
 pub use run::{News, Run};
 
 /// How a run ends.
@@ -33,27 +33,9 @@ pub enum Outcome {
     Stored(Vec<u8>),
     /// Before its end: the job is to be run again.
     Unfinished,
-    /// Something else has the lock on its `job.log`: the job is to be run later.
-    Busy,
     /// Somebody else has its request by now, and publishes the result.
     Lost,
 }
 
-/// A record of a request that counts more than the journal, which is for the controller then.
-pub trait RequestRecord: Send + Sync {
-    /// Whether nobody else has the request.
-    fn is_ours(&self) -> bool;
-    /// Keeps the final document, before anybody else can have the job.
-    fn keep(&self, document: &Document) -> Kept;
-}
-
-/// What became of a document in a [`RequestRecord`].
-#[derive(Debug, PartialEq)]
-pub enum Kept {
-    /// It is kept.
-    Yes,
-    /// Somebody else has the request by now.
-    Lost,
-    /// A sentence, with what the drive said.
-    Failed(String),
-}
+/// Whether another worker has the request by now: asked before log and journal are made final.
+pub type IsLost = Arc<dyn Fn() -> bool + Send + Sync>;

@@ -1,19 +1,9 @@
 //! Where a request is to run.
 
-use super::log::JobLog;
 use super::{OpenError, WorkDir};
 use crate::config::JobConfig;
 use crate::contract::Request;
-use std::fs::TryLockError;
 use std::path::Path;
-
-/// Whether something has the lock on the `job.log` of a request, as far as that can be told.
-pub fn is_busy(request: &Request, config: &JobConfig) -> bool {
-    let log = open_dir(request, config)
-        .ok()
-        .and_then(|dir| JobLog::open_if_there(&dir).ok());
-    log.is_some_and(|log| matches!(log.try_lock(), Err(TryLockError::WouldBlock)))
-}
 
 /// Opens the workDir of a request, which may not be anywhere.
 ///

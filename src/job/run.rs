@@ -4,13 +4,12 @@
 
 use super::claim::{Claim, Claimed};
 use super::execution::Execution;
-use super::{Interruption, Outcome, RequestRecord};
+use super::{Interruption, IsLost, Outcome};
 use crate::config::JobConfig;
 use crate::contract::{Document, JobId, Request, RequestOrigin};
 use crate::inbox::Waker;
 use crate::process;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Instant;
 
 /// A job from its request to its result.
@@ -63,10 +62,10 @@ impl Run {
         }
     }
 
-    /// Has the final document kept in `record`, too, before anybody else can have the job.
-    pub fn record_in(&mut self, record: Arc<dyn RequestRecord>) {
+    /// Asks `is_lost` before log and journal are made final.
+    pub fn ask_at_the_end(&mut self, is_lost: IsLost) {
         if let Stage::Claiming(claim) = &mut self.stage {
-            claim.record_in(record);
+            claim.ask_at_the_end(is_lost);
         }
     }
 

@@ -109,7 +109,9 @@ pub enum End {
     NotGreeted,
     /// It does not answer our greeting.
     Unanswered,
-    /// The broker has closed an established connection and gave no reason.
+    /// The broker has ended an established connection in order, and gave no reason.
+    Ended,
+    /// An established connection broke.
     Dropped,
     /// Anything else, which may pass.
     Lost,
@@ -297,13 +299,6 @@ impl Adapter {
     pub fn next(&mut self) -> Result<Event, Failure> {
         loop {
             let heard = self.receive()?;
-            // a ping is an event, too
-            if self.settings.owner_is_stuck() {
-                return Err(Failure(
-                    End::Lost,
-                    "this worker is stuck, as in a drive that does not answer".to_owned(),
-                ));
-            }
             if let Some((_, since)) = self.subscribing
                 && since.elapsed() > self.silence
             {
@@ -513,7 +508,10 @@ impl Adapter {
             #[cfg(feature = "tls")]
             Broken::Io(error) if let Some(failure) = self.tls_failure(&error) => failure,
             Broken::Io(error) if !is_end(&error) => Failure(End::Lost, error.to_string()),
-            Broken::Closed | Broken::Io(_) if is_greeted => {
+            Broken::Closed if is_greeted => {
+                Failure(End::Ended, "it closed the connection".to_owned())
+            }
+            Broken::Io(_) if is_greeted => {
                 Failure(End::Dropped, "it closed the connection".to_owned())
             }
             Broken::Closed | Broken::Io(_) => Failure(

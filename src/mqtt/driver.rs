@@ -87,9 +87,6 @@ impl<F: Fn(Event)> Driver<F> {
     /// Makes one connection after the other, until the broker denies us or the worker is gone.
     pub fn run(mut self) {
         loop {
-            while self.settings.owner_is_stuck() {
-                std::thread::sleep(LAST_PAUSE / 10);
-            }
             let (connected_at, Failure(end, reason)) = self.make_connection();
             if end == End::Closed {
                 return;
@@ -120,7 +117,8 @@ impl<F: Fn(Event)> Driver<F> {
                 return;
             }
             self.log_once(reason, connected_at.is_some());
-            self.judge(connected_at.map(|at| at.elapsed()), end == End::Dropped);
+            let is_drop = matches!(end, End::Dropped | End::Ended);
+            self.judge(connected_at.map(|at| at.elapsed()), is_drop);
             std::thread::sleep(self.backoff.next_pause());
         }
     }
@@ -246,7 +244,7 @@ impl<F: Fn(Event)> Driver<F> {
             match adapter.next() {
                 _ if self.is_abandoned.load(Relaxed) => return Failure(End::Closed, String::new()),
                 Err(failure) => return failure,
-                Ok(event @ Event::Connected { resumed, .. }) => {
+                Ok(event @ Event::Connected { .. }) => {
                     *connected_at = Some(Instant::now());
                     self.log_connection();
                     self.version_is_certain = true;
@@ -255,8 +253,9 @@ impl<F: Fn(Event)> Driver<F> {
                         .into_iter()
                         .for_each(|lack| self.learn(lack));
                     (self.sink)(event);
-                    let is_asked = self.settings.life == Life::Once
-                        || !(resumed && self.is_subscribed) && adapter.subscribe();
+                    // also in a session that has the subscription: each SUBSCRIBE marks what comes behind it anew, so that a
+                    // broker that went back to an older state does not give a new request the identity of an old one
+                    let is_asked = self.settings.life == Life::Once || adapter.subscribe();
                     if !is_asked {
                         (self.sink)(Event::Ready);
                     }
@@ -268,11 +267,20 @@ impl<F: Fn(Event)> Driver<F> {
                 Ok(Event::Closed) => {
                     // The CONNECT of the next worker must not overtake our last acknowledgement. Over 3.1.1 the request
                     // would run again: so the broker closes first.
+                    if self.settings.life == Life::Once {
+                        let end = loop {
+                            if let Err(end) = adapter.next() {
+                                break end;
+                            }
+                        };
+                        if end.0 == End::Ended {
+                            (self.sink)(Event::Closed);
+                            return Failure(End::Closed, String::new());
+                        }
+                        return end;
+                    }
                     while self.version == Protocol::V3 && adapter.next().is_ok() {}
                     (self.sink)(Event::Closed);
-                    if self.settings.life == Life::Once {
-                        return Failure(End::Closed, String::new());
-                    }
                     // the process ends now: taking the client apart, page by page, would only delay that
                     loop {
                         std::thread::park();

@@ -14,7 +14,6 @@ mod v3;
 mod v5;
 
 use crate::contract::identity;
-use crate::pulse::Pulse;
 use bytes::Bytes;
 use driver::Driver;
 pub use probe::probe;
@@ -152,8 +151,6 @@ pub struct Settings {
     pub subscriptions: Vec<Subscription>,
     /// What the broker publishes when we are gone without a word.
     pub last_will: Option<LastWill>,
-    /// Whose link it is: one who is stuck has no connection.
-    pub pulse: Option<Pulse>,
 }
 
 /// What the broker keeps for us while we are away.
@@ -181,28 +178,19 @@ pub enum Subscription {
     Requests(String),
     /// The filter of the cancels, at QoS 0: a cancel counts now or never, and must not wait behind an unacknowledged request.
     Cancels(String),
-    /// The filter of the workers' presence, at QoS 0, with what is retained there.
-    Presence(String),
-}
-
-impl Settings {
-    /// Whether whoever has the link is stuck.
-    fn owner_is_stuck(&self) -> bool {
-        self.pulse.as_ref().is_some_and(Pulse::is_stuck)
-    }
 }
 
 impl Subscription {
     fn filter(&self) -> &str {
         match self {
-            Self::Requests(filter) | Self::Cancels(filter) | Self::Presence(filter) => filter,
+            Self::Requests(filter) | Self::Cancels(filter) => filter,
         }
     }
 
     fn qos(&self) -> QoS {
         match self {
             Self::Requests(_) => QoS::AtLeastOnce,
-            Self::Cancels(_) | Self::Presence(_) => QoS::AtMostOnce,
+            Self::Cancels(_) => QoS::AtMostOnce,
         }
     }
 }
@@ -311,7 +299,8 @@ pub enum Event {
     Message(Message),
     /// The broker has our message, or says why it does not take it.
     Published(Result<Subscribers, Unpublished>),
-    /// Our DISCONNECT is sent, and all that was asked for before it.
+    /// Our DISCONNECT is sent, and all that was asked for before it. Of a link with one connection: the broker has ended it in order,
+    /// and so has dealt with all of that.
     Closed,
     /// The connection is gone. The link makes another one, unless it has only one; then this comes also where there was none.
     Lost,

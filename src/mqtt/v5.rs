@@ -80,7 +80,6 @@ impl Sender for Client {
                     retain_forward_rule: match to {
                         Subscription::Requests(_) => RetainForwardRule::OnNewSubscribe,
                         Subscription::Cancels(_) => RetainForwardRule::Never,
-                        Subscription::Presence(_) => RetainForwardRule::OnEverySubscribe,
                     },
                     ..Filter::new(to.filter(), to.qos())
                 });

@@ -6,8 +6,9 @@ use crate::backoff::Backoff;
 use crate::mqtt::Subscribers;
 use std::time::{Duration, Instant};
 
-/// Pause before a result that the broker did not take is published again.
-pub const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Pause before a result that the broker did not take is published again; it doubles from the first to the last.
+const FIRST_RETRY_PAUSE: Duration = Duration::from_secs(1);
+const LAST_RETRY_PAUSE: Duration = Duration::from_secs(30);
 
 /// Pause before a result that nobody has subscribed to is published again; it doubles from the first to the last.
 const FIRST_REPUBLISH_PAUSE: Duration = Duration::from_millis(500);
@@ -25,6 +26,7 @@ pub const RESUBSCRIBE_WAIT: Duration = Duration::from_secs(2);
 pub struct Publication {
     pub result: ResultMessage,
     no_subscriber: Option<NoSubscriber>,
+    retry: Backoff,
 }
 
 /// The time in which nobody was subscribed to a result.
@@ -48,7 +50,13 @@ impl Publication {
         Self {
             result,
             no_subscriber: None,
+            retry: Backoff::new(FIRST_RETRY_PAUSE, LAST_RETRY_PAUSE),
         }
+    }
+
+    /// The broker does not take it for now. How long to pause before it is published again.
+    pub fn not_taken(&mut self) -> Duration {
+        self.retry.next_pause()
     }
 
     /// The broker has it. `reconnected`: our connection was lost meanwhile, and so may be that of its controller.

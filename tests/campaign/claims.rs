@@ -9,42 +9,29 @@ use std::path::Path;
 /// How often to ask which files are locked.
 const LOOKS: usize = 4;
 
-/// A claim, as its file says.
+/// How often to look again where a claim got another name meanwhile.
+const TRIES: usize = 1000;
+
+/// A claim, as its name and its file say.
 #[derive(Clone, Debug)]
 pub struct Claim {
-    pub name: String,
-    /// Of its request.
+    /// The identity of the request, in the order of taking: `SEQ-RAND`.
+    pub request: String,
+    /// The rest of the name: `DIR-ID-N`.
+    pub rest: String,
+    /// What the campaign knows the request by.
     pub token: String,
-    /// The workers that took it, one after the other.
-    pub takers: Vec<String>,
     /// Its final document.
     pub document: Option<Value>,
-    /// Somebody has its lock; as far as the system tells.
+    /// Some process has its lock, as far as the system tells.
     pub is_locked: bool,
-}
-
-impl Claim {
-    pub fn taken_by(&self, worker: &str) -> usize {
-        self.takers.iter().filter(|taker| *taker == worker).count()
-    }
-
-    pub fn last_taker(&self) -> &str {
-        self.takers.last().map_or("", String::as_str)
-    }
 }
 
 /// The claims that count.
 pub fn claims(pool: &Path) -> Vec<Claim> {
-    let mut claims: Vec<(u64, Claim)> = Vec::new();
-    for name in super::support::site::names(pool) {
-        let path = pool.join(&name);
-        if name.starts_with("c-")
-            && let (Ok(content), Ok(metadata)) = (fs::read_to_string(&path), fs::metadata(&path))
-            && let Some(claim) = read(name, &content)
-        {
-            claims.push((metadata.ino(), claim));
-        }
-    }
+    // one that gets another name meanwhile is looked for again
+    let mut looks = (0..TRIES).filter_map(|_| look(pool));
+    let mut claims = looks.next().expect("claims that can be read");
     if !claims.is_empty() {
         // the system skips some where others come and go as it tells
         for _ in 0..LOOKS {
@@ -60,27 +47,39 @@ pub fn claims(pool: &Path) -> Vec<Claim> {
     claims.into_iter().map(|(_, claim)| claim).collect()
 }
 
-fn read(name: String, content: &str) -> Option<Claim> {
-    let mut lines = content.split_inclusive('\n');
-    let json = |line: &str| serde_json::from_str::<Value>(line.strip_suffix('\n')?).ok();
-    let request = json(lines.next()?)?["request"].as_str()?.to_owned();
-    let request: Value = serde_json::from_str(&request).ok()?;
-    let mut claim = Claim {
-        name,
-        token: request["env"]["TOKEN"].as_str()?.to_owned(),
-        takers: Vec::new(),
-        document: None,
-        is_locked: false,
-    };
-    for event in lines.filter_map(json) {
-        if let Some(taker) = event["taken"].as_str() {
-            claim.takers.push(taker.to_owned());
-        }
-        if event["result"].is_object() {
-            claim.document = Some(event["result"].clone());
+/// `None` where a claim has another name by now.
+fn look(pool: &Path) -> Option<Vec<(u64, Claim)>> {
+    let mut claims = Vec::new();
+    for name in super::support::site::names(pool) {
+        let parts: Vec<&str> = name.split('-').collect();
+        if let ["c", seq, rand, rest @ ..] = &*parts {
+            let path = pool.join(&name);
+            let metadata = fs::metadata(&path).ok()?;
+            let (token, document) = read(&fs::read(path).ok()?)?;
+            let claim = Claim {
+                request: format!("{seq}-{rand}"),
+                rest: rest.join("-"),
+                token,
+                document,
+                is_locked: false,
+            };
+            claims.push((metadata.ino(), claim));
         }
     }
-    Some(claim)
+    Some(claims)
+}
+
+/// The token of the request, and the final document. `None` also where it is done by now, and empty.
+fn read(content: &[u8]) -> Option<(String, Option<Value>)> {
+    let first = content.iter().position(|byte| *byte == b'\n')?;
+    let header: Value = serde_json::from_slice(&content[..first]).ok()?;
+    let bytes = header["bytes"].as_u64()? as usize;
+    let (request, document) = content[first + 1..].split_at_checked(bytes)?;
+    let request: Value = serde_json::from_slice(request).ok()?;
+    // one that is cut short does not count
+    let whole = document.strip_prefix(b"\n")?.strip_suffix(b"\n");
+    let document = whole.and_then(|document| serde_json::from_slice(document).ok());
+    Some((request["env"]["TOKEN"].as_str()?.to_owned(), document))
 }
 
 /// `None` where the system does not tell.

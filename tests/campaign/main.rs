@@ -195,7 +195,7 @@ struct Life {
     /// A step of it was killed, and the worker was not.
     step_killed: bool,
     stderr: String,
-    /// Of a pool: the claims that it took and that are not done at its end, and the number of marks then.
+    /// Of a pool: the claims that are there at its end, and the number of marks then.
     left: Vec<Claim>,
     marks: usize,
 }
@@ -507,12 +507,11 @@ impl Crew<'_> {
         let name = self.crowd.workers()[worker];
         // the marks first: a run that began before the look at the claims was not allowed to
         let marks = fs::read_to_string(self.drive.join("marks")).unwrap_or_default();
-        let mut left = match self.crowd {
+        let left = match self.crowd {
             Crowd::Loners => Vec::new(),
             Crowd::Pool => claims::claims(&pool::directory(self.drive)),
         };
         let mut lives = self.lives.lock().unwrap();
-        left.retain(|claim| claim.taken_by(name) > noted(&lives, name, claim));
         let life = Life {
             worker: name,
             started: birth.started,
@@ -615,16 +614,6 @@ impl Crew<'_> {
         }
         self.proxies.iter().for_each(|proxy| proxy.set(None));
     }
-}
-
-/// How often earlier processes of this worker are known to have taken a claim.
-fn noted(lives: &BTreeMap<usize, Life>, worker: &str, claim: &Claim) -> usize {
-    let own = lives.values().filter(|life| life.worker == worker);
-    own.flat_map(|life| &life.left)
-        .filter(|left| left.name == claim.name)
-        .map(|left| left.taken_by(worker))
-        .max()
-        .unwrap_or(0)
 }
 
 /// Kills the steps of a worker, and tells whether there were any.

@@ -71,59 +71,25 @@ fn forget_everything(site: &mut Site, worker: &mut Worker) {
     site.await_state(worker, mark, "busy");
 }
 
-fn ends_as_forgotten(site: &Site, mut worker: Worker, dir: &Path) {
-    let stopped = Instant::now();
-    worker.sigterm();
-    let result = site.result("held").json();
-    worker.exits_with(0);
-    // the default grace is 8 s, and this job ends at the first TERM
-    assert!(stopped.elapsed() < Duration::from_secs(8));
-    assert_eq!(
-        (&result["status"], &result["reason"]),
-        (&json!("failed"), &json!("interrupted"))
-    );
-    assert!(
-        result["exitCode"].as_i64().is_some_and(|code| code != 0),
-        "{result}"
-    );
-    let error = result["error"].as_str().unwrap_or_default();
-    assert!(
-        error.contains("the broker has forgotten the request"),
-        "{error}"
-    );
-    assert!(error.contains("publish it again"), "{error}");
-    assert_eq!(status(dir), result);
-
-    // published again, it is a run of its own
-    release(dir);
-    site.request(json!({ "id": "held", "workDir": dir }));
-    site.worker(|_| {}).exits_with(0);
-    let again = site.result("held").json();
-    assert_eq!(
-        (&again["status"], &again["attempt"]),
-        (&json!("success"), &json!(1))
-    );
-}
-
-fn a_stop_ends_a_job_whose_request_is_forgotten(version: &str) {
+/// Two faults at once: the controller's time limit publishes it again.
+fn a_stop_leaves_a_job_interrupted_whose_request_is_forgotten(version: &str) {
     let mut site = Site::on(forgetful_broker());
     let mut worker = site.idle_worker(speaking(version));
     let dir = held_job(site.drive.path(), "held");
-    site.request(json!({ "id": "held", "workDir": dir }));
+    let request = json!({ "id": "held", "workDir": dir });
+    site.request(request.clone());
     await_starts(&dir, 1);
     forget_everything(&mut site, &mut worker);
-    ends_as_forgotten(&site, worker, &dir);
-}
-
-fn a_stop_ends_a_job_whose_request_came_at_qos_0(version: &str) {
-    let site = Site::start();
-    let worker = site.idle_worker(speaking(version));
-    let dir = held_job(site.drive.path(), "held");
-    let request = json!({ "id": "held", "workDir": dir });
-    site.controller
-        .publish_at_qos_0("jobs/pending", request.to_string());
-    await_starts(&dir, 1);
-    ends_as_forgotten(&site, worker, &dir);
+    worker.sigterm();
+    worker.exits_with(0);
+    assert_eq!(status(&dir)["status"], "interrupted");
+    release(&dir);
+    site.request(request);
+    let finished = site.finish(site.worker(speaking(version)), dir.clone(), "held");
+    assert_eq!(
+        (&finished.result["status"], &finished.result["attempt"]),
+        (&json!("success"), &json!(1))
+    );
 }
 
 /// Whether it has forgotten the request shows only when it is back.
@@ -263,8 +229,7 @@ fn a_result_that_nobody_subscribes_to_delays_nobody(version: &str) {
 }
 
 on_both_protocols!(
-    a_stop_ends_a_job_whose_request_is_forgotten,
-    a_stop_ends_a_job_whose_request_came_at_qos_0,
+    a_stop_leaves_a_job_interrupted_whose_request_is_forgotten,
     a_stop_without_a_broker_leaves_the_job_interrupted,
     a_result_that_nobody_subscribes_to_delays_nobody,
 );

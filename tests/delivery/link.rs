@@ -396,19 +396,3 @@ fn what_the_broker_says_that_it_does_not_take_is_published_short() {
     };
     assert_eq!(site.broker.log().iter().filter(connects).count(), 1);
 }
-
-fn a_broker_that_does_not_say_what_it_takes_gets_it_short(version: &str) {
-    let site = Site::scripted();
-    site.broker.set_script(|step| match step.packet {
-        Packet::Publish {
-            payload, qos: 1, ..
-        } if step.from_client && payload.len() > 1024 => Verdict::CutBefore,
-        _ => Verdict::Pass,
-    });
-    large_words_are_published_short(version, &site);
-}
-
-mod untold {
-    use super::*;
-    on_both_protocols!(a_broker_that_does_not_say_what_it_takes_gets_it_short);
-}

@@ -17,25 +17,16 @@ on_both_protocols!(
 );
 
 #[test]
+#[ignore = "needs 70 s"]
 fn a_head_that_hangs_is_named_and_goes_on_when_it_can() {
     let site = Site::start();
-    let impatient = |name: &'static str| {
-        let site = &site;
-        move |command: &mut Command| {
-            member_of(site, name, "5")(command);
-            command.env("MQTT_KEEP_ALIVE", "5");
-        }
-    };
-    let mut head = site.idle_worker(impatient("first"));
+    let mut head = site.idle_worker(member_of(&site, "first", "5"));
     await_queue(&site);
-    let mut other = site.idle_worker(impatient("second"));
+    let mut other = site.idle_worker(member_of(&site, "second", "5"));
     head.freeze();
     site.submit("a", json!({ "steps": ["true"] }));
-    wait::until("the other one to name it", || {
-        other
-            .stderr()
-            .contains("says that worker first is gone, and it still holds head.lock")
-    });
+    std::thread::sleep(Duration::from_secs(60)); // what it waits for before it says so
+    other.await_stderr("was not touched for a minute");
     assert!(site.controller.heard("jobs/results/").is_empty());
     head.thaw();
     assert_eq!(site.result("a").json()["status"], "success");

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -49,12 +51,33 @@ pub fn await_queue(site: &Site) {
     });
 }
 
+/// The member that has the lock of the pool on this drive.
+pub fn head_of(drive: &Path) -> Option<String> {
+    let lock = fs::metadata(drive.join(".job-worker/the-pool/head.lock")).ok()?;
+    let end = format!(":{}", lock.ino());
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    // one that waits for the lock has an arrow in its line
+    let mut held = locks
+        .lines()
+        .filter(|line| !line.contains("->"))
+        .map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let held = held.find(|words| words.get(5).is_some_and(|file| file.ends_with(&end)))?;
+    let environment = fs::read_to_string(format!("/proc/{}/environ", held.get(4)?)).ok()?;
+    let mut variables = environment.split('\0');
+    variables.find_map(|variable| Some(variable.strip_prefix("WORKER_ID=")?.to_owned()))
+}
+
+/// Makes the directory of the pool by hand, as the reference says it of a queue that was a worker's own.
+pub fn make_pool(site: &Site) -> PathBuf {
+    site.directory(".job-worker/the-pool")
+}
+
 /// The claims that are left.
 pub fn claims(site: &Site) -> Vec<String> {
     let names = super::support::site::names(&site.drive.path().join(".job-worker/the-pool"));
     names
         .into_iter()
-        .filter(|name| name.contains('-'))
+        .filter(|name| name.contains('-') && !name.starts_with("d-"))
         .collect()
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::members::{await_queue, claims, supervised};
+use super::members::{await_queue, claims, make_pool, supervised};
 use super::support::site::{Site, await_file, while_exists};
 use super::support::wait;
 use super::support::worker::Worker;
@@ -46,6 +46,7 @@ fn from_a_queue_of_its_own_to_a_pool_and_back_no_job_is_lost(version: &str) {
     submit(&site, "own-3");
 
     // the pool takes them, and what comes now
+    make_pool(&site);
     let members = ["m1", "m2"].map(|name| supervised(&site, name, version));
     for id in ["own-2", "own-3"] {
         assert_ne!(site.result(id).json()["worker"], "the-pool");

@@ -12,7 +12,6 @@ use super::support::wait;
 on_both_protocols!(
     a_job_that_removes_its_claim_has_its_result,
     a_job_that_removes_all_of_the_pool_has_its_result_and_the_pool_goes_on,
-    a_member_that_makes_a_removed_pool_anew_is_joined_by_those_who_are_there,
     a_claim_in_the_place_of_another_is_not_removed,
 );
 
@@ -35,7 +34,7 @@ fn a_job_that_removes_its_claim_has_its_result(version: &str) {
     );
     worker.exits_with(0);
     assert!(
-        !worker.stderr().contains("the claim"),
+        !worker.stderr().contains(": warn:"),
         "nothing is wrong with it: {}",
         worker.stderr()
     );
@@ -43,7 +42,7 @@ fn a_job_that_removes_its_claim_has_its_result(version: &str) {
 
 fn a_job_that_removes_all_of_the_pool_has_its_result_and_the_pool_goes_on(version: &str) {
     let site = Site::start();
-    let members = ["a", "b", "c"].map(|name| supervised(&site, name, version));
+    let _members = ["a", "b", "c"].map(|name| supervised(&site, name, version));
     await_queue(&site);
     for round in 0..3 {
         let id = format!("remover-{round}");
@@ -62,35 +61,6 @@ fn a_job_that_removes_all_of_the_pool_has_its_result_and_the_pool_goes_on(versio
         }
     }
     wait::until("no claim to be left", || claims(&site).is_empty());
-    for member in members {
-        let told = member.stderr();
-        assert!(!told.contains("another pool"), "{told}");
-    }
-}
-
-fn a_member_that_makes_a_removed_pool_anew_is_joined_by_those_who_are_there(version: &str) {
-    let site = Site::start();
-    let mut busy = site.idle_worker(member_of(&site, "a", version));
-    await_queue(&site);
-    let dir = site.directory("long");
-    fs::write(dir.join("gate"), "").unwrap();
-    let step = format!("touch up; {}", while_exists("gate"));
-    site.request(json!({ "id": "long", "workDir": dir, "steps": [step] }));
-    wait::until("the job to run", || dir.join("up").exists());
-    fs::remove_dir_all(site.drive.path().join(".job-worker")).unwrap();
-    // it finds no pool, and one who is busy in a pool with another id
-    let mut next = site.worker(member_of(&site, "b", version));
-    site.submit("next", json!({ "steps": ["true"] }));
-    assert_eq!(site.result("next").json()["status"], "success");
-    next.exits_with(0);
-    fs::remove_file(dir.join("gate")).unwrap();
-    assert_eq!(site.result("long").json()["status"], "success");
-    busy.exits_with(0);
-    for member in [next, busy] {
-        let told = member.stderr();
-        assert!(!told.contains("another pool"), "{told}");
-    }
-    assert_eq!(claims(&site), [""; 0]);
 }
 
 /// Somebody else has the request of a claim that has another file by now.

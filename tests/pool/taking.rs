@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::members::{await_queue, claims, member_of, supervised};
+use super::members::{await_queue, claims, make_pool, member_of, supervised};
 use super::support::controller::Controller;
 use super::support::site::{Site, while_exists};
 use super::support::wait;
@@ -233,98 +233,62 @@ fn fill_the_drive(version: &str) {
 }
 
 #[test]
-fn a_queue_of_its_own_becomes_a_pool_with_all_that_is_in_it() {
+fn members_that_find_the_queue_and_no_directory_for_it_end_and_take_nothing() {
     let site = Site::start();
     site.open_queue(|command| {
         command.env("WORKER_ID", "the-pool");
     });
-    for id in ["a", "b"] {
-        site.submit(id, json!({ "steps": ["true"] }));
+    site.submit("a", json!({ "steps": ["true"] }));
+    let pool = site.drive.path().join(".job-worker/the-pool");
+    let mut members = ["m1", "m2", "m3"].map(|name| site.worker(member_of(&site, name, "5")));
+    for member in &mut members {
+        member.exits_with(78);
+        let told = format!("mkdir -p {}", pool.display());
+        assert!(member.stderr().contains(&told), "{}", member.stderr());
     }
+    assert!(!pool.exists() && site.controller.heard("jobs/results/").is_empty());
+    make_pool(&site);
     let _member = supervised(&site, "m", "5");
-    for id in ["a", "b"] {
-        assert_eq!(site.result(id).json()["worker"], "m");
-    }
-    wait::until("the old subscription to be given up", || {
-        site.controller.publish("jobs/cancel/nobody", "");
-        site.broker
-            .log()
-            .contains("Received UNSUBSCRIBE from the-pool")
-    });
-    site.submit("c", json!({ "steps": ["true"] }));
-    assert_eq!(site.result("c").json()["status"], "success");
-    assert!(site.controller.heard("jobs/rejected").is_empty());
+    assert_eq!(site.result("a").json()["worker"], "m");
+}
+
+/// A claim of version 0.2 is nothing that this version can run, and nothing that it may lose.
+#[test]
+fn a_claim_of_version_0_2_is_named_and_kept() {
+    let site = Site::start();
+    let old = make_pool(&site).join("c-00000192f3a4b5c6-0123456789abcdef");
+    fs::write(&old, "{}\n").unwrap();
+    let mut member = site.worker(member_of(&site, "a", "5"));
+    member.exits_with(78);
+    let told = format!("{} is a request that version 0.2 has taken", old.display());
+    assert!(member.stderr().contains(&told), "{}", member.stderr());
+    assert_eq!(fs::read_to_string(&old).unwrap(), "{}\n");
+    assert!(
+        !site.broker.log().contains("as the-pool"),
+        "nothing is taken"
+    );
 }
 
 #[test]
 fn a_member_with_another_configuration_ends() {
     let site = Site::start();
     let _first = site.idle_worker(member_of(&site, "a", "5"));
-    for (name, value) in [("JOB_PAYLOAD_STEPS", "deny"), ("MQTT_TOPIC_ROOT", "other")] {
+    for (name, value, said) in [
+        ("JOB_PAYLOAD_STEPS", "deny", "steps in requests denied"),
+        ("MQTT_TOPIC_ROOT", "other", "MQTT_TOPIC_ROOT other"),
+    ] {
         let mut other = site.worker(|command| {
             member_of(&site, "b", "5")(command);
             command.env(name, value);
         });
         other.exits_with(78);
-        assert!(other.stderr().contains(name), "{}", other.stderr());
+        assert!(other.stderr().contains(said), "{}", other.stderr());
     }
     let mut without_root = site.worker(|command| {
         member_of(&site, "b", "5")(command);
         command.env_remove("JOB_ROOT");
     });
     without_root.exits_with(78);
-}
-
-#[test]
-fn a_member_of_another_pool_with_the_name_ends_and_harms_nobody() {
-    let site = Site::start();
-    let mut first = site.idle_worker(member_of(&site, "a", "5"));
-    let mut second = site.idle_worker(member_of(&site, "b", "5"));
-    let elsewhere = site.directory("elsewhere");
-    let mut other = site.worker(|command| {
-        member_of(&site, "c", "5")(command);
-        command.env("JOB_ROOT", &elsewhere);
-    });
-    other.exits_with(78);
-    assert!(
-        other.stderr().contains("another pool"),
-        "{}",
-        other.stderr()
-    );
-    for id in ["x", "y"] {
-        site.submit(id, json!({ "steps": ["true"] }));
-        assert_eq!(site.result(id).json()["status"], "success");
-    }
-    first.exits_with(0);
-    second.exits_with(0);
-}
-
-#[test]
-fn a_presence_of_another_pool_with_the_name_stops_no_member_that_is_there_already() {
-    let site = Site::start();
-    let mut member = site.idle_worker(member_of(&site, "a", "5"));
-    await_queue(&site);
-    let presence = json!({
-        "worker": "x", "state": "idle", "pool": { "name": "the-pool", "id": "another" }
-    });
-    for _ in 0..2 {
-        site.controller
-            .publish("jobs/workers/x", presence.to_string());
-    }
-    wait::until("a warning", || {
-        member
-            .stderr()
-            .contains("jobs/workers/x belongs to another pool")
-    });
-    site.submit("a", json!({ "steps": ["true"] }));
-    assert_eq!(site.result("a").json()["status"], "success");
-    member.exits_with(0);
-    let warnings = member.stderr();
-    assert_eq!(
-        warnings.matches("belongs to another pool").count(),
-        1,
-        "{warnings}"
-    );
 }
 
 #[test]

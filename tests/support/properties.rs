@@ -71,7 +71,7 @@ pub fn journal(bytes: &[u8]) {
     let Some(earlier) = EarlierRun::read(bytes, &id) else {
         return;
     };
-    match earlier.decide(Some("k"), &RequestOrigin::ByHand, 3) {
+    match EarlierRun::decide(Some(&earlier), Some("k"), &RequestOrigin::ByHand, 3) {
         Decision::Stored => {
             let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
             let fields: HashMap<String, Box<RawValue>> =

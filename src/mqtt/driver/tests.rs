@@ -32,7 +32,6 @@ fn settings(port: u16) -> Settings {
             Subscription::Cancels("jobs/cancel/+".into()),
         ],
         last_will: None,
-        pulse: None,
     }
 }
 

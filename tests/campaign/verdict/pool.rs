@@ -8,14 +8,6 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-/// A request on its way to a head, that acknowledged it.
-struct Delivery {
-    at: Instant,
-    packet_id: u16,
-    dup: bool,
-    old_protocol: bool,
-}
-
 pub fn claim_in(packet: &Packet) -> Option<&Claim> {
     match packet {
         Packet::RequestAck { claim, .. }
@@ -47,16 +39,13 @@ impl Evidence<'_> {
                     let token = token.unwrap_or_default();
                     wire.acknowledged = Some(event.at);
                     let problem = match claim {
-                        None if self.was_claim(token, event.at) => None,
+                        // it came again, and its claim is another worker's, or done
+                        _ if self.was_claim(token, event.at) => None,
                         None => Some("acknowledged, and it is no claim"),
-                        Some(claim) if claim.takers != [how.worker] => None,
-                        Some(claim) => {
-                            wire.held.push(token.to_owned());
-                            // one that is over already may be a namesake's
-                            let is_begun = claim.document.is_none();
-                            let is_free = !claim.is_locked && lives_on && is_begun;
-                            is_free.then_some("acknowledged, and its claim is not locked")
+                        Some(claim) if !claim.is_locked && lives_on => {
+                            Some("acknowledged, and its claim is not locked")
                         }
+                        Some(_) => None,
                     };
                     (token.to_owned(), problem)
                 }
@@ -77,13 +66,6 @@ impl Evidence<'_> {
                         // one that is over is taken without a word in it
                         Some(claim) if lives_on && !claim.is_locked => {
                             Some("a result whose claim is not locked")
-                        }
-                        Some(claim)
-                            if lives_on
-                                && claim.last_taker() != how.worker
-                                && document["worker"] == how.worker =>
-                        {
-                            Some("a result whose claim is another member's by now")
                         }
                         // the stored result of a key is on the drive
                         None if lives_on && document["key"].is_null() => {
@@ -117,13 +99,24 @@ impl Evidence<'_> {
                 self.violation(verdict, &token, &problem);
             }
         }
-        wire.held
-            .extend(how.left.iter().map(|claim| claim.token.clone()));
+        // it says so when it takes one
+        let took = |claim: &&Claim| how.stderr.contains(&claim.request);
+        let taken = self.all_claims().filter(took);
+        wire.held.extend(taken.map(|claim| claim.token.clone()));
         if how.end == End::Done && wire.results == 0 {
             let problem = format!("process {life} ended with 0 and no result");
             self.violation(verdict, &wire.held.join(" "), &problem);
         }
         wire
+    }
+
+    /// The claims that were seen, each as often as it was.
+    fn all_claims(&self) -> impl Iterator<Item = &Claim> {
+        let seen = self
+            .events
+            .iter()
+            .filter_map(|event| claim_in(&event.packet));
+        seen.chain(self.lives.values().flat_map(|life| &life.left))
     }
 
     fn is_of_another(&self, document: &Value, claim: &Claim) -> bool {
@@ -158,15 +151,10 @@ impl Evidence<'_> {
             let is_once = published.len() == 1 && !any_between(self.crashes, from, to);
             is_once.then_some(to)
         };
-        let left = self.lives.values().flat_map(|life| &life.left);
-        let seen = self
-            .events
-            .iter()
-            .filter_map(|event| claim_in(&event.packet));
-        // by the names of the claims, which are in the order of taking
-        let taken: BTreeMap<&str, &str> = seen
-            .chain(left)
-            .map(|claim| (claim.name.as_str(), claim.token.as_str()))
+        // by the identities of the claims, which are in the order of taking
+        let taken: BTreeMap<&str, &str> = self
+            .all_claims()
+            .map(|claim| (claim.request.as_str(), claim.token.as_str()))
             .collect();
         let mut latest: Option<(Instant, &str)> = None;
         let mut first = BTreeSet::new();
@@ -315,8 +303,8 @@ fn describe(claim: &Claim) -> String {
         None => String::new(),
     };
     let lock = if claim.is_locked { "locked" } else { "free" };
-    let (name, takers) = (&claim.name, claim.takers.join(" "));
-    format!("{name} of {} [{takers}] {lock}{final_one}", claim.token)
+    let (request, rest) = (&claim.request, &claim.rest);
+    format!("{request}-{rest} of {} {lock}{final_one}", claim.token)
 }
 
 fn shown(event: &Event) -> String {
@@ -361,10 +349,10 @@ impl Case<'_> {
         }
         // whoever died: the claim of that run had its result by then
         let own = life.left.iter().filter(|claim| claim.token == self.token);
-        let own: Vec<&String> = own.map(|claim| &claim.name).collect();
+        let own: Vec<&String> = own.map(|claim| &claim.request).collect();
         let was_over = self.notes.lives.values().any(|life| {
             let mut claims = life.left.iter();
-            let is_over = |claim: &Claim| claim.document.is_some() && own.contains(&&claim.name);
+            let is_over = |claim: &Claim| claim.document.is_some() && own.contains(&&claim.request);
             claims.any(is_over) && life.marks <= later.place
         });
         if results == 0 && life.end != End::Done && !was_over {
@@ -383,60 +371,36 @@ impl Case<'_> {
         }
     }
 
-    /// For how many further claims of a request there is a cause: the broker went back, or nobody could know.
+    /// For how many further claims of a request there is a cause: the broker went back to a save before the acknowledgement, or a
+    /// connection that was cut looked to the head as if the broker had ended it in order.
     pub(super) fn doubts(&self) -> Vec<Cause> {
         let deliveries = self.deliveries();
-        let Some(first) = deliveries.first() else {
-            return Vec::new();
-        };
-        let grows = self
-            .identifier_before(first.at)
-            .is_none_or(|before| before < first.packet_id);
-        let doubt = |again: &Delivery| {
-            let crashed = any_between(self.notes.crashes, first.at, again.at);
-            let same = again.dup && again.packet_id == first.packet_id;
-            match again.old_protocol {
-                _ if crashed && !same => Some(Cause::GoneBack),
-                _ if same && first.packet_id == 1 => Some(Cause::Doubtful),
-                true if crashed || !grows => Some(Cause::Doubtful),
-                _ => None,
+        let doubt = |pair: &[(Instant, usize)]| {
+            let ((first, connection), (again, _)) = (pair[0], pair[1]);
+            let is_trapped = |event: &Event| {
+                event.connection == connection && matches!(event.packet, Packet::Trapped(_))
+            };
+            match any_between(self.notes.crashes, first, again) {
+                true => Some(Cause::GoneBack),
+                false
+                    if any_between(self.notes.cuts, first, again)
+                        || self.notes.events.iter().any(is_trapped) =>
+                {
+                    Some(Cause::Doubtful)
+                }
+                false => None,
             }
         };
-        deliveries[1..].iter().filter_map(doubt).collect()
+        deliveries.windows(2).filter_map(doubt).collect()
     }
 
     /// The deliveries of this request, each once on its connection.
-    fn deliveries(&self) -> Vec<Delivery> {
-        let mut deliveries = Vec::new();
-        for event in self.notes.events {
-            if let Packet::Request {
-                packet_id,
-                dup,
-                token,
-            } = &event.packet
-                && token == self.token
-            {
-                let wire = self.wires.get(&event.life);
-                deliveries.push(Delivery {
-                    at: event.at,
-                    packet_id: *packet_id,
-                    dup: *dup,
-                    old_protocol: wire.is_some_and(|wire| wire.old_protocol),
-                });
-            }
-        }
+    fn deliveries(&self) -> Vec<(Instant, usize)> {
+        let own = |event: &&Event| matches!(&event.packet, Packet::Request { token, .. } if token == self.token);
+        let deliveries = self.notes.events.iter().filter(own);
         deliveries
-    }
-
-    /// The packet identifier of what was acknowledged last before this moment.
-    fn identifier_before(&self, at: Instant) -> Option<u16> {
-        let earlier = self.notes.events.iter().rev();
-        earlier
-            .filter(|event| event.at < at)
-            .find_map(|event| match &event.packet {
-                Packet::RequestAck { packet_id, .. } => Some(*packet_id),
-                _ => None,
-            })
+            .map(|event| (event.at, event.connection))
+            .collect()
     }
 
     /// What was published again was lost by the broker: what a pool has acknowledged it never loses.
@@ -461,8 +425,8 @@ impl Case<'_> {
                 .is_some_and(|at| any_between(self.notes.crashes, at, next));
             let later = self.notes.events.iter().filter(|event| event.at > next);
             let mut later = later.filter_map(|event| claim_in(&event.packet));
-            if !is_forgotten && !later.any(|other| other.name == claim.name) {
-                return Err(format!("{} is lost: nothing came of it", claim.name));
+            if !is_forgotten && !later.any(|other| other.request == claim.request) {
+                return Err(format!("{} is lost: nothing came of it", claim.request));
             }
         }
         Ok(())

@@ -160,14 +160,14 @@ fn what_is_said_of_a_packet_that_was_not_sent_changes_nothing() {
     assert_eq!(story.hears(Input::NotPublished), []);
     assert_eq!(story.machine.deadline(), None);
     assert_eq!(story.hears(Input::Closed), []);
-    assert_eq!(story.machine.held_request(), Some(&request("a", 1)));
+    assert!(!story.machine.is_waiting());
 }
 
 #[test]
 fn each_wait_for_the_broker_has_its_length_and_nothing_happens_before() {
     type Begin = fn(&mut Story) -> Vec<Action>;
     let waits: [(Begin, Duration); 4] = [
-        (|story| story.hears(Input::NotPublished), RETRY_PAUSE),
+        (|story| story.hears(Input::NotPublished), SECOND),
         (
             |story| story.hears(Input::Published(Subscribers::Some)),
             LEAVE_WAIT,
@@ -476,26 +476,39 @@ fn a_request_at_qos_0_during_a_job_is_rejected_at_once() {
 }
 
 #[test]
-fn the_broker_has_a_request_until_it_loses_the_session() {
-    let mut story = Story::with_a_request();
-    assert!(!story.machine.broker_lacks_request());
-    story.hears(Input::Lost);
-    assert!(
-        !story.machine.broker_lacks_request(),
-        "it may still have it"
-    );
-    story.hears(connected(true));
-    assert!(!story.machine.broker_lacks_request());
-    story.hears(Input::Lost);
-    story.hears(connected(false));
-    assert!(story.machine.broker_lacks_request());
-    story.hears(Input::Lost);
-    assert!(!story.machine.broker_lacks_request(), "nobody can be told");
-    let mut story = Story::new();
-    story.hears(connected(true));
-    story.hears(Input::Request(at_qos_0("a")));
-    assert!(story.machine.broker_lacks_request(), "it never kept it");
-    assert_eq!(story.machine.held_request(), Some(&at_qos_0("a")));
+fn a_result_that_the_broker_does_not_take_is_published_again_ever_more_slowly() {
+    let mut story = Story::with_a_result(AfterResult::Leave);
+    for seconds in [1, 2, 4, 8, 16, 30, 30] {
+        assert_eq!(story.hears(Input::NotPublished), []);
+        assert_eq!(story.machine.deadline(), Some(story.now + seconds * SECOND));
+        story.now += seconds * SECOND;
+        let again = story.hears(Input::Expired);
+        assert!(matches!(&*again, [Action::Publish(_)]), "{again:?}");
+    }
+}
+
+#[test]
+fn a_request_of_the_drive_is_done_when_the_broker_has_its_result_whatever_became_of_the_connection()
+{
+    for loses in [false, true] {
+        let mut story = Story::new();
+        story.hears(connected(false));
+        let request = at_qos_0("a");
+        assert_eq!(
+            story.hears(Input::Claim(request.clone())),
+            [Action::Take(request)]
+        );
+        story.hears(Input::Result(result(AfterResult::Leave)));
+        if loses {
+            story.hears(Input::Lost);
+            let again = story.hears(connected(false));
+            assert_eq!(again, [Action::Publish(result(AfterResult::Leave))]);
+        }
+        assert_eq!(
+            story.hears(Input::Published(Subscribers::Some)),
+            [Action::EndClaim, Action::Disconnect]
+        );
+    }
 }
 
 #[test]

@@ -293,7 +293,8 @@ impl World {
         let earlier = self.directory.as_ref().and_then(|run| {
             EarlierRun::read(run.document.as_bytes(), &JobId::from_text("a").unwrap())
         });
-        let decision = earlier.map(|earlier| earlier.decide(request.key.as_deref(), &origin, 3));
+        let decision = earlier
+            .map(|earlier| EarlierRun::decide(Some(&earlier), request.key.as_deref(), &origin, 3));
         let document = |status: &str, attempt: u32| {
             let text = |name: &str, value: Option<&str>| {
                 value.map_or(String::new(), |value| format!(r#","{name}":"{value}""#))

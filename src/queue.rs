@@ -1,4 +1,4 @@
-//! A worker's own queue: the session of its client id. A pure machine.
+//! The rules of delivery (docs/reference.md, "Delivery"): a pure machine, events in, actions out, with no I/O and no clock of its own.
 //!
 //! A request is *held* from the moment it is taken until it is acknowledged, and it is acknowledged only after the broker
 //! has acknowledged its result. Every state is one question that may still be open:
@@ -10,13 +10,93 @@
 //! ```
 //!
 //! When the link breaks, nothing that was sent counts: the result is published again on the next connection, and the
-//! request is acknowledged when the broker delivers it again there, or not at all if the broker has forgotten it.
+//! request is acknowledged when the broker delivers it again there, or not at all if the broker has forgotten it. A request of a pool
+//! is in the custody of the drive, which forgets nothing: its acknowledgement is always possible.
 
-use super::publication::{Publication, RESUBSCRIBE_WAIT, RETRY_PAUSE};
-use super::{Action, AfterResult, Input, ResultMessage};
+mod publication;
+
 use crate::mqtt::{Message, Subscribers};
+use publication::{Publication, RESUBSCRIBE_WAIT};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
+
+/// What happens after a result has arrived.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum AfterResult {
+    /// A job was run: this life is over.
+    Leave,
+    /// Nothing was run: wait for the next request.
+    WaitOn,
+}
+
+/// The result of the request that is held, ready to be published.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ResultMessage {
+    /// Where it is published.
+    pub topic: String,
+    /// What is published.
+    pub payload: Vec<u8>,
+    /// What follows once the broker has it.
+    pub after: AfterResult,
+    /// Its controller may be on its way back: publish it until somebody is subscribed to it.
+    pub wait_for_subscriber: bool,
+}
+
+/// What the machine hears.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// There is a connection.
+    Connected {
+        /// The broker has kept our session.
+        resumed: bool,
+        /// The broker tells whether a message of ours goes to anybody (MQTT 5).
+        tells_subscribers: bool,
+    },
+    /// The connection is gone.
+    Lost,
+    /// A request has come from the broker.
+    Request(Message),
+    /// A request has come from the drive.
+    Claim(Message),
+    /// The broker has the result.
+    Published(Subscribers),
+    /// The broker does not take the result for now.
+    NotPublished,
+    /// DISCONNECT is sent.
+    Closed,
+    /// The request is dealt with.
+    Result(ResultMessage),
+    /// The job is interrupted, or another worker has it: its request stays with the broker, or on the drive.
+    Requeue,
+    /// The worker is asked to stop; what is still to be said may take this long.
+    Stop {
+        /// How long the rest may take.
+        grace: Duration,
+    },
+    /// The deadline has passed.
+    Expired,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Action {
+    /// Deal with this request, and give an [`Input::Result`] or [`Input::Requeue`].
+    Take(Message),
+    /// Reject this request: it came at QoS 0 while another one is held, and the broker does not keep it.
+    RejectNow(Message),
+    /// Publish the result.
+    Publish(ResultMessage),
+    /// Acknowledge the request that came under this packet identifier.
+    Acknowledge(u16),
+    /// The request came from the drive, and is done.
+    EndClaim,
+    /// End the connection in order.
+    Disconnect,
+    /// Tell the operator.
+    Warn(&'static str),
+    /// This life is over.
+    Exit,
+}
 
 /// How long a redelivery is waited for on a resumed session. Brokers redeliver right after CONNACK (MQTT 5, section 4.4);
 /// where none comes, our acknowledgement had arrived.
@@ -36,6 +116,8 @@ enum Custody {
     Forgotten,
     /// We alone: it came at QoS 0.
     NeverKept,
+    /// The drive: the pool has it as a claim.
+    Drive,
 }
 
 /// A request that is not acknowledged yet.
@@ -50,10 +132,7 @@ struct Held {
 }
 
 impl Held {
-    fn new(request: Message) -> Self {
-        let custody = request
-            .packet_id
-            .map_or(Custody::NeverKept, Custody::Delivered);
+    fn new(request: Message, custody: Custody) -> Self {
         Self {
             request,
             custody,
@@ -74,7 +153,7 @@ impl Held {
         let same = match self.custody {
             Custody::Delivered(packet_id) => message.packet_id == Some(packet_id),
             Custody::Awaited => same_identity || (first_of_connection && !self.acknowledged),
-            Custody::Forgotten | Custody::NeverKept => false,
+            Custody::Forgotten | Custody::NeverKept | Custody::Drive => false,
         };
         message.redelivered && same_text && same
     }
@@ -128,19 +207,6 @@ impl Machine {
         matches!(self.state, State::Waiting)
     }
 
-    /// The request that is held.
-    pub fn held_request(&self) -> Option<&Message> {
-        self.held().map(|held| &held.request)
-    }
-
-    /// Whether the broker is there and does not have the request that is held: it cannot be given back to anybody.
-    pub fn broker_lacks_request(&self) -> bool {
-        let held = self.held();
-        self.connected
-            && held
-                .is_some_and(|held| matches!(held.custody, Custody::Forgotten | Custody::NeverKept))
-    }
-
     /// When to send [`Input::Expired`].
     pub fn deadline(&self) -> Option<Instant> {
         [self.deadline, self.stop_at].into_iter().flatten().min()
@@ -156,28 +222,21 @@ impl Machine {
             } => self.connected(resumed, tells_subscribers, now, &mut actions),
             Input::Lost => self.lost(&mut actions),
             Input::Request(message) => self.request(message, now, &mut actions),
+            Input::Claim(message) => self.take(message, Custody::Drive, &mut actions),
             Input::Published(subscribers) => self.published(subscribers, now, &mut actions),
-            Input::NotPublished if matches!(self.state, State::Publishing(..)) => {
-                self.deadline = Some(now + RETRY_PAUSE)
+            Input::NotPublished => {
+                if let State::Publishing(_, publication) = &mut self.state {
+                    self.deadline = Some(now + publication.not_taken());
+                }
             }
-            Input::NotPublished => {}
             Input::Closed if matches!(self.state, State::Leaving(_)) => self.go(&mut actions),
             Input::Closed => {}
             Input::Result(result) => self.result(result, now, &mut actions),
-            Input::Requeue | Input::Postpone | Input::GiveUp => self.leave(None, now, &mut actions),
+            Input::Requeue => self.leave(None, now, &mut actions),
             Input::Stop { grace } => self.stop(grace, now, &mut actions),
             Input::Expired => self.expired(now, &mut actions),
         }
         actions
-    }
-
-    fn held(&self) -> Option<&Held> {
-        match &self.state {
-            State::Working(held) | State::Publishing(held, ..) | State::Acknowledging(held, _) => {
-                Some(held)
-            }
-            State::Waiting | State::Leaving(_) | State::Gone => None,
-        }
     }
 
     fn held_mut(&mut self) -> Option<&mut Held> {
@@ -239,7 +298,7 @@ impl Machine {
     fn request(&mut self, message: Message, now: Instant, actions: &mut Vec<Action>) {
         if message.packet_id.is_none() {
             return match self.state {
-                State::Waiting => self.take(message, actions),
+                State::Waiting => self.take(message, Custody::NeverKept, actions),
                 State::Leaving(_) | State::Gone => {}
                 // one request is held at a time, and the broker does not keep this one until its turn
                 State::Working(_) | State::Publishing(..) | State::Acknowledging(..) => {
@@ -280,8 +339,8 @@ impl Machine {
         self.take_next(actions);
     }
 
-    fn take(&mut self, message: Message, actions: &mut Vec<Action>) {
-        self.state = State::Working(Held::new(message.clone()));
+    fn take(&mut self, message: Message, custody: Custody, actions: &mut Vec<Action>) {
+        self.state = State::Working(Held::new(message.clone(), custody));
         self.publish_at = None;
         actions.push(Action::Take(message));
     }
@@ -289,8 +348,9 @@ impl Machine {
     fn take_next(&mut self, actions: &mut Vec<Action>) {
         if self.is_waiting()
             && let Some(message) = self.behind.pop_front()
+            && let Some(packet_id) = message.packet_id
         {
-            self.take(message, actions);
+            self.take(message, Custody::Delivered(packet_id), actions);
         }
     }
 
@@ -343,6 +403,7 @@ impl Machine {
                 actions.push(Action::Acknowledge(packet_id));
                 held.acknowledged = true;
             }
+            Custody::Drive => actions.push(Action::EndClaim),
             Custody::Forgotten | Custody::NeverKept => {}
         }
         self.deadline = None;

@@ -1,0 +1,249 @@
+//! Everything that the worker publishes: results, status documents, presence, rejections.
+
+use crate::contract::{
+    Document, JobId, Rejection, Request, RequestOrigin, Timestamp, Topics, rejection_notice,
+    shorten,
+};
+use crate::mqtt::{Connection, Message, Retention};
+use serde::Serialize;
+use std::sync::Arc;
+
+/// How long the broker keeps it that a member of a pool is offline: a day.
+const OFFLINE_SECONDS: u32 = 86_400;
+
+/// Reads the request that a message brings.
+///
+/// # Errors
+/// A [`Rejection`]: the message is retained, came on a topic that is not served, or is no usable request.
+pub fn read_request(
+    message: &Message,
+    topics: &Topics,
+    worker: &str,
+) -> Result<(Request, RequestOrigin), Rejection> {
+    if message.retained {
+        return Err(retained(message));
+    }
+    if message.topic != topics.pending {
+        return Err(unanswered(format!(
+            "the request came on {}, which this worker does not serve; publish it on {}",
+            message.topic, topics.pending
+        )));
+    }
+    let request = Request::parse(&message.payload)?;
+    let origin = RequestOrigin::Queue {
+        worker: worker.to_owned(),
+        redelivered: message.redelivered,
+        identity: message.identity(worker),
+    };
+    Ok((request, origin))
+}
+
+/// The rejection of a retained request.
+pub fn retained(_: &Message) -> Rejection {
+    unanswered(
+        "the request is retained, and would run at every start; publish it without the retain flag"
+            .to_owned(),
+    )
+}
+
+/// The rejection of a request that came at QoS 0 while the worker has a job.
+pub fn at_qos_0() -> Rejection {
+    unanswered("published at QoS 0 while the worker had a job; publish at QoS 1, and the broker keeps it until its turn".to_owned())
+}
+
+fn unanswered(error: String) -> Rejection {
+    Rejection {
+        id: None,
+        work_dir: None,
+        error,
+    }
+}
+
+/// Where a rejection goes, and what it says there.
+pub fn rejection(
+    topics: &Topics,
+    worker: &str,
+    rejection: Rejection,
+    message: &Message,
+) -> (String, Vec<u8>) {
+    match rejection.id {
+        Some(id) => {
+            let topic = topics.result(&id);
+            let document = Document::rejected(id, rejection.work_dir, worker, rejection.error);
+            (topic, document.to_json())
+        }
+        None => (
+            topics.rejected.clone(),
+            rejection_notice(worker, &rejection.error, &message.payload),
+        ),
+    }
+}
+
+/// The retained document on `jobs/workers/{workerId}` (docs/reference.md, "Topics").
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Presence<'a> {
+    worker: &'a str,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job: Option<&'a JobId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waiting_for: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pool: Option<Pool<'a>>,
+    since: Timestamp,
+    version: &'static str,
+}
+
+#[derive(Serialize)]
+struct Pool<'a> {
+    name: &'a str,
+}
+
+/// Publishes where there is a connection. What must be said is said again on the next one.
+pub struct Messages {
+    topics: Topics,
+    worker: String,
+    pool: Option<String>,
+    /// Since when the worker is idle, or has the job of `job`.
+    since: Timestamp,
+    job: Option<String>,
+    /// What was shown on this connection: the job, if there is one, and what is waited for.
+    shown: Option<(Option<String>, Option<String>)>,
+    connection: Option<Arc<dyn Connection>>,
+}
+
+impl Messages {
+    pub fn new(topics: Topics, worker: &str, pool: Option<String>) -> Self {
+        Self {
+            topics,
+            worker: worker.to_owned(),
+            pool,
+            since: Timestamp::now(),
+            job: None,
+            shown: None,
+            connection: None,
+        }
+    }
+
+    /// There is a new connection. Nothing has been said on it yet: the broker may have published our last will.
+    pub fn connected(&mut self, connection: Arc<dyn Connection>) {
+        (self.connection, self.shown) = (Some(connection), None);
+    }
+
+    /// The connection is gone.
+    pub fn lost(&mut self) {
+        self.connection = None;
+    }
+
+    /// Publishes a result or a notice, in its short form where the broker does not take it whole.
+    pub fn publish(&self, topic: &str, payload: Vec<u8>) {
+        let Some(connection) = &self.connection else {
+            return;
+        };
+        let limit = connection.payload_limit(topic);
+        if payload.len() > limit {
+            log::warn!(
+                "{topic}: {} bytes are more than the broker takes; the short form is published",
+                payload.len()
+            );
+        }
+        connection.publish(topic, shorten(payload, limit), Retention::None);
+    }
+
+    /// Announces the status document of a running job.
+    pub fn announce_status(&self, id: &JobId, document: Vec<u8>) {
+        self.announce(&self.topics.status(id), document);
+    }
+
+    /// Announces a rejection at QoS 0, and only if the connection has room for it: a flood of them must not fill our memory.
+    pub fn announce_rejection(&self, rejection: Rejection, message: &Message) {
+        log::warn!("request rejected: {}", rejection.error);
+        let (topic, payload) = self.rejection(rejection, message);
+        self.announce(&topic, payload);
+    }
+
+    /// Tells on `jobs/rejected` of a claim of the pool that cannot be read.
+    pub fn announce_damaged(&self, error: &str) {
+        log::error!("{error}");
+        let notice = rejection_notice(&self.worker, error, b"");
+        self.announce(&self.topics.rejected, notice);
+    }
+
+    /// Where a rejection goes, and what it says there.
+    pub fn rejection(&self, rejection: Rejection, message: &Message) -> (String, Vec<u8>) {
+        self::rejection(&self.topics, &self.worker, rejection, message)
+    }
+
+    fn announce(&self, topic: &str, payload: Vec<u8>) {
+        if let Some(connection) = &self.connection {
+            let payload = shorten(payload, connection.payload_limit(topic));
+            connection.announce(topic, payload, Retention::None);
+        }
+    }
+
+    /// Shows whether we have a job, and what we wait for. Each state is said once on each connection.
+    pub fn show_presence(&mut self, job: Option<&JobId>, waiting_for: Option<&str>) {
+        let Some(connection) = self.connection.clone() else {
+            return;
+        };
+        let name = job.map(|id| id.as_str().to_owned());
+        let shown = Some((name.clone(), waiting_for.map(str::to_owned)));
+        if self.shown == shown {
+            return;
+        }
+        if self.job != name {
+            self.since = Timestamp::now();
+        }
+        (self.job, self.shown) = (name, shown);
+        let state = if job.is_some() { "busy" } else { "idle" };
+        let document = self.presence(state, job, waiting_for, self.since);
+        connection.announce(&self.topics.presence, document, Retention::Kept);
+    }
+
+    /// What is true when we are gone, where that is published, and for how long it is worth knowing: members of a pool come and go, and
+    /// each has a name of its own.
+    pub fn offline(&self) -> (String, Vec<u8>, Retention) {
+        let retention = match self.pool {
+            Some(_) => Retention::KeptFor(OFFLINE_SECONDS),
+            None => Retention::Kept,
+        };
+        let document = self.presence("offline", None, None, Timestamp::now());
+        (self.topics.presence.clone(), document, retention)
+    }
+
+    fn presence(
+        &self,
+        state: &'static str,
+        job: Option<&JobId>,
+        waiting_for: Option<&str>,
+        since: Timestamp,
+    ) -> Vec<u8> {
+        let presence = Presence {
+            worker: &self.worker,
+            state,
+            job,
+            waiting_for,
+            pool: self.pool.as_deref().map(|name| Pool { name }),
+            since,
+            version: env!("CARGO_PKG_VERSION"),
+        };
+        serde_json::to_vec(&presence).unwrap_or_default() // strings always serialise
+    }
+
+    /// Acknowledges a request.
+    pub fn acknowledge(&self, packet_id: u16) {
+        if let Some(connection) = &self.connection {
+            connection.acknowledge(packet_id);
+        }
+    }
+
+    /// Ends the connection in order. No last will is published then: we say it ourselves.
+    pub fn disconnect(&self) {
+        if let Some(connection) = &self.connection {
+            let (topic, document, retention) = self.offline();
+            connection.announce(&topic, document, retention);
+            connection.disconnect();
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! The pool's directory, `JOB_ROOT/.job-worker/NAME`.
+
+use super::claim::Name;
+use super::{Event, unusable};
+use crate::config::{Durability, POOLS, PoolConfig};
+use crate::job::WorkDir;
+use rustix::fs::{Access, OFlags, Timestamps, futimens, statfs};
+use rustix::process::{getegid, geteuid};
+use std::fs::{self, File, TryLockError};
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// Whoever has its lock may connect with the pool's session.
+pub const LOCK: &str = "head.lock";
+
+/// File systems on which another host may have a lock: a lock that blocks is woken late there, or never. NFS, CIFS, SMB 2, FUSE,
+/// Ceph, 9p.
+const NETWORK: [u64; 6] = [
+    0x6969,
+    0xff53_4d42,
+    0xfe53_4d42,
+    0x6573_5546,
+    0x00c3_6400,
+    0x0102_1997,
+];
+
+/// The pool's directory as it was reached by its path.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Its absolute path.
+    pub path: PathBuf,
+    /// Every file is reached relative to this handle.
+    pub dir: Arc<WorkDir>,
+    /// What has to be on the disk before a request is acknowledged.
+    pub durability: Durability,
+}
+
+/// The path of a pool's directory.
+pub fn path(pool: &PoolConfig) -> PathBuf {
+    pool.root.join(POOLS).join(&pool.name)
+}
+
+impl Place {
+    /// Opens the directory by its path. Makes it where it does not exist, and then has its lock.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn open(pool: &PoolConfig, durability: Durability) -> io::Result<(Self, Option<File>)> {
+        let path = path(pool);
+        let made = make(&path, durability)?;
+        let dir = WorkDir::open(path.clone(), None).map_err(|e| io::Error::other(e.to_string()))?;
+        let durability = match dir.is_in_memory() {
+            true => Durability::Cache,
+            false => durability,
+        };
+        let dir = Arc::new(dir);
+        let place = Self {
+            path,
+            dir,
+            durability,
+        };
+        Ok((place, made))
+    }
+
+    /// What a member would find: a line for a person, who only looks.
+    ///
+    /// # Errors
+    /// A sentence that says why a member could not work there.
+    pub fn survey(pool: &PoolConfig) -> Result<String, String> {
+        let path = path(pool);
+        let shown = path.display();
+        if !path.exists() {
+            return Ok(format!("{shown} does not exist: the first member makes it"));
+        }
+        let survey = || {
+            rustix::fs::access(&path, Access::WRITE_OK | Access::EXEC_OK)?;
+            let (place, _) = Self::open(pool, Durability::Cache)?;
+            let claims = place.list()?.0.iter().filter(|n| n.taken.is_some()).count();
+            let held = match place.dir.contains(LOCK) {
+                false => "no member was there yet",
+                true => match place.open_lock()?.try_lock() {
+                    Ok(()) => "no member waits for a request now",
+                    Err(TryLockError::WouldBlock) => "a member waits for a request",
+                    Err(TryLockError::Error(error)) => {
+                        let error =
+                            format!("{LOCK} cannot be locked, and a pool needs locks: {error}");
+                        return Err(io::Error::other(error));
+                    }
+                },
+            };
+            Ok(format!(
+                "{shown} is there; {held}; requests in progress: {claims}"
+            ))
+        };
+        survey().map_err(|error| match end(&path, &error) {
+            Event::Ended(_, error) => error,
+            _ => format!("{shown}: {error}"),
+        })
+    }
+
+    /// The name of the pool.
+    pub fn name(&self) -> String {
+        let name = self.path.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
+    /// Whether this user may do in the directory what a member does there.
+    ///
+    /// # Errors
+    /// That it may not.
+    pub(super) fn may_be_used(&self) -> Result<(), Event> {
+        let all = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
+        let may = rustix::fs::access(&self.path, all);
+        may.map_err(|error| end(&self.path, &error.into()))
+    }
+
+    /// Makes the directory where it does not exist any more.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn make(&self) -> io::Result<()> {
+        make(&self.path, self.durability).map(drop)
+    }
+
+    /// What is in the directory that the path leads to now: the claims and what is done, in the order of taking, and what does not count.
+    ///
+    /// # Errors
+    /// What the system said, or that there is a claim of an earlier version.
+    pub fn list(&self) -> io::Result<(Vec<Name>, Vec<String>)> {
+        let (mut names, mut uncounted) = (Vec::new(), Vec::new());
+        for entry in fs::read_dir(&self.path)? {
+            let Ok(name) = entry?.file_name().into_string() else {
+                continue;
+            };
+            match Name::parse(&name) {
+                Some(name) => names.push(name),
+                None if name.starts_with("n-") => uncounted.push(name),
+                None if is_of_version_0_2(&name) => {
+                    let error = format!(
+                        "{} is a request that version 0.2 has taken: let members of version 0.2 run until no c-* is left there, \
+                         and then start this version",
+                        self.path.join(name).display()
+                    );
+                    return Err(io::Error::new(io::ErrorKind::Unsupported, error));
+                }
+                None => {}
+            }
+        }
+        names.sort_unstable();
+        Ok((names, uncounted))
+    }
+
+    /// Puts the names on the disk.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn sync(&self) -> io::Result<()> {
+        match self.durability {
+            Durability::Disk => self.dir.sync(),
+            Durability::Cache => Ok(()),
+        }
+    }
+
+    /// Opens `head.lock`.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn open_lock(&self) -> io::Result<File> {
+        self.dir.open_file(LOCK, OFlags::RDWR | OFlags::CREATE)
+    }
+
+    /// Whether the path still leads to this lock: the directory may be removed, or a drive mounted over it.
+    pub fn is_in_place(&self, lock: &File) -> bool {
+        let there = rustix::fs::stat(self.path.join(LOCK));
+        let ours = rustix::fs::fstat(lock);
+        matches!((there, ours), (Ok(a), Ok(b)) if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
+    }
+
+    /// Whether another host may have its locks.
+    pub fn is_on_network(&self) -> bool {
+        statfs(&self.path).is_ok_and(|system| NETWORK.contains(&(system.f_type as u64)))
+    }
+
+    /// When the head has touched its lock last. The line in it is written before.
+    pub fn touched(&self) -> Option<SystemTime> {
+        let lock = fs::metadata(self.path.join(LOCK)).ok()?;
+        lock.modified().ok().filter(|_| lock.len() > 0)
+    }
+
+    /// Removes the directory that this member has just made.
+    pub fn remove_new(&self) {
+        let removed = self
+            .dir
+            .remove(LOCK)
+            .and_then(|()| fs::remove_dir(&self.path));
+        if let Err(error) = removed {
+            log::warn!("{}: {error}", self.path.display());
+        }
+    }
+}
+
+/// Says that the queue stands, and that its head lives.
+pub fn touch(lock: &File) {
+    let now = rustix::fs::Timespec {
+        tv_sec: 0,
+        tv_nsec: rustix::fs::UTIME_NOW,
+    };
+    let times = Timestamps {
+        last_access: now,
+        last_modification: now,
+    };
+    if let Err(error) = futimens(lock, &times) {
+        log::debug!("{LOCK}: {error}");
+    }
+}
+
+/// Makes the directory with its lock, which is ours from the first moment: whether the queue is this drive's is found out before
+/// another member may be the head. `None` where the directory is there already. `JOB_ROOT` itself is made by nobody: it may be the
+/// place of a drive that is not mounted yet.
+fn make(path: &Path, durability: Durability) -> io::Result<Option<File>> {
+    if path.try_exists()? {
+        return Ok(None);
+    }
+    let pools = path.parent().unwrap_or(path);
+    match fs::create_dir(pools) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let random = RandomState::new().hash_one(());
+    let new = pools.join(format!(".new-{random:016x}"));
+    fs::create_dir(&new)?;
+    let made = lock_in(&new).and_then(|lock| fs::rename(&new, path).map(|()| lock));
+    match made {
+        Ok(lock) => {
+            if durability == Durability::Disk {
+                for above in path.ancestors().skip(1).take(2) {
+                    File::open(above)?.sync_all()?;
+                }
+            }
+            Ok(Some(lock))
+        }
+        Err(error) => {
+            let _ = fs::remove_dir_all(&new); // it counts for nothing
+            match error.kind() {
+                io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists => Ok(None),
+                _ => Err(error),
+            }
+        }
+    }
+}
+
+fn lock_in(new: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    let lock = options.read(true).write(true).create_new(true);
+    let lock = lock.open(new.join(LOCK))?;
+    lock.try_lock()?;
+    Ok(lock)
+}
+
+/// Whether a name is that of a claim of version 0.2: `c-KEY-DIRECTORY`.
+fn is_of_version_0_2(name: &str) -> bool {
+    let parts: Vec<&str> = name.split('-').collect();
+    let is_hash = |text: &&str| text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    matches!(&*parts, ["c", hashes @ ..] if hashes.len() == 2 && hashes.iter().all(is_hash))
+}
+
+/// What is to be done about an error of the pool's directory: one that this user will never get past ends the member.
+pub fn end(path: &Path, error: &io::Error) -> Event {
+    let at = path.display();
+    match error.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            let (user, group) = (geteuid().as_raw(), getegid().as_raw());
+            unusable(format!(
+                "{at} cannot be written by this user (uid {user}, gid {group}): {error}: each member must be able to read and write \
+                 what any other has made"
+            ))
+        }
+        io::ErrorKind::Unsupported => unusable(error.to_string()),
+        _ => Event::Trouble(format!("{at}: {error}")),
+    }
+}

@@ -1,0 +1,227 @@
+//! What the broker says: that the connection is there or gone, requests, cancels, results that it has or does not take, and that it, or
+//! another client, does not let the worker stay.
+
+use super::Worker;
+use crate::Exit;
+use crate::job::Interruption;
+use crate::mqtt::{self, Event, Message, Protocol, Unpublished};
+use crate::queue::Input;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Instant;
+
+/// What may wait for the main thread that came at QoS 0, in bytes: a flood of it must not fill our memory.
+const MAX_UNREAD_BYTES: usize = 1 << 20;
+
+/// What has come at QoS 0 and waits for the main thread, in bytes.
+#[derive(Clone, Default)]
+pub struct Unread(Arc<AtomicUsize>);
+
+impl Unread {
+    /// Whether an event is passed on. What came at QoS 0 is dropped when too much of it waits: whoever publishes at QoS 0 accepts a
+    /// loss.
+    pub fn admit(&self, event: &Event) -> bool {
+        let more = bytes_at_qos_0(event);
+        let waiting = self.0.fetch_add(more, Relaxed);
+        let is_admitted = more == 0 || waiting == 0 || waiting + more <= MAX_UNREAD_BYTES;
+        if !is_admitted {
+            self.0.fetch_sub(more, Relaxed);
+        }
+        is_admitted
+    }
+
+    /// The main thread has got an event.
+    pub fn was_read(&self, event: &Event) {
+        self.0.fetch_sub(bytes_at_qos_0(event), Relaxed);
+    }
+}
+
+fn bytes_at_qos_0(event: &Event) -> usize {
+    match event {
+        Event::Message(message) if message.packet_id.is_none() => {
+            message.topic.len() + message.payload.len()
+        }
+        _ => 0,
+    }
+}
+
+/// How the broker stands to this worker.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Favour {
+    /// It has had no session of this worker in this process.
+    #[default]
+    Unknown,
+    /// It lets the worker in.
+    Welcome,
+    /// Another client has taken the session, and the worker is not done yet.
+    TakenOver,
+    /// It does not want the worker any more, which is not done yet.
+    Denied,
+}
+
+impl Worker {
+    pub(super) fn hear(&mut self, event: Event) -> ControlFlow<Exit> {
+        match event {
+            Event::Connected {
+                connection,
+                resumed,
+            } => {
+                let tells_subscribers = connection.tells_subscribers();
+                self.protocol = Some(match tells_subscribers {
+                    true => Protocol::V5,
+                    false => Protocol::V3,
+                });
+                self.messages.connected(connection);
+                self.tell_of_session(resumed);
+                self.tell(Input::Connected {
+                    resumed,
+                    tells_subscribers,
+                });
+            }
+            Event::Ready => match &self.member {
+                Some(member) => member.reconnected(),
+                None if self.config.pool.is_some() => {}
+                None => {
+                    self.queue_stands = true;
+                    if self.queue.is_waiting() {
+                        log::info!("waiting for a job on {}", self.config.topics.pending);
+                    }
+                }
+            },
+            Event::Message(message) => self.receive(message),
+            Event::Published(Ok(subscribers)) => self.tell(Input::Published(subscribers)),
+            Event::Published(Err(Unpublished::ForNow(reason))) => {
+                log::warn!("the broker does not take the result ({reason}); publishing it again");
+                self.tell(Input::NotPublished);
+            }
+            Event::Published(Err(Unpublished::NotAuthorized)) => {
+                let root = self.config.topics.root();
+                let reason = format!(
+                    "the broker denies our result: we may not write to {root}/results/+ or {root}/rejected"
+                );
+                self.denied(&reason);
+            }
+            Event::Closed => self.tell(Input::Closed),
+            Event::Lost => {
+                self.queue_stands = false;
+                self.messages.lost();
+                self.tell(Input::Lost);
+            }
+            Event::TakenOver => return self.taken_over(),
+            Event::DroppedEarly(times) => return self.dropped_early(times),
+            Event::Denied(reason) => self.denied(&reason),
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// At the start nobody can tell a session that is lost from one that never was.
+    fn tell_of_session(&mut self, resumed: bool) {
+        let is_first = self.favour == Favour::Unknown;
+        if is_first {
+            self.favour = Favour::Welcome;
+        }
+        let id = &self.config.worker_id;
+        match (resumed, is_first) {
+            _ if self.config.pool.is_some() => {} // the head has the session that is the queue
+            (true, _) => {}
+            (false, false) => {
+                log::warn!("the broker does not know our session: what was queued is gone");
+            }
+            (false, true) => {
+                log::info!(
+                    "the broker has no session for {id}: the queue begins now, and is empty"
+                );
+            }
+        }
+    }
+
+    fn receive(&mut self, message: Message) {
+        let topics = &self.config.topics;
+        let is_cancel = topics.cancelled_id(&message.topic);
+        let Some(id) = is_cancel else {
+            // at QoS 0, an empty message takes a retained request off the broker, and one on another topic is none of ours
+            let is_request = match message.packet_id {
+                Some(_) => true,
+                None => message.topic == topics.pending && !message.payload.is_empty(),
+            };
+            if is_request {
+                self.tell(Input::Request(message));
+            }
+            return;
+        };
+        match &mut self.run {
+            // a retained cancel would end every run of this job for ever
+            _ if message.retained => {}
+            Some(run) if run.id().as_str() == id => {
+                // what has not started ends at once, and the result says why
+                if run.has_started() {
+                    log::info!("job {id}: cancel received");
+                }
+                let why = Interruption::Cancelled("the controller");
+                run.interrupt(why, Instant::now());
+            }
+            _ => log::debug!("the cancel of job {id} is ignored: it does not run here"),
+        }
+    }
+
+    /// Another client uses our id. Taking the session back would make two workers kick each other for ever, so an idle one
+    /// goes; one with a job first brings it to its end, since nobody else knows of it.
+    fn taken_over(&mut self) -> ControlFlow<Exit> {
+        let id = &self.config.worker_id;
+        let what = format!(
+            "another client has connected with our id {id:?}: each worker needs a WORKER_ID of its own"
+        );
+        if self.is_idle() {
+            log::error!("{what}");
+            return ControlFlow::Break(Exit::TakenOver);
+        }
+        log::warn!("{what}");
+        self.favour = Favour::TakenOver;
+        if self.run.is_none() {
+            self.resume();
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Takes the session back, to publish the result.
+    pub(super) fn resume(&mut self) {
+        if self.favour == Favour::TakenOver {
+            self.favour = Favour::Welcome;
+            self.link.resume();
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.queue.is_waiting() && self.inputs.is_empty()
+    }
+
+    /// The broker keeps dropping us and does not say why. An idle worker goes, as after a takeover. One with a job keeps
+    /// trying, ever more slowly, since the cause may pass and only this worker knows of its job.
+    fn dropped_early(&self, times: u32) -> ControlFlow<Exit> {
+        let (id, presence) = (&self.config.worker_id, &self.config.topics.presence);
+        let causes = format!(
+            "the broker has dropped {times} connections in a row soon after they stood, and gives no reason. Either another \
+             client uses our id {id:?}: each worker needs a WORKER_ID of its own. Or we may not write to {presence}"
+        );
+        if self.is_idle() {
+            log::error!("{causes}");
+            return ControlFlow::Break(Exit::TakenOver);
+        }
+        if times == mqtt::EARLY_DROPS {
+            log::warn!("{causes}");
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Trying again would not help. A running job comes to its end first: nobody would look after its steps. Its result is
+    /// on the drive then, and a worker that the broker takes publishes it.
+    pub(super) fn denied(&mut self, reason: &str) {
+        log::error!("{reason}");
+        self.favour = Favour::Denied;
+        if let Some(run) = self.run.as_mut().filter(|run| !run.has_started()) {
+            run.interrupt(Interruption::Stop, Instant::now());
+        }
+        self.stop_member();
+    }
+}
