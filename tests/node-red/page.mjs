@@ -293,7 +293,10 @@ async function attacks(page) {
     await unfold(page, id);
     await shows(logOf(page, id), `<script>window.stolen=1</script>`);
     await shows(logOf(page, id), '\nred\n');
-    await shows(page.locator('#workers'), '<b>x');
+    await shows(page.locator('#workers'), 'waits for <b>x');
+    publish('-r', '-t', 'jobs/workers/full', '-m', '{"worker":"full","state":"idle","waitingFor":"the drive is full"}');
+    await shows(page.locator('#workers'), 'takes no request: the drive is full');
+    publish('-r', '-t', 'jobs/workers/full', '-n');
     await shows(row(page, id).locator('.steps'), '<img src=x onerror=');
     assert.deepEqual(await page.evaluate(() => [window.stolen, document.querySelectorAll('main img, main script, main svg, main b b').length]), [undefined, 0]);
     assert.match(await page.locator('#workers').innerText(), /__proto__/);

@@ -27,10 +27,14 @@ const names = async (directory, pattern) =>
 
 const dealtWith = await names(`${drive}/.nodered`, /^(nodered_[a-z0-9_]+)\.json$/);
 const known = new Set(dealtWith);
-const records = await Promise.all(dealtWith.map(id => read(`${drive}/.nodered/${id}.json`)));
-records.filter((job, i) => job?.id === dealtWith[i] && job.result && Array.isArray(job.steps) && Number.isFinite(job.since))
-    .sort((a, b) => b.over - a.over).slice(0, Number(env.get('KEEP'))).forEach(job => jobs[job.id] ??= job);
-
+const record = id => `${drive}/.nodered/${id}.json`;
+const dated = await Promise.all(dealtWith.map(async id => ({ id, time: await stat(record(id)).then(about => about.mtimeMs, () => 0) })));
+for (const { id } of dated.sort((a, b) => b.time - a.time).slice(0, Number(env.get('KEEP')))) {
+    const job = await read(record(id));
+    if (job?.id === id && job.result && Array.isArray(job.steps) && Number.isFinite(job.since)) {
+        jobs[id] ??= job;
+    }
+}
 const over = [];
 for (const id of (await names(drive, /^(nodered_[a-z0-9_]+)$/)).filter(id => !known.has(id))) {
     const directory = `${drive}/${id}`;

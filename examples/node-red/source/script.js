@@ -135,7 +135,7 @@ function showWorker({ parts }, worker) {
     setText(job, worker.state === 'busy' && worker.job ? (known?.title || worker.job) : '');
     set(job, 'disabled', !known);
     set(job, 'hidden', !job.textContent);
-    setText(waits, worker.waitingFor ? `waits for ${worker.waitingFor}` : '');
+    setText(waits, worker.waitingFor ? `${worker.state === 'idle' ? 'takes no request:' : 'waits for'} ${worker.waitingFor}` : '');
     blank(job, !job.textContent && !waits.textContent);
     setText(queue, worker.pool ? `pool ${worker.pool}` : worker.queue);
     blank(since, !showTime(since, worker.since));
