@@ -8,8 +8,7 @@ use rumqttc::{mqttbytes::v4, v5};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
-use support::broker::{Broker, Entry, Message, Packet, RefuseV5, Step, Verdict};
-use support::wait;
+use support::broker::{Broker, Entry, Packet};
 
 const SOON: Duration = Duration::from_secs(20);
 const QOS1: QoS = QoS::AtLeastOnce;
@@ -82,17 +81,6 @@ impl Client {
         })
     }
 
-    #[track_caller]
-    fn puback(&mut self) -> codec::PubAck {
-        self.wait(|packet| {
-            if let codec::Packet::PubAck(ack) = packet {
-                Some(ack.clone())
-            } else {
-                None
-            }
-        })
-    }
-
     /// Polls until the connection fails.
     #[track_caller]
     fn error(&mut self) -> v5::ConnectionError {
@@ -149,17 +137,6 @@ impl Client4 {
         })
     }
 
-    #[track_caller]
-    fn publish(&mut self) -> v4::Publish {
-        self.wait(|packet| {
-            if let v4::Packet::Publish(p) = packet {
-                Some(p.clone())
-            } else {
-                None
-            }
-        })
-    }
-
     fn subscribe(&mut self, filter: &str) {
         self.client
             .subscribe(filter, rumqttc::QoS::AtLeastOnce)
@@ -182,44 +159,6 @@ fn sent_to(broker: &Broker, wanted: usize) -> Vec<(String, bool, u16)> {
         _ => None,
     };
     broker.log().into_iter().filter_map(publish).collect()
-}
-
-fn is_publish_to(step: &Step, wanted: &str) -> bool {
-    matches!(step.packet, Packet::Publish { topic, .. } if topic == wanted)
-}
-
-#[test]
-fn a_persistent_session_keeps_messages_while_its_client_is_away() {
-    let broker = Broker::start();
-    let client = Client::subscribed(&broker, "worker", "jobs/pending");
-    client.disconnect();
-    broker.wait_for_connected("worker", false, SOON);
-    broker.publish("jobs/pending", "one");
-    broker.publish("jobs/other", "not subscribed");
-    assert_eq!(broker.queued("worker"), 1);
-
-    let mut client = Client::new(options(&broker, "worker"));
-    assert!(client.connack().session_present);
-    let message = client.publish();
-    assert_eq!((&message.payload[..], message.dup), (&b"one"[..], false));
-    client.client.ack(&message).unwrap();
-    client.client.disconnect().unwrap();
-    client.error();
-    broker.wait_for_queued("worker", 0, SOON);
-}
-
-#[test]
-fn a_session_of_3_1_1_persists_too() {
-    let broker = Broker::start();
-    let mut client = Client4::new(&broker, "worker");
-    assert!(!client.session_present());
-    client.subscribe("jobs/+");
-    drop(client);
-    broker.wait_for_connected("worker", false, SOON);
-    broker.publish("jobs/pending", "one");
-    let mut client = Client4::new(&broker, "worker");
-    assert!(client.session_present());
-    assert_eq!(client.publish().payload, "one");
 }
 
 #[test]
@@ -406,293 +345,6 @@ fn a_second_client_with_the_same_id_takes_over() {
     )));
 }
 
-#[test]
-fn a_withheld_acknowledgement_makes_the_client_publish_again() {
-    let mut withheld = false;
-    let broker = Broker::scripted(move |step| {
-        let withhold = matches!(step.packet, Packet::PubAck { .. }) && !withheld;
-        withheld |= withhold;
-        if withhold {
-            Verdict::Drop
-        } else {
-            Verdict::Pass
-        }
-    });
-    let mut client = Client::new(options(&broker, "worker"));
-    client.connack();
-    client
-        .client
-        .publish("results/1", QOS1, false, "done")
-        .unwrap();
-    // The answer to a later packet shows that the acknowledgement was passed over.
-    client.client.subscribe("t", QOS1).unwrap();
-    client.wait(|packet| match packet {
-        codec::Packet::PubAck(_) => panic!("was to be withheld"),
-        packet => matches!(packet, codec::Packet::SubAck(_)).then_some(()),
-    });
-    broker.kick("worker");
-    client.puback();
-    let results = broker.received("results/1");
-    // Repeated without DUP (MQTT 5, 3.3.1.1 demands it): rumqttc 0.25.1 never sets it.
-    assert_eq!(
-        results.iter().map(Message::text).collect::<Vec<_>>(),
-        ["done", "done"]
-    );
-}
-
-#[test]
-fn the_link_can_be_cut_before_or_after_a_packet() {
-    for (verdict, arrived, present) in [
-        (Verdict::CutBefore, 0, true),
-        (Verdict::CutAfter, 1, true),
-        (Verdict::ForgetAndCut, 0, false),
-    ] {
-        let mut first = true;
-        let script_verdict = verdict.clone();
-        let broker = Broker::scripted(move |step| {
-            let hit =
-                step.from_client && is_publish_to(step, "results/1") && std::mem::take(&mut first);
-            if hit {
-                script_verdict.clone()
-            } else {
-                Verdict::Pass
-            }
-        });
-        let mut client = Client::new(options(&broker, "worker"));
-        client.connack();
-        client
-            .client
-            .publish("results/1", QOS1, false, "done")
-            .unwrap();
-        client.wait(|packet| match (&verdict, packet) {
-            // Processed with all that follows from it: the acknowledgement has been sent too.
-            (Verdict::CutAfter, codec::Packet::PubAck(_)) => Some(()),
-            (Verdict::CutBefore | Verdict::ForgetAndCut, codec::Packet::ConnAck(ack)) => {
-                assert_eq!(ack.session_present, present);
-                Some(())
-            }
-            _ => None,
-        });
-        broker.wait_until(SOON, |log| {
-            log.contains(&Entry::Closed {
-                connection: 0,
-                why: "cut by the script",
-            }) || log.contains(&Entry::Closed {
-                connection: 0,
-                why: "session forgotten",
-            })
-        });
-        let processed = broker.log().iter().any(|entry| {
-            matches!(
-                entry,
-                Entry::Packet {
-                    connection: 0,
-                    packet: Packet::Publish { .. },
-                    passed: true,
-                    ..
-                }
-            )
-        });
-        assert_eq!(usize::from(processed), arrived, "{verdict:?}");
-    }
-}
-
-#[test]
-fn nothing_is_lost_wherever_the_link_is_cut() {
-    for verdict in [Verdict::CutBefore, Verdict::CutAfter, Verdict::ForgetAndCut] {
-        // Each round cuts one packet later, until a round ends before its cut.
-        for cut_at in 0.. {
-            let cut = verdict.clone();
-            let broker = Broker::scripted(move |step| {
-                if step.index == cut_at {
-                    cut.clone()
-                } else {
-                    Verdict::Pass
-                }
-            });
-            one_job(&broker);
-            assert_eq!(broker.received("results/1")[0].text(), "done");
-            if !broker
-                .log()
-                .iter()
-                .any(|entry| matches!(entry, Entry::Closed { .. }))
-            {
-                assert!(cut_at >= 7, "cut only at {cut_at} packets");
-                break;
-            }
-        }
-    }
-}
-
-/// Subscribes, takes a job, publishes its result: as often as it takes until the result is acknowledged.
-fn one_job(broker: &Broker) {
-    let mut client = Client::new(options(broker, "worker"));
-    let mut done = false;
-    let sender = client.client.clone();
-    client.wait(|packet| {
-        match packet {
-            // rumqttc repeats unacknowledged publishes on a session that is still there, but never a subscription.
-            codec::Packet::ConnAck(ack) => {
-                sender.subscribe("jobs/pending", QOS1).unwrap();
-                if done && !ack.session_present {
-                    sender.publish("results/1", QOS1, false, "done").unwrap();
-                }
-            }
-            codec::Packet::SubAck(_) => broker.publish("jobs/pending", "one"),
-            codec::Packet::Publish(job) if !done => {
-                assert_eq!(job.payload, "one");
-                done = true;
-                sender.publish("results/1", QOS1, false, "done").unwrap();
-            }
-            _ => {}
-        }
-        matches!(packet, codec::Packet::PubAck(_)).then_some(())
-    });
-}
-
-#[test]
-#[should_panic(expected = "earlier panic")]
-fn a_panic_in_a_script_fails_the_test_that_waits() {
-    let broker = Broker::scripted(|step| panic!("unexpected: {:?}", step.packet));
-    Raw::new(&broker).connect(5, "worker", 0);
-    broker.wait_until(10 * SOON, |_| false);
-}
-
-#[test]
-fn a_packet_can_be_replaced_by_any_other() {
-    let broker = Broker::scripted(|step| match step.packet {
-        Packet::SubAck { pkid, .. } => Verdict::Replace(Packet::SubAck {
-            pkid: *pkid,
-            codes: vec![0x87],
-        }),
-        Packet::PingResp => Verdict::Replace(Packet::Raw(vec![0xE0, 0x02, 0x8B, 0x00])),
-        _ => Verdict::Pass,
-    });
-    let mut client = Client::new(options(&broker, "worker"));
-    client.client.subscribe("t", QOS1).unwrap();
-    let codes = client.wait(|packet| match packet {
-        codec::Packet::SubAck(ack) => Some(ack.return_codes.clone()),
-        _ => None,
-    });
-    assert_eq!(codes, [codec::SubscribeReasonCode::NotAuthorized]);
-}
-
-#[test]
-fn a_broker_without_mqtt_5_serves_3_1_1() {
-    let broker = Broker::start();
-    for how in [RefuseV5::Close, RefuseV5::Answer] {
-        broker.configure(|knobs| knobs.refuse_v5 = Some(how));
-        // rumqttc sees a closed connection both times: it takes the short CONNACK for an incomplete one.
-        let error = Client::new(options(&broker, "worker")).error();
-        assert!(
-            format!("{error:?}").contains("ConnectionAborted"),
-            "{error:?}"
-        );
-    }
-    assert!(!Client4::new(&broker, "worker").session_present());
-    let mut raw = Raw::new(&broker);
-    raw.connect(5, "raw", 0);
-    assert_eq!(raw.rest(), [0x20, 0x02, 0x00, 0x01]);
-}
-
-#[test]
-fn refusals_have_the_code_that_was_asked_for() {
-    let broker = Broker::start();
-    broker.configure(|knobs| {
-        knobs.suback_failures = vec![("denied".into(), 0x87)];
-        knobs.puback_failures = vec![("full/#".into(), 0x97)];
-    });
-    let mut client = Client::new(options(&broker, "worker"));
-    let filters = ["denied", "granted"].map(|topic| codec::Filter::new(topic, QOS1));
-    client.client.subscribe_many(filters).unwrap();
-    let codes = client.wait(|packet| match packet {
-        codec::Packet::SubAck(ack) => Some(ack.return_codes.clone()),
-        _ => None,
-    });
-    use codec::SubscribeReasonCode::{NotAuthorized, Success};
-    assert_eq!(codes, [NotAuthorized, Success(QOS1)]);
-    client.client.publish("full/1", QOS1, false, "x").unwrap();
-    let ack = client.wait(|packet| {
-        if let codec::Packet::PubAck(ack) = packet {
-            Some(ack.reason)
-        } else {
-            None
-        }
-    });
-    assert_eq!(ack, codec::PubAckReason::QuotaExceeded);
-    assert!(broker.received("#").is_empty());
-
-    broker.configure(|knobs| knobs.connack_code = Some(0x86));
-    let error = Client::new(options(&broker, "other")).error();
-    assert!(
-        format!("{error:?}").contains("BadUserNamePassword"),
-        "{error:?}"
-    );
-}
-
-#[test]
-fn a_shared_subscription_gives_each_message_to_one_member_in_turn() {
-    let broker = Broker::start();
-    let clients =
-        ["a", "b"].map(|id| Client::subscribed(&broker, id, "$share/workers/jobs/pending"));
-    let _all = Client::subscribed(&broker, "all", "#");
-    for n in 0..4 {
-        broker.publish("jobs/pending", n.to_string());
-    }
-    assert_eq!(["a", "b", "all"].map(|id| broker.queued(id)), [2, 2, 4]);
-    let [a, b] = clients;
-    a.disconnect();
-    broker.publish("jobs/pending", "only b is there");
-    assert_eq!(["a", "b"].map(|id| broker.queued(id)), [2, 3]);
-    drop(b);
-}
-
-#[test]
-fn filters_match_as_the_specification_says() {
-    let broker = Broker::start();
-    let mut client = Client::new(options(&broker, "worker"));
-    for topic in ["a", "a/b", "a/b/c", "/a", "ä/b", "$sys/b"] {
-        client.client.publish(topic, QOS1, false, "").unwrap();
-        client.puback();
-    }
-    for (filter, topics) in [
-        ("#", "a a/b a/b/c /a ä/b"),
-        ("a/#", "a a/b a/b/c"),
-        ("+/b", "a/b ä/b"),
-        ("+/+", "a/b /a ä/b"),
-        ("a/+/c", "a/b/c"),
-        ("$sys/#", "$sys/b"),
-        ("b", ""),
-    ] {
-        let found: Vec<_> = broker
-            .received(filter)
-            .into_iter()
-            .map(|message| message.topic)
-            .collect();
-        assert_eq!(found.join(" "), topics, "{filter}");
-    }
-}
-
-#[test]
-fn a_broker_that_was_away_comes_back_with_its_sessions() {
-    let broker = Broker::start();
-    let mut client = Client::subscribed(&broker, "worker", "t");
-    broker.stop_listening();
-    client.error();
-    // somebody else's outgoing connection may have the port for a moment, and even be our own one to it
-    wait::until("nobody to listen on its port", || {
-        TcpStream::connect(("127.0.0.1", broker.port())).is_err()
-    });
-    broker.publish("t", "meanwhile");
-    broker.listen_again();
-    assert!(client.connack().session_present);
-    assert_eq!(client.publish().payload, "meanwhile");
-
-    broker.forget_session("worker");
-    assert!(!client.connack().session_present);
-    assert_eq!(broker.queued("worker"), 0);
-}
-
 /// A client of bare bytes.
 struct Raw(TcpStream);
 
@@ -779,19 +431,4 @@ fn the_bytes_on_the_wire_are_those_of_the_specification() {
         connection: 3,
         why: "keep-alive passed"
     }));
-}
-
-#[test]
-fn a_message_larger_than_the_client_takes_is_dropped_in_silence() {
-    let broker = Broker::start();
-    let mut small = options(&broker, "worker");
-    small.set_max_packet_size(Some(50));
-    let mut client = Client::new(small);
-    client.connack();
-    client.client.subscribe("t", QOS1).unwrap();
-    client.wait(|packet| matches!(packet, codec::Packet::SubAck(_)).then_some(()));
-    broker.publish("t", [b'x'; 100]);
-    broker.publish("t", "fits");
-    assert_eq!(client.publish().payload, "fits");
-    assert_eq!(broker.queued("worker"), 1);
 }

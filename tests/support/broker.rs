@@ -1,7 +1,7 @@
 //! A small MQTT broker inside the test process, which follows a script.
 //!
 //! It behaves as a real one (sessions, DUP redelivery, Receive Maximum, retained messages, last wills, take-over,
-//! shared subscriptions; MQTT 5 and 3.1.1 on one port), and a test may decide about every single packet: withhold
+//! MQTT 5 and 3.1.1 on one port), and a test may decide about every single packet: withhold
 //! it, change it, or cut the link before or after it. `examples/quickstart.rs` uses it as an embedded broker.
 //!
 //! Theory of operation: one thread accepts, one thread per connection reads. All state is behind one mutex, and packets

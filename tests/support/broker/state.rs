@@ -31,8 +31,6 @@ pub(super) struct State {
     pub(super) sessions: BTreeMap<String, Session>,
     pub(super) retained: BTreeMap<String, Message>,
     pub(super) received: Vec<Message>,
-    /// Whose turn it is, for each `$share/GROUP/filter`.
-    pub(super) turns: BTreeMap<String, usize>,
     pub(super) away: bool,
 }
 
@@ -441,7 +439,7 @@ impl State {
                 1 => new,
                 _ => false,
             };
-            if wanted && shared_filter(&filter).is_none() {
+            if wanted {
                 let matching = self
                     .retained
                     .values()
@@ -471,40 +469,20 @@ impl State {
         }
         // Per subscriber once, with the options of the subscription that has the highest QoS.
         let mut direct: BTreeMap<String, Subscription> = BTreeMap::new();
-        let mut groups: BTreeMap<String, Vec<(String, Subscription)>> = BTreeMap::new();
         for (client, session) in &self.sessions {
             for (filter, &subscribed) in &session.subscriptions {
                 let (options, _) = subscribed;
                 let no_local = options & 4 != 0 && *client == message.client;
-                if !matches(shared_filter(filter).unwrap_or(filter), &message.topic) || no_local {
+                if !matches(filter, &message.topic) || no_local {
                     continue;
                 }
-                if shared_filter(filter).is_some() {
-                    groups
-                        .entry(filter.clone())
-                        .or_default()
-                        .push((client.clone(), subscribed));
-                } else {
-                    let best = direct.entry(client.clone()).or_insert(subscribed);
-                    if options & 3 > best.0 & 3 {
-                        *best = subscribed;
-                    }
+                let best = direct.entry(client.clone()).or_insert(subscribed);
+                if options & 3 > best.0 & 3 {
+                    *best = subscribed;
                 }
             }
         }
-        let mut subscribers: Vec<_> = direct.into_iter().collect();
-        for (filter, mut members) in groups {
-            if members
-                .iter()
-                .any(|(client, _)| self.connection_of(client).is_some())
-            {
-                members.retain(|(client, _)| self.connection_of(client).is_some());
-            }
-            let turn = self.turns.entry(filter).or_default();
-            subscribers.push(members.swap_remove(*turn % members.len()));
-            *turn += 1;
-        }
-        for (client, (options, subscription)) in subscribers {
+        for (client, (options, subscription)) in direct {
             let qos = message.qos.min(options & 3).min(1);
             let retain = message.retain && options & 8 != 0; // Retain As Published
             self.enqueue(
@@ -592,11 +570,6 @@ impl State {
             self.publish(message);
         }
     }
-}
-
-/// The filter inside `$share/GROUP/filter`.
-fn shared_filter(filter: &str) -> Option<&str> {
-    Some(filter.strip_prefix("$share/")?.split_once('/')?.1)
 }
 
 /// Whether the topic matches the filter. rumqttc's own function panics if the topic starts with a character beyond
