@@ -541,28 +541,65 @@ fn a_log_that_nobody_reads_holds_nothing_up() {
     run("closed", writer)(&site);
 }
 
-/// A handler is in place before it knows what to do: a signal of that moment is neither ignored nor fatal, and must not be lost.
+/// A handler is in place before it knows what to do: a signal of that moment is neither ignored nor fatal, and must not be lost. Nor must
+/// one that comes to a supervisor between two workers.
 #[test]
 #[ignore = "needs strace"]
 fn a_stop_at_any_moment_of_the_start_is_heeded() {
     let site = Site::scripted();
-    let traced = |arguments: &[&str]| {
-        let mut command = Command::new("strace");
-        command.args(["-D", "-e", "trace=rt_sigaction"]);
-        command.args(arguments).arg(support::worker::binary());
-        site.equip(&mut command);
-        command
-    };
     let trace = site.drive.path().join("trace");
-    let mut worker = site.idle(traced(&["-o", &trace.display().to_string()]));
-    worker.sigterm();
-    worker.exits_with(0);
-    let moments = read(&trace).matches("rt_sigaction(").count();
-    assert!(moments > 10, "{moments}");
-    for moment in 1..=moments {
-        let inject = format!("inject=rt_sigaction:signal=TERM:when={moment}");
-        let mut worker = site.start_as(traced(&["-o", "/dev/null", "-e", &inject]));
-        worker.wait();
+    let traced = |arguments: &[&str], command: &[&str]| {
+        let mut strace = Command::new("strace");
+        strace.arg("-D").args(["-o", &trace.display().to_string()]);
+        strace.args(arguments).arg(support::worker::binary());
+        site.equip(strace.args(command));
+        strace
+    };
+    let calls = [
+        "clone", "clone3", "vfork", "wait4", "close", "recvfrom", "poll", "ppoll",
+    ];
+    let cases = [(&[][..], &["rt_sigaction"][..]), (&["supervise"], &calls)];
+    for (command, calls) in cases {
+        let submit = |id: &str| drop(site.submit(id, json!({ "steps": [] })));
+        let is_supervisor = !command.is_empty();
+        if is_supervisor {
+            submit("first");
+        }
+        let mut worker = site.idle(traced(&[], command));
+        worker.sigterm();
+        worker.exits_with(0);
+        let trace_of_all = read(&trace);
+        let count = |call: &str| {
+            trace_of_all
+                .lines()
+                .filter(|line| line.starts_with(&format!("{call}(")))
+                .count()
+        };
+        let moments = calls
+            .iter()
+            .flat_map(|call| (1..=count(call)).map(move |n| (call, n)));
+        let moments: Vec<_> = moments.collect();
+        assert!(moments.len() > 10, "{moments:?}");
+        for (call, moment) in moments {
+            let inject = format!("inject={call}:signal=TERM:when={moment}");
+            if is_supervisor {
+                submit(&format!("{call}-{moment}"));
+            }
+            let states = site.mark();
+            let _ = fs::remove_file(&trace);
+            let mut worker = site.start_as(traced(&["-e", &inject], command));
+            wait::until(&inject, || {
+                // another time it may have made fewer such calls
+                let is_told =
+                    || fs::read_to_string(&trace).is_ok_and(|trace| trace.contains("--- SIGTERM"));
+                let is_idle = || {
+                    site.states(states)
+                        .last()
+                        .is_some_and(|state| state == "idle")
+                };
+                worker.ended().is_some() || is_supervisor && is_idle() && !is_told()
+            });
+        }
     }
 }
 
