@@ -7,11 +7,10 @@ use crate::Exit;
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::inbox::{Event, Inbox, Outbox};
-use crate::process::{self, Ended};
-use nix::sys::signal::SigSet;
+use crate::process;
+use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::execv;
 use rustix::process::{Pid, Signal, kill_process};
-use signal_hook::consts::{SIGINT, SIGTERM};
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr};
 use std::io;
@@ -93,13 +92,9 @@ fn watch(worker: Pid, inbox: &mut Inbox<Infallible>) -> ControlFlow<u8, u8> {
     let mut ended = None;
     while ended.is_none() {
         match inbox.next(None) {
-            Some(Event::Stop(signal)) => {
+            Some(Event::Stop(_)) => {
                 stopped = true;
-                let signal = match signal {
-                    SIGINT => Signal::INT,
-                    _ => Signal::TERM,
-                };
-                let _ = kill_process(worker, signal); // ESRCH: it has just ended, which is the next event
+                let _ = kill_process(worker, Signal::TERM); // ESRCH: it has just ended, which is the next event
             }
             Some(Event::ChildEnded) => {
                 process::reap_some(|pid, exit| {
@@ -113,13 +108,10 @@ fn watch(worker: Pid, inbox: &mut Inbox<Infallible>) -> ControlFlow<u8, u8> {
     }
     process::sweep(|_, _| {});
     let status = ended.and_then(|ended| u8::try_from(ended.code()).ok());
-    let status = status.unwrap_or(Exit::Defect.status());
-    match (stopped, ended) {
-        // our signal came before it had handlers, so it had not begun anything
-        (true, Some(Ended::Signal(SIGTERM | SIGINT))) => ControlFlow::Break(0),
-        (true, _) if status == STOPPED => ControlFlow::Break(0),
-        (true, _) => ControlFlow::Break(status),
-        (false, _) => ControlFlow::Continue(status),
+    match (stopped, status.unwrap_or(Exit::Defect.status())) {
+        (true, STOPPED) => ControlFlow::Break(0),
+        (true, status) => ControlFlow::Break(status),
+        (false, status) => ControlFlow::Continue(status),
     }
 }
 
@@ -127,9 +119,7 @@ fn watch(worker: Pid, inbox: &mut Inbox<Infallible>) -> ControlFlow<u8, u8> {
 /// continues where that program cannot be executed.
 fn become_program(path: &Path, inbox: &mut Inbox<Infallible>) -> ControlFlow<()> {
     // A signal that comes from here on waits for the handlers of the new program; there is no other thread.
-    if let Err(error) = SigSet::all().thread_block() {
-        log::warn!("cannot block signals: {error}");
-    }
+    let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK);
     if stop_asked_within(DRAIN, inbox) {
         return ControlFlow::Break(());
     }
@@ -142,7 +132,7 @@ fn become_program(path: &Path, inbox: &mut Inbox<Infallible>) -> ControlFlow<()>
     // not by std, which has the C library give a text to the shell
     let Err(error) = execv(&text(path.as_os_str()), &arguments);
     log::warn!("{shown} cannot be executed: {error}; going on as the old program");
-    if let Err(error) = SigSet::all().thread_unblock() {
+    if let Err(error) = mask.and_then(|mask| mask.thread_set_mask()) {
         log::warn!("cannot unblock signals: {error}");
     }
     ControlFlow::Continue(())
@@ -179,15 +169,10 @@ impl Program {
         let running = std::env::current_exe().ok()?;
         let seen = identity(&running);
         let name = PathBuf::from(std::env::args_os().next()?);
-        let called = match name.as_os_str().as_bytes().contains(&b'/') {
-            true => absolute(&name).into_iter().collect(),
-            false => std::env::var_os("PATH")
-                .iter()
-                .flat_map(std::env::split_paths)
-                .map(|dir| dir.join(&name))
-                .collect::<Vec<_>>(),
-        };
-        let path = called.into_iter().find(|path| identity(path) == seen);
+        let in_path = std::env::var_os("PATH").unwrap_or_default();
+        let in_path = std::env::split_paths(&in_path).map(|dir| dir.join(&name));
+        let mut called = absolute(&name).into_iter().chain(in_path);
+        let path = called.find(|path| identity(path) == seen);
         Some(Self {
             path: path.unwrap_or(running),
             seen,

@@ -211,14 +211,14 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
             tls: self.tls(&url),
             credentials: self.credentials(url.username, url.password),
             hosts: url.hosts,
-            protocol: self
-                .value("MQTT_PROTOCOL_VERSION", |version| match version {
-                    "auto" => Some(None),
-                    "5" => Some(Some(Protocol::V5)),
-                    "4" => Some(Some(Protocol::V3)),
-                    _ => None,
-                })
-                .flatten(),
+            protocol: self.choice(
+                "MQTT_PROTOCOL_VERSION",
+                &[
+                    ("auto", None),
+                    ("5", Some(Protocol::V5)),
+                    ("4", Some(Protocol::V3)),
+                ],
+            ),
             // the client library takes nothing below 5, the protocol nothing above 65535 (MQTT 5, section 3.1.2.10)
             keep_alive: self
                 .value("MQTT_KEEP_ALIVE", |text| {
@@ -236,35 +236,24 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
                 let is_no_other = |path: &PathBuf| path.is_dir() || !path.exists();
                 absolute(path).ok().filter(is_no_other)
             }),
-            payload_steps: self
-                .value("JOB_PAYLOAD_STEPS", |text| match text {
-                    "allow" => Some(PayloadSteps::Allow),
-                    "deny" => Some(PayloadSteps::Deny),
-                    _ => None,
-                })
-                .unwrap_or_default(),
+            payload_steps: self.choice(
+                "JOB_PAYLOAD_STEPS",
+                &[("allow", PayloadSteps::Allow), ("deny", PayloadSteps::Deny)],
+            ),
             shell: self.shell(),
-            timeout: self.value("JOB_TIMEOUT", |text| {
-                seconds(text).filter(|seconds| !seconds.is_zero())
-            }),
+            timeout: self.value("JOB_TIMEOUT", |text| seconds(text).filter(|s| !s.is_zero())),
             stop_grace: self.value("JOB_STOP_GRACE", seconds).unwrap_or_default(),
             dir_wait: self.value("JOB_DIR_WAIT", seconds).unwrap_or_default(),
             max_attempts: self.value("JOB_MAX_ATTEMPTS", positive).unwrap_or_default(),
             log_limit: self.value("JOB_LOG_LIMIT", positive),
-            on_stop: self
-                .value("JOB_ON_STOP", |text| match text {
-                    "requeue" => Some(OnStop::Requeue),
-                    "finish" => Some(OnStop::Finish),
-                    _ => None,
-                })
-                .unwrap_or_default(),
-            durability: self
-                .value("JOB_SYNC", |text| match text {
-                    "on" => Some(Durability::Disk),
-                    "off" => Some(Durability::Cache),
-                    _ => None,
-                })
-                .unwrap_or_default(),
+            on_stop: self.choice(
+                "JOB_ON_STOP",
+                &[("requeue", OnStop::Requeue), ("finish", OnStop::Finish)],
+            ),
+            durability: self.choice(
+                "JOB_SYNC",
+                &[("on", Durability::Disk), ("off", Durability::Cache)],
+            ),
         }
     }
 
@@ -289,6 +278,13 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
                 .push(format!("{name}={text:?}: expected {expected}"));
         }
         value
+    }
+
+    /// One of some values, by their names.
+    fn choice<T: Copy + Default>(&mut self, name: &str, all: &[(&str, T)]) -> T {
+        let by_name = |text: &str| all.iter().find(|(name, _)| *name == text);
+        let found = self.value(name, |text| by_name(text).map(|(_, value)| *value));
+        found.unwrap_or_default()
     }
 
     /// User name and password. The variables win over the URL.
