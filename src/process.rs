@@ -194,11 +194,19 @@ pub fn terminate(group: Pid) {
     }
 }
 
-/// Kills and reaps until no descendant is left, and tells how many processes were killed. `ended` hears how each child
-/// ended.
+/// What a sweep has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Swept {
+    /// How many processes it has killed.
+    pub killed: usize,
+    /// How many it could not kill.
+    pub left: usize,
+}
+
+/// Kills and reaps until no descendant is left. `ended` hears how each child ended.
 ///
 /// Where nothing is left over, this is one system call.
-pub fn sweep(mut ended: impl FnMut(Pid, Ended)) -> usize {
+pub fn sweep(mut ended: impl FnMut(Pid, Ended)) -> Swept {
     let started = Instant::now();
     let mut killing = false;
     let mut killed = 0;
@@ -217,13 +225,14 @@ pub fn sweep(mut ended: impl FnMut(Pid, Ended)) -> usize {
                     ended(pid, exit);
                 }
                 Reaped::NoneEnded => break,
-                Reaped::NoneLeft => return killed,
+                Reaped::NoneLeft => return Swept { killed, left: 0 },
             }
             reaped += 1;
         }
         if started.elapsed() > SWEEP_LIMIT {
-            log::warn!("some processes of the job cannot be killed; going on without them");
-            return killed;
+            let left = descendants(SWEEP_LIMIT).len();
+            log::warn!("{left} processes of the job cannot be killed; going on without them");
+            return Swept { killed, left };
         }
         let scanning = Instant::now();
         // the children of whoever is killed become ours, in as many passes as it takes

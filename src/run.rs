@@ -10,9 +10,9 @@ use signal_hook::consts::SIGINT;
 use signal_hook::low_level::signal_name;
 use std::convert::Infallible;
 use std::ffi::OsStr;
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
@@ -98,7 +98,7 @@ fn execute(
         match run.news() {
             Some(News::Started { .. }) => {
                 let from = run.log_start();
-                terminal = open_log(&log).map(|file| Terminal::show(file, log.clone(), from));
+                terminal = Some(Terminal::show(log.clone(), from));
             }
             Some(News::Changed(_)) => {}
             Some(News::Over(outcome)) => break outcome,
@@ -142,9 +142,9 @@ struct Terminal {
 }
 
 impl Terminal {
-    fn show(log: File, path: PathBuf, from: u64) -> Self {
+    fn show(path: PathBuf, from: u64) -> Self {
         let (running, over) = mpsc::channel();
-        let thread = std::thread::spawn(move || show(log, &path, from, &over));
+        let thread = std::thread::spawn(move || show(&path, from, &over));
         Self { thread, running }
     }
 
@@ -173,26 +173,21 @@ fn open_log(path: &Path) -> Option<File> {
 }
 
 /// Shows what the log gets, until the job is over.
-fn show(mut log: File, path: &Path, from: u64, over: &Receiver<()>) {
+fn show(path: &Path, from: u64, over: &Receiver<()>) {
+    let mut log = None;
     let mut shown = from;
     let mut buffer = [0; 16 * 1024];
     loop {
         let is_over = over.recv_timeout(LOG_LOOK) != Err(RecvTimeoutError::Timeout);
-        // a step has removed it, and it was written anew: with all that was in it
-        let file = |meta: Metadata| (meta.dev(), meta.ino());
-        if let (Ok(there), Ok(shown)) = (path.metadata(), log.metadata())
-            && file(there) != file(shown)
-            && let Some(new) = open_log(path)
+        // where a step has removed it, it is written anew: with all that was in it
+        log = open_log(path).or(log);
+        while let Some(file) = &log
+            && let Ok(bytes @ 1..) = file.read_at(&mut buffer, shown)
         {
-            log = new;
-        }
-        while let Ok(bytes @ 1..) = log.read_at(&mut buffer, shown) {
             shown += bytes as u64;
-            if std::io::stdout()
-                .write_all(&buffer[..bytes])
-                .and_then(|()| std::io::stdout().flush())
-                .is_err()
-            {
+            let mut terminal = std::io::stdout();
+            let written = terminal.write_all(&buffer[..bytes]);
+            if written.and_then(|()| terminal.flush()).is_err() {
                 return; // nobody reads us any more; the job goes on, and its log is in the file
             }
         }

@@ -1,11 +1,11 @@
 //! The environment of the steps (docs/reference.md, "Steps and their environment").
 
-use super::claimed::ClaimedJob;
+use super::prepared::PreparedJob;
 use crate::config::is_own_variable;
 use std::ffi::OsString;
 
 /// What every step of `job` gets: the worker's own environment without its configuration, the job's, and ours on top.
-pub fn of(job: &ClaimedJob, worker: &str) -> Vec<(OsString, OsString)> {
+pub fn of(job: &PreparedJob, worker: &str) -> Vec<(OsString, OsString)> {
     let inherited =
         std::env::vars_os().filter(|(name, _)| !is_own_variable(&name.to_string_lossy()));
     let own = job

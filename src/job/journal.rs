@@ -4,13 +4,17 @@
 use super::directory::is_ours;
 use super::{OpenError, WorkDir};
 use crate::config::Durability;
-use crate::contract::{EarlierRun, JobId};
-use std::io;
+use crate::contract::{Document, EarlierRun, JobId, JobState, StepState, Timestamp, millis};
+use std::time::{Duration, Instant};
 
 const NAME: &str = "job.status.json";
 
 /// Larger than any document of ours: a step has a few hundred bytes in it, and comes out of a `job.json` of 1 MiB.
 const MAX_BYTES: u64 = 64 << 20;
+
+/// Pause between two writes of a journal that changes all the time. What is told of a job is what the journal says, so
+/// this is the pause between two announcements, too.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// An earlier run of the job `id` in this directory, and its document.
 ///
@@ -21,10 +25,8 @@ pub fn read(dir: &WorkDir, id: &JobId) -> Result<Option<(EarlierRun, Vec<u8>)>, 
         Ok(None) => return Ok(None),
         Ok(Some(document)) => document,
         Err(error) if is_ours(&error) => {
-            return Err(OpenError::of(
-                format!("{}/{NAME}", dir.path().display()),
-                error,
-            ));
+            let place = format!("{}/{NAME}", dir.path().display());
+            return Err(OpenError::of(place, error));
         }
         Err(error) => {
             log::warn!(
@@ -40,12 +42,117 @@ pub fn read(dir: &WorkDir, id: &JobId) -> Result<Option<(EarlierRun, Vec<u8>)>, 
 /// Writes a document as it will be published, before that.
 ///
 /// # Errors
-/// What the system said.
-pub fn write(dir: &WorkDir, document: &[u8], durability: Durability) -> io::Result<()> {
+/// A sentence, with what the drive said.
+pub fn write(dir: &WorkDir, document: &[u8], durability: Durability) -> Result<(), String> {
+    let path = dir.path().display();
     dir.replace(NAME, document, durability)
+        .map_err(|error| format!("{path}/{NAME} cannot be written: {error}"))
 }
 
-/// Whether there is one.
-pub fn is_there(dir: &WorkDir) -> bool {
-    dir.contains(NAME)
+/// Writes a journal that must be found by its name after a power cut.
+///
+/// # Errors
+/// A sentence, with what the drive said.
+pub fn store(dir: &WorkDir, document: &Document, durability: Durability) -> Result<(), String> {
+    write(dir, &document.to_json(), durability)?;
+    sync_name(dir, durability)
+}
+
+/// Makes sure that a stored journal is found by its name after a power cut: who wrote it may have died before that.
+///
+/// # Errors
+/// A sentence, with what the drive said.
+pub fn sync_name(dir: &WorkDir, durability: Durability) -> Result<(), String> {
+    let path = dir.path().display();
+    match durability {
+        Durability::Cache => Ok(()),
+        Durability::Disk => dir
+            .sync()
+            .map_err(|error| format!("{path}/{NAME} cannot be written: {error}")),
+    }
+}
+
+/// The status document of a job that runs, and when its journal gets it.
+pub struct Journal {
+    pub document: Document,
+    durability: Durability,
+    started: Instant,
+    written: Instant,
+    /// When to write next, where the document has changed since the last time.
+    due: Option<Instant>,
+    /// What was written since the last call of [`Self::take_change`].
+    change: Option<Vec<u8>>,
+}
+
+impl Journal {
+    /// Writes the first journal of this attempt.
+    ///
+    /// # Errors
+    /// A sentence, with what the drive said.
+    pub fn begin(
+        dir: &WorkDir,
+        document: Document,
+        durability: Durability,
+    ) -> Result<Self, String> {
+        store(dir, &document, durability)?;
+        let now = Instant::now();
+        Ok(Self {
+            change: Some(document.to_json()),
+            document,
+            durability,
+            started: now,
+            written: now,
+            due: None,
+        })
+    }
+
+    /// When the job was started.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// When to call [`Self::write_if_due`].
+    pub fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// The document as the journal has it, if that has changed since the last call.
+    pub fn take_change(&mut self) -> Option<Vec<u8>> {
+        self.change.take()
+    }
+
+    /// The document has changed: the journal says so at once, or with what changes in the next moments. A journal that a step
+    /// has removed is there again before the next step starts, since it counts the attempts.
+    pub fn note_change(&mut self, dir: &WorkDir, now: Instant) {
+        self.due = Some(match dir.contains(NAME) {
+            true => self.written + PAUSE,
+            false => now,
+        });
+        self.write_if_due(dir, now);
+    }
+
+    /// Writes the journal that was put off, if its time has come.
+    pub fn write_if_due(&mut self, dir: &WorkDir, now: Instant) {
+        if self.due.is_none_or(|at| at > now) {
+            return;
+        }
+        (self.due, self.written) = (None, now);
+        let document = self.document.to_json();
+        match write(dir, &document, self.durability) {
+            Ok(()) => self.change = Some(document),
+            Err(error) => log::warn!("{error}; going on, since the job runs already"),
+        }
+    }
+
+    /// The job is over: what was not run yet will not be.
+    pub fn make_final(&mut self, status: JobState, exit_code: i32) {
+        for step in &mut self.document.steps {
+            if step.status == StepState::Pending {
+                step.status = StepState::Skipped;
+            }
+        }
+        (self.document.status, self.document.exit_code) = (status, Some(exit_code));
+        self.document.finished_at = Some(Timestamp::now());
+        self.document.duration_ms = Some(millis(self.started.elapsed()));
+    }
 }

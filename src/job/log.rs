@@ -12,6 +12,9 @@ use std::os::unix::fs::FileExt;
 
 const NAME: &str = "job.log";
 
+/// The longest line of ours, in characters.
+const LONGEST_LINE: usize = 1000;
+
 /// The open log of a job. Its lock is the job's lock: it belongs to the open file, which the steps inherit, so it lasts
 /// until the last of them is gone.
 #[derive(Debug)]
@@ -20,6 +23,10 @@ pub struct JobLog {
     path: String,
     /// The first line of ours that was not written, and why.
     broken: Option<String>,
+    /// Lines of ours that wait for [`Self::release`].
+    held: Option<String>,
+    /// Where the last line begins, in bytes, once it is written.
+    verdict_at: Option<u64>,
     removed: Vec<Removed>,
     /// A step has removed the log, and another worker has begun one of its own.
     taken: bool,
@@ -57,6 +64,8 @@ impl JobLog {
             file: open(dir, OFlags::empty())?,
             path: dir.path().join(NAME).to_string_lossy().into_owned(),
             broken: None,
+            held: None,
+            verdict_at: None,
             removed: Vec::new(),
             taken: false,
         })
@@ -164,18 +173,56 @@ impl JobLog {
         self.begin(id, dir)
     }
 
-    /// Writes one line of ours with the time, on a line of its own whatever a step has written before.
+    /// Writes one line of ours with the time.
     pub fn line(&mut self, text: Arguments) {
+        let mut text = single_line(&text.to_string());
+        if let Some((end, _)) = text.char_indices().nth(LONGEST_LINE) {
+            text.truncate(end);
+            text.push('…');
+        }
+        let line = format!("==> {} {text}\n", Timestamp::now().to_seconds());
+        match &mut self.held {
+            Some(held) => held.push_str(&line),
+            None => self.append(&line),
+        }
+    }
+
+    /// Keeps the lines to come in memory, since the drive may not answer.
+    pub fn hold(&mut self) {
+        self.held.get_or_insert_default();
+    }
+
+    /// Writes what was held, and holds nothing any more.
+    pub fn release(&mut self) {
+        match self.held.take() {
+            Some(lines) if !lines.is_empty() => self.append(&lines),
+            _ => {}
+        }
+    }
+
+    /// Writes the last line: how the job ended. It takes the place of one that turned out to be wrong.
+    pub fn verdict(&mut self, text: &str) {
+        self.retract_verdict();
+        self.verdict_at = Some(self.size());
+        self.line(format_args!("{text}"));
+    }
+
+    /// Takes the last line back. Nothing of the job runs any more, so nothing is behind it.
+    pub fn retract_verdict(&mut self) {
+        if let Some(start) = self.verdict_at.take()
+            && let Err(error) = self.file.set_len(start)
+        {
+            log::warn!("{}: {error}", self.path);
+        }
+    }
+
+    /// Writes on a line of its own, whatever a step has written before.
+    fn append(&mut self, lines: &str) {
         let start = match self.ends_in_mid_line() {
             true => "\n",
             false => "",
         };
-        let (time, text) = (
-            Timestamp::now().to_seconds(),
-            single_line(&text.to_string()),
-        );
-        let line = format!("{start}==> {time} {text}\n");
-        if let Err(error) = self.file.write_all(line.as_bytes())
+        if let Err(error) = self.file.write_all(format!("{start}{lines}").as_bytes())
             && self.broken.is_none()
         {
             let error = format!("{} cannot be written: {error}", self.path);
@@ -212,7 +259,17 @@ impl JobLog {
         self.broken.take().map_or(Ok(()), Err).and(complete)
     }
 
-    /// The same log once more, for its end.
+    /// Puts everything on the disk that was written on its file system. The system tells errors that are newer than the handle, so this
+    /// takes the oldest.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn sync_file_system(&self) -> io::Result<()> {
+        let oldest = self.removed.first().map(|removed| &removed.file);
+        Ok(rustix::fs::syncfs(oldest.unwrap_or(&self.file))?)
+    }
+
+    /// The same log once more, which holds nothing.
     ///
     /// # Errors
     /// What the system said.
@@ -220,7 +277,9 @@ impl JobLog {
         Ok(Self {
             file: self.file.try_clone()?,
             path: self.path.clone(),
-            broken: self.broken.clone(),
+            broken: None,
+            held: None,
+            verdict_at: None,
             removed: Vec::new(),
             taken: self.taken,
         })

@@ -1,27 +1,25 @@
-//! A job on the shared drive: its directory, its log, its journal, claiming it, and running its steps. Nothing here knows
+//! A job on the shared drive: its directory, its log, its journal, preparing it, and running its steps. Nothing here knows
 //! of MQTT.
 
-mod claim;
-mod claimed;
 mod directory;
-mod drive;
 mod environment;
-mod execution;
 mod fence;
 mod interruption;
 mod journal;
 mod log;
-mod place;
-mod record;
+mod prepare;
+mod prepared;
 mod run;
+mod running;
+mod save;
 mod step;
 
 use crate::contract::Document;
 use std::sync::Arc;
 
-pub use claim::CANCEL_FILE;
 pub use directory::{OpenError, Then, WorkDir};
 pub use interruption::Interruption;
+pub use prepare::CANCEL_FILE;
 pub use run::{News, Run};
 
 /// How a run ends.
@@ -33,7 +31,7 @@ pub enum Outcome {
     Stored(Vec<u8>),
     /// Before its end: the job is to be run again.
     Unfinished,
-    /// Somebody else has its request by now, and publishes the result.
+    /// Another worker has its request by now, and publishes the result.
     Lost,
 }
 

@@ -1,32 +1,41 @@
-//! A job from its request to its result: claiming its directory, running its steps, making its result final.
+//! A job from its request to its result: it is prepared, its steps run, and the drive gets log and journal.
 //!
-//! Whoever has a run wakes it when it wants to be woken, passes on what the kernel says, and asks for its news.
+//! The worker wakes a run when it wants to be woken, passes on what the kernel says, and asks for its news.
 
-use super::claim::{Claim, Claimed};
-use super::execution::Execution;
+use super::prepare::{Look, Preparation};
+use super::running::Running;
+use super::save::Saving;
 use super::{Interruption, IsLost, Outcome};
 use crate::config::JobConfig;
-use crate::contract::{Document, JobId, Request, RequestOrigin};
+use crate::contract::{JobId, Request, RequestOrigin};
 use crate::inbox::Waker;
 use crate::process;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long to wait for the drive after a second stop signal.
+const LAST_WAIT: Duration = Duration::from_secs(1);
 
 /// A job from its request to its result.
 pub struct Run {
+    id: JobId,
     config: JobConfig,
     worker: String,
     waker: Waker,
     stage: Stage,
-    started: bool,
+    /// Its start, until it is told.
+    start: Option<News>,
+    has_started: bool,
+    log_start: u64,
 }
 
 enum Stage {
     /// Its directory, its definition or its lock may have to be waited for.
-    Claiming(Box<Claim>),
-    Running(Box<Execution>),
+    Preparing(Box<Preparation>),
+    Running(Box<Running>),
+    Saving(Saving),
     /// The outcome, until it is told.
-    Over(JobId, Option<Outcome>),
+    Over(Option<Outcome>),
 }
 
 /// What is new of a run.
@@ -54,147 +63,174 @@ impl Run {
         waker: Waker,
     ) -> Self {
         Self {
+            id: request.id.clone(),
             config: config.clone(),
             worker: worker.to_owned(),
             waker,
-            stage: Stage::Claiming(Box::new(Claim::new(request, origin))),
-            started: false,
+            stage: Stage::Preparing(Box::new(Preparation::new(request, origin))),
+            start: None,
+            has_started: false,
+            log_start: 0,
         }
     }
 
     /// Asks `is_lost` before log and journal are made final.
     pub fn ask_at_the_end(&mut self, is_lost: IsLost) {
-        if let Stage::Claiming(claim) = &mut self.stage {
-            claim.ask_at_the_end(is_lost);
+        if let Stage::Preparing(preparation) = &mut self.stage {
+            preparation.is_lost = Some(is_lost);
         }
     }
 
     /// The id of the job.
     pub fn id(&self) -> &JobId {
-        match &self.stage {
-            Stage::Claiming(claim) => claim.id(),
-            Stage::Running(execution) => execution.id(),
-            Stage::Over(id, _) => id,
-        }
+        &self.id
     }
 
     /// What it waits for before its first step, if that is worth a word.
     pub fn waiting_for(&self) -> Option<&str> {
         match &self.stage {
-            Stage::Claiming(claim) => claim.waiting_for(),
-            Stage::Running(_) | Stage::Over(..) => None,
+            Stage::Preparing(preparation) => preparation.waiting_for(),
+            Stage::Running(_) | Stage::Saving(_) | Stage::Over(_) => None,
         }
     }
 
     /// Whether it has its directory.
     pub fn has_started(&self) -> bool {
-        self.started
+        self.has_started
     }
 
     /// Where in the log this attempt begins, in bytes.
     pub fn log_start(&self) -> u64 {
-        match &self.stage {
-            Stage::Running(execution) => execution.log_start(),
-            Stage::Claiming(_) | Stage::Over(..) => 0,
-        }
+        self.log_start
     }
 
     /// When to call [`Self::wake`].
     pub fn next_wake(&self) -> Option<Instant> {
         match &self.stage {
-            Stage::Claiming(claim) => Some(claim.next_look()),
-            Stage::Running(execution) => execution.next_wake(),
-            Stage::Over(..) => None,
+            Stage::Preparing(preparation) => Some(preparation.next_look()),
+            Stage::Running(running) => running.next_wake(),
+            Stage::Saving(saving) => saving.leave_at(),
+            Stage::Over(_) => None,
         }
     }
 
     /// The moment of [`Self::next_wake`] may have come.
     pub fn wake(&mut self, now: Instant) {
         match &mut self.stage {
-            Stage::Claiming(claim) if claim.next_look() <= now => {
-                match claim.look(&self.config, &self.worker, &self.waker) {
-                    Claimed::Waiting => {}
-                    Claimed::Running(execution) => {
-                        self.stage = Stage::Running(execution);
-                    }
-                    Claimed::Over(outcome) => self.end(outcome),
+            Stage::Preparing(preparation) if preparation.next_look() <= now => {
+                match preparation.look(&self.config, &self.worker) {
+                    Look::Wait => {}
+                    Look::Run(running) => self.started(running),
+                    Look::Over(outcome) => self.end(outcome),
                 }
             }
-            Stage::Running(execution) => execution.wake(now),
-            Stage::Claiming(_) | Stage::Over(..) => {}
+            Stage::Running(running) => running.wake(now),
+            Stage::Saving(saving) if saving.leave_at().is_some_and(|at| at <= now) => {
+                log::warn!("the drive does not answer; leaving without it");
+                self.end(Outcome::Unfinished);
+            }
+            Stage::Preparing(_) | Stage::Saving(_) | Stage::Over(_) => {}
         }
+        self.go_on();
+    }
+
+    fn started(&mut self, running: Box<Running>) {
+        self.start = Some(News::Started {
+            dir: running.dir().to_owned(),
+            attempt: running.attempt(),
+        });
+        self.has_started = true;
+        self.log_start = running.log_start();
+        self.stage = Stage::Running(running);
     }
 
     /// Some child has ended.
     pub fn child_ended(&mut self) {
         match &mut self.stage {
-            Stage::Running(execution) => execution.child_ended(),
-            Stage::Claiming(_) | Stage::Over(..) => drop(process::reap_some(|_, _| {})),
-        }
-    }
-
-    /// The drive may have done what it was given.
-    pub fn drive_done(&mut self) {
-        if let Stage::Running(execution) = &mut self.stage {
-            execution.drive_done();
-        }
-    }
-
-    /// Ends the job before its own end: TERM to all of it, and KILL after the grace.
-    pub fn interrupt(&mut self, why: Interruption, now: Instant) {
-        match &mut self.stage {
-            Stage::Running(execution) => execution.interrupt(why, now),
-            Stage::Claiming(claim) => {
-                let outcome = match why {
-                    Interruption::Cancelled(by) => {
-                        let document = claim.cancelled(by, &self.config, &self.worker);
-                        Outcome::Final(Box::new(document))
-                    }
-                    // only steps have limits
-                    Interruption::Stop | Interruption::Timeout(_) | Interruption::LogLimit(_) => {
-                        Outcome::Unfinished
-                    }
-                };
-                self.end(outcome);
+            Stage::Running(running) => running.child_ended(),
+            Stage::Preparing(_) | Stage::Saving(_) | Stage::Over(_) => {
+                process::reap_some(|_, _| {});
             }
-            Stage::Over(..) => {}
+        }
+        self.go_on();
+    }
+
+    /// The drive may have log and journal.
+    pub fn drive_done(&mut self) {
+        self.go_on();
+    }
+
+    /// Takes the next stage where this one is over.
+    fn go_on(&mut self) {
+        if let Stage::Running(running) = &self.stage
+            && running.is_over()
+            && let Stage::Running(running) = std::mem::replace(&mut self.stage, Stage::Over(None))
+        {
+            let leave_at = Instant::now() + self.config.stop_grace;
+            let leave_at = running.is_stopping().then_some(leave_at);
+            let saving =
+                Saving::begin(running.end(), self.config.durability, leave_at, &self.waker);
+            self.stage = Stage::Saving(saving);
+        }
+        self.await_drive(Duration::ZERO);
+    }
+
+    /// Waits for the drive, and no longer than this.
+    fn await_drive(&mut self, patience: Duration) {
+        if let Stage::Saving(saving) = &self.stage
+            && let Some(outcome) = saving.outcome(patience)
+        {
+            self.end(outcome);
         }
     }
 
-    /// Stops without any grace.
+    /// Ends the job before its own end: TERM to all of it, and KILL after the grace. A worker that stops waits for the drive as long.
+    pub fn interrupt(&mut self, why: Interruption, now: Instant) {
+        match (&mut self.stage, why) {
+            (Stage::Running(running), _) => running.interrupt(why, now),
+            (Stage::Saving(saving), Interruption::Stop) => {
+                saving.stop(now + self.config.stop_grace);
+            }
+            (Stage::Preparing(preparation), Interruption::Cancelled(by)) => {
+                let document = preparation.cancelled(by, &self.config, &self.worker);
+                self.end(Outcome::Final(Box::new(document)));
+            }
+            (Stage::Preparing(_), Interruption::Stop) => self.end(Outcome::Unfinished),
+            // only steps have limits
+            (Stage::Preparing(_) | Stage::Saving(_) | Stage::Over(_), _) => {}
+        }
+        self.go_on();
+    }
+
+    /// Stops without any grace, neither for the step nor for the drive.
     pub fn stop_at_once(&mut self) {
+        let now = Instant::now();
         match &mut self.stage {
-            Stage::Running(execution) => execution.stop_at_once(),
-            Stage::Claiming(_) => self.end(Outcome::Unfinished),
-            Stage::Over(..) => {}
+            Stage::Running(running) => running.stop_at_once(now),
+            Stage::Preparing(_) | Stage::Saving(_) | Stage::Over(_) => {
+                self.interrupt(Interruption::Stop, now);
+            }
         }
-    }
-
-    /// The result of an interrupted job whose request nobody will deliver again.
-    pub fn fail_forgotten(&mut self, error: &str) -> Option<Document> {
-        match &mut self.stage {
-            Stage::Running(execution) => Some(execution.fail_forgotten(error)),
-            Stage::Claiming(claim) => Some(claim.forgotten(&self.worker, error)),
-            Stage::Over(..) => None,
+        self.go_on();
+        self.await_drive(LAST_WAIT);
+        if !matches!(self.stage, Stage::Over(_)) {
+            self.end(Outcome::Unfinished);
         }
     }
 
     fn end(&mut self, outcome: Outcome) {
-        self.stage = Stage::Over(self.id().clone(), Some(outcome));
+        self.stage = Stage::Over(Some(outcome));
     }
 
     /// What is new since the last call.
     pub fn news(&mut self) -> Option<News> {
+        if let Some(start) = self.start.take() {
+            return Some(start);
+        }
         match &mut self.stage {
-            Stage::Claiming(_) => None,
-            Stage::Running(execution) if !std::mem::replace(&mut self.started, true) => {
-                Some(execution.started())
-            }
-            Stage::Running(execution) => match execution.take_change() {
-                Some(document) => Some(News::Changed(document)),
-                None => execution.take_outcome().map(News::Over),
-            },
-            Stage::Over(_, outcome) => outcome.take().map(News::Over),
+            Stage::Running(running) => running.take_change().map(News::Changed),
+            Stage::Over(outcome) => outcome.take().map(News::Over),
+            Stage::Preparing(_) | Stage::Saving(_) => None,
         }
     }
 }

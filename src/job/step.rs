@@ -1,7 +1,7 @@
 //! A step while it runs: its processes, its limits, and how it ends.
 
-use super::Interruption;
-use crate::process::{self, Ended, Left};
+use super::interruption::{Interruption, Limit};
+use crate::process::{self, Ended, Left, Swept};
 use rustix::process::{Pid, Signal};
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,8 @@ pub struct RunningStep {
     pub index: usize,
     group: Pid,
     started: Instant,
-    limit: Option<Duration>,
+    /// Since when which limit counts.
+    limit: Option<(Instant, Duration)>,
     /// How its shell has ended.
     exit: Option<Ended>,
     /// Why it is being ended, and when to kill what has not gone by then.
@@ -34,18 +35,24 @@ pub enum Due {
 impl RunningStep {
     /// A step that has just started as this process group.
     pub fn new(index: usize, group: Pid, limit: Option<Duration>) -> Self {
+        let started = Instant::now();
         Self {
             index,
             group,
-            started: Instant::now(),
-            limit,
+            started,
+            limit: limit.map(|limit| (started, limit)),
             exit: None,
             interrupted: None,
         }
     }
 
-    /// When [`Self::due`] has something to say. `job` is the start of the job and its limit.
-    pub fn deadline(&self, job: Option<(Instant, Duration)>) -> Option<Instant> {
+    /// From now on it has this limit, unless it has one.
+    pub fn limit_to(&mut self, limit: Duration, now: Instant) {
+        self.limit.get_or_insert((now, limit));
+    }
+
+    /// When [`Self::due`] has something to say. `job` is the start of the job, its limit, and whose that is.
+    pub fn deadline(&self, job: Option<(Instant, Duration, Limit)>) -> Option<Instant> {
         match self.interrupted {
             Some((_, kill_at)) => Some(kill_at),
             None => self.time_over(job).map(|(at, _)| at),
@@ -55,7 +62,7 @@ impl RunningStep {
     /// What is to be done now. The grace is for cleaning up: a job whose log passes its limit meanwhile is killed at once.
     pub fn due(
         &self,
-        job: Option<(Instant, Duration)>,
+        job: Option<(Instant, Duration, Limit)>,
         log_limit: Option<Interruption>,
         now: Instant,
     ) -> Option<Due> {
@@ -63,21 +70,28 @@ impl RunningStep {
             Some((_, kill_at)) if kill_at <= now || log_limit.is_some() => Some(Due::Kill),
             Some(_) => None,
             None => match self.time_over(job) {
-                Some((at, limit)) if at <= now => {
-                    Some(Due::Interrupt(Interruption::Timeout(limit)))
-                }
+                Some((at, why)) if at <= now => Some(Due::Interrupt(why)),
                 _ => log_limit.map(Due::Interrupt),
             },
         }
     }
 
-    /// The moment at which it has run too long, and the limit that it has passed then.
-    fn time_over(&self, job: Option<(Instant, Duration)>) -> Option<(Instant, Duration)> {
-        let own = self.limit.map(|limit| (self.started, limit));
+    /// The moment at which it has run too long, and what it has passed then.
+    fn time_over(
+        &self,
+        job: Option<(Instant, Duration, Limit)>,
+    ) -> Option<(Instant, Interruption)> {
+        let own = self.limit;
+        let own = own.map(|(start, limit)| (start, limit, Limit::Step(self.index + 1)));
         // a limit beyond the clock's end is none
-        let at = |(start, limit): (Instant, Duration)| Some((start.checked_add(limit)?, limit));
+        let at = |(start, limit, whose): (Instant, Duration, Limit)| {
+            Some((
+                start.checked_add(limit)?,
+                Interruption::Timeout(limit, whose),
+            ))
+        };
         let over = [job.and_then(at), own.and_then(at)];
-        over.into_iter().flatten().min()
+        over.into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// Ends it: TERM to the whole job now, and KILL at `kill_at`. A step that is being ended stays so for the first reason.
@@ -99,8 +113,8 @@ impl RunningStep {
         left == Left::None || (self.exit.is_some() && self.interrupted.is_none())
     }
 
-    /// Kills all of it, and tells how many processes that were.
-    pub fn kill(&mut self) -> usize {
+    /// Kills all of it.
+    pub fn kill(&mut self) -> Swept {
         process::sweep(|pid, exit| {
             if pid == self.group {
                 self.exit = Some(exit);
@@ -146,7 +160,7 @@ mod tests {
             index: 0,
             group: Pid::INIT,
             started,
-            limit,
+            limit: limit.map(|limit| (started, limit)),
             exit: None,
             interrupted: kill_at.map(|at| (Interruption::Stop, at)),
         }
@@ -155,15 +169,30 @@ mod tests {
     #[test]
     fn a_step_is_due_when_its_time_is_over() {
         let start = Instant::now();
-        let job = Some((start, 5 * SECOND));
-        let (timeout, kill) = (|limit| Some(Interruption::Timeout(limit)), start + SECOND);
+        let job = Some((start, 5 * SECOND, Limit::Job));
+        let timeout = |limit, whose| Some(Interruption::Timeout(limit, whose));
+        let (own, kill) = (Limit::Step(1), start + SECOND);
         // the step's limit, the job's, when it is killed, whether the log is too large, and after how many seconds; what is due
-        for (own, job, kill_at, log, seconds, expected) in [
+        for (limit, job, kill_at, log, seconds, expected) in [
             (None, None, None, None, 9, None),
             (Some(2 * SECOND), job, None, None, 1, None),
-            (Some(2 * SECOND), job, None, None, 2, timeout(2 * SECOND)),
-            (None, job, None, None, 5, timeout(5 * SECOND)),
-            (Some(9 * SECOND), job, None, None, 5, timeout(5 * SECOND)),
+            (
+                Some(2 * SECOND),
+                job,
+                None,
+                None,
+                2,
+                timeout(2 * SECOND, own),
+            ),
+            (None, job, None, None, 5, timeout(5 * SECOND, Limit::Job)),
+            (
+                Some(9 * SECOND),
+                job,
+                None,
+                None,
+                5,
+                timeout(5 * SECOND, Limit::Job),
+            ),
             (None, None, None, Some(LOG_LIMIT), 1, Some(LOG_LIMIT)),
             (
                 Some(SECOND),
@@ -171,11 +200,11 @@ mod tests {
                 None,
                 Some(LOG_LIMIT),
                 1,
-                timeout(SECOND),
+                timeout(SECOND, own),
             ),
             (Some(SECOND), job, Some(kill), None, 0, None),
         ] {
-            let step = step(start, own, kill_at);
+            let step = step(start, limit, kill_at);
             let due = match step.due(job, log, start + seconds * SECOND) {
                 Some(Due::Interrupt(why)) => Some(why),
                 Some(Due::Kill) => panic!("nothing is to be killed here"),

@@ -167,3 +167,42 @@ fn a_job_ends_where_another_worker_has_its_directory() {
     assert_eq!(read(&dir.join("job.log")), "");
     assert_eq!(read(&dir.join("job.status.json")), "of the other");
 }
+
+#[test]
+fn a_directory_that_the_last_step_moved_is_told() {
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|_| {});
+    let dir = site.submit("a", json!({ "steps": ["mv ../a ../b"] }));
+    let result = site.result("a").json();
+    assert_eq!(verdict(&result), ("success", "", 0), "{result}");
+    let warning = result["warning"].as_str().unwrap_or_default();
+    assert!(warning.contains("moved its directory"), "{result}");
+    worker.exits_with(0);
+    let log = read(&dir.with_file_name("b").join("job.log"));
+    assert!(log.contains(&format!("warning: {warning}\n")), "{log}");
+    assert!(
+        log.lines().last().unwrap().contains(" job success in "),
+        "{log}"
+    );
+}
+
+/// A service manager would split such a line, and the request would choose where the next one begins.
+#[test]
+fn a_line_of_the_worker_is_cut() {
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|_| {});
+    let long = "x".repeat(300_000);
+    let steps = json!([{ "run": format!("exit 3 # {}", &long[..100_000]), "name": long }]);
+    let dir = site.prepare("a", json!({}));
+    site.request(json!({ "id": "a", "workDir": dir, "steps": steps, long: 1 }));
+    let result = site.result("a").json();
+    assert_eq!(result["reason"], "step");
+    worker.exits_with(0);
+    for text in [
+        read(&dir.join("job.log")),
+        worker.stderr(),
+        result["error"].to_string(),
+    ] {
+        assert!(text.lines().all(|line| line.len() < 5000), "{}", text.len());
+    }
+}

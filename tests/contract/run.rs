@@ -172,6 +172,12 @@ fn bad_directories_are_told_and_left_alone() {
             "{dir}"
         );
     }
+    let dir = site.prepare("a", json!({ "steps": ["true"] }));
+    run(&site, &["a"]).exits_with(0);
+    fs::write(dir.join("job.json"), "{").unwrap();
+    run(&site, &["a"]).exits_with(1);
+    let stored = read_json(&dir.join("job.status.json"));
+    assert_eq!(stored["reason"], "rejected", "not the success before");
     site.prepare("a", json!({ "steps": ["true"] }));
     run(&site, &["a", "--id=no/id"]).exits_with(64);
     run(&site, &["/"]).exits_with(64);

@@ -9,6 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use support::cut_drive::{CutDrive, FILE_SYSTEMS};
 use support::log::untimed;
 use support::site::{Finished, Site};
 use support::wait;
@@ -146,21 +147,26 @@ fn a_drive_that_loses_the_files_of_others_is_a_warning() {
     assert_eq!(finished.read("job.status.json"), finished.published.text());
 }
 
-/// The syncs of a job are: journal, directory; then log, journal, directory.
-fn fails_at(fsync: &str) -> (Finished, Site) {
-    let error = format!("inject=fsync:error=ENOSPC:when={fsync}");
-    let (finished, _, site) = run_traced(&["-e", &error], "on", json!(["touch ran"]));
-    assert_eq!(
-        (
-            &finished.result["status"],
-            &finished.result["reason"],
-            &finished.result["exitCode"]
-        ),
-        (&json!("failed"), &json!("internal"), &json!(1)),
-        "fsync {fsync}"
+/// Runs a job on a drive that does not take something. `strace` counts the calls of each thread by itself: the main thread syncs
+/// journal and directory at the start, the drive's thread log, journal and directory at the end.
+fn fails(what: &str, arguments: &[&str], steps: &[&str]) -> (Finished, Site) {
+    let (finished, _, site) = run_traced(arguments, "on", json!(steps));
+    assert_eq!(finished.verdict(), ("failed", "internal", 1), "{what}");
+    let stored: serde_json::Value =
+        serde_json::from_str(&finished.read("job.status.json")).unwrap();
+    // where the drive takes no journal at all, it has the first one
+    let expected = match what {
+        "the journal" => "running",
+        _ => "failed",
+    };
+    assert_eq!(stored["status"], expected, "{what}: {stored}");
+    let verdicts = untimed(&finished.log).matches("\n==> job ").count();
+    let last = finished.log.lines().last().unwrap();
+    assert!(
+        verdicts == 1 && last.contains(" job failed: "),
+        "{what}: {}",
+        finished.log
     );
-    let error = finished.result["error"].as_str().unwrap();
-    assert!(error.contains("No space left"), "{error}");
     (finished, site)
 }
 
@@ -168,27 +174,68 @@ fn fails_at(fsync: &str) -> (Finished, Site) {
 #[ignore = "needs strace"]
 fn a_drive_that_takes_no_first_journal_runs_nothing() {
     for fsync in ["1", "2"] {
-        let (finished, _site) = fails_at(fsync);
+        let error = format!("inject=fsync:error=ENOSPC:when={fsync}");
+        let (finished, _site) = fails(&format!("fsync {fsync}"), &["-e", &error], &["touch ran"]);
         assert!(!finished.dir.join("ran").exists());
+        assert!(
+            finished.result["error"]
+                .as_str()
+                .unwrap()
+                .contains("No space left")
+        );
     }
 }
 
 #[test]
 #[ignore = "needs strace"]
 fn a_drive_that_takes_no_log_or_journal_at_the_end_makes_a_success_a_failure() {
-    // in order: by the log, the file of the journal, its directory; and by all of them for good
-    for fsync in ["3", "4", "5", "3+"] {
-        let (finished, _site) = fails_at(fsync);
+    let directory = ["-e", "inject=fsync:error=ENOSPC:when=3"];
+    let in_the_way = "mkdir .job.status.json.tmp; touch ran";
+    for (what, arguments, step) in [
+        ("the directory", &directory[..], "touch ran"),
+        ("the journal", &[], in_the_way),
+    ] {
+        let (finished, _site) = fails(what, arguments, &[step]);
         assert!(finished.dir.join("ran").exists());
-        let last = finished.log.lines().last().unwrap();
-        assert!(
-            last.contains("job failed: ") && last.contains("No space left"),
-            "{last}"
-        );
-        let stored: serde_json::Value =
-            serde_json::from_str(&finished.read("job.status.json")).unwrap();
-        assert_ne!(stored["status"], "success", "{stored}");
     }
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn a_log_that_is_not_synced_makes_a_success_a_failure() {
+    let site = Site::start();
+    let dir = site.prepare("a", json!({ "steps": ["touch ran"] }));
+    fs::write(dir.join("job.log"), "").unwrap();
+    let path = format!("--trace-path={}", dir.join("job.log").display());
+    let (worker, _) = traced(&site, &[&path, "-e", "inject=fsync:error=EIO"], |_| {});
+    let finished = site.run_request(worker, dir.clone(), json!({ "id": "a", "workDir": dir }));
+    assert_eq!(finished.verdict(), ("failed", "internal", 1));
+    assert_eq!(finished.read("job.status.json"), finished.published.text());
+    let verdicts = untimed(&finished.log).matches("\n==> job ").count();
+    assert!(
+        verdicts == 1 && finished.log.contains("job failed: "),
+        "{}",
+        finished.log
+    );
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn a_failed_job_whose_final_journal_is_not_written_says_so_in_a_warning() {
+    let steps = json!(["mkdir .job.status.json.tmp; exit 3"]);
+    let (finished, _, _site) = run_traced(&[], "on", steps);
+    assert_eq!(finished.verdict(), ("failed", "step", 3));
+    let warning = finished.result["warning"].as_str().unwrap_or_default();
+    assert!(
+        warning.contains("job.status.json cannot be written"),
+        "{}",
+        finished.result
+    );
+    assert!(
+        finished.log.contains(&format!("warning: {warning}\n")),
+        "{}",
+        finished.log
+    );
 }
 
 #[test]
@@ -210,36 +257,63 @@ fn a_log_that_cannot_be_closed_makes_a_success_a_failure_without_any_sync() {
     assert!(error.contains("quota"), "{}", finished.result);
 }
 
-/// Waits until the drive is being waited for, in the second call of `fsync` or the first of `syncfs`.
-fn slow(call: &str, act: impl FnOnce(&Worker)) {
+/// Waits until the drive's thread waits in this call, acts, and waits until the worker has left: nothing is published.
+fn slow(call: &str, act: impl FnOnce(&Worker)) -> (Site, PathBuf) {
     let site = Site::start();
+    let dir = site.prepare("a", json!({ "steps": ["touch ran"], "maxAttempts": 1 }));
+    fs::write(dir.join("job.log"), "").unwrap();
+    let path = format!("--trace-path={}", dir.join("job.log").display());
     let delay = format!("inject={call}:delay_enter=20s");
     let (mut worker, trace) = traced(
         &site,
-        &["-e", "trace=syncfs,fsync", "-e", &delay],
+        &[&path, "-e", "trace=syncfs,fsync", "-e", &delay],
         |worker| {
             worker.env("JOB_STOP_GRACE", "1").env("JOB_SYNC", "on");
         },
     );
-    let dir = site.submit("a", json!({ "steps": ["touch ran"] }));
+    site.request(json!({ "id": "a", "workDir": dir }));
     wait::until("the drive to be asked", || {
         fs::read_to_string(&trace).is_ok_and(|trace| trace.contains(&format!("{call}(")))
     });
     let asked = Instant::now();
     act(&worker);
-    // strace holds up the end of the process, as the kernel does where a thread waits for a drive: its main thread is gone
-    let stat = format!("/proc/{}/stat", worker.pid());
-    wait::until("the worker to leave", || {
-        worker.ended().is_some()
-            || fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") Z "))
-    });
+    leaves(&mut worker);
     assert!(
         asked.elapsed() < Duration::from_secs(15),
         "{:?}",
         asked.elapsed()
     );
     assert!(site.controller.heard("jobs/results/").is_empty());
-    assert_eq!(dir.join("ran").exists(), call == "syncfs");
+    (site, dir)
+}
+
+/// Waits until a worker is gone, or its main thread: where another thread waits for a drive, the kernel holds up the end of the
+/// process.
+fn leaves(worker: &mut Worker) {
+    let stat = format!("/proc/{}/stat", worker.pid());
+    wait::until("the worker to leave", || {
+        worker.ended().is_some()
+            || fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") Z "))
+    });
+}
+
+/// The next worker runs the job again, since a stop does not count as an attempt.
+fn runs_again(site: &Site, dir: &Path) {
+    let stored: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(dir.join("job.status.json")).unwrap()).unwrap();
+    assert_eq!(
+        (&stored["status"], &stored["stops"]),
+        (&json!("interrupted"), &json!(1))
+    );
+    let worker = site.worker(|_| {});
+    let finished = site.finish(worker, dir.to_owned(), "a");
+    assert_eq!(
+        finished.verdict(),
+        ("success", "", 0),
+        "{}",
+        finished.result
+    );
+    assert_eq!(finished.result["attempt"], 1);
 }
 
 fn signal(worker: &Worker) {
@@ -248,22 +322,58 @@ fn signal(worker: &Worker) {
 
 #[test]
 #[ignore = "needs strace"]
-fn a_stop_waits_for_the_drive_no_longer_than_the_grace() {
+fn a_stop_waits_for_the_drive_no_longer_than_the_grace_and_is_no_crash() {
     for call in ["syncfs", "fsync"] {
-        slow(call, signal);
+        let (site, dir) = slow(call, signal);
+        runs_again(&site, &dir);
     }
 }
 
 #[test]
 #[ignore = "needs strace"]
-fn a_second_stop_does_not_wait_for_the_drive() {
-    slow("syncfs", |worker| {
+fn a_second_stop_does_not_wait_for_the_drive_and_is_no_crash() {
+    let (site, dir) = slow("syncfs", |worker| {
         signal(worker);
-        wait::until("the second signal", || {
-            signal(worker);
-            worker.stderr().contains("once more")
-        });
+        worker.await_stderr("stopping");
+        // a second stop is one that comes later
+        wait::throughout(Duration::from_millis(700), "a while", || true);
+        signal(worker);
     });
+    runs_again(&site, &dir);
+}
+
+/// A drive that takes nothing, not even a byte.
+#[test]
+#[ignore = "needs root to mount, and mkfs.ext4"]
+fn a_worker_that_is_stopped_on_a_frozen_drive_leaves_in_time() {
+    let site = Site::start();
+    let drive = CutDrive::start(FILE_SYSTEMS[0], "frozen").expect("a drive");
+    let dir = drive.path().join("a");
+    fs::create_dir(&dir).unwrap();
+    let definition = json!({ "steps": ["touch up; exec sleep 1000"], "maxAttempts": 2 });
+    fs::write(dir.join("job.json"), definition.to_string()).unwrap();
+    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "1"));
+    let mark = site.mark();
+    site.request(json!({ "id": "a", "workDir": dir }));
+    wait::until("the step", || dir.join("up").exists());
+    fsfreeze("-f", &drive);
+    worker.sigterm();
+    site.await_state(&mut worker, mark, "offline");
+    leaves(&mut worker);
+    fsfreeze("-u", &drive);
+    wait::until("its end", || worker.ended().is_some());
+    // the drive has taken nothing, or the note, which the kernel may still write once the drive goes on
+    fs::write(dir.join("job.json"), r#"{"steps": []}"#).unwrap();
+    let finished = site.finish(site.worker(|_| {}), dir, "a");
+    assert_eq!(finished.verdict(), ("success", "", 0));
+}
+
+fn fsfreeze(flag: &str, drive: &CutDrive) {
+    let done = Command::new("fsfreeze")
+        .arg(flag)
+        .arg(drive.path())
+        .status();
+    assert!(done.expect("fsfreeze").success());
 }
 
 /// A worker on which opening `path` fails with these errors.

@@ -376,18 +376,60 @@ fn a_job_that_waits_for_its_lock_is_withdrawn_and_touches_nothing() {
     assert!(!dir.join("ran").exists());
 }
 
+/// Each press on a button that cancels is a message, and the Node-RED flow repeats its cancel each second.
 #[test]
-fn cancelling_an_always_step_keeps_the_first_failure() {
+fn a_step_that_always_runs_has_its_time_however_often_the_job_is_cancelled() {
+    for (first, expected) in [
+        ("exit 3", ("failed", "step", 3)),
+        ("true", ("failed", "cancelled", 130)),
+    ] {
+        let site = Site::scripted();
+        let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "0"));
+        let clean = format!("touch up; {}; touch cleaned", until_exists("gate"));
+        let steps = json!([first, { "run": clean, "always": true }, "touch next", { "run": "touch last", "always": true }]);
+        let dir = site.submit("a", json!({ "steps": steps }));
+        await_file(&dir.join("up"));
+        for cancel in 1..=3 {
+            site.broker.publish("jobs/cancel/a", "");
+            wait::until("the cancel to be heard", || {
+                worker.stderr().matches("cancel received").count() == cancel
+            });
+        }
+        fs::write(dir.join("gate"), "").unwrap();
+        let result = site.result("a").json();
+        assert_eq!(verdict(&result), expected, "{result}");
+        worker.exits_with(0);
+        let made = ["cleaned", "next", "last"].map(|file| dir.join(file).exists());
+        assert_eq!(made, [true, false, true], "{first}");
+        let log = fs::read_to_string(dir.join("job.log")).unwrap();
+        assert_eq!(log.matches("this step always runs").count(), 1, "{log}");
+        site.broker.wait_for_queued(WORKER, 0, DEADLINE);
+    }
+}
+
+#[test]
+fn a_step_that_always_runs_and_never_ends_has_its_time_once() {
     let site = Site::scripted();
     let mut worker = site.idle_worker(|_| {});
-    let steps = json!(["exit 3", { "run": "touch up; sleep 1000", "always": true }, { "run": "touch last", "always": true }]);
-    let dir = site.submit("a", json!({ "steps": steps }));
+    let steps =
+        json!([{ "run": "touch up; exec sleep 1000", "always": true, "timeoutSeconds": 1000 }]);
+    let dir = site.submit("own", json!({ "steps": steps, "timeoutSeconds": 0.3 }));
     await_file(&dir.join("up"));
-    site.broker.publish("jobs/cancel/a", "");
-    assert_eq!(verdict(&site.result("a").json()), ("failed", "step", 3));
-    worker.exits_with(0);
-    assert!(dir.join("last").exists());
-    wait::until("the session to be empty", || {
-        site.broker.queued(WORKER) == 0
+    wait::until("the job's limit", || {
+        fs::read_to_string(dir.join("job.log"))
+            .unwrap()
+            .contains("this step always runs")
     });
+    worker.signal(Signal::TERM); // it has a limit of its own: only a stop is left
+    worker.exits_with(0);
+
+    let mut worker = site.idle_worker(|_| {});
+    let steps = json!([{ "run": "touch up; exec sleep 1000", "always": true }]);
+    let dir = site.submit("none", json!({ "steps": steps, "timeoutSeconds": 0.3 }));
+    await_file(&dir.join("up"));
+    let result = site.result("none").json();
+    assert_eq!(verdict(&result), ("failed", "timeout", 124));
+    assert_eq!(result["error"], "the job timed out after 0.3s");
+    assert_eq!(result["steps"][0]["exitCode"], 124);
+    worker.exits_with(0);
 }

@@ -14,7 +14,7 @@ use support::log::untimed;
 use support::processes::{survivors, zombies_of};
 use support::site::{Site, await_file, read, until_exists, verdict};
 use support::wait;
-use support::worker::Worker;
+use support::worker::{Worker, without};
 
 const PLAIN: &str = "sleep 1000 &";
 const SETSID: &str = "setsid sleep 1000 &";
@@ -110,6 +110,33 @@ fn who_forks_and_exits_all_the_time_is_caught() {
             ("success", "", 0),
         );
     }
+}
+
+/// The process of another user, which this worker may not kill.
+#[test]
+#[ignore = "needs root to become another user"]
+fn what_cannot_be_killed_is_told_after_one_try() {
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|command| {
+        command.env("JOB_STOP_GRACE", "0.1");
+        without("-kill", command);
+    });
+    let other = "setpriv --reuid=65534 --clear-groups sleep 1000 & touch up; exec sleep 1000";
+    let dir = site.submit("a", json!({ "steps": [other] }));
+    await_file(&dir.join("up"));
+    site.broker.publish("jobs/cancel/a", "");
+    let result = site.result("a").json();
+    assert_eq!(verdict(&result), ("failed", "cancelled", 130));
+    let warning = result["warning"].as_str().unwrap_or_default();
+    assert!(
+        warning.ends_with("could not be killed still run: 1"),
+        "{result}"
+    );
+    worker.exits_with(0);
+    let said = worker.stderr();
+    assert_eq!(said.matches("cannot be killed").count(), 1, "{said}");
+    let log = read(&dir.join("job.log"));
+    assert!(log.contains(&format!("warning: {warning}\n")), "{log}");
 }
 
 #[test]

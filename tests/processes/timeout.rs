@@ -69,7 +69,7 @@ fn each_source_of_a_job_limit_counts_and_the_nearest_wins() {
         json!({ "steps": never(), "timeoutSeconds": 0.2, "maxAttempts": 1 }),
     );
     is_timeout(&below);
-    assert_eq!(below.result["error"], "timed out after 0.2s");
+    assert_eq!(below.result["error"], "the job timed out after 0.2s");
     let said = below.worker.stderr();
     assert!(!said.contains("allows"), "less is no matter: {said}");
 
@@ -268,7 +268,10 @@ fn what_the_worker_is_configured_for_is_a_bound() {
     );
     let result = site.result("a").json();
     worker.exits_with(0);
-    assert_eq!(result["error"], "timed out after 0.5s");
+    assert_eq!(
+        result["error"],
+        "the job timed out after 0.5s (JOB_TIMEOUT)"
+    );
     assert_eq!(
         result["steps"][1]["exitCode"], 124,
         "nor is a step that always runs a way around it"

@@ -48,10 +48,13 @@ pub fn without_configuration(command: &mut Command) {
 
 /// Takes away what root may do with any file, so that permissions count; others have nothing of it.
 pub fn without_privileges(command: &mut Command) {
-    let Some(program) = rustix::process::geteuid().is_root().then(binary) else {
-        return;
-    };
-    let rights = "-dac_override,-dac_read_search";
+    if rustix::process::geteuid().is_root() {
+        without("-dac_override,-dac_read_search", command);
+    }
+}
+
+/// Takes these rights of root away; needs root.
+pub fn without(rights: &str, command: &mut Command) {
     let environment: Vec<_> = command
         .get_envs()
         .map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned)))
@@ -60,7 +63,7 @@ pub fn without_privileges(command: &mut Command) {
     let dir = command.get_current_dir().map(Path::to_owned);
     *command = Command::new("setpriv");
     command.args(["--bounding-set", rights, "--inh-caps", rights]);
-    command.arg(program).args(arguments);
+    command.arg(binary()).args(arguments);
     for (name, value) in environment {
         match value {
             Some(value) => command.env(name, value),

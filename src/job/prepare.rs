@@ -1,21 +1,20 @@
-//! Claiming a job: finding its directory, reading its definition, getting its lock, and deciding by the journal what is to
+//! Preparing a job: finding its directory, reading its definition, getting its lock, and deciding by the journal what is to
 //! be done (docs/reference.md, "Request", "Job definition" and "Attempts and stops"). What may have to be waited for
-//! is tried again: by [`Claim::look`].
+//! is tried again: by [`Preparation::look`].
 
-use super::claimed::ClaimedJob;
-use super::directory::{Then, explained, is_ours};
-use super::execution::Execution;
+use super::directory::{explained, is_ours};
 use super::log::{JobLog, Lock, while_nothing_runs};
-use super::place::open_dir;
-use super::{IsLost, OpenError, Outcome, WorkDir, drive, journal};
+use super::prepared::PreparedJob;
+use super::running::Running;
+use super::{IsLost, OpenError, Outcome, Then, WorkDir, journal};
 use crate::backoff::Backoff;
 use crate::config::{Durability, JobConfig, PayloadSteps};
 use crate::contract::{
-    Attempt, BYTE_ORDER_MARK, Decision, Definition, Document, EarlierRun, JobId,
-    MAX_DEFINITION_BYTES, Plan, Reason, Request, RequestOrigin, told, without_mark,
+    Attempt, BYTE_ORDER_MARK, Decision, Definition, Document, EarlierRun, MAX_DEFINITION_BYTES,
+    Plan, Reason, Request, RequestOrigin, told, without_mark,
 };
-use crate::inbox::Waker;
 use serde::de::IgnoredAny;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -29,35 +28,36 @@ const UNREMARKABLE_WAIT: Duration = Duration::from_secs(1);
 /// The file that withdraws a job, whatever it is.
 pub const CANCEL_FILE: &str = "job.cancel";
 
-/// A job that is being claimed.
-pub struct Claim {
+/// A job that is being prepared.
+pub struct Preparation {
     request: Request,
     origin: RequestOrigin,
     started: Instant,
     next_look: Instant,
     backoff: Backoff,
     waiting: Option<Waiting>,
-    is_lost: Option<IsLost>,
+    /// See [`super::Run::ask_at_the_end`].
+    pub is_lost: Option<IsLost>,
 }
 
-/// What a claim waits for.
+/// What a job waits for.
 #[derive(PartialEq)]
 struct Waiting {
     what: String,
     why: String,
 }
 
-/// What became of a claim.
-pub enum Claimed {
-    /// Nothing yet: look again at [`Claim::next_look`].
-    Waiting,
-    /// It is ours.
-    Running(Box<Execution>),
+/// What a look has found.
+pub enum Look {
+    /// Nothing yet: look again at [`Preparation::next_look`].
+    Wait,
+    /// Its first step runs.
+    Run(Box<Running>),
     /// It is over without a step.
     Over(Outcome),
 }
 
-impl Claim {
+impl Preparation {
     pub fn new(request: Request, origin: RequestOrigin) -> Self {
         let started = Instant::now();
         Self {
@@ -71,15 +71,6 @@ impl Claim {
         }
     }
 
-    /// See [`super::Run::ask_at_the_end`].
-    pub fn ask_at_the_end(&mut self, is_lost: IsLost) {
-        self.is_lost = Some(is_lost);
-    }
-
-    pub fn id(&self) -> &JobId {
-        &self.request.id
-    }
-
     /// When to look, next.
     pub fn next_look(&self) -> Instant {
         self.next_look
@@ -89,73 +80,52 @@ impl Claim {
     /// there and no other run has that.
     pub fn cancelled(&self, by: &str, config: &JobConfig, worker: &str) -> Document {
         let error = format!("cancelled by {by} before its first step");
-        self.end_unrun(
-            self.open_dir(config).ok().as_ref(),
-            config.durability,
-            worker,
-            error,
-        )
-    }
-
-    fn end_unrun(
-        &self,
-        dir: Option<&WorkDir>,
-        durability: Durability,
-        worker: &str,
-        error: String,
-    ) -> Document {
         let document = Document {
             exit_code: Some(130),
             ..self.document(worker, Reason::Cancelled, error)
         };
-        let Some(dir) = dir else { return document };
-        let path = dir.path().display();
-        let written =
-            || drive::store(dir, &document.to_json(), durability).map_err(std::io::Error::other);
-        match while_nothing_runs(dir, written).map(Option::transpose) {
-            Ok(Ok(Some(()))) => {}
-            // that journal is of the run that goes on
-            Ok(Ok(None)) => log::info!("another run has {path}; its journal is left alone"),
-            Ok(Err(error)) | Err(error) => {
-                log::warn!("job.status.json in {path}: {error}");
-            }
+        if let Ok(dir) = self.open_dir(config) {
+            store_unrun(&dir, &document, config.durability);
         }
         document
     }
 
-    /// The result of a job that a stop of the worker ends before its first step, since nobody will deliver it again.
-    pub fn forgotten(&self, worker: &str, error: &str) -> Document {
-        self.document(worker, Reason::Interrupted, error.to_owned())
-    }
-
-    /// Tries to claim the job, without waiting.
-    pub fn look(&mut self, config: &JobConfig, worker: &str, waker: &Waker) -> Claimed {
+    /// Tries to begin the job, without waiting.
+    pub fn look(&mut self, config: &JobConfig, worker: &str) -> Look {
         // giving up has failed, too: whatever kills the worker is perhaps the directory itself
         if let RequestOrigin::Pool { taken, .. } = &self.origin
             && *taken > config.max_attempts.saturating_add(1)
             && let Decision::GiveUp(_, error) =
                 EarlierRun::decide(None, None, &self.origin, config.max_attempts)
         {
-            return self.not_run(worker, Reason::Interrupted, error);
+            return final_result(self.document(worker, Reason::Interrupted, error));
         }
-        match self.try_claim(config, worker, waker) {
-            Ok(claimed) => claimed,
+        let (reason, error) = match self.try_to_begin(config, worker) {
+            Ok(look) => return look,
+            Err(OpenError::Unusable(error)) => (Reason::Rejected, error),
             Err(OpenError::Missing { what, why, then }) => {
                 let waited = self.started.elapsed();
-                if waited >= config.dir_wait && then != Then::WaitOn {
-                    let reason = match then {
-                        Then::Reject => Reason::Rejected,
-                        Then::Fail | Then::WaitOn => Reason::Internal,
-                    };
-                    return self.not_run(worker, reason, format!("{what} {why}"));
+                if waited < config.dir_wait || then == Then::WaitOn {
+                    if waited >= UNREMARKABLE_WAIT {
+                        self.wait_for(what, why);
+                    }
+                    return self.wait(config);
                 }
-                if waited >= UNREMARKABLE_WAIT {
-                    self.wait_for(what, why);
-                }
-                self.wait(config)
+                let reason = match then {
+                    Then::Reject => Reason::Rejected,
+                    Then::Fail | Then::WaitOn => Reason::Internal,
+                };
+                (reason, format!("{what} {why}"))
             }
-            Err(OpenError::Unusable(error)) => self.not_run(worker, Reason::Rejected, error),
+        };
+        let document = self.document(worker, reason, error);
+        // a person who has run a job by hand finds how that ended, and not the success before
+        if self.origin == RequestOrigin::ByHand
+            && let Ok(dir) = self.open_dir(config)
+        {
+            store_unrun(&dir, &document, config.durability);
         }
+        final_result(document)
     }
 
     /// What the job waits for before it can run, if that is worth a word.
@@ -169,12 +139,12 @@ impl Claim {
         if self.waiting != waiting {
             self.waiting = waiting;
             if let Some(Waiting { what, why }) = &self.waiting {
-                log::warn!("job {}: {what} {why}; waiting", self.id().as_str());
+                log::warn!("job {}: {what} {why}; waiting", self.request.id.as_str());
             }
         }
     }
 
-    fn wait(&mut self, config: &JobConfig) -> Claimed {
+    fn wait(&mut self, config: &JobConfig) -> Look {
         let now = Instant::now();
         self.next_look = now + self.backoff.next_pause();
         // the end of the wait is a moment to look, too
@@ -182,33 +152,45 @@ impl Claim {
         if end > now {
             self.next_look = self.next_look.min(end);
         }
-        Claimed::Waiting
+        Look::Wait
     }
 
-    fn not_run(&self, worker: &str, reason: Reason, error: String) -> Claimed {
-        final_result(self.document(worker, reason, error))
-    }
-
+    /// Opens the workDir, which may not be anywhere.
     fn open_dir(&self, config: &JobConfig) -> Result<WorkDir, OpenError> {
-        open_dir(&self.request, config).map_err(|error| match error {
-            // whoever got it may have removed the directory
-            OpenError::Missing { what, why, then } if self.origin.is_redelivered() => {
-                OpenError::Missing {
-                    what,
-                    why: why + "; if this is a redelivery, a result may have been published before",
-                    then,
-                }
-            }
+        let work_dir = &self.request.work_dir;
+        let base = config.root.as_deref().unwrap_or(Path::new(""));
+        let path = std::path::absolute(base.join(work_dir))
+            .map_err(|error| OpenError::Unusable(format!("workDir {work_dir:?}: {error}")))?;
+        let dir = WorkDir::open(path, config.root.as_deref()).map_err(|error| match error {
+            // who got it may have removed the directory
+            OpenError::Missing {
+                what,
+                why,
+                then: Then::Reject,
+            } if self.origin.is_redelivered() => OpenError::Missing {
+                what,
+                why: why + "; if this is a redelivery, a result may have been published before",
+                then: Then::Reject,
+            },
             error => error,
-        })
+        })?;
+        let Some(reserved) = &config.reserved else {
+            return Ok(dir);
+        };
+        let real = dir
+            .real_path()
+            .map_err(|error| OpenError::of(format!("workDir {work_dir:?}"), error))?;
+        match real.starts_with(reserved) || reserved.starts_with(&real) {
+            true => Err(OpenError::Unusable(format!(
+                "workDir {} contains the directory of the pool, {}, or lies in it",
+                dir.path().display(),
+                reserved.display()
+            ))),
+            false => Ok(dir),
+        }
     }
 
-    fn try_claim(
-        &mut self,
-        config: &JobConfig,
-        worker: &str,
-        waker: &Waker,
-    ) -> Result<Claimed, OpenError> {
+    fn try_to_begin(&mut self, config: &JobConfig, worker: &str) -> Result<Look, OpenError> {
         let own = &self.request.definition;
         if config.payload_steps == PayloadSteps::Deny
             && (own.steps.is_some() || !own.env.is_empty())
@@ -219,30 +201,33 @@ impl Claim {
         let dir = self.open_dir(config)?;
         // a stored result needs neither the definition, which may be gone by now, nor the lock: it does not change
         if let (Decision::Stored, document) = self.decide(&dir, u32::MAX)? {
-            drive::sync_directory(&dir, config.durability);
-            return Ok(Claimed::Over(Outcome::Stored(document)));
+            if let Err(error) = journal::sync_name(&dir, config.durability) {
+                log::warn!("{error}; the result is published all the same");
+            }
+            return Ok(Look::Over(Outcome::Stored(document)));
         }
         if dir.contains(CANCEL_FILE) {
             let file = dir.path().join(CANCEL_FILE);
-            let error = format!(
-                "withdrawn by {}; remove that file to have the job run",
-                file.display()
-            );
-            let document = self.end_unrun(Some(&dir), config.durability, worker, error);
+            let file = file.display();
+            let error = format!("withdrawn by {file}; remove that file to have the job run");
+            let document = Document {
+                exit_code: Some(130),
+                ..self.document(worker, Reason::Cancelled, error)
+            };
+            store_unrun(&dir, &document, config.durability);
             return Ok(final_result(document));
         }
         let plan = self.plan(&dir, config)?;
-        let internal = |error: String| self.not_run(worker, Reason::Internal, error);
         let log = match JobLog::open(&dir) {
             Ok(log) => log,
             Err(error) => {
                 let place = format!("{}/job.log", dir.path().display());
                 return match is_ours(&error) {
                     true => Err(OpenError::of(place, error)),
-                    false => Ok(internal(format!(
-                        "{place} cannot be opened: {}",
-                        explained(&error)
-                    ))),
+                    false => {
+                        let error = format!("{place} cannot be opened: {}", explained(&error));
+                        Ok(final_result(self.document(worker, Reason::Internal, error)))
+                    }
                 };
             }
         };
@@ -262,16 +247,16 @@ impl Claim {
             }
         }
         // only now, with the lock, is the journal's word final
-        let claimed = match self.decide(&dir, plan.max_attempts)? {
-            (Decision::Stored, document) => Claimed::Over(Outcome::Stored(document)),
+        Ok(match self.decide(&dir, plan.max_attempts)? {
+            (Decision::Stored, document) => Look::Over(Outcome::Stored(document)),
             (Decision::GiveUp(attempt, error), _) => {
                 final_result(self.give_up(&dir, log, attempt, error, config, worker))
             }
             (Decision::Run(attempt), _) => {
                 for sentence in &plan.warnings {
-                    log::warn!("job {}: {sentence}", self.id().as_str());
+                    log::warn!("job {}: {sentence}", self.request.id.as_str());
                 }
-                let job = ClaimedJob {
+                let job = PreparedJob {
                     id: self.request.id.clone(),
                     key: self.request.key.clone(),
                     origin: self.origin.identity().map(str::to_owned),
@@ -281,14 +266,14 @@ impl Claim {
                     log,
                     attempt,
                     is_lost: self.is_lost.clone(),
+                    is_by_hand: self.origin == RequestOrigin::ByHand,
                 };
-                match Execution::start(job, config, worker, waker) {
-                    Ok(execution) => Claimed::Running(Box::new(execution)),
-                    Err(error) => internal(error),
+                match Running::start(job, config, worker) {
+                    Ok(running) => Look::Run(Box::new(running)),
+                    Err(document) => Look::Over(Outcome::Final(document)),
                 }
             }
-        };
-        Ok(claimed)
+        })
     }
 
     fn plan(&self, dir: &WorkDir, config: &JobConfig) -> Result<Plan, OpenError> {
@@ -372,17 +357,34 @@ impl Claim {
             ..self.document(worker, Reason::Interrupted, error)
         };
         let durability = config.durability;
-        let log = log.complete(durability);
-        let journal = drive::store(dir, &document.to_json(), durability);
-        for error in [log, journal].into_iter().filter_map(Result::err) {
-            log::warn!("{error}");
+        let mut document = document;
+        if let Err(error) = log.complete(durability) {
+            document.warn(&error);
+        }
+        if let Err(error) = journal::store(dir, &document, durability) {
+            document.warn(&error);
+        }
+        if let Some(warning) = &document.warning {
+            log::warn!("{warning}");
         }
         document
     }
 }
 
-fn final_result(document: Document) -> Claimed {
-    Claimed::Over(Outcome::Final(Box::new(document)))
+/// Writes the final journal of a job that has not run, unless another run has its directory.
+fn store_unrun(dir: &WorkDir, document: &Document, durability: Durability) {
+    let path = dir.path().display();
+    match while_nothing_runs(dir, || journal::store(dir, document, durability)) {
+        Ok(Some(Ok(()))) => {}
+        // that journal is of the run that goes on
+        Ok(None) => log::info!("another run has {path}; its journal is left alone"),
+        Ok(Some(Err(error))) => log::warn!("{error}"),
+        Err(error) => log::warn!("job.status.json in {path}: {error}"),
+    }
+}
+
+fn final_result(document: Document) -> Look {
+    Look::Over(Outcome::Final(Box::new(document)))
 }
 
 /// How a file looks that is still being written, or that a network drive does not show whole yet; `None` where it is whole.

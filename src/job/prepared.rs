@@ -1,14 +1,14 @@
-//! A claimed job, ready to run.
+//! A job that has its directory, its definition and its lock, and runs next.
 
 use super::log::JobLog;
 use super::{IsLost, WorkDir};
 use crate::contract::{
-    Attempt, Document, Follows, JobId, JobState, Plan, StepState, StepStatus, Timestamp,
+    Attempt, Document, Follows, JobId, JobState, Plan, Reason, StepState, StepStatus, Timestamp,
 };
 use crate::host;
 
-/// A claimed job, ready to run. Its lock is that of `log`.
-pub struct ClaimedJob {
+/// A job that runs next. Its lock is that of `log`.
+pub struct PreparedJob {
     pub id: JobId,
     /// See [`Document::key`] and [`Document::origin`].
     pub key: Option<String>,
@@ -20,9 +20,11 @@ pub struct ClaimedJob {
     pub log: JobLog,
     pub attempt: Attempt,
     pub is_lost: Option<IsLost>,
+    /// It was started by hand: a terminal shows the log.
+    pub is_by_hand: bool,
 }
 
-impl ClaimedJob {
+impl PreparedJob {
     /// The status document at the start: the first step runs next.
     pub fn document(&self, worker: &str) -> Document {
         let mut steps: Vec<_> = self
@@ -66,6 +68,16 @@ impl ClaimedJob {
         }
     }
 
+    /// Its result where the drive does not let it begin.
+    pub fn not_begun(&self, worker: &str, error: String) -> Document {
+        Document {
+            key: self.key.clone(),
+            origin: self.origin.clone(),
+            work_dir: Some(self.work_dir.clone()),
+            ..Document::not_run(self.id.clone(), worker, Reason::Internal, error)
+        }
+    }
+
     /// Begins a fresh log, or goes on in the old one, and says which attempt this is, of whom, and what it follows.
     ///
     /// # Errors
@@ -101,7 +113,7 @@ impl ClaimedJob {
     /// What a person knows the step by, in one word: its name, else what it runs.
     pub fn name(&self, index: usize) -> String {
         let step = &self.plan.steps[index];
-        step.name.clone().unwrap_or_else(|| first_line(&step.run))
+        first_line(step.name.as_ref().unwrap_or(&step.run))
     }
 
     /// What the step is and does: its name, and what it runs.
@@ -109,18 +121,21 @@ impl ClaimedJob {
         let step = &self.plan.steps[index];
         let run = first_line(&step.run);
         match &step.name {
-            Some(name) => format!("{name} ({run})"),
+            Some(name) => format!("{} ({run})", first_line(name)),
             None => run,
         }
     }
 }
 
-/// The first line of a command, which says whether there are more.
+/// How much of a name or a command is shown, in characters.
+const SHOWN: usize = 200;
+
+/// The start of the first line of a command, which says whether there is more.
 fn first_line(command: &str) -> String {
-    let mut lines = command.lines();
-    let first = lines.next().unwrap_or_default();
-    match lines.next() {
-        Some(_) => format!("{first} …"),
-        None => first.to_owned(),
+    let first = command.lines().next().unwrap_or_default();
+    let shown: String = first.chars().take(SHOWN).collect();
+    match shown.len() < command.trim_end().len() {
+        true => format!("{shown} …"),
+        false => shown,
     }
 }

@@ -1,0 +1,236 @@
+//! What of a job is on the disk, and when. A result never promises what a power cut takes.
+//!
+//! 1. Before the first step: the journal, so that a host that goes down in the job counts as an attempt.
+//! 2. While the job runs: each journal that takes the place of another one, before it does.
+//! 3. At the end, in this order: everything that the steps wrote on the file system of `job.log`, the log itself, the
+//!    final journal. Then log and directory are closed, and only then the result may be published.
+//! 4. When the worker is asked to stop: a journal that says so, at once and without waiting for the disk. It is for the next
+//!    worker, should this one have to leave before the drive has the rest.
+//!
+//! The worker waits for the first two. The last sync may be slow, and the worker must hear signals and keep its connection
+//! meanwhile: so it has a thread of its own, unless there is nothing to wait for. From a stop on, the main thread asks nothing of the
+//! drive, since a frozen one would never let it leave.
+
+use super::log::JobLog;
+use super::{IsLost, Outcome, WorkDir, journal};
+use crate::config::Durability;
+use crate::contract::{Document, JobState, Reason};
+use crate::inbox::Waker;
+use std::os::fd::IntoRawFd;
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Whether the final journal is being written, or is there: no stop is noted any more.
+pub type Begun = Arc<Mutex<bool>>;
+
+/// A job whose steps are over.
+pub struct Ending {
+    pub dir: WorkDir,
+    pub log: JobLog,
+    pub document: Document,
+    /// What a person should know of its end.
+    pub warnings: Vec<String>,
+    pub begun: Begun,
+    pub is_lost: Option<IsLost>,
+    /// The lock on the log lasts as long as this process: a terminal has not shown all of it yet.
+    pub keeps_lock: bool,
+}
+
+/// A job of which the drive takes log and journal.
+pub struct Saving {
+    done: Receiver<Outcome>,
+    /// What notes a stop, unless one is noted.
+    note: Option<(WorkDir, Document, Begun)>,
+    /// The worker stops, and waits for the drive until then.
+    leave_at: Option<Instant>,
+}
+
+impl Saving {
+    /// Begins to make log and journal final. `waker` wakes the inbox when that is done, if it is not done here. A worker that stops
+    /// leaves at `leave_at`.
+    pub fn begin(
+        ending: Ending,
+        durability: Durability,
+        leave_at: Option<Instant>,
+        waker: &Waker,
+    ) -> Self {
+        let durability = match ending.dir.is_in_memory() {
+            true => Durability::Cache,
+            false => durability,
+        };
+        let note = match leave_at {
+            Some(_) => None,
+            None => ending.dir.try_clone().ok(),
+        };
+        let note = note.map(|dir| (dir, ending.document.clone(), ending.begun.clone()));
+        let (sender, done) = mpsc::channel();
+        let (give, given) = mpsc::channel();
+        let (waker, over) = (waker.clone(), sender.clone());
+        let wait = move || {
+            if let Ok(ending) = given.recv() {
+                let _ = over.send(finish(ending, durability)); // a worker that has left does not care
+                waker.wake();
+            }
+        };
+        let threads = std::thread::Builder::new().name("drive".to_owned());
+        let is_slow = durability == Durability::Disk || leave_at.is_some();
+        match is_slow && threads.spawn(wait).is_ok() {
+            true => drop(give.send(ending)),
+            false => drop(sender.send(finish(ending, durability))),
+        }
+        Self {
+            done,
+            note,
+            leave_at,
+        }
+    }
+
+    /// When a worker that stops leaves without the drive.
+    pub fn leave_at(&self) -> Option<Instant> {
+        self.leave_at
+    }
+
+    /// The worker stops: it waits for the drive until `leave_at`.
+    pub fn stop(&mut self, leave_at: Instant) {
+        self.leave_at.get_or_insert(leave_at);
+        if let Some((dir, document, begun)) = self.note.take() {
+            note_stop(dir, None, document, begun);
+        }
+    }
+
+    /// How the job ended, once the drive has it; waits no longer than this.
+    pub fn outcome(&self, patience: Duration) -> Option<Outcome> {
+        self.done.recv_timeout(patience).ok()
+    }
+}
+
+/// Notes in the journal that a stop has interrupted the job, and the stop in the log. A thread of its own does so.
+pub fn note_stop(dir: WorkDir, log: Option<JobLog>, mut document: Document, begun: Begun) {
+    let note = move || {
+        let begun = begun.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*begun {
+            interrupt(&mut document);
+            if let Err(error) = journal::write(&dir, &document.to_json(), Durability::Cache) {
+                log::warn!("{error}");
+            }
+        }
+        drop(begun);
+        if let Some(mut log) = log {
+            log.line(format_args!(
+                "the worker is asked to stop; asking the job to stop"
+            ));
+        }
+    };
+    let threads = std::thread::Builder::new().name("stop".to_owned());
+    if let Err(error) = threads.spawn(note) {
+        log::warn!("the stop cannot be noted before the end: {error}");
+    }
+}
+
+/// A stop of the worker has interrupted the job.
+pub fn interrupt(document: &mut Document) {
+    (document.status, document.exit_code) = (JobState::Interrupted, None);
+    (document.reason, document.error) = (None, None);
+    (document.finished_at, document.duration_ms) = (None, None);
+    document.stops = document.stops.saturating_add(1);
+}
+
+/// Makes log and journal of a job complete, in the order in which nothing is promised too early.
+fn finish(ending: Ending, durability: Durability) -> Outcome {
+    let Ending {
+        dir,
+        mut log,
+        mut document,
+        warnings,
+        begun,
+        is_lost,
+        keeps_lock,
+    } = ending;
+    if is_lost.is_some_and(|is_lost| is_lost()) {
+        return Outcome::Lost;
+    }
+    log.release();
+    if let Err(error) = log.restore_if_removed(&dir) {
+        log::warn!("{error}; the result is published all the same");
+    }
+    warnings
+        .iter()
+        .for_each(|w| warn(&mut document, &mut log, w));
+    if !dir.is_in_place() && !dir.is_removed() {
+        let path = dir.path().display();
+        let moved =
+            format!("the job has moved its directory: log and journal are no longer at {path}");
+        warn(&mut document, &mut log, &moved);
+    }
+    log.verdict(&verdict(&document));
+    let is_final = document.status != JobState::Interrupted;
+    if is_final
+        && durability == Durability::Disk
+        && let Err(error) = log.sync_file_system()
+    {
+        // these may be the files of others on the same drive
+        let lost = format!("the drive may not have all that the steps wrote: {error}");
+        warn(&mut document, &mut log, &lost);
+    }
+    if let Err(error) = log.complete(durability) {
+        fail(&mut document, &mut log, &error, durability);
+    }
+    let mut begun = begun.lock().unwrap_or_else(PoisonError::into_inner);
+    *begun = true;
+    if log.is_taken() {
+        log::warn!("the journal is another worker's by now");
+    } else if let Err(error) = journal::store(&dir, &document, durability) {
+        match dir.is_removed() {
+            // a step may remove the directory of its own job: then nobody misses the journal
+            true => document.warn(&error),
+            false => fail(&mut document, &mut log, &error, durability),
+        }
+        // the drive may have had a bad moment only; the first error is the one to tell
+        let _ = journal::store(&dir, &document, durability);
+    }
+    if keeps_lock {
+        let _ = log.handle().map(IntoRawFd::into_raw_fd); // never closed
+    }
+    match is_final {
+        true => Outcome::Final(Box::new(document)),
+        false => Outcome::Unfinished,
+    }
+}
+
+/// Tells in result and log what does not make the job fail.
+fn warn(document: &mut Document, log: &mut JobLog, sentence: &str) {
+    document.warn(sentence);
+    log.retract_verdict();
+    log.line(format_args!("warning: {sentence}"));
+    log.verdict(&verdict(document));
+}
+
+/// A job that seemed to succeed fails where the drive does not keep what it is given.
+fn fail(document: &mut Document, log: &mut JobLog, error: &str, durability: Durability) {
+    log::warn!("{error}");
+    if document.status == JobState::Success {
+        document.status = JobState::Failed;
+        document.exit_code = Some(1);
+        document.reason = Some(Reason::Internal);
+        document.error = Some(error.to_owned());
+        log.verdict(&verdict(document));
+    } else {
+        warn(document, log, error);
+    }
+    let _ = log.complete(durability); // it is told already that the drive takes no more
+}
+
+/// The last line of the log.
+fn verdict(document: &Document) -> String {
+    match (document.status, &document.error) {
+        (JobState::Interrupted, _) => {
+            "stopped before the end; the job will be run again".to_owned()
+        }
+        (_, Some(error)) => format!("job failed: {error}"),
+        (_, None) => {
+            let seconds = document.duration_ms.unwrap_or_default() as f64 / 1000.0;
+            format!("job success in {seconds:.1}s")
+        }
+    }
+}
