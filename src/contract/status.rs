@@ -42,10 +42,11 @@ pub enum Reason {
 }
 
 /// State of one step.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StepState {
     /// It has not been started yet.
+    #[default]
     Pending,
     /// It runs.
     Running,
@@ -58,7 +59,7 @@ pub enum StepState {
 }
 
 /// One step in the document.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StepStatus {
     /// The name that the job gives it.
@@ -140,28 +141,40 @@ pub struct Document {
 const MAX_PATH_BYTES: usize = 4096;
 
 impl Document {
-    /// A document that says why no step of the job was run (exit code 1).
-    pub fn not_run(id: JobId, worker: &str, reason: Reason, error: String) -> Self {
+    /// A document of a job that runs, with nothing else in it.
+    pub fn new(id: JobId, worker: &str) -> Self {
         Self {
             id,
-            status: JobState::Failed,
+            status: JobState::Running,
             log_file: None,
-            exit_code: Some(1),
-            reason: Some(reason),
-            error: Some(error),
+            exit_code: None,
+            reason: None,
+            error: None,
             warning: None,
             attempt: None,
             worker: worker.to_owned(),
             host: host::name(),
             work_dir: None,
             started_at: None,
-            finished_at: Some(Timestamp::now()),
+            finished_at: None,
             duration_ms: None,
             steps: Vec::new(),
             key: None,
             origin: None,
             stops: 0,
             forgotten: false,
+        }
+    }
+
+    /// A document that says why no step of the job was run (exit code 1).
+    pub fn not_run(id: JobId, worker: &str, reason: Reason, error: String) -> Self {
+        Self {
+            status: JobState::Failed,
+            exit_code: Some(1),
+            reason: Some(reason),
+            error: Some(error),
+            finished_at: Some(Timestamp::now()),
+            ..Self::new(id, worker)
         }
     }
 

@@ -12,6 +12,9 @@ use std::os::unix::fs::FileExt;
 
 const NAME: &str = "job.log";
 
+/// How much of a removed log is copied at once, in bytes.
+const COPIED_AT_ONCE: usize = 64 << 10;
+
 /// The longest line of ours, in characters.
 const LONGEST_LINE: usize = 1000;
 
@@ -102,19 +105,17 @@ impl JobLog {
     /// What the system said, or that another worker has locked a log of its own. That is left alone then.
     pub fn restore_if_removed(&mut self, dir: &WorkDir) -> Result<(), String> {
         if !dir.leads_to(NAME, &self.file) {
-            let new = begin_anew(dir).map_err(|error| match error {
-                Anew::Taken => {
-                    self.taken = true;
-                    format!(
-                        "a step has removed {}, and another worker has it by now",
-                        self.path
-                    )
-                }
-                Anew::Failed(error) => format!(
-                    "a step has removed {}, and it cannot be written anew: {error}",
-                    self.path
-                ),
+            let new = begin_anew(dir).map_err(|error| {
+                let path = &self.path;
+                format!("a step has removed {path}, and it cannot be written anew: {error}")
             })?;
+            self.taken = new.is_none();
+            let Some(new) = new else {
+                let path = &self.path;
+                return Err(format!(
+                    "a step has removed {path}, and another worker has it by now"
+                ));
+            };
             log::warn!(
                 "{} was removed or replaced by a step; writing it anew",
                 self.path
@@ -130,7 +131,10 @@ impl JobLog {
     }
 
     fn copy_removed(&mut self) -> Result<(), String> {
-        let mut buffer = [0; 64 * 1024];
+        if self.removed.is_empty() {
+            return Ok(());
+        }
+        let mut buffer = vec![0; COPIED_AT_ONCE]; // on the stack it costs each job its pages
         for removed in &mut self.removed {
             loop {
                 // by position: the steps share the file's own
@@ -320,40 +324,26 @@ pub fn while_nothing_runs<T>(dir: &WorkDir, act: impl FnOnce() -> T) -> io::Resu
     Ok(Some(done))
 }
 
-/// Why there is no new log.
-enum Anew {
-    Taken,
-    Failed(io::Error),
-}
-
-impl From<io::Error> for Anew {
-    fn from(error: io::Error) -> Self {
-        Self::Failed(error)
-    }
-}
-
-/// A new log in the place of what is there, which must not be another worker's.
-fn begin_anew(dir: &WorkDir) -> Result<File, Anew> {
+/// A new log in the place of what is there; `None` where that is another worker's.
+fn begin_anew(dir: &WorkDir) -> io::Result<Option<File>> {
     // kept until its name is gone: nobody gets the lock of a file that is to be removed and believes in it
     let there = dir.open_file(NAME, OFlags::RDONLY);
     // only a worker's lock is exclusive
     if let Ok(there) = &there
         && let Err(TryLockError::WouldBlock) = there.try_lock_shared()
     {
-        return Err(Anew::Taken);
+        return Ok(None);
     }
     match dir.remove(NAME) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let new = match open(dir, OFlags::EXCL) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(Anew::Taken),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
         new => new?,
     };
-    match new.try_lock() {
-        Err(TryLockError::WouldBlock) => Err(Anew::Taken),
-        _ => Ok(new), // where there are no locks, that has been said
-    }
+    let is_taken = matches!(new.try_lock(), Err(TryLockError::WouldBlock));
+    Ok((!is_taken).then_some(new)) // where there are no locks, that has been said
 }
 
 fn open(dir: &WorkDir, flags: OFlags) -> io::Result<File> {

@@ -3,7 +3,7 @@
 use super::log::JobLog;
 use super::{IsLost, WorkDir};
 use crate::contract::{
-    Attempt, Document, Follows, JobId, JobState, Plan, Reason, StepState, StepStatus, Timestamp,
+    Attempt, Document, Follows, JobId, Plan, Reason, StepState, StepStatus, Timestamp,
 };
 use crate::host;
 
@@ -27,44 +27,27 @@ pub struct PreparedJob {
 impl PreparedJob {
     /// The status document at the start: the first step runs next.
     pub fn document(&self, worker: &str) -> Document {
-        let mut steps: Vec<_> = self
-            .plan
-            .steps
-            .iter()
-            .map(|step| StepStatus {
-                name: step.name.clone(),
-                status: StepState::Pending,
-                exit_code: None,
-                signal: None,
-                started_at: None,
-                duration_ms: None,
-            })
-            .collect();
-        let now = Timestamp::now();
+        let steps = self.plan.steps.iter().map(|step| StepStatus {
+            name: step.name.clone(),
+            ..StepStatus::default()
+        });
+        let mut steps: Vec<_> = steps.collect();
+        let now = Some(Timestamp::now());
         if let Some(first) = steps.first_mut() {
-            first.status = StepState::Running;
-            first.started_at = Some(now);
+            (first.status, first.started_at) = (StepState::Running, now);
         }
+        let warnings = &self.plan.warnings;
         Document {
-            id: self.id.clone(),
-            status: JobState::Running,
             log_file: Some(self.log.path().to_owned()),
-            exit_code: None,
-            reason: None,
-            error: None,
-            warning: (!self.plan.warnings.is_empty()).then(|| self.plan.warnings.join("; ")),
+            warning: (!warnings.is_empty()).then(|| warnings.join("; ")),
             attempt: Some(self.attempt.number),
-            worker: worker.to_owned(),
-            host: host::name(),
             work_dir: Some(self.work_dir.clone()),
-            started_at: Some(now),
-            finished_at: None,
-            duration_ms: None,
+            started_at: now,
             steps,
             key: self.key.clone(),
             origin: self.origin.clone(),
             stops: self.attempt.stops,
-            forgotten: false,
+            ..Document::new(self.id.clone(), worker)
         }
     }
 

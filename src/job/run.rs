@@ -33,7 +33,7 @@ enum Stage {
     /// Its directory, its definition or its lock may have to be waited for.
     Preparing(Box<Preparation>),
     Running(Box<Running>),
-    Saving(Saving),
+    Saving(Box<Saving>),
     /// The outcome, until it is told.
     Over(Option<Outcome>),
 }
@@ -170,7 +170,7 @@ impl Run {
             let leave_at = running.is_stopping().then_some(leave_at);
             let saving =
                 Saving::begin(running.end(), self.config.durability, leave_at, &self.waker);
-            self.stage = Stage::Saving(saving);
+            self.stage = Stage::Saving(Box::new(saving));
         }
         self.await_drive(Duration::ZERO);
     }
