@@ -4,6 +4,7 @@
 use super::json::{self, Object};
 use super::status::JobState;
 use super::{JobId, RequestOrigin};
+use serde_json::value::RawValue;
 
 /// How often a job may be interrupted by a stop of its worker. More than that is a job that stops its own worker.
 pub const MAX_STOPS: u32 = 10;
@@ -11,28 +12,16 @@ pub const MAX_STOPS: u32 = 10;
 /// An earlier run of a job, as its directory tells of it.
 #[derive(Debug, PartialEq)]
 pub struct EarlierRun {
-    progress: Progress,
+    /// Running: it was begun and has no end, since its worker died.
+    status: JobState,
     /// The attempts of that run, from 1.
     attempt: u32,
     /// How many times it was interrupted by a stop of its worker.
     stops: u32,
-    /// Its result asks for another publication: see [`Document::forgotten`](super::Document::forgotten).
-    forgotten: bool,
     worker: Option<String>,
     /// Its request: see [`Document::key`](super::Document::key) and [`Document::origin`](super::Document::origin).
     key: Option<String>,
     origin: Option<String>,
-}
-
-/// How far the earlier run came.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Progress {
-    /// It was begun and has no end: whoever ran it died.
-    Died,
-    /// A stop of its worker interrupted it.
-    Interrupted,
-    /// It has a result.
-    Final,
 }
 
 /// What is to be done about a request.
@@ -75,28 +64,6 @@ impl Attempt {
         stops: 0,
         follows: Follows::Nothing,
     };
-
-    /// The same, or a further attempt where the claim of its request was taken more often than the directory tells: a step may have
-    /// removed the journal.
-    fn decide(self, origin: &RequestOrigin, max_attempts: u32) -> Decision {
-        let taken = match origin {
-            RequestOrigin::Pool { taken, .. } => *taken,
-            RequestOrigin::ByHand | RequestOrigin::Queue { .. } => 1,
-        };
-        match taken > self.number {
-            // a worker that gives up and dies is counted, and has made no attempt
-            true if taken > max_attempts => {
-                let number = (taken - 1).min(max_attempts);
-                Decision::GiveUp(Self { number, ..self }, died(number))
-            }
-            true => Decision::Run(Self {
-                number: taken,
-                follows: Follows::Crash,
-                ..self
-            }),
-            false => Decision::Run(self),
-        }
-    }
 }
 
 fn died(attempts: u32) -> String {
@@ -107,55 +74,38 @@ fn stopped() -> String {
     format!("interrupted: the worker was stopped {MAX_STOPS} times during this job")
 }
 
-/// Whether an earlier run was a run of this request.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum SameRequest {
-    Yes,
-    No,
-    /// Nobody can tell: MQTT 3.1.1, or a document that cannot be read.
-    Unknown,
-}
-
 impl EarlierRun {
     /// Reads `job.status.json` for the job `id`; `None` where it speaks of another job.
     ///
     /// A document that cannot be understood counts as begun and died: something of ours was there, and the careful reading
     /// is that a step may have run.
     pub fn read(content: &[u8], id: &JobId) -> Option<Self> {
-        Self::understand(content, id).unwrap_or(Some(Self {
-            progress: Progress::Died,
-            attempt: 1,
-            stops: 0,
-            forgotten: false,
-            worker: None,
-            key: None,
-            origin: None,
-        }))
+        match Self::understand(content) {
+            Some((owner, run)) => (owner.as_str() == id.as_str()).then_some(run),
+            None => Some(Self {
+                status: JobState::Running,
+                attempt: 1,
+                stops: 0,
+                worker: None,
+                key: None,
+                origin: None,
+            }),
+        }
     }
 
-    fn understand(bytes: &[u8], id: &JobId) -> Option<Option<Self>> {
+    fn understand(bytes: &[u8]) -> Option<(JobId, Self)> {
         let mut object = Object::parse(bytes).ok()?;
         let owner = object.take("id", JobId::from_json)?;
-        let status = object.take("status", |raw| {
-            serde_json::from_str::<JobState>(raw.get()).map_err(|e| e.to_string())
-        })?;
-        if owner.as_str() != id.as_str() {
-            return Some(None);
-        }
+        let status = |raw: &RawValue| serde_json::from_str(raw.get()).map_err(|e| e.to_string());
         let run = Self {
-            progress: match status {
-                JobState::Running => Progress::Died,
-                JobState::Interrupted => Progress::Interrupted,
-                JobState::Success | JobState::Failed => Progress::Final,
-            },
+            status: object.take("status", status)?,
             attempt: object.take("attempt", json::count).unwrap_or(1),
             stops: object.take("stops", json::count).unwrap_or(0),
-            forgotten: object.take("forgotten", json::boolean).unwrap_or(false),
             worker: object.take("worker", json::string),
             key: object.take("key", json::string),
             origin: object.take("origin", json::string),
         };
-        object.faults.is_empty().then_some(Some(run))
+        object.faults.is_empty().then_some((owner, run))
     }
 
     /// What is to be done about a request that finds this earlier run in its directory, or none.
@@ -168,77 +118,74 @@ impl EarlierRun {
         origin: &RequestOrigin,
         max_attempts: u32,
     ) -> Decision {
-        let decision = match earlier {
-            None => Decision::Run(Attempt::FIRST),
-            Some(earlier) => earlier.decide_alone(key, origin, max_attempts),
+        let same = earlier.map(|run| (run, run.is_of(key, origin)));
+        let attempt = match same.filter(|(_, same)| *same != Some(false)) {
+            None => Attempt::FIRST,
+            Some((run, same)) => {
+                let attempt = |number, follows| Attempt {
+                    number,
+                    stops: run.stops,
+                    follows,
+                };
+                match run.status {
+                    JobState::Success | JobState::Failed if same == Some(true) => {
+                        return Decision::Stored;
+                    }
+                    JobState::Success | JobState::Failed => Attempt::FIRST,
+                    JobState::Running if run.attempt >= max_attempts => {
+                        let last = attempt(run.attempt, Follows::Crash);
+                        return Decision::GiveUp(last, died(run.attempt));
+                    }
+                    JobState::Running => attempt(run.attempt.saturating_add(1), Follows::Crash),
+                    JobState::Interrupted if run.stops >= MAX_STOPS => {
+                        return Decision::GiveUp(attempt(run.attempt, Follows::Stop), stopped());
+                    }
+                    JobState::Interrupted => attempt(run.attempt, Follows::Stop),
+                }
+            }
         };
-        match decision {
-            Decision::Run(attempt) => attempt.decide(origin, max_attempts),
-            decision => decision,
+        match origin {
+            // its claim was taken more often than the directory tells: a step may have removed the journal
+            RequestOrigin::Pool { taken, .. } if *taken > attempt.number => {
+                if *taken > max_attempts {
+                    // a worker that gives up and dies is counted, and has made no attempt
+                    let number = (taken - 1).min(max_attempts);
+                    return Decision::GiveUp(Attempt { number, ..attempt }, died(number));
+                }
+                Decision::Run(Attempt {
+                    number: *taken,
+                    follows: Follows::Crash,
+                    ..attempt
+                })
+            }
+            _ => Decision::Run(attempt),
         }
     }
 
-    /// The same, by what the directory tells.
-    fn decide_alone(
-        &self,
-        key: Option<&str>,
-        origin: &RequestOrigin,
-        max_attempts: u32,
-    ) -> Decision {
-        let same = self.is_of(key, origin);
-        let attempt = |number, follows| Attempt {
-            number,
-            stops: self.stops,
-            follows,
-        };
-        match self.progress {
-            _ if same == SameRequest::No => Decision::Run(Attempt::FIRST),
-            Progress::Final if same == SameRequest::Yes && !self.forgotten => Decision::Stored,
-            Progress::Final => Decision::Run(Attempt::FIRST),
-            Progress::Died if self.attempt >= max_attempts => {
-                Decision::GiveUp(attempt(self.attempt, Follows::Crash), died(self.attempt))
-            }
-            Progress::Died => {
-                Decision::Run(attempt(self.attempt.saturating_add(1), Follows::Crash))
-            }
-            Progress::Interrupted if self.stops >= MAX_STOPS => {
-                Decision::GiveUp(attempt(self.attempt, Follows::Stop), stopped())
-            }
-            Progress::Interrupted => Decision::Run(attempt(self.attempt, Follows::Stop)),
-        }
-    }
-
+    /// Whether this was a run of the same request; `None` where nobody can tell: MQTT 3.1.1, or a document that cannot be read.
+    ///
     /// A `key` decides wherever there is one. Without it, the delivery decides: DUP = 0 is a new request whatever else it
     /// has in common with an earlier one, and DUP = 1 says only that the broker has sent it before, to whomever.
-    fn is_of(&self, key: Option<&str>, origin: &RequestOrigin) -> SameRequest {
+    fn is_of(&self, key: Option<&str>, origin: &RequestOrigin) -> Option<bool> {
         if self.key.is_some() || key.is_some() {
-            return if self.key.as_deref() == key {
-                SameRequest::Yes
-            } else {
-                SameRequest::No
-            };
+            return Some(self.key.as_deref() == key);
         }
+        let ours = self.origin.as_deref();
         match origin {
-            RequestOrigin::ByHand if self.origin.is_some() => SameRequest::No,
-            RequestOrigin::ByHand => SameRequest::Unknown,
-            RequestOrigin::Pool { identity, .. } => match &self.origin {
-                Some(ours) if ours == identity => SameRequest::Yes,
-                Some(_) => SameRequest::No,
-                None => SameRequest::Unknown,
-            },
+            RequestOrigin::ByHand => ours.and(Some(false)),
+            RequestOrigin::Pool { identity, .. } => ours.map(|ours| ours == identity),
             RequestOrigin::Queue { worker, .. }
                 if self.worker.as_ref().is_some_and(|w| w != worker) =>
             {
-                SameRequest::No
+                Some(false)
             }
             RequestOrigin::Queue {
                 redelivered,
                 identity,
                 ..
-            } => match (&self.origin, identity) {
-                (Some(ours), Some(theirs)) if ours != theirs => SameRequest::No,
-                (Some(_), Some(_)) if *redelivered => SameRequest::Yes,
-                _ => SameRequest::Unknown,
+            } => match ours? == identity.as_deref()? {
+                true => redelivered.then_some(true),
+                false => Some(false),
             },
         }
     }
@@ -280,18 +227,18 @@ mod tests {
     fn a_document_is_read_for_what_it_says() {
         let read = |json: &str| {
             EarlierRun::read(json.as_bytes(), &JobId::from_text("a").unwrap())
-                .map(|run| (run.progress, run.attempt, run.stops))
+                .map(|run| (run.status, run.attempt, run.stops))
         };
-        let died = |attempt| Some((Progress::Died, attempt, 0));
+        let died = |attempt| Some((JobState::Running, attempt, 0));
         for (content, expected) in [
             (r#"{"id":"a","status":"running","attempt":2}"#, died(2)),
             (
                 r#"{"id":"a","status":"interrupted","attempt":2,"stops":3}"#,
-                Some((Progress::Interrupted, 2, 3)),
+                Some((JobState::Interrupted, 2, 3)),
             ),
             (
                 r#"{"id":"a","status":"failed","attempt":2,"stops":null}"#,
-                Some((Progress::Final, 2, 0)),
+                Some((JobState::Failed, 2, 0)),
             ),
             (r#"{"id":"b","status":"running","attempt":2}"#, None),
             (r#"{"id":"b","status":"success"}"#, None),
@@ -357,12 +304,6 @@ mod tests {
         let redelivered = from(true, Some("w 5 7 ab"));
         assert_eq!(done.decides(None, &redelivered, 3), FIRST);
         assert_eq!(done.decides(Some("l"), &redelivered, 3), FIRST);
-        let forgotten = earlier(r#"{"id":"a","status":"failed","key":"k","forgotten":true}"#);
-        assert_eq!(
-            forgotten.decides(Some("k"), &from(false, None), 3),
-            FIRST,
-            "its result asked for another publication"
-        );
         let died = earlier(r#"{"id":"a","status":"running","attempt":3,"key":"k"}"#);
         assert_eq!(died.decides(Some("l"), &redelivered, 3), FIRST);
         assert_eq!(

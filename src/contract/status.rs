@@ -132,9 +132,6 @@ pub struct Document {
     /// How many times a stop of its worker has interrupted this job.
     #[serde(skip_serializing_if = "is_zero")]
     pub stops: u32,
-    /// The broker had forgotten the request of this interrupted job. Published again, also under its key, it runs.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub forgotten: bool,
 }
 
 /// Linux: PATH_MAX.
@@ -162,7 +159,6 @@ impl Document {
             key: None,
             origin: None,
             stops: 0,
-            forgotten: false,
         }
     }
 

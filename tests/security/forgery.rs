@@ -122,11 +122,11 @@ fn nothing_in_a_definition_forges_a_line_of_check() {
     for trick in TRICKS {
         let text = format!("a{trick}job: good; forged");
         for (definition, lines) in [
-            (json!({ "steps": ["true"], text.clone(): 1 }), 3),
-            (json!({ "steps": ["true"], "env": { text.clone(): [] } }), 2),
+            (json!({ "steps": ["true"], text.clone(): 1 }), 4),
+            (json!({ "steps": ["true"], "env": { text.clone(): [] } }), 3),
             (
                 json!({ "steps": ["true"], "env": { format!("{text}="): "" } }),
-                2,
+                3,
             ),
         ] {
             fs::write(dir.path().join("job.json"), definition.to_string())
