@@ -2,13 +2,10 @@
 
 use crate::Place;
 use crate::machine::{Scratch, first_line};
-use crate::mqtt::Client;
 use crate::phases;
-use crate::plots::{BEST, OURS, Plot, THEIRS};
+use crate::plots::{BEST, OURS, Plot, RGBColor, THEIRS};
 use crate::report::{Budget::AtMost, Figure, Part, Sample, table};
-use crate::worker::{
-    HOW_EARLIER, HOW_STATIC, built_program, command, earlier_program, static_program, time,
-};
+use crate::worker::{built_program, command, earlier_program, how, static_program, time};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -17,236 +14,224 @@ const ROUNDS: usize = 200;
 /// mqtt.js takes long; in this many rounds it has its turn once.
 const NODE_ROUNDS: usize = 8;
 
-/// One of those who do the same job.
-struct Contender<'a> {
+/// One of those who do the same job, or a part of what a job costs at least.
+struct Row<'a> {
     id: &'static str,
     /// In the table.
     name: String,
-    command: Command,
-    /// Where its jobs are.
-    scratch: &'a Scratch,
-    every: usize,
+    /// What it takes in a round, in milliseconds.
+    turn: Box<dyn FnMut() -> f64 + 'a>,
     times: Vec<Option<f64>>,
 }
 
-pub fn measure(at: &Place) -> Part {
-    let mut contenders = contenders(at);
-    for contender in &contenders {
-        at.broker.open_queue(contender.id);
+impl Row<'_> {
+    fn sample(&self) -> Sample {
+        self.times.iter().flatten().copied().collect()
     }
-    let mut client = at.broker.client("controller");
-    let mut bare: [Vec<f64>; 3] = Default::default();
-    for round in 0..ROUNDS {
-        let spawn = |program: &str, arguments: &[&str]| {
-            let mut command = Command::new(program);
-            time(command.args(arguments).env_clear().stdin(Stdio::null()))
-        };
-        bare[0].push(spawn("/bin/sh", &["-c", "true"]));
-        bare[1].push(spawn("/bin/true", &[]));
-        let round_trips = (0..3).map(|_| client.publish("reference", &[b'x'; 256]));
-        bare[2].push(round_trips.sum());
-        // each comes first in turn: the first one after a pause is slower
-        let count = contenders.len();
-        for turn in 0..count {
-            let contender = &mut contenders[(round + turn) % count];
-            let is_its_turn = round.is_multiple_of(contender.every);
-            let time = is_its_turn.then(|| contender.cycle(&mut client));
-            contender.times.push(time);
-        }
-    }
-    let together: Vec<f64> = (0..ROUNDS)
-        .map(|round| bare.iter().map(|part| part[round]).sum())
-        .collect();
-    // in the rounds in which both had their turn
-    let ratio = |times: &[Option<f64>], others: &[Option<f64>]| -> Sample {
-        let pairs = times.iter().zip(others);
+
+    /// In the rounds in which both had their turn.
+    fn over(&self, other: &Self) -> Sample {
+        let pairs = self.times.iter().zip(&other.times);
         pairs.filter_map(|(a, b)| Some((*a)? / (*b)?)).collect()
-    };
-    let all = |times: &[f64]| times.iter().copied().map(Some).collect::<Vec<_>>();
-    let together = all(&together);
-    let [shell, process, trips] = bare.each_ref().map(|part| all(part));
-    let parts = [
-        ("spawn of `sh -c true`", &shell),
-        ("spawn of `/bin/true`", &process),
-        ("three round trips to the broker", &trips),
-        ("these together", &together),
-    ];
-    let named = contenders
-        .iter()
-        .map(|contender| (contender.name.as_str(), &contender.times));
-    let rows = parts.into_iter().chain(named).map(|(name, times)| {
-        let sample: Sample = times.iter().flatten().copied().collect();
-        let rounds = sample.0.len().to_string();
-        let against = ratio(times, &together).to_string();
-        [name.to_owned(), sample.to_string(), against, rounds]
+    }
+}
+
+pub fn measure(at: &Place) -> Part {
+    let mut rows = rows(at);
+    let first = rows.iter().position(|row| row.id == "all").expect("one");
+    for round in 0..ROUNDS {
+        // each contender comes first in turn: the first one after a pause is slower
+        let contenders = rows.len() - first - 1;
+        let order = (0..contenders).map(|turn| first + 1 + (round + turn) % contenders);
+        for at in (0..first).chain(order) {
+            let is_its_turn = rows[at].id != "node" || round.is_multiple_of(NODE_ROUNDS);
+            let time = is_its_turn.then(|| (rows[at].turn)());
+            rows[at].times.push(time);
+        }
+        let sum = rows[..first].iter().map(|part| part.times[round]).sum();
+        rows[first].times.push(sum);
+    }
+    let all = &rows[first];
+    let cells = rows.iter().map(|row| {
+        let rounds = row.sample().0.len().to_string();
+        let (name, against) = (row.name.clone(), row.over(all).to_string());
+        [name, row.sample().to_string(), against, rounds]
     });
-    let titles = [
-        "",
-        "milliseconds",
-        "× two spawns and three round trips",
-        "rounds",
-    ];
-    let mut tables = table(&titles, rows);
-    let times = |id| contenders.iter().find(|it| it.id == id).map(|it| &it.times);
-    let figure =
-        |what: &str, limit, unit: &str, one, other: Option<&Vec<_>>, how: &str, means| match (
-            times(one),
-            other,
-        ) {
-            (Some(one), Some(other)) => {
-                Figure::new(what, AtMost(limit), unit, &ratio(one, other), means)
-            }
-            _ => Figure::skipped(what, how),
-        };
+    let titles = ["", "milliseconds", "× the least", "rounds"];
+    let by = |id: &str| rows.iter().find(|row| row.id == id);
+    let figure = |what, limit, unit, other, means| match (by("static"), by(other)) {
+        (Some(ours), Some(other)) => {
+            Figure::new(what, AtMost(limit), unit, &ours.over(other), means)
+        }
+        _ => Figure::skipped(what, how()),
+    };
+    let cycle = "whole cycle: process start → job of one `true` step → result acknowledged → exit";
+    let same = "the same";
     let figures = vec![
         figure(
-            "whole cycle (process start → job of one `true` step → result acknowledged → exit), static",
+            cycle,
             0.9,
             "× the first version",
-            "static",
-            times("earlier"),
-            HOW_EARLIER,
-            "each job takes that much more of a small machine than it could, some 0.2 ms on this one",
+            "earlier",
+            "each job costs a small machine that much more than we want; a job of a second does not notice it",
         ),
         figure(
-            "the same",
+            same,
             1.4,
-            "× (spawn of `sh -c true` + spawn of `/bin/true` + 3 round trips)",
-            "static",
-            Some(&together),
-            HOW_STATIC,
-            "what the worker adds to what a job costs at least; a job of 1 s does not notice it",
+            "× the least (spawn of `sh -c true` + spawn of `/bin/true` + 3 round trips)",
+            "all",
+            "what the worker adds to what a job costs at least",
         ),
         figure(
-            "the same",
+            same,
             0.4,
             "× a `mosquitto_sub -C 1` + `sh` + `mosquitto_pub` script",
-            "static",
-            times("shell"),
-            HOW_STATIC,
-            "the script is closer than it should be; it still loses the job that it dies in",
+            "shell",
+            "the script is closer than it should be",
         ),
     ];
-    let shown = [
+    let shown: [(_, _, RGBColor); 5] = [
+        ("all", "two spawns and three round trips", BEST),
         ("static", "job-worker, static", OURS),
         ("glibc", "job-worker, with glibc", OURS),
         ("shell", "mosquitto_sub + sh + mosquitto_pub", THEIRS),
         ("node", "a one-shot worker on mqtt.js", THEIRS),
     ];
-    let median =
-        |times: &[Option<f64>]| times.iter().flatten().copied().collect::<Sample>().median();
-    let reference = "two spawns and three round trips";
-    let mut bars = vec![(reference.to_owned(), BEST, median(&together))];
-    bars.extend(
-        shown
-            .into_iter()
-            .filter_map(|(id, name, colour)| Some((name.to_owned(), colour, median(times(id)?)))),
-    );
-    let plot = Plot::bars(
-        "cycle",
-        "One job of one step, from process start to exit",
-        "Medians in milliseconds, on a logarithmic axis.",
-        &bars,
-    );
-    tables += &phases::table(at);
+    let bars = shown.into_iter().filter_map(|(id, name, colour)| {
+        Some((name.to_owned(), colour, by(id)?.sample().median()))
+    });
+    let title = "One job of one step, from process start to exit";
+    let plot = Plot::bars("cycle", title, &bars.collect::<Vec<_>>());
     Part {
         figures,
-        tables,
+        tables: table(&titles, cells) + &phases::tables(at),
         plot: Some(plot),
     }
 }
 
-impl Contender<'_> {
-    /// One job, in milliseconds.
-    fn cycle(&mut self, client: &mut Client) -> f64 {
-        let dir = self.scratch.dir(&format!("cycle-{}", self.id));
-        match self.id {
-            "shell" => _ = client.publish("shell/pending", dir.display().to_string().as_bytes()),
-            id => client.submit(id, &dir, &["true"], ""),
+fn rows(at: &Place) -> Vec<Row<'_>> {
+    fn row<'a>(id: &'static str, name: &str, turn: impl FnMut() -> f64 + 'a) -> Row<'a> {
+        let (name, turn, times) = (name.to_owned(), Box::new(turn), Vec::new());
+        Row {
+            id,
+            name,
+            turn,
+            times,
         }
-        let needed = time(&mut self.command);
-        let status = fs::read_to_string(dir.join("job.status.json")).unwrap_or_default();
-        assert!(status.contains("\"success\""), "{}: {status}", self.name);
-        needed
     }
-}
-
-fn contenders(at: &Place) -> Vec<Contender<'_>> {
-    let contender = |id, name: String, program: &Path| Contender {
-        id,
-        name,
-        command: command(program, &at.broker, id),
-        scratch: &at.memory,
-        every: 1,
-        times: Vec::new(),
+    let spawn = |program: &'static str, arguments: &'static [&str]| {
+        let mut command = Command::new(program);
+        command.args(arguments).env_clear().stdin(Stdio::null());
+        move || time(&mut command)
     };
-    let mut all = Vec::new();
+    let cycle = |id: &'static str, mut command: Command, scratch: &'static str| {
+        at.broker.open_queue(id);
+        let mut client = at.broker.client(&format!("controller-{id}"));
+        move || {
+            let place = if scratch == "disk" {
+                &at.disk
+            } else {
+                &at.memory
+            };
+            let dir = place.dir(&format!("cycle-{id}"));
+            match id {
+                "shell" => _ = client.publish("shell/pending", dir.as_os_str().as_encoded_bytes()),
+                id => client.submit(id, &dir, "true"),
+            }
+            let needed = time(&mut command);
+            let status = fs::read_to_string(dir.join("job.status.json")).unwrap_or_default();
+            assert!(status.contains("\"success\""), "{id}: {status}");
+            needed
+        }
+    };
+    let command = |id, program: &Path| command(program, &at.broker, id);
+    let mut client = at.broker.client("reference");
+    let trips = move || {
+        (0..3)
+            .map(|_| client.publish("reference", &[b'x'; 256]))
+            .sum()
+    };
+    let mut rows = vec![
+        row(
+            "",
+            "spawn of `sh -c true`",
+            spawn("/bin/sh", &["-c", "true"]),
+        ),
+        row("", "spawn of `/bin/true`", spawn("/bin/true", &[])),
+        row("", "three round trips to the broker", trips),
+        row("all", "these together: the least", || f64::NAN),
+    ];
+    let mut add =
+        |id, name: &str, command, place| rows.push(row(id, name, cycle(id, command, place)));
     if let Some(program) = static_program() {
-        all.push(contender(
+        add(
             "static",
-            "**job-worker, static**".into(),
-            &program,
-        ));
-        let mut by_name = contender(
-            "by-name",
-            "the same, broker by name (`mqtt://localhost`)".into(),
-            &program,
+            "**job-worker, static**",
+            command("static", &program),
+            "memory",
         );
-        let url = format!("mqtt://localhost:{}", at.broker.port);
-        by_name.command.env("MQTT_URL", url);
-        all.push(by_name);
-        let on_disk = format!("the same, jobs in {}", at.disk.describe());
-        all.push(Contender {
-            scratch: &at.disk,
-            ..contender("on-disk", on_disk, &program)
-        });
+        let mut by_name = command("by-name", &program);
+        by_name.env("MQTT_URL", format!("mqtt://localhost:{}", at.broker.port));
+        add(
+            "by-name",
+            "the same, broker by name (`mqtt://localhost`)",
+            by_name,
+            "memory",
+        );
+        let name = format!("the same, jobs in {}", at.disk.describe());
+        add("on-disk", &name, command("on-disk", &program), "disk");
     }
     if let Some(program) = earlier_program() {
-        let name = format!(
-            "{}, static",
-            first_line(&program.display().to_string(), "--version")
+        let version = first_line(&program.display().to_string(), "--version");
+        add(
+            "earlier",
+            &format!("{version}, static"),
+            command("earlier", &program),
+            "memory",
         );
-        all.push(contender("earlier", name, &program));
     }
-    all.push(contender(
+    add(
         "glibc",
-        "job-worker, with glibc".into(),
-        &built_program(),
-    ));
-    let script = "`mosquitto_sub -C 1` + `sh` + `mosquitto_pub` (one-shot.sh)";
-    let mut shell = contender("shell", script.into(), Path::new("/bin/sh"));
-    shell.command.arg(concat!(
+        "job-worker, with glibc",
+        command("glibc", &built_program()),
+        "memory",
+    );
+    let mut shell = command("shell", Path::new("/bin/sh"));
+    shell.arg(concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/benches/budgets/one-shot.sh"
     ));
-    all.push(shell);
+    let name = "`mosquitto_sub -C 1` + `sh` + `mosquitto_pub` (one-shot.sh)";
+    add("shell", name, shell, "memory");
     if let Some(script) = install_mqtt_js(&at.memory) {
+        let mut node = command("node", Path::new("node"));
+        node.arg(script);
         let version = first_line("node", "--version");
         let name = format!("one-shot worker on mqtt.js (one-shot.mjs), Node.js {version}");
-        let mut node = contender("node", name, Path::new("node"));
-        node.command.arg(script);
-        node.every = NODE_ROUNDS;
-        all.push(node);
+        add("node", &name, node, "memory");
     }
-    all
+    rows
 }
 
 /// The script, beside a mqtt.js that it finds; `None`, with a word, where that cannot be had.
 fn install_mqtt_js(scratch: &Scratch) -> Option<PathBuf> {
     let dir = scratch.dir("node");
     let mut npm = Command::new("npm");
-    npm.args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"])
-        .arg(&dir)
-        .arg("mqtt@5");
-    match npm.stdin(Stdio::null()).stdout(Stdio::null()).status() {
-        Ok(status) if status.success() => {
-            let script = dir.join("one-shot.mjs");
-            fs::write(&script, include_str!("one-shot.mjs")).expect("a script");
-            Some(script)
-        }
-        trouble => {
-            eprintln!("mqtt.js is skipped: npm install mqtt: {trouble:?}");
-            None
-        }
+    npm.args([
+        "install",
+        "--silent",
+        "--no-audit",
+        "--no-fund",
+        "mqtt@5",
+        "--prefix",
+    ])
+    .arg(&dir);
+    let status = npm.stdin(Stdio::null()).stdout(Stdio::null()).status();
+    if !status.is_ok_and(|status| status.success()) {
+        eprintln!("mqtt.js is skipped: npm install mqtt does not work");
+        return None;
     }
+    let script = dir.join("one-shot.mjs");
+    fs::write(&script, include_str!("one-shot.mjs")).expect("a script");
+    Some(script)
 }

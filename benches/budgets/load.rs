@@ -1,14 +1,10 @@
 //! Many jobs, and one with much to say.
 
 use crate::Place;
-use crate::machine::Scratch;
-use crate::mqtt::Broker;
 use crate::plots::{OURS, Plot, THEIRS};
 use crate::report::{Budget::AtLeast, Budget::AtMost, Figure, Part, Sample};
-use crate::worker::{
-    HOW_EARLIER, Running, await_file, command, earlier_program, gate, program, static_program, time,
-};
-use std::fs::{self, File};
+use crate::worker::{Running, command, earlier_program, how, program, static_program, time};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
@@ -28,8 +24,7 @@ pub fn throughput(at: &Place) -> Part {
     let what = format!("`supervise`, queue of {JOBS} `true` jobs, jobs per second");
     let figure = match (static_program(), earlier_program()) {
         (Some(now), Some(earlier)) => {
-            let rate =
-                |program: &Path, id: String| rate(&at.broker, &at.memory, program, &id, JOBS);
+            let rate = |program: &Path, id: String| rate(at, program, &id, JOBS);
             let ratio = (0..ROUNDS).map(|round| {
                 let before = rate(&earlier, format!("earlier-{round}"));
                 rate(&now, format!("supervise-{round}")) / before
@@ -43,7 +38,7 @@ pub fn throughput(at: &Place) -> Part {
                 means,
             )
         }
-        _ => Figure::skipped(&what, HOW_EARLIER),
+        _ => Figure::skipped(&what, how()),
     };
     Part {
         figures: vec![figure],
@@ -53,26 +48,26 @@ pub fn throughput(at: &Place) -> Part {
 }
 
 /// Jobs per second from the start of `supervise` to the last result, for a queue of its own called `id`.
-pub fn rate(broker: &Broker, scratch: &Scratch, program: &Path, id: &str, jobs: usize) -> f64 {
-    let (started, _supervise, _) = supervise(broker, scratch, program, id, jobs);
-    jobs as f64 / started.as_secs_f64()
+pub fn rate(at: &Place, program: &Path, id: &str, jobs: usize) -> f64 {
+    let (took, ..) = supervise(at, program, id, jobs);
+    jobs as f64 / took.as_secs_f64()
 }
 
 fn supervise(
-    broker: &Broker,
-    scratch: &Scratch,
+    at: &Place,
     program: &Path,
     id: &str,
     jobs: usize,
 ) -> (Duration, Running, Vec<PathBuf>) {
+    let broker = &at.broker;
     broker.open_queue(id);
     let (mut controller, mut results) = (broker.client("controller"), broker.client("results"));
     results.subscribe(&format!("{id}/results/+"));
     let dirs: Vec<_> = (0..jobs)
-        .map(|job| scratch.dir(&format!("{id}-{job}")))
+        .map(|job| at.memory.dir(&format!("{id}-{job}")))
         .collect();
     dirs.iter()
-        .for_each(|dir| controller.submit(id, dir, &["true"], ""));
+        .for_each(|dir| controller.submit(id, dir, "true"));
     let started = Instant::now();
     let supervise = Running::start(command(program, broker, id).arg("supervise"));
     results.await_successes(jobs);
@@ -82,7 +77,7 @@ fn supervise(
 /// From the end of one job to the start of the next, by their journals.
 fn pauses(at: &Place) -> Plot {
     let jobs = DOCKER.len() + 1;
-    let (_, _supervise, dirs) = supervise(&at.broker, &at.memory, &program(), "pauses", jobs);
+    let (_, _supervise, dirs) = supervise(at, &program(), "pauses", jobs);
     let pause = |pair: &[PathBuf]| {
         let pause = told(&pair[1], "startedAt").duration_since(told(&pair[0], "finishedAt"));
         // the journals count in milliseconds, and the axis has no 0
@@ -104,11 +99,9 @@ fn pauses(at: &Place) -> Plot {
         line("Docker's restart: always", THEIRS, &DOCKER),
         line("supervise", OURS, &ours),
     ];
-    let words = "Docker pauses for 0.2 s at first, and twice as long each time, up to a minute; supervise for milliseconds.";
     Plot::lines(
         "pauses",
         &format!("Pauses between {jobs} short jobs"),
-        words,
         (("pause", None), ("milliseconds", Some(10.0))),
         &[("from the end of one job to the start of the next", lines)],
     )
@@ -130,9 +123,9 @@ pub fn log(at: &Place) -> Part {
     let id = "log";
     at.broker.open_queue(id);
     let mut controller = at.broker.client("controller");
-    let mut submit = |steps: &[&str]| {
+    let mut submit = |step: &str| {
         let dir = at.memory.dir("log");
-        controller.submit(id, &dir, steps, "");
+        controller.submit(id, &dir, step);
         dir
     };
     // the worker's own lines before the first output shift it, so that each block crosses a page: the shell's log begins so, too
@@ -143,7 +136,7 @@ pub fn log(at: &Place) -> Part {
         let script = format!("{output} >> '{}' 2>&1", log.display());
         let redirected = time(Command::new("/bin/sh").arg("-c").arg(script));
         fs::remove_file(log).expect("a log");
-        let dir = submit(&[&output]);
+        let dir = submit(&output);
         let worker = time(&mut command(program(), &at.broker, id));
         let size = dir.join("job.log").metadata().map_or(0, |log| log.len());
         assert!(
@@ -154,51 +147,15 @@ pub fn log(at: &Place) -> Part {
         worker / redirected
     });
     let to_shell: Sample = to_shell.collect();
-    // processor time and peak memory from the step before to the step after
-    let mut taken = |step: &str| {
-        let dir = submit(&["true", &gate("before"), step, &gate("after")]);
-        let worker = Running::start(&mut command(program(), &at.broker, id));
-        let [before, after] = ["before", "after"].map(|name| {
-            await_file(&dir.join(name));
-            let taken = (worker.processor_time(), worker.peak_memory());
-            File::create(dir.join(format!("{name}-passed"))).expect("a file");
-            taken
-        });
-        worker.ends();
-        at.memory.dir("log");
-        (after.0 - before.0, (after.1 - before.1) * 1e3)
-    };
-    let more: Vec<_> = (0..LOG_ROUNDS)
-        .map(|_| (taken("true"), taken(&output)))
-        .map(|(quiet, loud)| (loud.0 - quiet.0, loud.1 - quiet.1))
-        .collect();
-    let (time, memory): (Vec<f64>, Vec<f64>) = more.into_iter().unzip();
-    let what =
-        "processor time and memory of the worker for this GiB: more than for a step of `true`";
+    let figure = Figure::new(
+        "log of 1 GiB through a step",
+        AtMost(1.1),
+        "× the same command redirected by a shell, behind as many bytes",
+        &to_shell,
+        "output goes slower than it could: there is nothing between step and file, so that is the drive or the machine",
+    );
     Part {
-        figures: vec![
-            Figure::new(
-                "log of 1 GiB through a step",
-                AtMost(1.1),
-                "× the same command redirected by a shell, behind as many bytes",
-                &to_shell,
-                "output goes slower than it could; with nobody between step and file that is the drive or the machine",
-            ),
-            Figure::new(
-                what,
-                AtMost(1.0),
-                "ms",
-                &Sample(time),
-                "the worker looks at the log while it grows",
-            ),
-            Figure::new(
-                what,
-                AtMost(0.0),
-                "KB",
-                &Sample(memory),
-                "the worker holds something of the log",
-            ),
-        ],
+        figures: vec![figure],
         ..Part::default()
     }
 }

@@ -5,15 +5,8 @@
 //! the ratios of these pairs are what to look at, not the milliseconds. Only Mosquitto and its clients are needed. What lacks
 //! a tool (npm, strace, perf, valgrind, qemu) or a program is left out with a word.
 //!
-//! `JOB_WORKER_STATIC` is the program that is measured, a `-minimal` one of `.ci/release`; `JOB_WORKER_EARLIER` the one that it is
-//! compared with. To build the first version with today's settings:
-//!
-//! ```console
-//! $ git worktree add /tmp/first 50f6e02
-//! $ cp .ci/release /tmp/first/.ci/release
-//! $ (cd /tmp/first && KINDS=minimal .ci/release /tmp/out x86_64-unknown-linux-musl)
-//! ```
-//!
+//! `JOB_WORKER_STATIC` is the program that is measured, `JOB_WORKER_EARLIER` the one that it is compared with: BENCHMARKS.md says how to
+//! build them.
 //! `JOB_WORKER_FOREIGN` are programs for other processors, separated by `:`, whose instructions qemu counts.
 
 mod cycle;

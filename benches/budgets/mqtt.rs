@@ -6,7 +6,7 @@ use crate::support::mosquitto::{free_port, tool};
 use crate::worker::milliseconds;
 use std::fs;
 use std::io::{BufReader, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -24,7 +24,7 @@ impl Broker {
         let config = scratch.dir("broker").join("mosquitto.conf");
         let lines = format!(
             "listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 1000000\n\
-             persistence false\nlog_dest none\nset_tcp_nodelay true\n"
+             persistence false\nset_tcp_nodelay true\nlog_dest topic\nlog_type notice\n"
         );
         fs::write(&config, lines).expect("a configuration");
         let mut command = Command::new(tool("mosquitto"));
@@ -73,7 +73,7 @@ impl Broker {
     fn connect(&self, packet: &[&[u8]]) -> Client {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).expect("the broker listens");
         stream.set_nodelay(true).expect("TCP_NODELAY");
-        let patience = Some(Duration::from_secs(60));
+        let patience = Some(Duration::from_secs(600));
         stream.set_read_timeout(patience).expect("a timeout");
         let mut client = Client {
             stream: BufReader::new(stream),
@@ -115,10 +115,10 @@ impl Client {
         time
     }
 
-    /// Asks the worker or pool `queue` for a job in `dir`. `more` are further fields.
-    pub fn submit(&mut self, queue: &str, dir: &Path, steps: &[&str], more: &str) {
+    /// Asks the worker or pool `queue` for a job in `dir`.
+    pub fn submit(&mut self, queue: &str, dir: &Path, step: &str) {
         let dir = dir.display();
-        let request = format!(r#"{{"id":"a","workDir":"{dir}","steps":{steps:?}{more}}}"#);
+        let request = format!(r#"{{"id":"a","workDir":"{dir}","steps":["{step}"]}}"#);
         self.publish(&format!("{queue}/pending"), request.as_bytes());
     }
 
@@ -130,11 +130,16 @@ impl Client {
 
     /// The payload of the next message.
     pub fn message(&mut self) -> String {
+        self.next_message().expect("the broker answers")
+    }
+
+    /// `None` where the broker is gone.
+    fn next_message(&mut self) -> Option<String> {
         loop {
-            let (kind, body) = self.read();
+            let (kind, body) = self.next()?;
             if kind >> 4 == 3 {
                 let topic = usize::from(u16::from_be_bytes([body[0], body[1]]));
-                return String::from_utf8_lossy(&body[2 + topic..]).into_owned();
+                return Some(String::from_utf8_lossy(&body[2 + topic..]).into_owned());
             }
         }
     }
@@ -160,19 +165,20 @@ impl Client {
         written.expect("the broker reads");
     }
 
-    /// The first byte of the next packet, and what follows its length.
     fn read(&mut self) -> (u8, Vec<u8>) {
+        self.next().expect("the broker answers")
+    }
+
+    /// The first byte of the next packet, and what follows its length.
+    fn next(&mut self) -> Option<(u8, Vec<u8>)> {
         let mut byte = || {
             let mut one = [0];
-            self.stream
-                .read_exact(&mut one)
-                .expect("the broker answers");
-            one[0]
+            self.stream.read_exact(&mut one).ok().map(|()| one[0])
         };
-        let kind = byte();
+        let kind = byte()?;
         let (mut length, mut shift) = (0, 0);
         loop {
-            let part = byte();
+            let part = byte()?;
             length |= usize::from(part & 127) << shift;
             shift += 7;
             if part < 128 {
@@ -180,82 +186,40 @@ impl Client {
             }
         }
         let mut body = vec![0; length];
-        let read = self.stream.read_exact(&mut body);
-        read.expect("the broker answers");
-        (kind, body)
+        self.stream.read_exact(&mut body).ok()?;
+        Some((kind, body))
     }
 }
 
-/// A proxy before the broker that sees when clients come and leave.
-pub struct Tap {
-    pub port: u16,
-    visits: Arc<Mutex<Vec<Visit>>>,
-}
+/// When clients come and leave, as the broker logs it.
+pub struct Watch(Arc<Mutex<Vec<(Instant, String)>>>);
 
-/// One connection: the bytes of its CONNECT, when it began, and when its client closed it.
-#[derive(Clone)]
-pub struct Visit {
-    connect: Vec<u8>,
-    pub begun: Instant,
-    pub ended: Option<Instant>,
-}
-
-impl Tap {
-    /// It listens until the benchmark ends.
-    pub fn before(broker: u16) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        let port = listener.local_addr().expect("the port just bound").port();
-        let visits = Arc::default();
-        let seen = Arc::clone(&visits);
+impl Watch {
+    /// It watches until the benchmark ends.
+    pub fn start(broker: &Broker) -> Self {
+        let mut client = broker.client("watch");
+        client.subscribe("$SYS/broker/log/N");
+        let seen = Arc::default();
+        let watch = Self(Arc::clone(&seen));
         std::thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                let (begun, visits) = (Instant::now(), Arc::clone(&seen));
-                std::thread::spawn(move || pass_on(client, broker, begun, &visits));
+            while let Some(line) = client.next_message() {
+                let mut seen = seen.lock().expect("no thread panics");
+                seen.push((Instant::now(), line));
             }
         });
-        Self { port, visits }
+        watch
     }
 
-    /// Every connection with this client id, in the order of their beginning.
-    pub fn visits(&self, client: &str) -> Vec<Visit> {
-        let id = text(client);
-        let mut visits = self.visits.lock().expect("no thread panics").clone();
-        visits.retain(|visit| visit.connect.windows(id.len()).any(|part| part == id));
-        visits.sort_by_key(|visit| visit.begun);
-        visits
+    /// From the end of each connection of this client id to the beginning of the next, in milliseconds.
+    pub fn gaps(&self, client: &str) -> Vec<f64> {
+        let (mut gaps, mut left) = (Vec::new(), None);
+        for (at, line) in self.0.lock().expect("no thread panics").iter() {
+            if line.contains(&format!("Client {client} disconnected")) {
+                left = Some(*at);
+            } else if line.contains(&format!(" as {client} ")) {
+                gaps.extend(left.take().map(|left| (*at - left).as_secs_f64() * 1e3));
+            }
+        }
+        gaps
     }
-}
-
-fn pass_on(mut client: TcpStream, broker: u16, begun: Instant, visits: &Mutex<Vec<Visit>>) {
-    let to_broker = || {
-        let broker = TcpStream::connect((Ipv4Addr::LOCALHOST, broker)).ok()?;
-        broker.set_nodelay(true).ok()?;
-        client.set_nodelay(true).ok()?;
-        Some((broker.try_clone().ok()?, broker, client.try_clone().ok()?))
-    };
-    let Some((mut answers, mut broker, mut back)) = to_broker() else {
-        return;
-    };
-    let mut connect = vec![0; 512];
-    let Ok(length) = client.read(&mut connect) else {
-        return;
-    };
-    connect.truncate(length);
-    let number = {
-        let mut visits = visits.lock().expect("no thread panics");
-        visits.push(Visit {
-            connect: connect.clone(),
-            begun,
-            ended: None,
-        });
-        visits.len() - 1
-    };
-    std::thread::spawn(move || {
-        let _ = std::io::copy(&mut answers, &mut back); // until either is gone
-        let _ = back.shutdown(std::net::Shutdown::Write);
-    });
-    let _ = broker.write_all(&connect);
-    let _ = std::io::copy(&mut client, &mut broker);
-    visits.lock().expect("no thread panics")[number].ended = Some(Instant::now());
-    let _ = broker.shutdown(std::net::Shutdown::Write);
 }

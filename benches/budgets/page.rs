@@ -23,13 +23,22 @@ pub fn page(parts: &[(&str, Part)], load: &str, seconds: u64, jobs: &str) -> Str
     format!(
         "# Benchmarks
 
-The program `cargo bench` writes this page: `cargo bench --bench budgets -- --write`. It ran on {machine}; jobs are in {jobs}, unless
-it says otherwise. The run took {seconds} s. The load of the machine was {load} when it began and {load_now} when it ended: 1 is this run
-itself, and what is above that is other work.
+`cargo bench --bench budgets -- --write` measures all of this in one run, and writes this page. It ran on {machine}; jobs are in {jobs},
+unless it says otherwise. The run took {seconds} s. The load of the machine was {load} when it began and {load_now} when it ended: this run is 1
+to 2 of it, all above is other work.
 
 A figure is the median, with the quartiles in brackets. Each ratio is one of two times that were measured in the same round, right after
-each other, so that other work meets both: look at the ratios, the milliseconds are this machine's. MB and KB count in thousands. *Static* is the
-released program without TLS. *The first version* is the commit 50f6e02, built with the release settings of today.
+each other, so that other work meets both: look at the ratios, the milliseconds are this machine's. MB and KB count in thousands.
+
+*Static* is the released program without TLS, for which `JOB_WORKER_STATIC` is set. *The first version* is the commit 50f6e02 with the release
+settings of today, for which `JOB_WORKER_EARLIER` is set:
+
+```console
+$ git worktree add /tmp/first 50f6e02 && cp .ci/release /tmp/first/.ci/release
+$ (cd /tmp/first && KINDS=minimal .ci/release /tmp/out x86_64-unknown-linux-musl)
+$ KINDS=minimal .ci/release /tmp/out x86_64-unknown-linux-musl
+$ export JOB_WORKER_EARLIER=$(echo /tmp/out/job-worker-0.1.0-*) JOB_WORKER_STATIC=$(echo /tmp/out/job-worker-0.[2-9]*-minimal)
+```
 
 ## Wishes and figures
 
@@ -59,7 +68,8 @@ leaves: what Mosquitto itself needs.
 ## A pool
 
 {pool}
-Each member is a `supervise` with `JOB_POOL`. The time begins with the start of all of them, and ends with the last result.
+Each member is a `supervise` with `JOB_POOL`. The time begins with the start of all of them, and ends with the last result. Between two heads
+the time is from the one broker's line in its log to the next: a client has disconnected, another has connected.
 
 ## What `JOB_SYNC` costs
 

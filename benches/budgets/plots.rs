@@ -1,5 +1,6 @@
 //! The pictures of BENCHMARKS.md.
 
+pub use plotters::prelude::RGBColor;
 use plotters::prelude::*;
 use std::error::Error;
 use std::path::Path;
@@ -34,36 +35,30 @@ pub struct Line {
 pub type Axis = (&'static str, Option<f64>);
 
 impl Plot {
-    /// Charts of lines beside each other, each with a heading. `words` is for whoever cannot see it.
+    /// Charts of lines beside each other, each with a heading.
     pub fn lines(
         name: &'static str,
         title: &str,
-        words: &str,
-        (x, y): (Axis, Axis),
+        axes: (Axis, Axis),
         panels: &[(&str, Vec<Line>)],
     ) -> Self {
-        let mut svg = String::new();
-        draw_lines(&mut svg, title, (x, y), panels).expect("a string takes everything");
-        Self::new(name, title, words, svg)
+        Self::new(name, title, |svg| draw_lines(svg, title, axes, panels))
     }
 
     /// A bar for each name, on a logarithmic axis of milliseconds.
-    pub fn bars(
-        name: &'static str,
-        title: &str,
-        words: &str,
-        bars: &[(String, RGBColor, f64)],
-    ) -> Self {
-        let mut svg = String::new();
-        draw_bars(&mut svg, title, bars).expect("a string takes everything");
-        Self::new(name, title, words, svg)
+    pub fn bars(name: &'static str, title: &str, bars: &[(String, RGBColor, f64)]) -> Self {
+        Self::new(name, title, |svg| draw_bars(svg, title, bars))
     }
 
-    fn new(name: &'static str, title: &str, words: &str, svg: String) -> Self {
+    fn new(
+        name: &'static str,
+        title: &str,
+        draw: impl FnOnce(&mut String) -> Result<(), Box<dyn Error>>,
+    ) -> Self {
+        let mut svg = String::new();
+        draw(&mut svg).expect("a string takes everything");
         let (head, body) = svg.split_once(">\n").expect("an element");
-        let svg = format!(
-            "{head} role=\"img\">\n<title>{title}</title>\n<desc>{words}</desc>\n{STYLE}\n{body}"
-        );
+        let svg = format!("{head} role=\"img\">\n<title>{title}</title>\n{STYLE}\n{body}");
         let title = title.to_owned();
         Self { name, title, svg }
     }

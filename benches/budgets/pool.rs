@@ -2,7 +2,7 @@
 
 use crate::Place;
 use crate::load;
-use crate::mqtt::{Client, Tap};
+use crate::mqtt::{Client, Watch};
 use crate::plots::{BEST, Line, OURS, Plot, THEIRS};
 use crate::report::{Budget::AtLeast, Budget::AtMost, Figure, Part, Sample, table};
 use crate::worker::{Running, command, program, time};
@@ -14,13 +14,7 @@ const LENGTHS: [usize; 5] = [1, 10, 100, 1_000, 10_000];
 const CYCLES: usize = 40;
 
 const ROUNDS: usize = 3;
-const SIZES: [usize; 4] = [1, 2, 4, 8];
 const JOBS: usize = 1_000;
-/// The queue of those without a budget.
-const FEWER_JOBS: usize = 300;
-/// Jobs that only wait, for so many seconds, of which each member has so many.
-const NAP: f64 = 0.2;
-const NAPS: usize = 12;
 
 const IDLE: [usize; 3] = [1, 8, 32];
 const TURNS: usize = 60;
@@ -67,7 +61,7 @@ impl<'a> Pool<'a> {
         let dir = self.root.join(self.submitted.to_string());
         self.submitted += 1;
         std::fs::create_dir(&dir).expect("a directory");
-        self.controller.submit(&self.name, &dir, &[step], "");
+        self.controller.submit(&self.name, &dir, step);
     }
 
     fn member(&self, number: usize) -> Command {
@@ -79,22 +73,18 @@ impl<'a> Pool<'a> {
         command
     }
 
-    /// Starts members, each with these arguments and this URL of the broker.
-    fn start(&mut self, members: usize, arguments: &[&str], url: Option<&str>) {
+    fn start(&mut self, members: usize, arguments: &[&str]) {
         for number in 0..members {
             let mut member = self.member(number);
-            member
-                .args(arguments)
-                .envs(url.map(|url| ("MQTT_URL", url)));
-            self.members.push(Running::start(&mut member));
+            self.members.push(Running::start(member.args(arguments)));
         }
     }
 
     /// The same, and waits until all of them wait for a job.
-    fn start_idle(&mut self, members: usize, arguments: &[&str], url: Option<&str>) {
+    fn start_idle(&mut self, members: usize, arguments: &[&str]) {
         let mut presence = self.at.broker.client(&format!("{}-presence", self.name));
         presence.subscribe(&format!("{}/workers/+", self.name));
-        self.start(members, arguments, url);
+        self.start(members, arguments);
         let mut idle = 0;
         while idle < members {
             idle += usize::from(presence.message().contains("\"idle\""));
@@ -108,7 +98,7 @@ pub fn growth(at: &Place) -> Part {
     let mut client = at.broker.client("filler");
     let mut submit = |id: &str, number: usize| {
         let dir = at.memory.dir(&format!("{id}-{number}"));
-        client.submit(id, &dir, &["true"], "");
+        client.submit(id, &dir, "true");
     };
     let mut queues = LENGTHS.map(|length| {
         let own = format!("queue-{length}");
@@ -179,7 +169,6 @@ pub fn growth(at: &Place) -> Part {
         plot: Some(Plot::lines(
             "queue",
             "One cycle, with a queue behind it",
-            "Milliseconds from process start to exit, for 1 to 10,000 queued jobs.",
             (("queued jobs", Some(10.0)), ("milliseconds", None)),
             &[("from process start to exit", lines)],
         )),
@@ -188,97 +177,49 @@ pub fn growth(at: &Place) -> Part {
 
 /// Jobs per second.
 pub fn throughput(at: &Place) -> Part {
-    let (mut own, mut ratio, mut sleeps) = <(Sample, Sample, Sample)>::default();
-    let mut rates = <[[Sample; 2]; SIZES.len()]>::default();
+    let (mut own, mut short, mut sleeps) = <(Sample, Sample, Sample)>::default();
     for round in 0..ROUNDS {
         let rate = |size: usize, step: &str, jobs: usize| {
-            let mut pool = Pool::new(at, &format!("pool-{size}-{jobs}-{round}"));
+            let mut pool = Pool::new(at, &format!("pool-{size}-{round}"));
             (0..jobs).for_each(|_| pool.submit(step));
             let started = Instant::now();
-            pool.start(size, &["supervise"], None);
+            pool.start(size, &["supervise"]);
             pool.results.await_successes(jobs);
             jobs as f64 / started.elapsed().as_secs_f64()
         };
-        let alone = load::rate(
-            &at.broker,
-            &at.memory,
-            &program(),
-            &format!("alone-{round}"),
-            JOBS,
-        );
-        own.0.push(alone);
-        for (size, [short, naps]) in SIZES.into_iter().zip(&mut rates) {
-            let jobs = if size == 4 { JOBS } else { FEWER_JOBS };
-            let rate_of_true = rate(size, "true", jobs);
-            short.0.push(rate_of_true);
-            if size == 4 {
-                ratio.0.push(rate_of_true / alone);
-            }
-            naps.0
-                .push(rate(size, &format!("sleep {NAP}"), NAPS * size));
-        }
-        sleeps.0.push(rate(8, "sleep 1", 32) / 8.0);
+        let alone = format!("alone-{round}");
+        own.0.push(load::rate(at, &program(), &alone, JOBS));
+        short.0.push(rate(4, "true", JOBS));
+        sleeps.0.push(rate(8, "sleep 1", 32));
     }
+    let titles = ["", "jobs per second"];
+    let rows = [
+        ("one worker, a queue of its own, `true`", &own),
+        ("pool of 4, `true`", &short),
+        ("pool of 8, `sleep 1`", &sleeps),
+    ];
+    let rows = rows.map(|(name, sample)| [name.to_owned(), sample.to_string()]);
     let figures = vec![
         Figure::new(
-            &format!("pool of 4 under `supervise`, queue of {JOBS} `true` jobs, jobs per second"),
+            &format!("pool of 4 under `supervise`, queue of {JOBS} `true` jobs"),
             AtLeast(1.0),
             "× one worker's own queue",
-            &ratio,
-            "with jobs as short as this a pool is slower than one worker: its turns are one after the other",
+            &short.over(&own),
+            "with jobs as short as this a pool is slower than one worker, since its turns are one after the other",
         ),
         Figure::new(
             "pool of 8 under `supervise`, jobs of `sleep 1`",
-            AtLeast(0.95),
-            "× 8 jobs/s",
+            AtLeast(7.6),
+            "jobs per second, of at most 8",
             &sleeps,
             "members wait for each other",
         ),
     ];
-    let titles = [
-        "members",
-        "`true`, jobs/s",
-        "`sleep 0.2`, jobs/s",
-        "at most possible",
-    ];
-    let mut rows = vec![[
-        "one worker, a queue of its own".into(),
-        own.to_string(),
-        "–".into(),
-        "–".into(),
-    ]];
-    rows.extend(SIZES.iter().zip(&rates).map(|(size, [short, naps])| {
-        let most = format!("{:.0}", *size as f64 / NAP);
-        [size.to_string(), short.to_string(), naps.to_string(), most]
-    }));
-    let line = |name: &str, colour, of: &dyn Fn(usize) -> f64| Line {
-        name: name.to_owned(),
-        colour,
-        points: (0..SIZES.len())
-            .map(|at| (SIZES[at] as f64, of(at)))
-            .collect(),
-    };
-    let naps = vec![
-        line("the most possible", BEST, &|at| SIZES[at] as f64 / NAP),
-        line("pool", OURS, &|at| rates[at][1].median()),
-    ];
-    let short = vec![
-        line("one worker, own queue", BEST, &|_| own.median()),
-        line("pool", OURS, &|at| rates[at][0].median()),
-    ];
+    let (tables, plot) = (table(&titles, rows), None);
     Part {
         figures,
-        tables: table(&titles, rows),
-        plot: Some(Plot::lines(
-            "members",
-            "Jobs per second of a pool",
-            "Jobs per second by members of the pool: jobs of sleep 0.2, and jobs of true.",
-            (("members", Some(2.0)), ("jobs per second", None)),
-            &[
-                ("jobs that wait (sleep 0.2)", naps),
-                ("jobs that end at once (true)", short),
-            ],
-        )),
+        tables,
+        plot,
     }
 }
 
@@ -286,7 +227,7 @@ pub fn throughput(at: &Place) -> Part {
 pub fn turns(at: &Place) -> Part {
     let pools = IDLE.map(|idle| {
         let mut pool = Pool::new(at, &format!("idle-{idle}"));
-        pool.start_idle(idle + 1, &[], None);
+        pool.start_idle(idle + 1, &[]);
         pool
     });
     std::thread::sleep(SETTLING);
@@ -321,21 +262,15 @@ pub fn turns(at: &Place) -> Part {
     }
 }
 
-/// In milliseconds, with one job at a time, seen from between the members and the broker.
+/// In milliseconds, with one job at a time.
 fn gaps(at: &Place, idle: usize) -> Sample {
-    let tap = Tap::before(at.broker.port);
+    let watch = Watch::start(&at.broker);
     let mut pool = Pool::new(at, &format!("turns-{idle}"));
-    let url = format!("mqtt://127.0.0.1:{}", tap.port);
-    pool.start_idle(idle + 1, &["supervise"], Some(&url));
+    pool.start_idle(idle + 1, &["supervise"]);
     for _ in 0..TURNS {
         pool.submit("true");
         pool.results.await_successes(1);
         std::thread::sleep(PAUSE);
     }
-    let visits = tap.visits(&pool.name);
-    let gap = |pair: &[crate::mqtt::Visit]| {
-        let gap = pair[1].begun.checked_duration_since(pair[0].ended?)?;
-        Some(gap.as_secs_f64() * 1e3)
-    };
-    visits.windows(2).filter_map(gap).collect()
+    Sample(watch.gaps(&pool.name))
 }

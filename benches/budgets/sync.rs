@@ -56,7 +56,7 @@ fn cycles(at: &Place, place: &Scratch) -> [Sample; 3] {
         settle(&place.dir(&id));
         // the controller's own part of what the drive has to keep
         let dir = place.dir(&id);
-        client.submit(&id, &dir, &["true"], "");
+        client.submit(&id, &dir, "true");
         time(command(program(), &at.broker, &id).env("JOB_SYNC", sync))
     };
     let mut samples = <[Sample; 3]>::default();

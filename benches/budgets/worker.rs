@@ -13,9 +13,6 @@ pub fn built_program() -> PathBuf {
     env!("CARGO_BIN_EXE_job-worker").into()
 }
 
-/// What to do where there is no static program.
-pub const HOW_STATIC: &str = "set JOB_WORKER_STATIC to a `-minimal` binary of .ci/release";
-
 /// The static one, if there is one: Cargo builds one target at a time.
 pub fn static_program() -> Option<PathBuf> {
     std::env::var_os("JOB_WORKER_STATIC").map(PathBuf::from)
@@ -26,8 +23,10 @@ pub fn program() -> PathBuf {
     static_program().unwrap_or_else(built_program)
 }
 
-/// What to do where there is no earlier program.
-pub const HOW_EARLIER: &str = "set JOB_WORKER_EARLIER, too: see benches/budgets/main.rs";
+/// What to do where one of the two is missing.
+pub fn how() -> &'static str {
+    "set JOB_WORKER_STATIC and JOB_WORKER_EARLIER as BENCHMARKS.md says"
+}
 
 /// The static program of an earlier version: figures of two runs cannot be compared, those of one run can.
 pub fn earlier_program() -> Option<PathBuf> {
@@ -68,11 +67,6 @@ pub fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }
 
-/// A step that says that it is there, by a file of this name, and waits until it may go on.
-pub fn gate(name: &str) -> String {
-    format!("touch {name}; until [ -e {name}-passed ]; do sleep 0.02; done")
-}
-
 pub fn await_file(path: &Path) {
     let end = Instant::now() + Duration::from_secs(60);
     while !path.exists() {
@@ -108,21 +102,12 @@ impl Running {
 
     /// How often its threads went to sleep, which is as often as they woke up.
     pub fn sleeps(&self) -> f64 {
-        let sleeps = |status: String| number_after(&status, "\nvoluntary_ctxt_switches:");
-        self.threads("status").map(sleeps).sum()
-    }
-
-    /// Processor time of its threads, in milliseconds.
-    pub fn processor_time(&self) -> f64 {
-        let nanoseconds = |stat: String| number_after(&stat, "");
-        self.threads("schedstat").map(nanoseconds).sum::<f64>() / 1e6
-    }
-
-    fn threads(&self, file: &'static str) -> impl Iterator<Item = String> {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.0.id())).expect("the worker lives");
-        tasks
-            .flatten()
-            .filter_map(move |task| fs::read_to_string(task.path().join(file)).ok())
+        let status = |task: fs::DirEntry| fs::read_to_string(task.path().join("status")).ok();
+        let statuses = tasks.flatten().filter_map(status);
+        statuses
+            .map(|status| number_after(&status, "\nvoluntary_ctxt_switches:"))
+            .sum()
     }
 
     pub fn ends(mut self) {
