@@ -322,7 +322,7 @@ check "one worker again: down" scale 1
 check "one worker again: it runs" running 1
 touch "$scratch/data/go"
 check "one worker again: no job is lost" is left "$(arrived left)"
-check "one worker again: no claim is left" until_true sh -c "! ls '$scratch/data/.job-worker/workers' | grep -q -e -"
+check "one worker again: no claim is left" until_true sh -c "! ls '$scratch/data/.job-worker/workers' | grep -q ^c-"
 rm "$scratch/data/go"
 
 # --- deaths -------------------------------------------------------------------------------------------------------------
