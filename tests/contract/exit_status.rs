@@ -157,37 +157,12 @@ fn a_missing_job_root_is_waited_for() {
 
 #[test]
 fn an_unusable_value_is_exit_78_and_names_variable_and_value() {
-    let long = "x".repeat(129);
+    // all of them are in the unit tests of `src/config`
     let cases = [
         ("MQTT_URL", "http://broker:1883"),
-        ("MQTT_URL", "broker"),
-        ("MQTT_URL", "mqtt://"),
-        ("MQTT_URL", "mqtt://broker:port"),
-        ("MQTT_URL", "mqtt://broker:65536"),
-        ("MQTT_URL", "mqtt://[::1"),
-        ("MQTT_PROTOCOL_VERSION", "3"),
-        ("MQTT_PROTOCOL_VERSION", "five"),
-        ("MQTT_KEEP_ALIVE", "soon"),
-        ("MQTT_KEEP_ALIVE", "-1"),
-        ("MQTT_KEEP_ALIVE", "65536"),
-        ("MQTT_TOPIC_ROOT", "jobs/#"),
-        ("MQTT_TOPIC_ROOT", "+/jobs"),
-        ("WORKER_ID", "a/b"),
-        ("WORKER_ID", "a+b"),
-        ("WORKER_ID", "#"),
-        ("WORKER_ID", &long),
         ("MQTT_PASSWORD_FILE", "/nowhere/secret"),
-        ("JOB_ROOT", "/dev/null"),
-        ("JOB_PAYLOAD_STEPS", "maybe"),
+        ("WORKER_ID", "a/b"),
         ("JOB_TIMEOUT", "1h"),
-        ("JOB_TIMEOUT", "-1"),
-        ("JOB_STOP_GRACE", "long"),
-        ("JOB_DIR_WAIT", "NaN"),
-        ("JOB_MAX_ATTEMPTS", "0"),
-        ("JOB_MAX_ATTEMPTS", "many"),
-        ("JOB_LOG_LIMIT", "1 GB"),
-        ("JOB_LOG_LIMIT", "-1"),
-        ("JOB_ON_STOP", "restart"),
     ];
     for (variable, value) in cases {
         let (code, stderr) = output(|command| {
