@@ -110,7 +110,7 @@ pub struct Messages {
     job: Option<String>,
     /// What was shown on this connection: the job, if there is one, and what is waited for.
     shown: Option<(Option<String>, Option<String>)>,
-    connection: Option<Arc<dyn Connection>>,
+    connection: Option<Arc<Connection>>,
 }
 
 impl Messages {
@@ -127,7 +127,7 @@ impl Messages {
     }
 
     /// There is a new connection. Nothing has been said on it yet: the broker may have published our last will.
-    pub fn connected(&mut self, connection: Arc<dyn Connection>) {
+    pub fn connected(&mut self, connection: Arc<Connection>) {
         (self.connection, self.shown) = (Some(connection), None);
     }
 

@@ -301,7 +301,7 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
         }
         Some(Credentials {
             username: username?,
-            password: password.unwrap_or_default(),
+            password: password.unwrap_or(Password::Text(String::new())),
         })
     }
 

@@ -4,12 +4,12 @@
 //! broker goes through a [`Sender`], and what comes is told in the words of MQTT 5, which has all of those of 3.1.1.
 
 use super::reasons::{Lack, Reason};
-use super::{Event, LastWill, Protocol, Retention, Session, Settings, Subscription, v3, v5};
+use super::{Credentials, Event, Protocol, Retention, Session, Settings, Subscription, v3, v5};
 use crate::mqtt;
+use rumqttc::Outgoing;
 use rumqttc::v5::Event as Heard;
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{ConnAck, Packet, PubAck, Publish, SubAck, SubscribeReasonCode};
-use rumqttc::{Outgoing, Transport};
+use rumqttc::v5::mqttbytes::v5::{ConnAck, Packet, Publish, SubAck, SubscribeReasonCode};
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -36,6 +36,8 @@ pub const MAX_WAITING: usize = 1000;
 /// How much of it may be announcements. The others are dropped.
 const MAX_ANNOUNCEMENTS: usize = 50;
 
+const CLOSED: &str = "it closed the connection";
+
 /// How long to look for what arrived while this process itself did not run (SIGSTOP, a busy machine).
 const LAST_LOOK: Duration = Duration::from_millis(10);
 
@@ -44,24 +46,11 @@ pub enum Ask<'a> {
     Subscribe(Vec<&'a Subscription>, Option<u32>),
     Publish(&'a str, Vec<u8>, QoS, Retention),
     Acknowledge(u16),
-    Unsubscribe(&'a str),
     Disconnect,
 }
 
-/// How to connect.
-pub struct Way<'a> {
-    /// An address of the broker, or its name.
-    pub host: &'a str,
-    pub port: u16,
-    pub transport: Transport,
-    pub login: Option<(String, String)>,
-    pub will: Option<LastWill>,
-}
-
-/// The way to the broker, in one protocol version. Nothing waits on it; where the connection is gone, so is what is asked.
-pub trait Sender: Send + Sync {
-    fn send(&self, ask: Ask);
-}
+/// The way to the broker, in one protocol version. It never waits; where the connection is gone, so is what is asked.
+pub type Sender = Box<dyn Fn(Ask) + Send + Sync>;
 
 /// What comes from the broker, in one protocol version.
 pub trait Receiver {
@@ -119,17 +108,23 @@ pub enum End {
     Closed,
 }
 
-fn nonsense(what: &str) -> Failure {
-    Failure(End::Lost, format!("what it sent makes no sense: {what}"))
+impl End {
+    pub fn because(self, why: impl Into<String>) -> Failure {
+        Failure(self, why.into())
+    }
 }
 
-/// An established connection, for the worker.
+fn nonsense(what: &str) -> Failure {
+    End::Lost.because(format!("what it sent makes no sense: {what}"))
+}
+
+/// What the worker may ask of an established connection. What it asks of one that broke vanishes.
 pub struct Connection {
-    sender: Box<dyn Sender>,
+    send: Sender,
     subscriptions: Vec<Subscription>,
     version: Protocol,
     /// What the broker does not have.
-    pub lacks: Vec<Lack>,
+    pub(super) lacks: Vec<Lack>,
     packet_bytes: usize,
     /// Announcements that wait to be sent.
     announcements: AtomicUsize,
@@ -146,61 +141,58 @@ impl Connection {
     }
 
     /// What it subscribes to.
-    fn subscriptions(&self) -> Vec<&Subscription> {
+    pub(super) fn subscriptions(&self) -> Vec<&Subscription> {
         let without_wildcards = self.lacks.contains(&Lack::Wildcards);
         let can_be = |to: &&Subscription| !(without_wildcards && to.filter().contains(['+', '#']));
         self.subscriptions.iter().filter(can_be).collect()
     }
 }
 
-impl mqtt::Connection for Connection {
-    fn subscribe(&self) {
+impl Connection {
+    /// Subscribes, where the link has one connection; [`Event::Ready`] tells when the broker has agreed.
+    pub fn subscribe(&self) {
         let can_mark = !self.lacks.contains(&Lack::Identifiers);
         let identifier = can_mark.then(new_identifier);
-        self.sender
-            .send(Ask::Subscribe(self.subscriptions(), identifier));
+        (self.send)(Ask::Subscribe(self.subscriptions(), identifier));
     }
 
-    fn publish(&self, topic: &str, payload: Vec<u8>, retention: Retention) {
+    /// Publishes at QoS 1; [`Event::Published`] tells when the broker has it.
+    pub fn publish(&self, topic: &str, payload: Vec<u8>, retention: Retention) {
         let retention = self.retention(retention);
-        self.sender
-            .send(Ask::Publish(topic, payload, QoS::AtLeastOnce, retention));
+        (self.send)(Ask::Publish(topic, payload, QoS::AtLeastOnce, retention));
     }
 
-    fn announce(&self, topic: &str, payload: Vec<u8>, retention: Retention) {
+    /// Publishes at QoS 0, unless many such messages still wait to be sent or this one is larger than the broker takes.
+    pub fn announce(&self, topic: &str, payload: Vec<u8>, retention: Retention) {
         let fits = payload.len() <= self.payload_limit(topic);
         let one_more = |waiting| (fits && waiting < MAX_ANNOUNCEMENTS).then_some(waiting + 1);
-        if self
-            .announcements
-            .fetch_update(Relaxed, Relaxed, one_more)
-            .is_ok()
-        {
+        let counted = self.announcements.fetch_update(Relaxed, Relaxed, one_more);
+        if counted.is_ok() {
             let retention = self.retention(retention);
-            self.sender
-                .send(Ask::Publish(topic, payload, QoS::AtMostOnce, retention));
+            (self.send)(Ask::Publish(topic, payload, QoS::AtMostOnce, retention));
         }
     }
 
-    fn acknowledge(&self, packet_id: u16) {
-        self.sender.send(Ask::Acknowledge(packet_id));
+    /// Acknowledges a message of this connection.
+    pub fn acknowledge(&self, packet_id: u16) {
+        (self.send)(Ask::Acknowledge(packet_id));
     }
 
-    fn unsubscribe(&self, filter: &str) {
-        self.sender.send(Ask::Unsubscribe(filter));
+    /// The largest payload that the broker takes on a topic, in bytes, as far as it has said.
+    pub fn payload_limit(&self, topic: &str) -> usize {
+        let rest = PUBLISH_HEADER_BYTES + topic.len();
+        self.packet_bytes.saturating_sub(rest)
     }
 
-    fn payload_limit(&self, topic: &str) -> usize {
-        self.packet_bytes
-            .saturating_sub(PUBLISH_HEADER_BYTES + topic.len())
-    }
-
-    fn tells_subscribers(&self) -> bool {
+    /// Whether [`Event::Published`] tells if anybody is subscribed.
+    pub fn tells_subscribers(&self) -> bool {
         self.version == Protocol::V5
     }
 
-    fn disconnect(&self) {
+    /// Ends the connection in order; [`Event::Closed`] tells when that is sent.
+    pub fn disconnect(&self) {
         self.is_leaving.store(true, Relaxed);
-        self.sender.send(Ask::Disconnect);
+        (self.send)(Ask::Disconnect);
     }
 }
 
@@ -217,10 +209,10 @@ pub struct Adapter {
     version: Protocol,
     receiver: Box<dyn Receiver>,
     /// Until the broker has greeted us.
-    sender: Option<Box<dyn Sender>>,
+    sender: Option<Sender>,
     lacks: Vec<Lack>,
     /// From then on.
-    connection: Option<Arc<Connection>>,
+    pub connection: Option<Arc<Connection>>,
     last_heard: Instant,
     /// A peer that is silent for so long is dead.
     silence: Duration,
@@ -233,36 +225,28 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// Starts to connect to `host`, an address of the broker or its name, which has `patience` to greet us.
+    /// Starts to connect to an address of the broker, or to its name, which has `patience` to greet us.
     pub fn open(
         settings: &Arc<Settings>,
-        (host, port): (&str, u16),
+        address: (&str, u16),
         version: Protocol,
         lacks: &[Lack],
         patience: Duration,
     ) -> Result<Self, String> {
-        let will = settings.last_will.clone().map(|will| LastWill {
-            retention: match lacks.contains(&Lack::Retain) {
-                true => Retention::None,
-                false => will.retention,
-            },
-            ..will
-        });
-        let way = Way {
-            host,
-            port,
-            transport: settings.broker.transport()?,
-            login: match &settings.broker.credentials {
-                Some(credentials) => {
-                    Some((credentials.username.clone(), credentials.password.read()?))
-                }
-                None => None,
-            },
-            will,
-        };
-        let (sender, receiver): (Box<dyn Sender>, Box<dyn Receiver>) = match version {
-            Protocol::V3 => v3::open(settings, way),
-            Protocol::V5 => v5::open(settings, way),
+        let broker = &settings.broker;
+        let transport = broker.transport()?;
+        let login = broker
+            .credentials
+            .as_ref()
+            .map(Credentials::read)
+            .transpose()?;
+        let mut will = settings.last_will.clone();
+        if let Some(will) = will.as_mut().filter(|_| lacks.contains(&Lack::Retain)) {
+            will.retention = Retention::None;
+        }
+        let (sender, receiver) = match version {
+            Protocol::V3 => v3::open(settings, address, transport, login, will),
+            Protocol::V5 => v5::open(settings, address, transport, login, will),
         };
         Ok(Self {
             settings: settings.clone(),
@@ -280,34 +264,10 @@ impl Adapter {
         })
     }
 
-    /// What the broker has said that it does not have.
-    pub fn lacks(&self) -> Vec<Lack> {
-        let connection = self.connection.as_ref();
-        connection.map(|c| c.lacks.clone()).unwrap_or_default()
-    }
-
-    /// Subscribes, and says whether there is anything to subscribe to; [`Event::Ready`] tells when the broker has agreed.
-    pub fn subscribe(&self) -> bool {
-        let connection = self.connection.as_ref();
-        let connection = connection.filter(|connection| !connection.subscriptions().is_empty());
-        connection
-            .map(|c| mqtt::Connection::subscribe(&**c))
-            .is_some()
-    }
-
     /// Waits for the next event that concerns the worker.
     pub fn next(&mut self) -> Result<Event, Failure> {
         loop {
             let heard = self.receive()?;
-            if let Some((_, since)) = self.subscribing
-                && since.elapsed() > self.silence
-            {
-                let seconds = self.silence.as_secs_f64();
-                return Err(Failure(
-                    End::Lost,
-                    format!("it has not answered our SUBSCRIBE for {seconds} s"),
-                ));
-            }
             if let Some(event) = self.hear(heard)? {
                 return Ok(event);
             }
@@ -324,28 +284,22 @@ impl Adapter {
             if let Some(broken) = self.broken.take() {
                 return Err(self.failure(broken));
             }
-            let patience = self.silence.saturating_sub(self.last_heard.elapsed());
+            let since = self.subscribing.map_or(self.last_heard, |(_, since)| since);
+            let patience = self.silence.saturating_sub(since.elapsed());
             match self.receiver.next(patience.max(LAST_LOOK)) {
                 Some(Ok(heard)) => return Ok(heard),
                 Some(Err(broken)) => {
                     (self.unread, self.broken) = (self.receiver.unread(), Some(broken));
                 }
-                None => return Err(self.silent()),
+                None => {
+                    let seconds = self.silence.as_secs_f64();
+                    let end = match self.connection {
+                        None => End::Unanswered,
+                        Some(_) => End::Lost,
+                    };
+                    return Err(end.because(format!("it did not answer within {seconds} s")));
+                }
             }
-        }
-    }
-
-    fn silent(&self) -> Failure {
-        let seconds = self.silence.as_secs_f64();
-        match self.connection {
-            None => Failure(
-                End::Unanswered,
-                format!("it did not answer within {seconds} s"),
-            ),
-            Some(_) => Failure(
-                End::Lost,
-                format!("it was silent for {seconds} s, 1.5 times the keep-alive"),
-            ),
         }
     }
 
@@ -355,13 +309,16 @@ impl Adapter {
             self.last_heard = Instant::now();
         }
         Ok(Some(match heard {
-            Heard::Incoming(Packet::ConnAck(ack)) => self.greeted(&ack)?,
-            Heard::Incoming(Packet::SubAck(ack)) => self.granted(&ack)?,
+            Heard::Incoming(Packet::ConnAck(ack)) => self.greeted(ack)?,
+            Heard::Incoming(Packet::SubAck(ack)) => self.granted(ack)?,
             Heard::Incoming(Packet::Publish(publish)) => Event::Message(message(publish)?),
             // rumqttc tells of an acknowledgement before it finds that nothing waits for it
             Heard::Incoming(Packet::PubAck(ack)) if self.publishing == Some(ack.pkid) => {
                 self.publishing = None;
-                Event::Published(self.published(&ack))
+                let said = ack
+                    .properties
+                    .and_then(|properties| properties.reason_string);
+                Event::Published(Reason::new(ack.reason, said, None).of_publishing(self.version))
             }
             Heard::Incoming(Packet::Disconnect(packet)) => {
                 return Err(Reason::of_disconnect(packet).failure("disconnects us"));
@@ -369,69 +326,60 @@ impl Adapter {
             Heard::Incoming(Packet::PubRec(_) | Packet::PubRel(_) | Packet::PubComp(_)) => {
                 return Err(nonsense("a packet of QoS 2"));
             }
-            Heard::Outgoing(Outgoing::Subscribe(packet_id)) => {
-                self.subscribing = Some((packet_id, Instant::now()));
-                return Ok(None);
-            }
-            Heard::Outgoing(Outgoing::Publish(0)) => {
-                if let Some(connection) = &self.connection {
-                    connection.announcements.fetch_sub(1, Relaxed);
+            Heard::Outgoing(sent) => match (sent, &self.connection) {
+                (Outgoing::Subscribe(packet_id), _) => {
+                    self.subscribing = Some((packet_id, Instant::now()));
+                    return Ok(None);
                 }
-                return Ok(None);
-            }
-            Heard::Outgoing(Outgoing::Publish(packet_id)) => {
-                self.publishing = Some(packet_id);
-                return Ok(None);
-            }
-            Heard::Outgoing(Outgoing::Disconnect) => match &self.connection {
-                Some(connection) if connection.is_leaving.load(Relaxed) => Event::Closed,
+                (Outgoing::Publish(0), Some(connection)) => {
+                    connection.announcements.fetch_sub(1, Relaxed);
+                    return Ok(None);
+                }
+                (Outgoing::Publish(packet_id), _) => {
+                    self.publishing = Some(packet_id);
+                    return Ok(None);
+                }
+                (Outgoing::Disconnect, Some(connection)) if connection.is_leaving.load(Relaxed) => {
+                    Event::Closed
+                }
                 // rumqttc says it for us where the broker breaks the protocol
-                _ => return Err(nonsense("it breaks the protocol")),
+                (Outgoing::Disconnect, _) => return Err(nonsense("it breaks the protocol")),
+                _ => return Ok(None),
             },
-            _ => return Ok(None),
+            Heard::Incoming(_) => return Ok(None),
         }))
     }
 
     /// Heeds what a broker may dictate in its greeting (MQTT 5, section 3.2.2.3).
-    fn greeted(&mut self, ack: &ConnAck) -> Result<Event, Failure> {
-        let Some(sender) = self.sender.take() else {
-            return Err(nonsense("a second greeting"));
-        };
+    fn greeted(&mut self, ack: ConnAck) -> Result<Event, Failure> {
+        let send = self
+            .sender
+            .take()
+            .ok_or_else(|| nonsense("a second greeting"))?;
         let mut lacks = std::mem::take(&mut self.lacks);
         let mut packet_bytes = MAX_PACKET_BYTES;
-        if let Some(offer) = &ack.properties {
-            let impossible = match offer {
-                _ if offer.max_qos == Some(0) => {
-                    "has QoS 0 alone (Maximum QoS 0), which keeps no request and no result"
-                }
-                _ if offer.receive_max == Some(0) => {
-                    "takes no message at QoS 1 (Receive Maximum 0)"
-                }
-                _ => "",
-            };
-            if !impossible.is_empty() {
-                return Err(Failure(End::Denied, format!("the broker {impossible}")));
+        if let Some(offer) = ack.properties {
+            if offer.max_qos == Some(0) || offer.receive_max == Some(0) {
+                return Err(End::Denied.because(
+                    "the broker takes nothing at QoS 1 (Maximum QoS 0, or Receive Maximum 0), and so keeps no request",
+                ));
             }
             let is_kept = self.settings.session == Session::Kept;
-            let found = [
-                (offer.retain_available == Some(0)).then_some(Lack::Retain),
-                (offer.subscription_identifiers_available == Some(0)).then_some(Lack::Identifiers),
-                (offer.wildcard_subscription_available == Some(0)).then_some(Lack::Wildcards),
-                offer
-                    .session_expiry_interval
-                    .filter(|seconds| is_kept && *seconds < u32::MAX)
-                    .map(Lack::Session),
-            ];
-            for lack in found.into_iter().flatten() {
-                if !lacks.contains(&lack) {
-                    lacks.push(lack);
-                }
+            let expiry = offer.session_expiry_interval;
+            let expiry = expiry.filter(|seconds| is_kept && *seconds < u32::MAX);
+            lacks.extend(expiry.map(Lack::Session));
+            for (available, lack) in [
+                (offer.retain_available, Lack::Retain),
+                (offer.subscription_identifiers_available, Lack::Identifiers),
+                (offer.wildcard_subscription_available, Lack::Wildcards),
+            ] {
+                lacks.extend((available == Some(0)).then_some(lack));
             }
             packet_bytes = offer.max_packet_size.unwrap_or(packet_bytes);
         }
         self.silence = self.receiver.keep_alive().mul_f64(1.5);
         let connection = Arc::new(Connection {
-            sender,
+            send,
             subscriptions: self.settings.subscriptions.clone(),
             version: self.version,
             lacks,
@@ -446,35 +394,29 @@ impl Adapter {
         })
     }
 
-    fn granted(&mut self, ack: &SubAck) -> Result<Event, Failure> {
-        let subscriptions = match (&self.connection, self.subscribing.take()) {
-            (Some(connection), Some((packet_id, _))) if packet_id == ack.pkid => {
-                connection.subscriptions()
-            }
-            _ => {
-                return Err(nonsense("an answer to a SUBSCRIBE that is not ours"));
-            }
-        };
-        if subscriptions.len() != ack.return_codes.len() {
-            return Err(nonsense("an answer to another SUBSCRIBE"));
-        }
-        for (to, code) in subscriptions.into_iter().zip(&ack.return_codes) {
+    fn granted(&mut self, ack: SubAck) -> Result<Event, Failure> {
+        let asked = self
+            .subscribing
+            .take()
+            .is_some_and(|(id, _)| id == ack.pkid);
+        let connection = self.connection.as_ref().filter(|_| asked);
+        let subscriptions = connection.map(|connection| connection.subscriptions());
+        let subscriptions = subscriptions.filter(|to| to.len() == ack.return_codes.len());
+        let subscriptions =
+            subscriptions.ok_or_else(|| nonsense("a SUBACK to no SUBSCRIBE of ours"))?;
+        let said = ack
+            .properties
+            .and_then(|properties| properties.reason_string);
+        for (to, code) in subscriptions.into_iter().zip(ack.return_codes) {
             let filter = to.filter();
             match (to, code) {
                 (Subscription::Requests(_), SubscribeReasonCode::Success(QoS::AtMostOnce)) => {
-                    return Err(Failure(
-                        End::Denied,
-                        format!(
-                            "the broker grants {filter} at QoS 0 alone, which keeps no request"
-                        ),
-                    ));
+                    return Err(End::Denied.because(format!(
+                        "the broker grants {filter} at QoS 0 alone, and so keeps no request"
+                    )));
                 }
                 (_, SubscribeReasonCode::Success(_)) => {}
                 (_, code) => {
-                    let said = ack
-                        .properties
-                        .as_ref()
-                        .and_then(|p| p.reason_string.clone());
                     let reason = Reason::new(code, said, None);
                     return Err(reason.failure(&format!("denies the subscription to {filter}")));
                 }
@@ -483,94 +425,59 @@ impl Adapter {
         Ok(Event::Ready)
     }
 
-    fn published(&self, ack: &PubAck) -> Result<mqtt::Subscribers, mqtt::Unpublished> {
-        let said = ack
-            .properties
-            .as_ref()
-            .and_then(|p| p.reason_string.clone());
-        Reason::new(ack.reason, said, None).of_publishing(self.version)
-    }
-
     /// What it means that the connection broke.
     fn failure(&self, broken: Broken) -> Failure {
-        let is_greeted = self.connection.is_some();
-        match broken {
-            Broken::Refused(reason) => reason.failure(&self.denial(&reason)),
-            #[cfg(feature = "tls")]
-            Broken::Handshake(error) => self.tls_failure(&error).unwrap_or_else(|| {
-                Failure(
-                    End::Lost,
-                    format!("no TLS with it: {error}; mqtt:// is for a port without TLS"),
-                )
-            }),
-            #[cfg(not(feature = "tls"))]
-            Broken::Handshake(error) => Failure(End::Lost, error.to_string()),
-            #[cfg(feature = "tls")]
-            Broken::Io(error) if let Some(failure) = self.tls_failure(&error) => failure,
-            Broken::Io(error) if !is_end(&error) => Failure(End::Lost, error.to_string()),
-            Broken::Closed if is_greeted => {
-                Failure(End::Ended, "it closed the connection".to_owned())
+        #[cfg(feature = "tls")]
+        if let (Broken::Handshake(error) | Broken::Io(error), Some(tls)) =
+            (&broken, &self.settings.broker.tls)
+            && let Some(failure) = mqtt::tls::failure(error, tls)
+        {
+            return failure;
+        }
+        let hint = match self.settings.broker.is_secure() {
+            true => "",
+            false => "; a port with TLS wants mqtts://",
+        };
+        match (broken, self.connection.is_some()) {
+            (Broken::Refused(reason), _) => reason.failure(&self.denial(&reason)),
+            (Broken::Handshake(error), _) => End::Lost.because(format!(
+                "no TLS with it: {error}; mqtt:// is for a port without TLS"
+            )),
+            (Broken::Io(error), _) if !is_end(&error) => End::Lost.because(error.to_string()),
+            (Broken::Closed, true) => End::Ended.because(CLOSED),
+            (Broken::Io(_), true) => End::Dropped.because(CLOSED),
+            (Broken::Closed | Broken::Io(_), false) => {
+                End::NotGreeted.because(format!("{CLOSED} upon our greeting{hint}"))
             }
-            Broken::Io(_) if is_greeted => {
-                Failure(End::Dropped, "it closed the connection".to_owned())
-            }
-            Broken::Closed | Broken::Io(_) => Failure(
-                End::NotGreeted,
-                format!(
-                    "it closes the connection upon our greeting{}",
-                    self.port_hint()
-                ),
-            ),
-            Broken::Nonsense(what) if is_greeted => nonsense(&what),
-            Broken::Nonsense(what) => Failure(
-                End::NotGreeted,
-                format!(
-                    "its answer to our greeting makes no sense ({what}){}",
-                    self.port_hint()
-                ),
-            ),
+            (Broken::Nonsense(what), true) => nonsense(&what),
+            (Broken::Nonsense(what), false) => End::NotGreeted.because(format!(
+                "its answer to our greeting makes no sense ({what}){hint}"
+            )),
         }
     }
 
     /// What a broker does that does not let us in.
     fn denial(&self, reason: &Reason) -> String {
-        let credentials = &self.settings.broker.credentials;
-        match (
-            reason.is_about_client_id(),
-            reason.is_about_login(),
-            credentials,
-        ) {
-            (true, ..) => format!("does not take our client id {:?}", self.settings.client_id),
-            (_, true, None) => "denies access without a user name and password".to_owned(),
-            (_, true, Some(_)) => "denies access with our user name and password".to_owned(),
-            _ => "denies access".to_owned(),
+        let id = &self.settings.client_id;
+        match &self.settings.broker.credentials {
+            _ if reason.is_about_client_id() => format!("does not take our client id {id:?}"),
+            _ if !reason.is_about_login() => "denies access".to_owned(),
+            None => "denies access without a user name and password".to_owned(),
+            Some(_) => "denies access with our user name and password".to_owned(),
         }
-    }
-
-    /// What a port may be that has an answer of its own to our greeting.
-    fn port_hint(&self) -> &'static str {
-        #[cfg(feature = "tls")]
-        if self.settings.broker.tls.is_some() {
-            return "";
-        }
-        "; a port with TLS wants mqtts://"
-    }
-
-    #[cfg(feature = "tls")]
-    fn tls_failure(&self, error: &io::Error) -> Option<Failure> {
-        mqtt::tls::failure(error, self.settings.broker.tls.as_ref()?)
     }
 }
 
 /// Whether the other side has ended the connection.
 fn is_end(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::BrokenPipe
-            | io::ErrorKind::UnexpectedEof
-    )
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    [
+        BrokenPipe,
+        ConnectionAborted,
+        ConnectionReset,
+        UnexpectedEof,
+    ]
+    .contains(&error.kind())
 }
 
 /// A message in our words.

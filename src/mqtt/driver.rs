@@ -2,14 +2,13 @@
 
 use super::adapter::{Adapter, End, Failure};
 use super::reasons::Lack;
-use super::{EARLY_DROPS, Event, Life, Protocol, Settings, without_brackets};
+use super::{EARLY_DROPS, Event, Host, Life, Protocol, Settings, without_brackets};
 use crate::backoff::Backoff;
 use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 /// First and last pause between two tries to connect; it doubles in between.
@@ -27,10 +26,9 @@ const GOOD_CONNECTION: Duration = Duration::from_secs(10);
 /// What the connection's thread runs.
 pub struct Driver<F> {
     settings: Arc<Settings>,
-    /// Says that a connection may be made although another client took ours over.
+    /// Says that a connection may be made although another client took ours over. Its other end is gone when nobody wants to hear
+    /// of this link any more.
     resume: Receiver<()>,
-    /// Nobody wants to hear of this link any more.
-    is_abandoned: Arc<AtomicBool>,
     /// Where events go.
     sink: F,
     /// Our subscriptions are known to be part of the session.
@@ -57,17 +55,11 @@ pub struct Driver<F> {
 }
 
 impl<F: Fn(Event)> Driver<F> {
-    pub fn new(
-        settings: Settings,
-        resume: Receiver<()>,
-        is_abandoned: Arc<AtomicBool>,
-        sink: F,
-    ) -> Self {
+    pub fn new(settings: Settings, resume: Receiver<()>, sink: F) -> Self {
         let protocol = settings.broker.protocol;
         Self {
             settings: Arc::new(settings),
             resume,
-            is_abandoned,
             sink,
             is_subscribed: false,
             version: protocol.unwrap_or(Protocol::V5),
@@ -129,7 +121,7 @@ impl<F: Fn(Event)> Driver<F> {
         loop {
             let address = match self.next_address() {
                 Ok(address) => address,
-                Err(error) => return (None, Failure(End::Lost, error)),
+                Err(error) => return (None, End::Lost.because(error)),
             };
             let mut connected_at = None;
             let failure = self.drive_connection(&address, &mut connected_at);
@@ -151,7 +143,7 @@ impl<F: Fn(Event)> Driver<F> {
                     continue;
                 }
                 End::Lacks(_) | End::NoVersion => {
-                    return (connected_at, Failure(End::Denied, reason));
+                    return (connected_at, End::Denied.because(reason));
                 }
                 // perhaps the next address answers
                 End::Unanswered if self.untried.is_empty() => {
@@ -197,25 +189,21 @@ impl<F: Fn(Event)> Driver<F> {
         let mut trouble = "its name has no address".to_owned();
         while let Some((index, address)) = self.untried.pop_front() {
             self.current = index;
-            let (host, port) = (
-                without_brackets(&broker.hosts[index].name),
-                broker.hosts[index].port,
-            );
+            let Host { name, port } = &broker.hosts[index];
+            let name = without_brackets(name);
             #[cfg(feature = "tls")]
-            let address = address.or(broker.tls.is_some().then(|| host.to_owned())); // the certificate is for the name
+            let address = address.or(broker.tls.is_some().then(|| name.to_owned())); // the certificate is for the name
             if let Some(address) = address {
                 self.has_several |= !self.untried.is_empty();
                 return Ok(address);
             }
-            match (host, port).to_socket_addrs() {
+            match (name, *port).to_socket_addrs() {
                 Ok(addresses) => {
-                    let found: Vec<_> = addresses.filter_map(without_port).collect();
-                    found
-                        .into_iter()
-                        .rev()
-                        .for_each(|a| self.untried.push_front((index, Some(a))));
+                    let found = addresses.map(|address| (index, without_port(address)));
+                    let others = std::mem::take(&mut self.untried);
+                    self.untried = found.filter(|(_, a)| a.is_some()).chain(others).collect();
                 }
-                Err(error) => trouble = unresolved(host, &error),
+                Err(error) => trouble = unresolved(name, &error),
             }
         }
         Err(trouble)
@@ -238,25 +226,34 @@ impl<F: Fn(Event)> Driver<F> {
         let adapter = Adapter::open(&self.settings, address, self.version, &self.lacks, patience);
         let mut adapter = match adapter {
             Ok(adapter) => adapter,
-            Err(error) => return Failure(End::Lost, error),
+            Err(error) => return End::Lost.because(error),
         };
         loop {
             match adapter.next() {
-                _ if self.is_abandoned.load(Relaxed) => return Failure(End::Closed, String::new()),
+                _ if self.resume.try_recv() == Err(TryRecvError::Disconnected) => {
+                    return End::Closed.because("nobody wants to hear of it");
+                }
                 Err(failure) => return failure,
-                Ok(event @ Event::Connected { .. }) => {
+                Ok(Event::Connected {
+                    connection,
+                    resumed,
+                }) => {
                     *connected_at = Some(Instant::now());
                     self.log_connection();
                     self.version_is_certain = true;
-                    adapter
-                        .lacks()
-                        .into_iter()
-                        .for_each(|lack| self.learn(lack));
-                    (self.sink)(event);
-                    // also in a session that has the subscription: each SUBSCRIBE marks what comes behind it anew, so that a
-                    // broker that went back to an older state does not give a new request the identity of an old one
-                    let is_asked = self.settings.life == Life::Once || adapter.subscribe();
-                    if !is_asked {
+                    let lacks = connection.lacks.iter();
+                    lacks.for_each(|lack| self.learn(*lack));
+                    let has_none = connection.subscriptions().is_empty();
+                    if self.settings.life == Life::Lasting && !has_none {
+                        // also in a session that has the subscription: each SUBSCRIBE marks what comes behind it anew, so that a
+                        // broker that went back to an older state does not give a new request the identity of an old one
+                        connection.subscribe();
+                    }
+                    (self.sink)(Event::Connected {
+                        connection,
+                        resumed,
+                    });
+                    if self.settings.life == Life::Lasting && has_none {
                         (self.sink)(Event::Ready);
                     }
                 }
@@ -268,16 +265,16 @@ impl<F: Fn(Event)> Driver<F> {
                     // The CONNECT of the next worker must not overtake our last acknowledgement. Over 3.1.1 the request
                     // would run again: so the broker closes first.
                     if self.settings.life == Life::Once {
-                        let end = loop {
-                            if let Err(end) = adapter.next() {
-                                break end;
+                        return loop {
+                            match adapter.next() {
+                                Ok(_) => {}
+                                Err(Failure(End::Ended, reason)) => {
+                                    (self.sink)(Event::Closed);
+                                    break End::Closed.because(reason);
+                                }
+                                Err(failure) => break failure,
                             }
                         };
-                        if end.0 == End::Ended {
-                            (self.sink)(Event::Closed);
-                            return Failure(End::Closed, String::new());
-                        }
-                        return end;
                     }
                     while self.version == Protocol::V3 && adapter.next().is_ok() {}
                     (self.sink)(Event::Closed);
@@ -294,9 +291,9 @@ impl<F: Fn(Event)> Driver<F> {
     /// Goes on without what the broker does not have.
     fn learn(&mut self, lack: Lack) {
         if !self.lacks.contains(&lack) {
-            let level = match lack {
-                Lack::Identifiers => log::Level::Debug,
-                _ => log::Level::Warn,
+            let level = match self.settings.life {
+                Life::Lasting if lack != Lack::Identifiers => log::Level::Warn,
+                _ => log::Level::Debug,
             };
             log::log!(level, "{lack}");
             self.lacks.push(lack);

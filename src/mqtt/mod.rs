@@ -14,6 +14,7 @@ mod v3;
 mod v5;
 
 use crate::contract::identity;
+pub use adapter::Connection;
 use bytes::Bytes;
 use driver::Driver;
 pub use probe::probe;
@@ -23,7 +24,6 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{self, Sender};
 use std::time::Duration;
 
@@ -76,6 +76,13 @@ impl Broker {
         }
         Ok(Transport::Tcp)
     }
+
+    fn is_secure(&self) -> bool {
+        #[cfg(feature = "tls")]
+        return self.tls.is_some();
+        #[cfg(not(feature = "tls"))]
+        false
+    }
 }
 
 /// User name and password for the broker.
@@ -96,12 +103,6 @@ pub enum Password {
     File(PathBuf),
 }
 
-impl Default for Password {
-    fn default() -> Self {
-        Self::Text(String::new())
-    }
-}
-
 impl Password {
     /// The password.
     ///
@@ -110,14 +111,21 @@ impl Password {
     pub fn read(&self) -> Result<String, String> {
         match self {
             Self::Text(text) => Ok(text.clone()),
-            Self::File(path) => std::fs::read_to_string(path)
-                .map(|text| {
-                    text.trim_start_matches('\u{feff}')
-                        .trim_end_matches(['\r', '\n'])
-                        .to_owned()
-                })
-                .map_err(|error| format!("{path:?}: cannot be read: {error}")),
+            Self::File(path) => {
+                let text = std::fs::read_to_string(path);
+                let text = text.map_err(|error| format!("{path:?}: cannot be read: {error}"))?;
+                let line = text
+                    .trim_start_matches('\u{feff}')
+                    .trim_end_matches(['\r', '\n']);
+                Ok(line.to_owned())
+            }
         }
+    }
+}
+
+impl Credentials {
+    fn read(&self) -> Result<(String, String), String> {
+        Ok((self.username.clone(), self.password.read()?))
     }
 }
 
@@ -249,39 +257,19 @@ pub struct Message {
 }
 
 impl Message {
-    /// The packet identifier, where it tells the request from others of its session.
-    ///
-    /// 1 does not. With one request in flight, it is that of every request where a broker takes the lowest free one (HiveMQ)
-    /// or numbers each connection anew (RabbitMQ).
-    pub fn telling_packet_id(&self) -> Option<u16> {
-        self.packet_id.filter(|packet_id| *packet_id != 1)
-    }
-
     /// What no other request has in common with this one: see [`identity`]. `None` where the broker does not tell enough.
+    ///
+    /// Packet identifier 1 tells nothing. With one request in flight, it is that of every request where a broker takes the lowest
+    /// free one (HiveMQ) or numbers each connection anew (RabbitMQ).
     pub fn identity(&self, client_id: &str) -> Option<String> {
-        let (subscription, packet_id) = (self.subscription?, self.telling_packet_id()?);
-        Some(identity(client_id, subscription, packet_id, &self.payload))
+        let packet_id = self.packet_id.filter(|packet_id| *packet_id != 1)?;
+        Some(identity(
+            client_id,
+            self.subscription?,
+            packet_id,
+            &self.payload,
+        ))
     }
-}
-
-/// What the worker may ask of a connection. What it asks of one that broke vanishes.
-pub trait Connection: Send + Sync {
-    /// Subscribes, where the link has one connection; [`Event::Ready`] tells when the broker has agreed.
-    fn subscribe(&self);
-    /// Publishes at QoS 1; [`Event::Published`] tells when the broker has it.
-    fn publish(&self, topic: &str, payload: Vec<u8>, retention: Retention);
-    /// Publishes at QoS 0, unless many such messages still wait to be sent or this one is larger than the broker takes.
-    fn announce(&self, topic: &str, payload: Vec<u8>, retention: Retention);
-    /// Acknowledges a message of this connection.
-    fn acknowledge(&self, packet_id: u16);
-    /// Gives up a subscription.
-    fn unsubscribe(&self, filter: &str);
-    /// The largest payload that the broker takes on a topic, in bytes, as far as it has said.
-    fn payload_limit(&self, topic: &str) -> usize;
-    /// Whether [`Event::Published`] tells if anybody is subscribed.
-    fn tells_subscribers(&self) -> bool;
-    /// Ends the connection in order; [`Event::Closed`] tells when that is sent.
-    fn disconnect(&self);
 }
 
 /// What the worker hears.
@@ -289,7 +277,7 @@ pub enum Event {
     /// A connection is established.
     Connected {
         /// What to ask of it.
-        connection: Arc<dyn Connection>,
+        connection: Arc<Connection>,
         /// The broker has kept our session.
         resumed: bool,
     },
@@ -327,27 +315,21 @@ pub enum Subscribers {
 /// Why a broker does not take a message of ours.
 #[derive(Debug)]
 pub enum Unpublished {
-    /// We may not write to its topic.
-    NotAuthorized,
+    /// It will not take the next one either, for this reason.
+    Denied(String),
     /// Something that may pass, and what: a quota, a broker's internal trouble.
     ForNow(String),
 }
 
-/// The running link.
+/// The running link. Once it is dropped, nothing more is heard of it, and a connection that still comes is closed at once.
 pub struct Link {
     resume: Sender<()>,
-    is_abandoned: Arc<AtomicBool>,
 }
 
 impl Link {
     /// Makes another connection although another client took ours over.
     pub fn resume(&self) {
         let _ = self.resume.send(()); // fails where the broker denies us, which the worker has heard
-    }
-
-    /// Leaves the link to itself: nothing more is heard of it, and a connection that still comes is closed at once.
-    pub fn abandon(&self) {
-        self.is_abandoned.store(true, Relaxed);
     }
 }
 
@@ -357,15 +339,11 @@ impl Link {
 /// The system has no room for another thread.
 pub fn open(settings: Settings, sink: impl Fn(Event) + Send + 'static) -> io::Result<Link> {
     let (resume, resumed) = mpsc::channel();
-    let is_abandoned = Arc::new(AtomicBool::new(false));
-    let driver = Driver::new(settings, resumed, is_abandoned.clone(), sink);
+    let driver = Driver::new(settings, resumed, sink);
     std::thread::Builder::new()
         .name("mqtt".into())
         .spawn(move || driver.run())?;
-    Ok(Link {
-        resume,
-        is_abandoned,
-    })
+    Ok(Link { resume })
 }
 
 /// A host name or address as resolvers and certificates know it: an IPv6 address without its brackets.

@@ -7,7 +7,7 @@ use super::{Event, Host, Life, Protocol, Session, Settings, without_brackets};
 use crate::check::Finding;
 use std::cell::{Cell, RefCell};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::time::Duration;
 
 /// How long a single address may take to answer.
@@ -102,7 +102,8 @@ fn log_in(
         }
         _ => {}
     };
-    let mut driver = Driver::new(settings, mpsc::channel().1, Arc::default(), sink);
+    let (_resume, resumed) = mpsc::channel();
+    let mut driver = Driver::new(settings, resumed, sink);
     let (_, failure) = driver.make_connection();
     let (resumed, version) = match (&*greeted.borrow(), &failure) {
         (None, Failure(End::Untrusted, reason)) => return Err(format!("TLS: {reason}")),

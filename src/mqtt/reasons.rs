@@ -124,13 +124,13 @@ impl Reason {
     /// What follows for the connection of a broker that `does` something for this reason.
     pub fn failure(&self, does: &str) -> Failure {
         let end = match self.meaning() {
-            Meaning::Passes => return Failure(End::Lost, format!("it {does} ({self})")),
+            Meaning::Passes => return End::Lost.because(format!("it {does} ({self})")),
             Meaning::Stays => End::Denied,
             Meaning::TakenOver => End::TakenOver,
             Meaning::NoVersion => End::NoVersion,
             Meaning::Lacks(lack) => End::Lacks(lack),
         };
-        Failure(end, format!("the broker {does} ({self})"))
+        end.because(format!("the broker {does} ({self})"))
     }
 
     /// What it says of a message that was published.
@@ -139,7 +139,7 @@ impl Reason {
             _ if version == Protocol::V3 => Ok(Subscribers::Unknown),
             ("Success", _) => Ok(Subscribers::Some),
             ("NoMatchingSubscribers", _) => Ok(Subscribers::None),
-            (_, Meaning::Stays) => Err(Unpublished::NotAuthorized),
+            (_, Meaning::Stays) => Err(Unpublished::Denied(self.to_string())),
             _ => Err(Unpublished::ForNow(self.to_string())),
         }
     }

@@ -142,11 +142,11 @@ pub(super) fn failure(error: &io::Error, tls: &Tls) -> Option<Failure> {
         // a machine whose clock has no battery starts in the past, until it has asked for the time
         Error::InvalidCertificate(
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
-        ) => Failure(End::Lost, format!("{error}; is our clock right?")),
+        ) => End::Lost.because(format!("{error}; is our clock right?")),
         Error::InvalidCertificate(why) => {
             let hint = fault(why, tls.ca.is_some());
             let sentence = format!("we do not trust the broker: {error}{hint}");
-            Failure(End::Untrusted, sentence)
+            End::Untrusted.because(sentence)
         }
         Error::AlertReceived(alert) if concerns_certificate(*alert) => Failure(
             End::Untrusted,
@@ -154,10 +154,9 @@ pub(super) fn failure(error: &io::Error, tls: &Tls) -> Option<Failure> {
                 "the broker does not accept our client certificate (MQTT_CERT_FILE), or wants one: {error}"
             ),
         ),
-        error => Failure(
-            End::Lost,
-            format!("no TLS with it: {error}; mqtt:// is for a port without TLS"),
-        ),
+        error => End::Lost.because(format!(
+            "no TLS with it: {error}; mqtt:// is for a port without TLS"
+        )),
     })
 }
 

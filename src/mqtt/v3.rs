@@ -1,35 +1,39 @@
 //! MQTT 3.1.1. It has no Receive Maximum: a broker sends several requests at once, and those behind the first stay
 //! unacknowledged, so that they come again. Nor does it give reasons.
 
-use super::adapter::{
-    Ask, Broken, IN_FLIGHT, MAX_PACKET_BYTES, MAX_WAITING, Receiver, Sender, Way,
-};
+use super::adapter::{Ask, Broken, IN_FLIGHT, MAX_PACKET_BYTES, MAX_WAITING, Receiver, Sender};
 use super::reasons::Reason;
-use super::{Session, Settings};
+use super::{LastWill, Session, Settings};
 use rumqttc::mqttbytes::Error as CodecError;
 use rumqttc::v5;
 use rumqttc::v5::mqttbytes::{QoS as QoS5, v5 as packets};
 use rumqttc::{
     Client, Connection, ConnectionError, Event, MqttOptions, Packet, Publish, QoS,
-    RecvTimeoutError, StateError, SubscribeFilter, SubscribeReasonCode,
+    RecvTimeoutError, StateError, SubscribeFilter, SubscribeReasonCode, Transport,
 };
 use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Starts to connect.
-pub fn open(settings: &Settings, way: Way) -> (Box<dyn Sender>, Box<dyn Receiver>) {
-    let mut options = MqttOptions::new(&settings.client_id, way.host, way.port);
+pub fn open(
+    settings: &Settings,
+    (host, port): (&str, u16),
+    transport: Transport,
+    login: Option<(String, String)>,
+    will: Option<LastWill>,
+) -> (Sender, Box<dyn Receiver>) {
+    let mut options = MqttOptions::new(&settings.client_id, host, port);
     options
         .set_keep_alive(settings.broker.keep_alive)
         .set_clean_session(settings.session == Session::Fleeting)
         .set_max_packet_size(MAX_PACKET_BYTES as usize, MAX_PACKET_BYTES as usize)
         .set_inflight(IN_FLIGHT)
-        .set_transport(way.transport)
+        .set_transport(transport)
         .set_manual_acks(true);
-    if let Some((username, password)) = way.login {
+    if let Some((username, password)) = login {
         options.set_credentials(username, password);
     }
-    if let Some(will) = way.will {
+    if let Some(will) = will {
         let retain = will.retention.is_kept();
         let will = rumqttc::LastWill::new(will.topic, will.payload, QoS::AtMostOnce, retain);
         options.set_last_will(will);
@@ -40,27 +44,27 @@ pub fn open(settings: &Settings, way: Way) -> (Box<dyn Sender>, Box<dyn Receiver
     network.set_tcp_nodelay(true);
     network.set_connection_timeout(u32::MAX.into());
     connection.eventloop.set_network_options(network);
-    (Box::new(client), Box::new(connection))
+    (
+        Box::new(move |ask| send(&client, ask)),
+        Box::new(connection),
+    )
 }
 
-impl Sender for Client {
-    fn send(&self, ask: Ask) {
-        let _ = match ask {
-            Ask::Subscribe(to, _) => self.try_subscribe_many(
-                to.into_iter()
-                    .map(|to| SubscribeFilter::new(to.filter().to_owned(), to_3(to.qos()))),
-            ),
-            Ask::Publish(topic, payload, qos, retention) => {
-                self.try_publish(topic, to_3(qos), retention.is_kept(), payload)
-            }
-            Ask::Acknowledge(packet_id) => self.try_ack(&Publish {
-                pkid: packet_id,
-                ..Publish::new("", QoS::AtLeastOnce, Vec::new())
-            }),
-            Ask::Unsubscribe(filter) => self.try_unsubscribe(filter),
-            Ask::Disconnect => self.try_disconnect(),
-        };
-    }
+fn send(client: &Client, ask: Ask) {
+    let _ = match ask {
+        Ask::Subscribe(to, _) => client.try_subscribe_many(
+            to.into_iter()
+                .map(|to| SubscribeFilter::new(to.filter().to_owned(), to_3(to.qos()))),
+        ),
+        Ask::Publish(topic, payload, qos, retention) => {
+            client.try_publish(topic, to_3(qos), retention.is_kept(), payload)
+        }
+        Ask::Acknowledge(packet_id) => client.try_ack(&Publish {
+            pkid: packet_id,
+            ..Publish::new("", QoS::AtLeastOnce, Vec::new())
+        }),
+        Ask::Disconnect => client.try_disconnect(),
+    };
 }
 
 fn to_3(qos: QoS5) -> QoS {

@@ -1,16 +1,15 @@
 //! MQTT 5: one unacknowledged request at a time, limits that the broker states, a mark on what it has queued for a
 //! subscription, and reasons.
 
-use super::adapter::{
-    Ask, Broken, IN_FLIGHT, MAX_PACKET_BYTES, MAX_WAITING, Receiver, Sender, Way,
-};
+use super::adapter::{Ask, Broken, IN_FLIGHT, MAX_PACKET_BYTES, MAX_WAITING, Receiver, Sender};
 use super::reasons::Reason;
-use super::{Session, Settings, Subscription};
+use super::{LastWill, Session, Settings, Subscription};
+use rumqttc::Transport;
 use rumqttc::v5::mqttbytes::v5::{
     ConnectProperties, Filter, LastWillProperties, Publish, PublishProperties, RetainForwardRule,
     SubscribeProperties,
 };
-use rumqttc::v5::mqttbytes::{Error as CodecError, QoS};
+use rumqttc::v5::mqttbytes::{Error as CodecError, QoS, v5 as packets};
 use rumqttc::v5::{
     Client, Connection, ConnectionError, Event, MqttOptions, RecvTimeoutError, StateError,
 };
@@ -18,9 +17,15 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Starts to connect.
-pub fn open(settings: &Settings, way: Way) -> (Box<dyn Sender>, Box<dyn Receiver>) {
+pub fn open(
+    settings: &Settings,
+    (host, port): (&str, u16),
+    transport: Transport,
+    login: Option<(String, String)>,
+    will: Option<LastWill>,
+) -> (Sender, Box<dyn Receiver>) {
     let is_kept = settings.session == Session::Kept;
-    let mut options = MqttOptions::new(&settings.client_id, way.host, way.port);
+    let mut options = MqttOptions::new(&settings.client_id, host, port);
     options
         .set_keep_alive(settings.broker.keep_alive)
         .set_clean_start(!is_kept)
@@ -33,14 +38,14 @@ pub fn open(settings: &Settings, way: Way) -> (Box<dyn Sender>, Box<dyn Receiver
             ..ConnectProperties::new()
         })
         .set_outgoing_inflight_upper_limit(IN_FLIGHT)
-        .set_transport(way.transport)
+        .set_transport(transport)
         .set_manual_acks(true)
         // the adapter bounds every wait
         .set_connection_timeout(u32::MAX.into());
-    if let Some((username, password)) = way.login {
+    if let Some((username, password)) = login {
         options.set_credentials(username, password);
     }
-    if let Some(will) = way.will {
+    if let Some(will) = will {
         let properties = will.retention.seconds().map(|seconds| LastWillProperties {
             delay_interval: None,
             payload_format_indicator: None,
@@ -51,57 +56,54 @@ pub fn open(settings: &Settings, way: Way) -> (Box<dyn Sender>, Box<dyn Receiver
             user_properties: Vec::new(),
         });
         let (qos, retain) = (QoS::AtMostOnce, will.retention.is_kept());
-        options.set_last_will(rumqttc::v5::mqttbytes::v5::LastWill::new(
-            will.topic,
-            will.payload,
-            qos,
-            retain,
-            properties,
+        let (topic, payload) = (will.topic, will.payload);
+        options.set_last_will(packets::LastWill::new(
+            topic, payload, qos, retain, properties,
         ));
     }
     let mut network = options.network_options();
     network.set_tcp_nodelay(true);
     options.set_network_options(network);
     let (client, connection) = Client::new(options, MAX_WAITING);
-    (Box::new(client), Box::new(connection))
+    (
+        Box::new(move |ask| send(&client, ask)),
+        Box::new(connection),
+    )
 }
 
-impl Sender for Client {
-    fn send(&self, ask: Ask) {
-        let _ = match ask {
-            Ask::Subscribe(to, identifier) => {
-                let properties = SubscribeProperties {
-                    id: identifier.map(|id| id as usize),
-                    user_properties: Vec::new(),
-                };
-                let filters = to.into_iter().map(|to| Filter {
-                    // shows a retained request as one even when it comes live, and delivers it once and not at every start
-                    preserve_retain: matches!(to, Subscription::Requests(_)),
-                    retain_forward_rule: match to {
-                        Subscription::Requests(_) => RetainForwardRule::OnNewSubscribe,
-                        Subscription::Cancels(_) => RetainForwardRule::Never,
-                    },
-                    ..Filter::new(to.filter(), to.qos())
-                });
-                self.try_subscribe_many_with_properties(filters, properties)
-            }
-            Ask::Publish(topic, payload, qos, retention) => {
-                let properties = PublishProperties {
-                    message_expiry_interval: retention.seconds(),
-                    ..PublishProperties::default()
-                };
-                let retain = retention.is_kept();
-                self.try_publish_with_properties(topic, qos, retain, payload, properties)
-            }
-            Ask::Acknowledge(packet_id) => self.try_ack(&Publish {
-                qos: QoS::AtLeastOnce,
-                pkid: packet_id,
-                ..Publish::default()
-            }),
-            Ask::Unsubscribe(filter) => self.try_unsubscribe(filter),
-            Ask::Disconnect => self.try_disconnect(),
-        };
-    }
+fn send(client: &Client, ask: Ask) {
+    let _ = match ask {
+        Ask::Subscribe(to, identifier) => {
+            let properties = SubscribeProperties {
+                id: identifier.map(|id| id as usize),
+                user_properties: Vec::new(),
+            };
+            let filters = to.into_iter().map(|to| Filter {
+                // shows a retained request as one even when it comes live, and delivers it once and not at every start
+                preserve_retain: matches!(to, Subscription::Requests(_)),
+                retain_forward_rule: match to {
+                    Subscription::Requests(_) => RetainForwardRule::OnNewSubscribe,
+                    Subscription::Cancels(_) => RetainForwardRule::Never,
+                },
+                ..Filter::new(to.filter(), to.qos())
+            });
+            client.try_subscribe_many_with_properties(filters, properties)
+        }
+        Ask::Publish(topic, payload, qos, retention) => {
+            let properties = PublishProperties {
+                message_expiry_interval: retention.seconds(),
+                ..PublishProperties::default()
+            };
+            let retain = retention.is_kept();
+            client.try_publish_with_properties(topic, qos, retain, payload, properties)
+        }
+        Ask::Acknowledge(packet_id) => client.try_ack(&Publish {
+            qos: QoS::AtLeastOnce,
+            pkid: packet_id,
+            ..Publish::default()
+        }),
+        Ask::Disconnect => client.try_disconnect(),
+    };
 }
 
 impl Receiver for Connection {

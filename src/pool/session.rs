@@ -21,15 +21,15 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// The connection of the head.
 pub struct Session {
     number: u64,
-    link: Link,
-    connection: Option<Arc<dyn Connection>>,
+    /// Ends with it: nothing more is heard of it.
+    _link: Link,
+    connection: Option<Arc<Connection>>,
     /// What the broker had for us before it granted the subscription.
     early: VecDeque<Message>,
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.link.abandon();
         if let Some(connection) = &self.connection {
             connection.disconnect();
         }
@@ -60,7 +60,7 @@ impl Head {
             .map_err(|error| Event::Trouble(format!("no thread for the connection: {error}")))?;
         self.session = Some(Session {
             number,
-            link,
+            _link: link,
             connection: None,
             early: VecDeque::new(),
         });

@@ -95,10 +95,10 @@ impl Worker {
                 log::warn!("the broker does not take the result ({reason}); publishing it again");
                 self.tell(Input::NotPublished);
             }
-            Event::Published(Err(Unpublished::NotAuthorized)) => {
+            Event::Published(Err(Unpublished::Denied(reason))) => {
                 let root = self.config.topics.root();
                 let reason = format!(
-                    "the broker denies our result: we may not write to {root}/results/+ or {root}/rejected"
+                    "the broker denies our result ({reason}): we may not write to {root}/results/+ or {root}/rejected"
                 );
                 self.denied(&reason);
             }
@@ -202,7 +202,8 @@ impl Worker {
         let (id, presence) = (&self.config.worker_id, &self.config.topics.presence);
         let causes = format!(
             "the broker has dropped {times} connections in a row soon after they stood, and gives no reason. Either another \
-             client uses our id {id:?}: each worker needs a WORKER_ID of its own. Or we may not write to {presence}"
+             client uses our id {id:?}: each worker needs a WORKER_ID of its own. Or we may not write to {presence}, or something \
+             between us ends connections that are idle"
         );
         if self.is_idle() {
             log::error!("{causes}");

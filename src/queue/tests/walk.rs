@@ -6,7 +6,7 @@
 use super::*;
 use crate::contract::{Decision, EarlierRun, JobId, Request, RequestOrigin};
 
-/// 1 would tell nothing: see [`Message::telling_packet_id`].
+/// 1 would tell nothing: see [`Message::identity`].
 const FIRST_PACKET_ID: u16 = 2;
 
 /// What the broker and its controllers are like.
