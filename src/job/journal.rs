@@ -16,6 +16,9 @@ const MAX_BYTES: u64 = 64 << 20;
 /// this is the pause between two announcements, too.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// How many times longer than a write took the drive is left alone behind it.
+const RESTS_FOR: u32 = 10;
+
 /// An earlier run of the job `id` in this directory, and its document.
 ///
 /// # Errors
@@ -77,7 +80,8 @@ pub struct Journal {
     pub document: Document,
     durability: Durability,
     started: Instant,
-    written: Instant,
+    /// No write is due before.
+    rests_until: Instant,
     /// When to write next, where the document has changed since the last time.
     due: Option<Instant>,
     /// What was written since the last call of [`Self::take_change`].
@@ -101,7 +105,7 @@ impl Journal {
             document,
             durability,
             started: now,
-            written: now,
+            rests_until: now + PAUSE,
             due: None,
         })
     }
@@ -125,7 +129,7 @@ impl Journal {
     /// has removed is there again before the next step starts, since it counts the attempts.
     pub fn note_change(&mut self, dir: &WorkDir, now: Instant) {
         self.due = Some(match dir.contains(NAME) {
-            true => self.written + PAUSE,
+            true => self.rests_until.max(now),
             false => now,
         });
         self.write_if_due(dir, now);
@@ -136,12 +140,14 @@ impl Journal {
         if self.due.is_none_or(|at| at > now) {
             return;
         }
-        (self.due, self.written) = (None, now);
+        self.due = None;
         let document = self.document.to_json();
         match write(dir, &document, self.durability) {
             Ok(()) => self.change = Some(document),
             Err(error) => log::warn!("{error}; going on, since the job runs already"),
         }
+        // steps wait meanwhile: a slow drive is asked less often
+        self.rests_until = Instant::now() + PAUSE.max(RESTS_FOR * now.elapsed());
     }
 
     /// The job is over: what was not run yet will not be.
