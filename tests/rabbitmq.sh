@@ -18,18 +18,14 @@ export RABBITMQ_NODENAME=job-worker-$$@localhost RABBITMQ_CONFIG_FILE=$dir/rabbi
 export RABBITMQ_MNESIA_BASE=$dir/mnesia RABBITMQ_LOG_BASE=$dir/server RABBITMQ_PID_FILE=$dir/pid
 end_node() {
   local status=$?
-  end_all
-  pkill -9 -f "$RABBITMQ_NODENAME" 2>/dev/null || true
-  for _ in {1..20}; do # the node has started it, and it stays while it believes that the node lives
-    ERL_EPMD_PORT=$epmd_port epmd -kill > "$dir/epmd.log" 2>&1 || break
-    grep -q "not allowed" "$dir/epmd.log" || break
-    sleep 0.1
-  done
+  kill -9 "$(cat "$RABBITMQ_PID_FILE")" 2>/dev/null || true
   (exit "$status")
   finish
 }
 trap end_node EXIT
-HOME=$dir RABBITMQ_DIST_PORT=$dist_port ERL_EPMD_PORT=$epmd_port \
+export ERL_EPMD_PORT=$epmd_port
+epmd -address 127.0.0.1 2> "$dir/epmd.log" & pids+=($!) # else the node starts one that outlives it
+HOME=$dir RABBITMQ_DIST_PORT=$dist_port \
   /usr/lib/rabbitmq/bin/rabbitmq-server > "$dir/server.log" 2>&1 & pids+=($!)
 until pub -t jobs/ready -m 1 2> /dev/null; do
   [ "$SECONDS" -lt 60 ] || { echo "left out: RabbitMQ: it does not start here"; exit 0; }

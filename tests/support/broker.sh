@@ -38,12 +38,12 @@ listen() { # hears the results in heard.log
 }
 listens() { pub -t "jobs/results/ready-$port" -m 1 && grep -q "ready-$port" "$dir/heard.log"; }
 
-submit() { # ID STEP; the id is the key, too: over 3.1.1 nothing else tells a redelivery from a fresh request
+submit() { # ID STEP [ROOT]; the id is the key, too: over 3.1.1 nothing else tells a redelivery from a fresh request
   mkdir -p "$dir/$1"
   printf '{"steps": ["echo $PPID > worker; echo $JOB_ATTEMPT >> runs; %s"]}' "$2" > "$dir/$1/job.json"
-  pub -t jobs/pending -m "{\"id\": \"$1\", \"workDir\": \"$dir/$1\", \"key\": \"$1\"}"
+  pub -t "${3-jobs}/pending" -m "{\"id\": \"$1\", \"workDir\": \"$dir/$1\", \"key\": \"$1\"}"
 }
-results() { grep -c "^jobs/results/$1 .*\"status\":\"success\"" "$dir/heard.log"; }
+results() { grep -c "^[a-z]*/results/$1 .*\"status\":\"success\"" "$dir/heard.log"; }
 one_result() { [ "$(results "$1")" -ge 1 ]; }
 ran() { # ID ATTEMPT...
   local id=$1 runs
