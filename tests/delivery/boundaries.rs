@@ -1,11 +1,12 @@
-//! The promises of delivery at every packet boundary of a whole job: before and after each packet the link is cut, the session
-//! is lost, or the worker is killed. Wherever that happens, the end is the same.
+//! The promises of delivery at every packet boundary of a whole job, of a queue of its own and of a pool's: before and after each
+//! packet the link is cut, the session is lost, or the worker is killed or stopped. Wherever that happens, the end is the same.
 //!
 //! A run without a fault counts the packets, then there is one run for each boundary and each kind of fault.
 
 use crate::support;
 
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +14,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 use support::broker::{Broker, Entry, Packet, Step, Verdict};
-use support::site::WORKER;
+use support::site::{WORKER, names};
 use support::temp_dir::TempDir;
 use support::wait;
 use support::worker::{Worker, job_worker};
@@ -32,19 +33,53 @@ enum Fault {
     Forget,
     KillBefore,
     KillAfter,
+    /// The worker is killed while it deals with the cut.
+    CutAndKill,
+    /// The worker is asked to stop: that is no attempt, wherever it happens.
+    Stop,
 }
 
-const FAULTS: [Fault; 5] = [
+const FAULTS: [Fault; 7] = [
     Fault::CutBefore,
     Fault::CutAfter,
-    Fault::Forget,
     Fault::KillBefore,
     Fault::KillAfter,
+    Fault::CutAndKill,
+    Fault::Stop,
+    // a pool's campaign has the lost sessions
+    Fault::Forget,
 ];
 
 impl Fault {
     fn kills(self) -> bool {
-        matches!(self, Self::KillBefore | Self::KillAfter)
+        matches!(self, Self::KillBefore | Self::KillAfter | Self::CutAndKill)
+    }
+
+    fn cuts(self) -> bool {
+        matches!(self, Self::CutBefore | Self::CutAfter | Self::CutAndKill)
+    }
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Queue {
+    Own,
+    Pool,
+}
+
+impl Queue {
+    /// The session that is the queue.
+    fn session(self) -> &'static str {
+        match self {
+            Self::Own => WORKER,
+            Self::Pool => "the-pool",
+        }
+    }
+
+    fn faults(self) -> &'static [Fault] {
+        match self {
+            Self::Own => &FAULTS,
+            Self::Pool => &FAULTS[..FAULTS.len() - 1],
+        }
     }
 }
 
@@ -57,6 +92,7 @@ enum Length {
 
 #[derive(Clone, Copy, Debug)]
 struct Case {
+    queue: Queue,
     version: &'static str,
     length: Length,
     /// The packet, counted from 0, and what happens there.
@@ -65,26 +101,38 @@ struct Case {
 
 #[test]
 fn a_short_job_in_mqtt_5() {
-    at_every_boundary("5", Length::Short);
+    at_every_boundary(Queue::Own, "5", Length::Short);
 }
 
 #[test]
 fn a_short_job_in_mqtt_3_1_1() {
-    at_every_boundary("4", Length::Short);
+    at_every_boundary(Queue::Own, "4", Length::Short);
 }
 
 #[test]
 fn a_long_job_in_mqtt_5() {
-    at_every_boundary("5", Length::Long);
+    at_every_boundary(Queue::Own, "5", Length::Long);
 }
 
 #[test]
 fn a_long_job_in_mqtt_3_1_1() {
-    at_every_boundary("4", Length::Long);
+    at_every_boundary(Queue::Own, "4", Length::Long);
 }
 
-fn at_every_boundary(version: &'static str, length: Length) {
+#[test]
+fn a_short_job_of_a_pool_in_mqtt_5() {
+    at_every_boundary(Queue::Pool, "5", Length::Short);
+}
+
+#[test]
+fn a_short_job_of_a_pool_in_mqtt_3_1_1() {
+    at_every_boundary(Queue::Pool, "4", Length::Short);
+}
+
+fn at_every_boundary(queue: Queue, version: &'static str, length: Length) {
+    let faults = queue.faults();
     let packets = run(Case {
+        queue,
         version,
         length,
         fault: None,
@@ -93,10 +141,11 @@ fn at_every_boundary(version: &'static str, length: Length) {
     assert!(packets >= 10, "a whole job in {packets} packets?");
     let cases: Vec<_> = (0..packets)
         .flat_map(|at| {
-            FAULTS.map(|fault| Case {
+            faults.iter().map(move |fault| Case {
+                queue,
                 version,
                 length,
-                fault: Some((at, fault)),
+                fault: Some((at, *fault)),
             })
         })
         .collect();
@@ -126,7 +175,7 @@ fn at_every_boundary(version: &'static str, length: Length) {
     // whether the status is announced once more before the end is up to the scheduler: the last packets may not come
     let reached = reached.into_inner();
     assert!(
-        reached + 2 * FAULTS.len() >= cases.len(),
+        reached + 2 * faults.len() >= cases.len(),
         "only {reached} of {} boundaries were reached",
         cases.len()
     );
@@ -142,13 +191,20 @@ struct End {
 fn run(case: Case) -> End {
     // the first to come and the last to go: the worker's own log is in it
     let drive = TempDir::new();
+    fs::create_dir(drive.path().join("job")).unwrap();
     let broker = Broker::start();
+    let session = case.queue.session();
     let start = || {
         let mut command = job_worker();
         command
             .env("MQTT_URL", broker.url())
             .env("MQTT_PROTOCOL_VERSION", case.version)
+            .env("WORKER_ID", WORKER)
             .current_dir(drive.path());
+        if case.queue == Queue::Pool {
+            command.env("JOB_POOL", case.queue.session());
+            command.env("JOB_ROOT", drive.path());
+        }
         Worker::start(command, drive.path())
     };
     // from here on the broker keeps requests for the worker
@@ -169,11 +225,18 @@ fn run(case: Case) -> End {
             _ => Verdict::Pass,
         }
     });
-    // In 3.1.1 only a key tells a redelivery from a fresh request. Null counts as absent.
+    let fault = case.fault.map(|(_, fault)| fault);
+    // In 3.1.1 only a key tells a redelivery from a fresh request; in a pool, where the broker seemed to end the connection in order.
+    // Null counts as absent.
+    let is_doubtful = match case.queue {
+        Queue::Own => case.version == "4",
+        Queue::Pool => fault.is_some_and(Fault::cuts),
+    };
     let request = json!({
         "id": "job",
-        "key": (case.version == "4").then_some("key"),
-        "workDir": drive.path(),
+        "key": is_doubtful.then_some("key"),
+        "maxAttempts": if fault == Some(Fault::Stop) { 1 } else { 3 },
+        "workDir": drive.path().join("job"),
         "steps": [match case.length {
             Length::Short => "echo $JOB_ATTEMPT >> runs",
             Length::Long => "echo $JOB_ATTEMPT >> runs; sleep 0.3",
@@ -185,7 +248,6 @@ fn run(case: Case) -> End {
         let mut place = victim.lock().unwrap();
         *place = Some(start());
     }
-    let fault = case.fault.map(|(_, fault)| fault);
     let has_ended = || {
         victim
             .lock()
@@ -198,7 +260,7 @@ fn run(case: Case) -> End {
     if fault == Some(Fault::Forget) {
         republish_if_lost(&broker, before, &request, has_ended);
     }
-    if fault == Some(Fault::KillAfter) {
+    if matches!(fault, Some(Fault::KillAfter | Fault::CutAndKill)) {
         wait::until("the fault or the end", || {
             reached.try_recv().is_ok() || has_ended()
         });
@@ -223,31 +285,33 @@ fn run(case: Case) -> End {
     }
     drop(worker);
     // until the broker has read all that was sent
-    broker.wait_for_connected(WORKER, false, wait::DEADLINE);
+    await_end(&broker);
     assert!(
         !killed || fault.is_some_and(Fault::kills),
         "killed without a reason"
     );
     let reported = !broker.received(RESULT).is_empty();
     let packets = packets_since(&broker, before);
-    let unacknowledged = broker.queued(WORKER) > 0;
-    if !killed && unacknowledged {
+    let is_open = broker.queued(session) > 0 || !claims(&drive).is_empty();
+    if !killed && is_open {
         // nothing tells a client whether its acknowledgement has arrived; all else it has to wait for
-        assert!(
-            cut_after_report(&broker, before),
-            "the request is left behind"
-        );
+        let is_left = match case.queue {
+            _ if fault == Some(Fault::Stop) => true,
+            Queue::Own => cut_after_report(&broker, before),
+            Queue::Pool => fault.is_some_and(Fault::cuts),
+        };
+        assert!(is_left, "the request is left behind");
     }
-    if killed || unacknowledged {
-        finish(&broker, start);
+    if killed || is_open {
+        finish(&broker, &drive, case.queue, start);
     }
-    verify(&broker, &drive, killed, reported);
+    verify(&broker, &drive, case, killed, reported);
 
     // another worker finds nothing to do
     let results = broker.received(RESULT).len();
     live_idle(&broker, start);
     assert_eq!(broker.received(RESULT).len(), results);
-    verify(&broker, &drive, killed, reported);
+    verify(&broker, &drive, case, killed, reported);
     End {
         packets,
         reached: case.fault.is_some_and(|(at, _)| at < packets),
@@ -298,7 +362,16 @@ fn inject(fault: Fault, step: &Step, victim: &Mutex<Option<Worker>>) -> Verdict 
     };
     match fault {
         Fault::CutBefore => Verdict::CutBefore,
-        Fault::CutAfter => Verdict::CutAfter,
+        Fault::CutAfter | Fault::CutAndKill => Verdict::CutAfter,
+        Fault::Stop => {
+            victim
+                .lock()
+                .unwrap()
+                .as_ref()
+                .expect("it was started")
+                .sigterm();
+            Verdict::Pass
+        }
         Fault::Forget => Verdict::ForgetAndCut,
         Fault::KillBefore => {
             kill();
@@ -359,8 +432,11 @@ fn republish_if_lost(
 }
 
 /// Starts workers until the job is reported and nothing is left to do.
-fn finish(broker: &Broker, start: impl Fn() -> Worker) {
-    let is_done = || !broker.received(RESULT).is_empty() && broker.queued(WORKER) == 0;
+fn finish(broker: &Broker, drive: &TempDir, queue: Queue, start: impl Fn() -> Worker) {
+    let is_done = || {
+        let is_empty = broker.queued(queue.session()) == 0 && claims(drive).is_empty();
+        !broker.received(RESULT).is_empty() && is_empty
+    };
     for _ in 0..3 {
         let idle_before = idle_messages(broker);
         let mut worker = start();
@@ -371,7 +447,7 @@ fn finish(broker: &Broker, start: impl Fn() -> Worker) {
             worker.sigterm();
         }
         worker.exits_with(0);
-        broker.wait_for_connected(WORKER, false, wait::DEADLINE);
+        await_end(broker);
         if is_done() {
             return;
         }
@@ -395,11 +471,36 @@ fn live_idle(broker: &Broker, start: impl Fn() -> Worker) {
     wait::until("the worker to be idle", || idle_messages(broker) > before);
     worker.sigterm();
     worker.exits_with(0);
-    broker.wait_for_connected(WORKER, false, wait::DEADLINE);
+    await_end(broker);
+}
+
+/// Waits until the broker has read all that was sent.
+fn await_end(broker: &Broker) {
+    broker.wait_until(wait::DEADLINE, |log| {
+        let mut open = BTreeSet::new();
+        for entry in log {
+            match entry {
+                Entry::Packet { connection, .. } => open.insert(*connection),
+                Entry::Closed { connection, .. } => open.remove(connection),
+            };
+        }
+        open.is_empty()
+    });
+}
+
+/// What is in progress in the pool's directory, if there is one.
+fn claims(drive: &TempDir) -> Vec<String> {
+    let pool = drive.path().join(".job-worker/the-pool");
+    let mut claims = match pool.is_dir() {
+        true => names(&pool),
+        false => Vec::new(),
+    };
+    claims.retain(|name| name.starts_with("c-"));
+    claims
 }
 
 /// The final state. `reported`: the first worker had published its result before it ended.
-fn verify(broker: &Broker, drive: &TempDir, killed: bool, reported: bool) {
+fn verify(broker: &Broker, drive: &TempDir, case: Case, killed: bool, reported: bool) {
     let results: Vec<Value> = broker
         .received(RESULT)
         .iter()
@@ -420,15 +521,23 @@ fn verify(broker: &Broker, drive: &TempDir, killed: bool, reported: bool) {
         "{result}"
     );
     let stored: Value =
-        serde_json::from_slice(&fs::read(drive.path().join("job.status.json")).unwrap()).unwrap();
+        serde_json::from_slice(&fs::read(drive.path().join("job/job.status.json")).unwrap())
+            .unwrap();
     assert_eq!(stored["attempt"], result["attempt"]);
-    broker.wait_for_queued(WORKER, 0, wait::DEADLINE);
+    broker.wait_for_queued(case.queue.session(), 0, wait::DEADLINE);
+    assert_eq!(claims(drive), [""; 0]);
     assert!(broker.received("jobs/rejected").is_empty());
 
     let attempts = result["attempt"].as_u64().unwrap();
-    let runs = fs::read_to_string(drive.path().join("runs")).unwrap();
+    let runs = fs::read_to_string(drive.path().join("job/runs")).unwrap();
     let runs: Vec<u64> = runs.lines().map(|line| line.parse().unwrap()).collect();
-    if !killed || reported {
+    if case.fault.is_some_and(|(_, fault)| fault == Fault::Stop) {
+        // a stop may have met the job in the middle
+        assert!(
+            attempts == 1 && matches!(runs[..], [1] | [1, 1]),
+            "{runs:?}"
+        );
+    } else if !killed || reported {
         assert_eq!(
             (attempts, &runs[..]),
             (1, &[1][..]),
