@@ -13,5 +13,6 @@ mod members;
 mod misplaced;
 mod moves;
 mod names;
+mod presence;
 mod removed;
 mod taking;

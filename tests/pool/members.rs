@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::support::site::Site;
+use super::support::site::{Hub, Site};
 use super::support::wait;
 use super::support::worker::Worker;
 
@@ -21,8 +21,8 @@ on_both_protocols!(
 );
 
 /// The environment of a member of the site's pool.
-pub fn member_of<'a>(
-    site: &'a Site,
+pub fn member_of<'a, B: Hub>(
+    site: &'a Site<B>,
     name: &'a str,
     version: &'a str,
 ) -> impl Fn(&mut Command) + 'a {

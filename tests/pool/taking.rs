@@ -1,6 +1,7 @@
 //! How requests are taken: what is rejected, what waits, what is in progress already, and whose configuration does not fit.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use serde_json::json;
@@ -185,6 +186,54 @@ fn a_workdir_around_the_pool_is_rejected(version: &str) {
     }
 }
 
+/// A mount on the site's drive, for as long as it lives.
+struct Mount(std::path::PathBuf);
+
+impl Mount {
+    fn on(drive: &std::path::Path, options: &str) -> Self {
+        let arguments = ["-t", "tmpfs", "-o", options, "tmpfs"];
+        let mut mount = std::process::Command::new("mount");
+        assert!(mount.args(arguments).arg(drive).status().unwrap().success());
+        Self(drive.to_owned())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let mut unmount = std::process::Command::new("umount");
+        let _ = unmount.arg("-l").arg(&self.0).status();
+    }
+}
+
+/// What the head has open is below the drive that is there now: a claim there would be lost.
+#[test]
+#[ignore = "needs root to mount"]
+fn a_drive_that_is_mounted_while_members_wait_is_used() {
+    for version in ["5", "4"] {
+        let site = Site::start();
+        let hidden = site.drive.path().join(".job-worker/the-pool");
+        let mut members = ["a", "b"].map(|name| site.idle_worker(member_of(&site, name, version)));
+        await_queue(&site);
+        let before = fs::File::open(&hidden).unwrap();
+        let _mount = Mount::on(site.drive.path(), "size=9m");
+        site.submit("first", json!({ "steps": ["true"] }));
+        site.submit("second", json!({ "steps": ["true"] }));
+        for id in ["first", "second"] {
+            assert_eq!(site.result(id).json()["status"], "success");
+        }
+        for member in &mut members {
+            member.exits_with(0);
+        }
+        assert_eq!(claims(&site), [""; 0]);
+        let below = std::path::PathBuf::from(format!("/proc/self/fd/{}", before.as_raw_fd()));
+        let names = super::support::site::names(&below);
+        assert!(
+            !names.iter().any(|name| name.starts_with("c-")),
+            "{names:?}"
+        );
+    }
+}
+
 #[test]
 #[ignore = "needs root to mount"]
 fn a_full_drive_leaves_the_request_with_the_broker() {
@@ -196,24 +245,7 @@ fn a_full_drive_leaves_the_request_with_the_broker() {
 fn fill_the_drive(version: &str) {
     let site = Site::start();
     let drive = site.drive.path().to_owned();
-    let mount = |arguments: &[&str]| {
-        std::process::Command::new("mount")
-            .args(arguments)
-            .arg(&drive)
-            .status()
-            .is_ok_and(|s| s.success())
-    };
-    assert!(mount(&["-t", "tmpfs", "-o", "size=1m", "tmpfs"]));
-    struct Unmount(std::path::PathBuf);
-    impl Drop for Unmount {
-        fn drop(&mut self) {
-            let _ = std::process::Command::new("umount")
-                .arg("-l")
-                .arg(&self.0)
-                .status();
-        }
-    }
-    let _unmount = Unmount(drive.clone());
+    let _mount = Mount::on(&drive, "size=1m");
     let mut worker = site.idle_worker(member_of(&site, "a", version));
     await_queue(&site);
     let dir = site.prepare("a", json!({ "steps": ["true"] }));
@@ -221,7 +253,7 @@ fn fill_the_drive(version: &str) {
     let _ = fs::write(&filler, vec![1; 2 << 20]);
     site.request(json!({ "id": "a", "workDir": dir }));
     wait::until("the head to say so", || {
-        worker.stderr().contains("cannot be taken")
+        worker.stderr().contains("no claim can be made")
     });
     wait::throughout(Duration::from_millis(1500), "nothing is run", || {
         site.controller.heard("jobs/results/").is_empty()
