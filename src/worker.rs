@@ -399,14 +399,7 @@ impl Worker {
     fn report(&mut self, document: Document) {
         log_result(&document);
         let payload = document.to_json();
-        if let Some(claim) = &self.claim
-            && let Err(error) = claim.keep(&payload)
-        {
-            log::warn!(
-                "the claim {}: {error}; the result is published all the same",
-                claim.path().display()
-            );
-        }
+        self.keep(&payload);
         self.publish(ResultMessage {
             topic: self.config.topics.result(&document.id),
             payload,
@@ -420,8 +413,22 @@ impl Worker {
         });
     }
 
+    /// Puts a final document into the claim: from now on it is published from there, whatever becomes of the directory.
+    fn keep(&self, document: &[u8]) {
+        if let Some(claim) = self.claim.as_ref().filter(|c| c.document.is_none())
+            && let Err(error) = claim.keep(document)
+        {
+            let path = claim.path();
+            log::warn!(
+                "the claim {}: {error}; the result is published all the same",
+                path.display()
+            );
+        }
+    }
+
     /// Publishes the result of a job that is over already.
     fn publish_stored(&mut self, id: &str, document: Vec<u8>) {
+        self.keep(&document);
         log::info!("job {id}: over already, its result is sent again");
         self.publish(ResultMessage {
             topic: self.config.topics.result_of(id),

@@ -206,10 +206,11 @@ impl Claim {
         if payload.get(header.bytes) != Some(&b'\n') {
             return Err(no_claim("the request in it is cut short".to_owned()));
         }
-        let document = payload.split_off(header.bytes + 1);
+        let mut document = payload.split_off(header.bytes + 1);
         payload.pop();
+        let end = bytes - document.len() as u64;
         // one that is cut short was never published
-        let is_whole = document.ends_with(b"\n");
+        let is_whole = document.pop() == Some(b'\n');
         Ok(Self {
             message: Message {
                 topic: header.topic,
@@ -219,7 +220,7 @@ impl Claim {
                 subscription: None,
                 retained: false,
             },
-            end: bytes - document.len() as u64,
+            end,
             document: is_whole.then_some(document),
             place,
             file,

@@ -25,6 +25,7 @@ mod hostile;
 mod pool;
 mod power;
 mod verdict;
+mod walk;
 mod wire;
 
 use claims::Claim;

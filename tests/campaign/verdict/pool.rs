@@ -67,10 +67,7 @@ impl Evidence<'_> {
                         Some(claim) if lives_on && !claim.is_locked => {
                             Some("a result whose claim is not locked")
                         }
-                        // the stored result of a key is on the drive
-                        None if lives_on && document["key"].is_null() => {
-                            Some("a result that its claim does not have")
-                        }
+                        None if lives_on => Some("a result that its claim does not have"),
                         _ => None,
                     };
                     let token = token.unwrap_or_default();
@@ -83,7 +80,7 @@ impl Evidence<'_> {
                     of_result: Some(document),
                     claim: None,
                     ..
-                } if lives_on && document["key"].is_null() => (
+                } if lives_on => (
                     token_of(document, self.requests).unwrap_or_default(),
                     Some("its claim is removed, and the broker does not have its result"),
                 ),
