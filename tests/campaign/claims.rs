@@ -10,7 +10,7 @@ use std::path::Path;
 const LOOKS: usize = 4;
 
 /// How often to look again where a claim got another name meanwhile.
-const TRIES: usize = 1000;
+const TRIES: usize = 100;
 
 /// A claim, as its name and its file say.
 #[derive(Clone, Debug)]
@@ -30,8 +30,10 @@ pub struct Claim {
 /// The claims that count.
 pub fn claims(pool: &Path) -> Vec<Claim> {
     // one that gets another name meanwhile is looked for again
-    let mut looks = (0..TRIES).filter_map(|_| look(pool));
-    let mut claims = looks.next().expect("claims that can be read");
+    let mut claims = (0..TRIES)
+        .find_map(|_| look(pool, false))
+        .or_else(|| look(pool, true))
+        .unwrap_or_default();
     if !claims.is_empty() {
         // the system skips some where others come and go as it tells
         for _ in 0..LOOKS {
@@ -47,15 +49,21 @@ pub fn claims(pool: &Path) -> Vec<Claim> {
     claims.into_iter().map(|(_, claim)| claim).collect()
 }
 
-/// `None` where a claim has another name by now.
-fn look(pool: &Path) -> Option<Vec<(u64, Claim)>> {
+/// `None` where a claim cannot be read, as where it has another name by now, unless such ones are passed over.
+fn look(pool: &Path, passes_over: bool) -> Option<Vec<(u64, Claim)>> {
     let mut claims = Vec::new();
     for name in super::support::site::names(pool) {
         let parts: Vec<&str> = name.split('-').collect();
         if let ["c", seq, rand, rest @ ..] = &*parts {
             let path = pool.join(&name);
-            let metadata = fs::metadata(&path).ok()?;
-            let (token, document) = read(&fs::read(path).ok()?)?;
+            let inode = fs::metadata(&path).map(|metadata| metadata.ino());
+            let content = fs::read(path).ok().and_then(|content| read(&content));
+            let (Ok(inode), Some((token, document))) = (inode, content) else {
+                match passes_over {
+                    true => continue,
+                    false => return None,
+                }
+            };
             let claim = Claim {
                 request: format!("{seq}-{rand}"),
                 rest: rest.join("-"),
@@ -63,7 +71,7 @@ fn look(pool: &Path) -> Option<Vec<(u64, Claim)>> {
                 document,
                 is_locked: false,
             };
-            claims.push((metadata.ino(), claim));
+            claims.push((inode, claim));
         }
     }
     Some(claims)

@@ -186,7 +186,12 @@ fn pump(mut from: TcpStream, mut to: TcpStream, side: Side, reader: Arc<Mutex<Re
         let mut chunk = [0; 16 << 10];
         let mut pending = Vec::new();
         // however it ends, the other end hears of it
-        while let Ok(length @ 1..) = from.read(&mut chunk) {
+        let is_cut = loop {
+            let length = match from.read(&mut chunk) {
+                Ok(0) => break false,
+                Ok(length) => length,
+                Err(_) => break true,
+            };
             pending.extend_from_slice(&chunk[..length]);
             // noted before it is passed on, so that the log has causes before their effects
             let mut trapped = None;
@@ -196,16 +201,21 @@ fn pump(mut from: TcpStream, mut to: TcpStream, side: Side, reader: Arc<Mutex<Re
             }
             let passes = trapped.is_none_or(|trap: Trap| trap.passes);
             if passes && to.write_all(&chunk[..length]).is_err() {
-                break;
+                break true;
             }
             if let Some(trap) = trapped {
                 lock(&reader).spring(trap);
-                break;
+                break true;
             }
-        }
+        };
         lock(&reader).note(Packet::End);
-        let _ = to.shutdown(Shutdown::Both);
-        let _ = from.shutdown(Shutdown::Both);
+        if is_cut {
+            let _ = to.shutdown(Shutdown::Both);
+            let _ = from.shutdown(Shutdown::Both);
+        } else {
+            // a worker that has said all waits for the end that the broker makes: then the broker has processed it
+            let _ = to.shutdown(Shutdown::Write);
+        }
     });
 }
 
