@@ -461,6 +461,7 @@ impl Head {
                 "the claim {} cannot be read, and is put aside: {error}",
                 place.path.join(name).display()
             ))),
+            Err(kept) if kept.kind() == io::ErrorKind::NotFound => {} // done meanwhile, on another host
             Err(kept) => {
                 let error = format!("it is no claim ({error}), and cannot be put aside: {kept}");
                 self.leave_alone(place, name, &error);
