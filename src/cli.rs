@@ -52,13 +52,6 @@ struct Call {
 
 /// Runs the program with these arguments.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> Exit {
-    let mut arguments = arguments.peekable();
-    if arguments
-        .next_if(|first| first == process::WITHOUT_TERMINAL)
-        .is_some()
-    {
-        return process::leave_terminal(arguments);
-    }
     match Call::parse(arguments) {
         Ok(call) => call.run(),
         Err(error) => {

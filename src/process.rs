@@ -1,18 +1,17 @@
 //! Processes of a job: starting a step in a group of its own, reaping, signalling and sweeping all descendants
 //! (docs/reference.md, "Steps and their environment" and "Stopping").
 
-use crate::Exit;
 use nix::unistd::getpgid;
+use process_wrap::std::{CommandWrap, ProcessSession};
 use rustix::io::Errno;
 use rustix::process::{
     Pid, Signal, WaitOptions, kill_process, kill_process_group, test_kill_process,
 };
 use signal_hook::consts::{SIGCHLD, SIGKILL};
 use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Write};
-use std::os::unix::process::CommandExt;
+use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -83,30 +82,9 @@ pub fn adopt_orphans() {
     }
 }
 
-/// The argument with which this program becomes a step that has no terminal.
-pub const WITHOUT_TERMINAL: &str = "step-without-terminal";
-
-/// Leaves the terminal, and becomes the program that the arguments say. This is a command of its own since `setsid` between fork
-/// and exec takes unsafe code.
-pub fn leave_terminal(mut arguments: impl Iterator<Item = OsString>) -> Exit {
-    let Some(program) = arguments.next() else {
-        return Exit::Usage;
-    };
-    let error = match rustix::process::setsid() {
-        Ok(_) => Command::new(&program).args(arguments).exec(),
-        Err(error) => error.into(),
-    };
-    let _ = writeln!(io::stderr(), "{}: {error}", program.display()); // that is job.log
-    Exit::Of(127)
-}
-
-/// Whether a process of this one could ask a question at a terminal.
-fn has_terminal() -> bool {
-    !matches!(File::open("/dev/tty"), Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NXIO | Errno::NOENT)))
-}
-
-/// Starts `shell -c run` as the leader of a process group, with `log` as stdout and stderr and nothing on stdin, and without a
-/// controlling terminal to ask a question at. Where this process has none, std need not fork for that, which is faster.
+/// Starts `shell -c run` in a session of its own, with `log` as stdout and stderr and nothing on stdin. So it has no
+/// controlling terminal to ask a question at, and leads a process group. The kernel shares the processors out by session, too: a
+/// step that forks all the time in the session of the worker would keep it from killing that step.
 ///
 /// # Errors
 /// What the kernel said, when the shell could not be started.
@@ -119,12 +97,6 @@ pub fn spawn<'a>(
 ) -> io::Result<Pid> {
     let errors = log.try_clone()?;
     let mut command = Command::new(shell);
-    if has_terminal() {
-        command = Command::new("/proc/self/exe");
-        command.args([WITHOUT_TERMINAL, shell]);
-    } else {
-        command.process_group(0);
-    }
     command
         .arg("-c")
         .arg(run)
@@ -132,6 +104,8 @@ pub fn spawn<'a>(
         .env_clear()
         .envs(env);
     command.stdin(Stdio::null()).stdout(log).stderr(errors);
+    let mut command = CommandWrap::from(command);
+    command.wrap(ProcessSession);
     // the handle is let go: reaping is ours alone, see `reap`
     let pid = command.spawn()?.id();
     i32::try_from(pid)
