@@ -220,7 +220,7 @@ async function cancels(page, id, others) {
 
 async function wholeErrors(page) {
     const worker = startWorker({ JOB_DIR_WAIT: '1' });
-    const id = await submit({ steps: [{ name: `${'a long name '.repeat(30)}and its end`, run: 'exit 7' }] });
+    const id = await submit({ steps: [{ name: `${'a long name '.repeat(15)}and its end`, run: 'exit 7' }] });
     await over(id);
     await worker.over;
     await unfold(page, id);
