@@ -100,6 +100,38 @@ fn a_job_of_a_session_that_the_broker_has_forgotten_runs(version: &str) {
     }
 }
 
+/// It numbers a new request as one that it has forgotten. The first delivery is lost, so the second one has DUP set.
+fn a_job_of_a_broker_that_went_back_to_an_older_save_runs(version: &str) {
+    let mut site = Site::start();
+    let worker = worker("w", "jobs", version);
+    site.open_queue(&worker);
+    // the first packet identifier tells nothing
+    site.submit("other", json!({ "steps": ["true"] }));
+    site.worker(&worker).exits_with(0);
+    site.kill9_broker();
+    let [store, save] = ["mosquitto.db", "older"].map(|name| site.broker.dir().join(name));
+    fs::copy(&store, &save).expect("the broker has written its store");
+    site.restart_broker();
+    let dir = site.prepare("again", json!({ "steps": [STEP] }));
+    let request = json!({ "id": "again", "workDir": dir });
+    site.request(request.clone());
+    site.worker(&worker).exits_with(0);
+    assert_eq!(runs(&dir), 1);
+
+    site.kill9_broker();
+    fs::copy(&save, &store).expect("the broker is gone");
+    site.restart_broker();
+    let mut idle = site.idle_worker(&worker);
+    idle.freeze();
+    site.request(request);
+    wait::until("the broker to send the request", || {
+        site.broker.log().contains("Sending PUBLISH to w ")
+    });
+    idle.kill9();
+    site.worker(&worker).exits_with(0);
+    assert_eq!(runs(&dir), 2, "it runs");
+}
+
 fn started(result: &Value) -> String {
     result["startedAt"]
         .as_str()
@@ -195,6 +227,7 @@ on_both_protocols!(
     a_job_that_another_worker_ran_last_runs,
     a_job_that_was_run_by_hand_last_runs,
     a_job_of_a_session_that_the_broker_has_forgotten_runs,
+    a_job_of_a_broker_that_went_back_to_an_older_save_runs,
     a_key_that_has_a_result_is_answered_with_it_by_whichever_worker,
     every_status_document_repeats_the_key,
 );
