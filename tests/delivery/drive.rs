@@ -6,7 +6,8 @@ use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use support::site::Site;
+use support::cut_drive::{CutDrive, DiskCache, FILE_SYSTEMS};
+use support::site::{Site, await_file, until_exists};
 
 /// A small file system of its own on a directory, until it is dropped.
 struct Mount(PathBuf);
@@ -136,4 +137,57 @@ fn in_a_read_only_directory_nothing_is_run_and_the_result_says_why() {
         "{}",
         finished.result
     );
+}
+
+/// The kernel makes a drive with an error read-only, or its device is gone. A claim that cannot be ended is taken again.
+#[test]
+#[ignore = "needs root and loop devices"]
+fn a_drive_that_fails_in_mid_job_is_no_success() {
+    let verdicts = [(0, ("failed", "internal", 1)), (3, ("failed", "step", 3))];
+    let cases = [(false, false), (false, true), (true, false), (true, true)];
+    for ((is_gone, in_pool), (exit, expected)) in
+        cases.map(|case| verdicts.map(|v| (case, v))).concat()
+    {
+        let drive = CutDrive::start(FILE_SYSTEMS[0], "fails").expect("a drive");
+        let site = Site::start();
+        let member = |command: &mut Command| {
+            command.env("WORKER_ID", "w");
+            if in_pool {
+                command
+                    .env("JOB_POOL", "the-pool")
+                    .env("JOB_ROOT", drive.path());
+            }
+        };
+        let worker = site.idle_worker(member);
+        let [up, gate] = ["up", "gate"].map(|name| site.drive.path().join(name));
+        let dir = drive.path().join("a");
+        fs::create_dir(&dir).expect("the drive can be written");
+        let step = format!(
+            "touch {}; {}; exit {exit}",
+            up.display(),
+            until_exists(&gate.to_string_lossy())
+        );
+        site.request(json!({ "id": "a", "workDir": dir, "steps": [step] }));
+        await_file(&up);
+        match is_gone {
+            true => drive.cut(DiskCache::Lost),
+            false => drive.turn_read_only(),
+        }
+        fs::write(&gate, "").expect("a file elsewhere");
+        let finished = site.finish(worker, dir.clone(), "a");
+        assert_eq!(finished.verdict(), expected, "{}", finished.result);
+        let warning = finished.result["warning"].as_str().unwrap_or_default();
+        assert!(
+            warning.contains("job.status.json cannot be written"),
+            "{warning}"
+        );
+        if is_gone && in_pool {
+            drive.restore(false).expect("it has its power again");
+            let again = site.finish(site.worker(member), dir, "a");
+            assert_eq!(
+                (&again.result["attempt"], &again.result["exitCode"]),
+                (&json!(2), &json!(exit))
+            );
+        }
+    }
 }

@@ -160,6 +160,22 @@ impl CutDrive {
         shut_down.expect("ext4 can be shut down");
     }
 
+    /// Lets the kernel find an error of the file system (ext4), upon which it is read-only.
+    pub fn turn_read_only(&self) {
+        let path = self.path();
+        let options = ["-o", "remount,errors=remount-ro"];
+        run(Command::new("mount").args(options).arg(&path)).expect("it can be remounted");
+        let mounts = fs::read_to_string("/proc/self/mounts").expect("it is mounted");
+        let here = format!(" {} ", path.display());
+        let device = mounts.lines().find(|line| line.contains(&here));
+        let device = device.and_then(|line| line.strip_prefix("/dev/")?.split(' ').next());
+        let trigger = format!(
+            "/sys/fs/ext4/{}/trigger_fs_error",
+            device.expect("a device")
+        );
+        fs::write(trigger, "an error for a test").expect("ext4 can be told of an error");
+    }
+
     /// Gives the power back and mounts the drive as it is now.
     ///
     /// # Errors
