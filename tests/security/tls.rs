@@ -11,7 +11,7 @@ use serde_json::json;
 use support::ca::{Authority, Identity, Valid};
 use support::controller::Controller;
 use support::mosquitto::{Mosquitto, free_port, tool};
-use support::site::Site;
+use support::site::{Site, names};
 use support::temp_dir::TempDir;
 use support::wait;
 use support::worker::Worker;
@@ -183,6 +183,46 @@ fn without_the_certificate_that_a_broker_wants_we_give_up(version: &str) {
     }
 }
 
+/// The broker ends the head's connection in order: so each acknowledgement is confirmed, which the claim's name says.
+fn a_pool_shares_a_queue(version: &str) {
+    let ca = Authority::new("ours");
+    let options = asks_for_certificates_of(&ca);
+    let secure = Secure::new(&ca.broker(NAMES, Valid::Now), &options);
+    let ours = ca.client("worker");
+    let mark = secure.site.controller.mark();
+    let mut members = ["a", "b"].map(|name| {
+        secure.worker("localhost", &ca.file(), |command| {
+            speaks(version)(command);
+            command
+                .env("MQTT_CERT_FILE", &ours.certificate)
+                .env("MQTT_KEY_FILE", &ours.key)
+                .env("JOB_POOL", "the-pool")
+                .env("JOB_ROOT", secure.site.drive.path())
+                .env("WORKER_ID", name)
+                .arg("supervise");
+        })
+    });
+    for member in &mut members {
+        secure.site.await_state(member, mark, "idle");
+    }
+    let jobs: Vec<String> = (1..=6).map(|number| format!("job-{number}")).collect();
+    for id in &jobs {
+        secure.site.submit(id, json!({ "steps": ["true"] }));
+    }
+    for id in &jobs {
+        assert_eq!(secure.site.result(id).json()["status"], "success");
+    }
+    let place = secure.site.drive.path().join(".job-worker/the-pool");
+    let done = || {
+        names(&place)
+            .iter()
+            .filter(|name| name.starts_with("d-") && name.ends_with("-0"))
+            .count()
+    };
+    // the first one is that of the new session
+    wait::until("all to be done and confirmed", || done() == jobs.len() + 1);
+}
+
 /// The lines of a PEM file that say something.
 fn secrets(file: &Path) -> Vec<String> {
     let text = fs::read_to_string(file).expect("a PEM file of the test's");
@@ -259,6 +299,7 @@ on_both_protocols!(
     an_expired_certificate_is_refused,
     a_certificate_for_another_host_is_refused,
     a_broker_that_asks_for_our_certificate_gets_it,
+    a_pool_shares_a_queue,
     without_the_certificate_that_a_broker_wants_we_give_up,
 );
 
