@@ -99,34 +99,19 @@ struct Case {
     fault: Option<(usize, Fault)>,
 }
 
-#[test]
-fn a_short_job_in_mqtt_5() {
-    at_every_boundary(Queue::Own, "5", Length::Short);
+fn a_short_job(version: &'static str) {
+    at_every_boundary(Queue::Own, version, Length::Short);
 }
 
-#[test]
-fn a_short_job_in_mqtt_3_1_1() {
-    at_every_boundary(Queue::Own, "4", Length::Short);
+fn a_short_job_of_a_pool(version: &'static str) {
+    at_every_boundary(Queue::Pool, version, Length::Short);
 }
 
+on_both_protocols!(a_short_job, a_short_job_of_a_pool);
+
 #[test]
-fn a_long_job_in_mqtt_5() {
+fn a_long_job() {
     at_every_boundary(Queue::Own, "5", Length::Long);
-}
-
-#[test]
-fn a_long_job_in_mqtt_3_1_1() {
-    at_every_boundary(Queue::Own, "4", Length::Long);
-}
-
-#[test]
-fn a_short_job_of_a_pool_in_mqtt_5() {
-    at_every_boundary(Queue::Pool, "5", Length::Short);
-}
-
-#[test]
-fn a_short_job_of_a_pool_in_mqtt_3_1_1() {
-    at_every_boundary(Queue::Pool, "4", Length::Short);
 }
 
 fn at_every_boundary(queue: Queue, version: &'static str, length: Length) {

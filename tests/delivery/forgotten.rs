@@ -6,7 +6,6 @@ use crate::support;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 use support::controller::Controller;
@@ -14,16 +13,9 @@ use support::mosquitto::Mosquitto;
 use support::site::{Site, read, while_exists};
 use support::temp_dir::TempDir;
 use support::wait;
-use support::worker::Worker;
+use support::worker::{Worker, speaking};
 
 const PRESENCE: &str = "jobs/workers/node-worker-01";
-
-fn speaking(version: &str) -> impl Fn(&mut Command) {
-    let version = version.to_owned();
-    move |command| {
-        command.env("MQTT_PROTOCOL_VERSION", &version);
-    }
-}
 
 fn forgetful_broker() -> Mosquitto {
     let mut broker = Mosquitto::prepare().without_persistence();
@@ -124,17 +116,8 @@ fn a_stop_without_a_broker_leaves_the_job_interrupted(version: &str) {
     }
 }
 
-/// A job whose broker restarts in mid-run, without its memory, and that ends before its controller has subscribed again,
-/// which it does `absence` after the worker.
-fn result_reaches_a_controller_that_is_back_after(absence: Duration, version: &str) {
-    result_of_a_restart_reaches_a_controller(forgetful_broker(), absence, version);
-}
-
-fn result_of_a_restart_reaches_a_controller(
-    mut broker: Mosquitto,
-    absence: Duration,
-    version: &str,
-) {
+/// A job whose broker restarts in mid-run, and that ends before its controller has subscribed again, a second after the worker.
+fn result_reaches_a_late_controller(mut broker: Mosquitto, version: &str) {
     let drive = TempDir::new();
     // a controller without a persistent session: the broker does not keep a subscription to results
     let controller = Controller::hearing("jobs/workers/#", &broker, "before");
@@ -154,7 +137,7 @@ fn result_of_a_restart_reaches_a_controller(
     wait::until("the worker to be back", || {
         broker.log().contains("as node-worker-01")
     });
-    thread::sleep(absence);
+    thread::sleep(Duration::from_secs(1));
     let controller = Controller::connect(&broker);
     let result = controller.next("jobs/results/held").json();
     assert_eq!(result, status(&dir));
@@ -162,51 +145,15 @@ fn result_of_a_restart_reaches_a_controller(
     worker.exits_with(0);
 }
 
-mod the_result_reaches_a_controller_that_is_back {
-    use super::result_reaches_a_controller_that_is_back_after as reaches;
-    use std::time::Duration;
+/// MQTT 5 tells the worker that nobody is subscribed. Over 3.1.1 it waits for 2 s.
+fn the_result_reaches_a_controller_that_is_back_after_the_worker(version: &str) {
+    result_reaches_a_late_controller(forgetful_broker(), version);
+}
 
-    #[test]
-    fn with_the_worker_in_mqtt_5() {
-        reaches(Duration::ZERO, "5");
-    }
-
-    #[test]
-    fn with_the_worker_in_mqtt_3_1_1() {
-        reaches(Duration::ZERO, "4");
-    }
-
-    #[test]
-    fn after_1_s_in_mqtt_5() {
-        reaches(Duration::from_secs(1), "5");
-    }
-
-    /// The worker waits 2 s here, since this version does not tell it that nobody is subscribed.
-    #[test]
-    fn after_1_s_in_mqtt_3_1_1() {
-        reaches(Duration::from_secs(1), "4");
-    }
-
-    #[test]
-    fn after_10_s_in_mqtt_5() {
-        reaches(Duration::from_secs(10), "5");
-    }
-
-    /// The broker remembers the worker, and has no session of the controller.
-    #[test]
-    fn after_1_s_of_a_broker_that_remembers_the_worker() {
-        super::result_of_a_restart_reaches_a_controller(
-            super::Mosquitto::start(),
-            Duration::from_secs(1),
-            "5",
-        );
-    }
-
-    #[test]
-    #[ignore = "needs 40 s"]
-    fn after_40_s_in_mqtt_5() {
-        reaches(Duration::from_secs(40), "5");
-    }
+/// The broker remembers the worker, and has no session of the controller.
+#[test]
+fn the_result_reaches_a_controller_that_the_broker_has_forgotten_alone() {
+    result_reaches_a_late_controller(Mosquitto::start(), "5");
 }
 
 /// There are controllers that only read the drive.
@@ -231,5 +178,6 @@ fn a_result_that_nobody_subscribes_to_delays_nobody(version: &str) {
 on_both_protocols!(
     a_stop_leaves_a_job_interrupted_whose_request_is_forgotten,
     a_stop_without_a_broker_leaves_the_job_interrupted,
+    the_result_reaches_a_controller_that_is_back_after_the_worker,
     a_result_that_nobody_subscribes_to_delays_nobody,
 );

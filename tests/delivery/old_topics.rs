@@ -7,13 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use support::site::Site;
-
-fn speaking(version: &str) -> impl Fn(&mut Command) {
-    let version = version.to_owned();
-    move |command| {
-        command.env("MQTT_PROTOCOL_VERSION", &version);
-    }
-}
+use support::worker::speaking;
 
 fn count(dir: &Path, file: &str) -> usize {
     fs::read_to_string(dir.join(file)).map_or(0, |text| text.lines().count())

@@ -5,20 +5,13 @@ use crate::support;
 use serde_json::json;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 use support::controller::{Controller, Message};
 use support::mosquitto::Mosquitto;
 use support::site::{Site, read, while_exists};
 use support::wait;
-
-fn speaking(version: &str) -> impl Fn(&mut Command) {
-    let version = version.to_owned();
-    move |command| {
-        command.env("MQTT_PROTOCOL_VERSION", &version);
-    }
-}
+use support::worker::speaking;
 
 fn count(dir: &Path, file: &str) -> usize {
     fs::read_to_string(dir.join(file)).map_or(0, |text| text.lines().count())

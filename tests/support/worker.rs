@@ -32,6 +32,12 @@ pub fn job_worker() -> Command {
     command
 }
 
+/// Makes a worker speak this version of MQTT.
+pub fn speaking(version: &str) -> impl Fn(&mut Command) + use<> {
+    let version = version.to_owned();
+    move |command| _ = command.env("MQTT_PROTOCOL_VERSION", &version)
+}
+
 /// Takes the configuration of whoever runs the tests away from a command.
 pub fn without_configuration(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
