@@ -11,7 +11,7 @@ use support::broker::{Broker, Packet, Step, Verdict};
 use support::processes::{child_of, pid_1};
 use support::site::{Site, WORKER, await_file, read, read_json, until_exists, verdict};
 use support::wait::{self, DEADLINE};
-use support::worker::Worker;
+use support::worker::{Worker, binary};
 
 /// Counts its runs, says what it was told, and goes; a run that finds `gate` ends at once.
 const HEEDS_TERM: &str = "echo x >> runs; trap 'echo told to stop; exit 0' TERM; touch up; \
@@ -152,6 +152,43 @@ fn finish_finishes_and_reports() {
     // the job behind it waits for the next worker
     site.broker.wait_for_queued(WORKER, 1, DEADLINE);
     assert!(!site.drive.path().join("b/job.log").exists());
+}
+
+/// The commands are those of docs/several-machines.md, and SIGALRM is what tells `timeout` that its time is over. It sends TERM twice.
+#[test]
+fn a_worker_whose_time_is_over_ends_its_job_first() {
+    let page = include_str!("../../docs/several-machines.md");
+    let commands: Vec<_> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("$ "))
+        .filter(|line| line.starts_with("JOB_ON_STOP=finish timeout "))
+        .collect();
+    assert_eq!(commands.len(), 2, "with supervise, and without");
+    for line in commands {
+        let site = Site::scripted();
+        let start = || {
+            let line = line.replace("job-worker", binary().to_str().unwrap());
+            let mut command = Command::new("env");
+            command.args(line.split(' '));
+            site.equip(&mut command);
+            site.idle(command)
+        };
+        let mut worker = start();
+        worker.signal(Signal::ALARM);
+        worker.exits_with(124);
+
+        let mut worker = start();
+        let dir = site.submit("a", steps());
+        site.submit("b", json!({ "steps": ["true"] }));
+        await_file(&dir.join("up"));
+        worker.signal(Signal::ALARM);
+        worker.await_stderr("finishing the job first");
+        fs::write(dir.join("gate"), "").unwrap();
+        assert_eq!(verdict(&site.result("a").json()), ("success", "", 0));
+        worker.exits_with(124); // `timeout` has the last word
+        site.broker.wait_for_queued(WORKER, 1, DEADLINE);
+        assert!(!read(&dir.join("job.log")).contains("\ntold to stop\n"));
+    }
 }
 
 #[test]
@@ -465,7 +502,7 @@ fn a_hangup_behind_another_stop_does_not_insist() {
 /// A worker that a shell starts, which has done `first` before.
 fn by_a_shell(site: &Site<Broker>, first: &str) -> Command {
     let mut command = Command::new("sh");
-    let binary = support::worker::binary();
+    let binary = binary();
     command.args(["-c", &format!("{first}; exec {}", binary.display())]);
     site.equip(&mut command);
     command
@@ -551,7 +588,7 @@ fn a_stop_at_any_moment_of_the_start_is_heeded() {
     let traced = |arguments: &[&str], command: &[&str]| {
         let mut strace = Command::new("strace");
         strace.arg("-D").args(["-o", &trace.display().to_string()]);
-        strace.args(arguments).arg(support::worker::binary());
+        strace.args(arguments).arg(binary());
         site.equip(strace.args(command));
         strace
     };
