@@ -175,6 +175,7 @@ fn variable(name: &str, value: &RawValue) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contract::corpus;
 
     #[test]
     fn a_definition_may_have_1_mib() {
@@ -205,50 +206,12 @@ mod tests {
 
     #[test]
     fn names_the_field_and_what_is_accepted() {
-        for (json, said) in [
-            ("", "not valid JSON"),
-            ("[]", "must be an object, not an array"),
-            (
-                r#"{"steps": "make"}"#,
-                "`steps` must be an array, not a string",
-            ),
-            (
-                r#"{"steps": ["a", 5]}"#,
-                "`steps` item 2: must be a string or an object with `run`, not a number",
-            ),
-            (
-                r#"{"steps": [{"name": "x"}]}"#,
-                "item 1: an object needs `run`",
-            ),
-            (
-                r#"{"steps": [{"run": 7}]}"#,
-                "`run` must be a string, not a number",
-            ),
-            (r#"{"steps": [{"run": "a\u0000b"}]}"#, "NUL"),
-            (
-                r#"{"steps": [{"run": "x", "always": "yes"}]}"#,
-                "`always` must be true or false",
-            ),
-            (
-                r#"{"steps": [{"run": "x", "timeoutSeconds": -1}]}"#,
-                "seconds greater than 0, not -1",
-            ),
-            (r#"{"timeoutSeconds": 1e-999}"#, "seconds greater than 0"),
-            (r#"{"maxAttempts": 1e999}"#, "whole number from 1"),
-            (r#"{"timeoutSeconds": 0}"#, "seconds greater than 0, not 0"),
-            (r#"{"maxAttempts": 0}"#, "whole number from 1"),
-            (r#"{"maxAttempts": 1.5}"#, "whole number from 1"),
-            (r#"{"env": []}"#, "`env` must be an object"),
-            (r#"{"env": {"A=B": "x"}}"#, "A=B"),
-            (
-                r#"{"env": {"A": {}}}"#,
-                "A: must be a string, not an object",
-            ),
-        ] {
-            let faults = Definition::parse(json.as_bytes()).unwrap_err();
-            assert_eq!(faults.len(), 1, "{faults:?}");
-            assert!(faults[0].contains(said), "{json}: {faults:?}");
+        for (words, text) in corpus::each(corpus::DEFINITIONS) {
+            let faults = Definition::parse(text.as_bytes()).err().unwrap_or_default();
+            assert_eq!(faults.len(), usize::from(!words.is_empty()), "{text}");
+            assert!(faults.concat().contains(words), "{text}: {faults:?}");
         }
+        assert!(Definition::parse("\u{feff}{\"steps\": []}".as_bytes()).is_ok());
     }
 
     #[test]
@@ -302,11 +265,6 @@ mod tests {
         ] {
             assert_eq!(nearest(name, &ours), meant, "{name}");
         }
-    }
-
-    #[test]
-    fn passes_over_a_byte_order_mark() {
-        assert!(Definition::parse(b"\xef\xbb\xbf{\"steps\": []}").is_ok());
     }
 
     #[test]

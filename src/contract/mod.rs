@@ -44,6 +44,11 @@ fn turns_writing(c: char) -> bool {
 }
 
 #[cfg(test)]
+#[allow(dead_code)] // other tests use the rest of it
+#[path = "../../tests/support/corpus.rs"]
+mod corpus;
+
+#[cfg(test)]
 mod tests {
     use super::single_line;
 

@@ -136,6 +136,7 @@ pub fn rejection_notice(worker: &str, error: &str, payload: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contract::corpus;
 
     #[test]
     fn takes_the_example_of_the_contract() {
@@ -148,53 +149,61 @@ mod tests {
         assert_eq!(request.definition.steps.unwrap()[0].run, "npm install");
     }
 
+    /// Checks what is said of a payload, and by which id: nothing where it is good.
+    fn is_told(payload: &[u8], id: Option<&str>, words: &str) {
+        let (told, error) = match Request::parse(payload) {
+            Ok(_) => (id.map(str::to_owned), String::new()),
+            Err(rejection) => (
+                rejection.id.map(|id| id.as_str().to_owned()),
+                rejection.error,
+            ),
+        };
+        let shown = String::from_utf8_lossy(payload);
+        assert_eq!(told.as_deref(), id, "{shown}: {error}");
+        assert!(error.contains(words), "{shown}: {error}");
+        assert_eq!(error.is_empty(), words.is_empty(), "{shown}: {error}");
+    }
+
     #[test]
     fn an_unusable_request_is_answered_by_id_where_it_has_one() {
-        for (payload, id, said) in [
-            (&b""[..], None, "not valid JSON"),
-            (b"\xff\xfe", None, "not valid JSON"),
-            (b"[1]", None, "must be an object, not an array"),
-            (b"{}", None, "`id` is missing"),
-            (br#"{"id": null, "workDir": "x"}"#, None, "`id` is missing"),
-            (
-                br#"{"id": {}, "workDir": "x"}"#,
-                None,
-                "must be a string or a number",
-            ),
-            (br#"{"id": "a/b", "workDir": "x"}"#, None, "none of / + #"),
-            (br#"{"id": "a"} trailing"#, None, "not valid JSON"),
-            (br#"{"id": "a"}"#, Some("a"), "`workDir` is missing"),
-            (
-                br#"{"id": 7, "workDir": 5}"#,
-                Some("7"),
-                "`workDir` must be a string, not a number",
-            ),
-            (
-                br#"{"id": "a", "workDir": ""}"#,
-                Some("a"),
-                "`workDir` is empty",
-            ),
-            (br#"{"id": "a", "workDir": "x\u0000"}"#, Some("a"), "NUL"),
-            (
-                br#"{"id": "a", "workDir": "x", "steps": {}}"#,
-                Some("a"),
-                "`steps` must be an array",
-            ),
-            (
-                br#"{"id": "a", "workDir": "x", "env": 1}"#,
-                Some("a"),
-                "`env` must be an object",
-            ),
-        ] {
-            let rejection = Request::parse(payload).unwrap_err();
-            let shown = String::from_utf8_lossy(payload);
-            assert_eq!(rejection.id.as_ref().map(JobId::as_str), id, "{shown}");
-            assert!(
-                rejection.error.contains(said),
-                "{shown}: {}",
-                rejection.error
-            );
+        for (words, text) in corpus::each(corpus::REQUESTS) {
+            is_told(text.as_bytes(), Some("7"), words);
         }
+        for (words, text) in corpus::each(corpus::NAMELESS) {
+            is_told(text.as_bytes(), None, words);
+        }
+        for bytes in corpus::BYTES {
+            is_told(bytes, None, "not valid JSON");
+        }
+        for (words, id) in corpus::each(corpus::IDS) {
+            let id_of_good = words.is_empty().then_some("any");
+            is_told(corpus::request_with_id(id).as_bytes(), id_of_good, words);
+        }
+        for (words, text) in corpus::each(corpus::DEFINITIONS) {
+            // what is no JSON has no id
+            let id = (words != "not valid JSON").then_some("7");
+            if let Some(request) = corpus::request_with(text, "d") {
+                is_told(request.as_bytes(), id, words);
+            }
+        }
+        is_told(
+            b"\xef\xbb\xbf {\"id\":7,\r\"workDir\":\t\"d\"} \n",
+            Some("7"),
+            "",
+        );
+        let key = |key: String| format!(r#"{{"id":"a","workDir":"d","key":"{key}"}}"#);
+        is_told(key("é".repeat(128)).as_bytes(), Some("a"), "");
+        is_told(key("x".repeat(129)).as_bytes(), Some("a"), "`key` has 129");
+        let id = |id: String| corpus::request_with_id(&format!("\"{id}\""));
+        is_told(id("é".repeat(128)).as_bytes(), Some("any"), "");
+        is_told(id("x".repeat(129)).as_bytes(), None, "has 129 characters");
+    }
+
+    #[test]
+    fn of_a_field_that_is_there_twice_the_last_one_counts() {
+        let twice = br#"{"id":"a","id":"b","workDir":"x","workDir":"d"}"#;
+        let request = Request::parse(twice).unwrap();
+        assert_eq!((request.id.as_str(), &*request.work_dir), ("b", "d"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Hostile input: whatever comes is answered, and the worker lives on (docs/reference.md, "Bad input"). The mutations
 //! have a fixed seed;
-//! `HOSTILE_CASES` sets their number, 1,000 unless set. The fuzz targets in `fuzz/` go further.
+//! `HOSTILE_CASES` sets their number, 1,000 unless set; a worker gets a quarter of it. The fuzz targets in `fuzz/` go further.
 
 use crate::support;
 
@@ -9,11 +9,12 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use job_worker::contract::{Definition, EarlierRun, Request};
+use job_worker::contract::{Definition, EarlierRun};
 use serde_json::json;
+use support::corpus;
 use support::mutation::Random;
 use support::properties;
-use support::site::Site;
+use support::site::{Site, names};
 use support::worker::Worker;
 
 fn cases() -> usize {
@@ -22,158 +23,45 @@ fn cases() -> usize {
     })
 }
 
-const REQUESTS: [&[u8]; 6] = [
-    br#"{ "id": "job_2026_01", "workDir": "good", "steps": ["npm install", "npm run build"] }"#,
-    br#"{"id":17,"workDir":"good","env":{"A":"1","B":2,"C":true},"timeoutSeconds":3600,"maxAttempts":3}"#,
-    br#"{"id":"a","workDir":"nowhere","steps":[{"run":"true","name":"n","timeoutSeconds":0.5,"always":true}]}"#,
-    br#"{"id":"\u00e9","workDir":"../out","steps":null,"env":null,"unknown":[[[{}]]]}"#,
-    br#"{"workDir":"good"}"#,
-    b"[1, 2]",
-];
+/// What the fuzz targets start from, and what they have found.
+fn seeds(target: &str) -> Vec<Vec<u8>> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
+    let files = names(&dir.join(target)).into_iter();
+    let seeds = files.map(|name| fs::read(dir.join(target).join(name)).expect("a seed"));
+    seeds.collect()
+}
 
-const JOURNALS: [&[u8]; 3] = [
-    br#"{"id":"a","status":"success","logFile":"/d/job.log","exitCode":0,"attempt":1,"worker":"w","steps":[],"key":"k","origin":"w 5 7 ab"}"#,
-    br#"{"id":"a","status":"running","logFile":null,"exitCode":null,"attempt":2,"worker":"w","steps":[{"status":"running"}]}"#,
-    br#"{"id":"a","status":"interrupted","attempt":4294967295}"#,
-];
-
-const ENVIRONMENTS: [&[u8]; 4] = [
-    b"MQTT_URL=mqtt://me:hunter2@[::1]:1883/\0MQTT_PROTOCOL_VERSION=5\0WORKER_ID=w\0JOB_TIMEOUT=1.5",
-    b"MQTT_URL=mqtts://u:p%40hunter2@host\0MQTT_TOPIC_ROOT=a/b\0WORKER_ID=g\0MQTT_KEEP_ALIVE=60",
-    b"MQTT_PASSWORD=hunter2\0MQTT_USERNAME=me\0JOB_STOP_GRACE=8\0JOB_DIR_WAIT=0\0JOB_LOG_LIMIT=1000000",
-    b"JOB_MAX_ATTEMPTS=3\0JOB_ON_STOP=finish\0JOB_PAYLOAD_STEPS=deny\0JOB_SHELL=sh\0PATH=/bin",
-];
-
-fn try_all(seed: u64, good: &[&[u8]], holds: fn(&[u8])) {
-    let mut random = Random::new(seed);
+fn try_all(target: &str, holds: fn(&[u8])) {
+    let good = seeds(target);
+    assert!(!good.is_empty());
+    let mut random = Random::new(target.len() as u64);
     good.iter().for_each(|input| holds(input));
     for _ in 0..cases() * 20 {
-        holds(&random.mutate(good));
+        holds(&random.mutate(&good));
     }
 }
 
 #[test]
 fn mutated_requests_are_parsed_or_refused() {
-    try_all(1, &REQUESTS, properties::request);
+    try_all("request", properties::request);
+    let corpus = corpus::each(corpus::REQUESTS).chain(corpus::each(corpus::NAMELESS));
+    corpus.for_each(|(_, text)| properties::request(text.as_bytes()));
+    corpus::BYTES.into_iter().for_each(properties::request);
 }
 
 #[test]
 fn mutated_definitions_are_parsed_or_refused() {
-    try_all(2, &REQUESTS, properties::definition);
+    try_all("definition", properties::definition);
 }
 
 #[test]
 fn mutated_journals_never_answer_for_another_job() {
-    try_all(3, &JOURNALS, properties::journal);
+    try_all("journal", properties::journal);
 }
 
 #[test]
 fn mutated_environments_are_read_or_refused_without_a_password_in_sight() {
-    try_all(4, &ENVIRONMENTS, properties::environment);
-}
-
-/// What the fuzz targets start from, and what they have found.
-#[test]
-fn what_the_fuzz_targets_start_from_holds() {
-    let target = |name: &'static str, holds: fn(&[u8])| (name, holds);
-    for (name, holds) in [
-        target("request", properties::request),
-        target("definition", properties::definition),
-        target("journal", properties::journal),
-        target("environment", properties::environment),
-    ] {
-        let seeds = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("fuzz/seeds")
-            .join(name);
-        let seeds: Vec<_> = fs::read_dir(seeds).expect("seeds").collect();
-        assert!(!seeds.is_empty(), "{name}");
-        for seed in seeds {
-            holds(&fs::read(seed.expect("a seed").path()).expect("a seed"));
-        }
-    }
-}
-
-/// The corners of RFC 8259, each in a request that is good but for it.
-#[test]
-fn json_is_what_rfc_8259_says() {
-    let taken: [&[u8]; 14] = [
-        br#"{"id":"a","workDir":"d"}"#,
-        b"\xef\xbb\xbf{\"id\":\"a\",\"workDir\":\"d\"}",
-        b" \t\r\n{ \"id\"\t:\r\"a\"\n, \"workDir\" : \"d\" } \n",
-        br#"{"\u0069d":"a","work\u0044ir":"\u0064"}"#,
-        br#"{"id":"\ud83d\ude00","workDir":"\"\\\/\b\f\n\r\t"}"#,
-        br#"{"id":-0,"workDir":"d"}"#,
-        br#"{"id":1E2,"workDir":"d"}"#,
-        br#"{"id":1e99999,"workDir":"d"}"#,
-        br#"{"id":"a","workDir":"d","":null}"#,
-        br#"{"id":"a","workDir":"d","x":{"x":{"x":[{},[],"",0,null]}}}"#,
-        br#"{"id":"a","workDir":"d","$serde_json::private::RawValue":"{"}"#,
-        br#"{"id":"a","workDir":"d","$serde_json::private::Number":"1"}"#,
-        br#"{"id":{},"workDir":"x","id":"a","workDir":"d"}"#,
-        "{\"id\":\"a\u{7f}\",\"id\":\"a\u{2028}\",\"workDir\":\"d\"}".as_bytes(),
-    ];
-    for payload in taken {
-        let shown = String::from_utf8_lossy(payload);
-        assert!(
-            Request::parse(payload).is_ok(),
-            "{shown}: {:?}",
-            Request::parse(payload)
-        );
-        properties::request(payload);
-    }
-    let refused: [&[u8]; 36] = [
-        b"",
-        b" ",
-        b"null",
-        b"\"a\"",
-        b"1",
-        br#"{"id":"a","workDir":"d",}"#,
-        br#"{"id":"a" "workDir":"d"}"#,
-        br#"{"id":"a","workDir":"d"}}"#,
-        br#"{"id":"a","workDir":"d"}{}"#,
-        br#"{"id":"a","workDir":"d""#,
-        br#"{'id':'a','workDir':'d'}"#,
-        br#"{id:"a",workDir:"d"}"#,
-        br#"{"id":"a","workDir":"d"/**/}"#,
-        b"// c\n{\"id\":\"a\",\"workDir\":\"d\"}",
-        br#"{"id":01,"workDir":"d"}"#,
-        br#"{"id":+1,"workDir":"d"}"#,
-        br#"{"id":.5,"workDir":"d"}"#,
-        br#"{"id":1.,"workDir":"d"}"#,
-        br#"{"id":1e,"workDir":"d"}"#,
-        br#"{"id":0x1,"workDir":"d"}"#,
-        br#"{"id":NaN,"workDir":"d"}"#,
-        br#"{"id":-Infinity,"workDir":"d"}"#,
-        br#"{"id":TRUE,"workDir":"d"}"#,
-        br#"{"id":"\ud800","workDir":"d"}"#,
-        br#"{"id":"\udc00\ud800","workDir":"d"}"#,
-        br#"{"id":"a","workDir":"\ud800x"}"#,
-        br#"{"id":"a","workDir":"\u00g0"}"#,
-        br#"{"id":"a","workDir":"\x41"}"#,
-        br#"{"id":"a","workDir":"\u0000"}"#,
-        b"{\"id\":\"a\",\"workDir\":\"a\nb\"}",
-        b"{\"id\":\"a\",\"workDir\":\"\xff\"}",
-        b"{\"id\":\"a\",\"workDir\":\"\xc0\xaf\"}",
-        b"{\"id\":\"a\",\"workDir\":\"\xed\xa0\x80\"}",
-        b"{\0\"\0i\0d\0\"\0:\0",
-        b"\xff\xfe{\0}\0",
-        b"{\"id\":\"a\",\"workDir\":\"d\"}\0",
-    ];
-    for payload in refused {
-        assert!(
-            Request::parse(payload).is_err(),
-            "{}",
-            String::from_utf8_lossy(payload)
-        );
-        properties::request(payload);
-    }
-    let last = Request::parse(br#"{"id":"a","id":"b","workDir":"x","workDir":"d"}"#)
-        .expect("duplicate keys are no error");
-    assert_eq!(
-        (last.id.as_str(), last.work_dir.as_str()),
-        ("b", "d"),
-        "the last one counts, as in JavaScript"
-    );
+    try_all("environment", properties::environment);
 }
 
 #[test]
@@ -256,11 +144,11 @@ fn a_worker_survives_them(version: &str) {
             .env("RUST_LOG", "warn,job_worker=warn");
     };
     site.open_queue(configure);
-    let mut random = Random::new(5);
-    let count = cases();
+    let (mut random, good) = (Random::new(5), seeds("request"));
+    let count = cases() / 4;
     for _ in 0..count {
         site.controller
-            .publish("jobs/pending", random.mutate(&REQUESTS));
+            .publish("jobs/pending", random.mutate(&good));
     }
     let supervisor = Worker::spawn(&site.broker, |command| {
         command.arg("supervise");

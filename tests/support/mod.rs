@@ -20,6 +20,7 @@
 pub mod broker;
 pub mod ca;
 pub mod controller;
+pub mod corpus;
 pub mod cut_drive;
 pub mod json;
 pub mod log;

@@ -70,8 +70,8 @@ impl Random {
     }
 
     /// One of these, changed in up to four places.
-    pub fn mutate(&mut self, good: &[&[u8]]) -> Vec<u8> {
-        let mut bytes = good[self.below(good.len())].to_vec();
+    pub fn mutate(&mut self, good: &[Vec<u8>]) -> Vec<u8> {
+        let mut bytes = good[self.below(good.len())].clone();
         for _ in 0..self.below(5) {
             let at = self.below(bytes.len() + 1);
             match self.below(9) {
@@ -86,7 +86,7 @@ impl Random {
                     bytes.splice(at..at, part);
                 }
                 6 => {
-                    let other = good[self.below(good.len())];
+                    let other = &good[self.below(good.len())];
                     let part = &other[self.range(other.len())];
                     bytes.splice(at..at, part.iter().copied());
                 }
