@@ -55,8 +55,8 @@ const WATCH_PAUSE: Duration = Duration::from_secs(30);
 const HANGS: Duration = Duration::from_secs(60);
 
 /// First and last pause after trouble with the drive or the broker.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LAST_PAUSE: Duration = Duration::from_secs(30);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(10);
 
 /// How many names of what is done are kept: the newest one tells whether its request comes again.
 const DONE_KEPT: usize = 20;
@@ -219,18 +219,20 @@ impl Head {
             if self.session.is_none() {
                 self.connect(&place, &names)?;
             }
-            pauses.reset();
             self.stands();
             let is_behind = names.iter().any(|name| name.taken == Some(0));
             let pause = match is_behind {
                 true => SHORT_LOOK_PAUSE,
                 false => LOOK_PAUSE,
             };
-            if let Some(message) = self.next_request(pause)?
-                && let Some(claim) = self.take(&place, &names, message)?
-            {
-                self.lock = None;
-                return Ok(claim);
+            match self.next_request(pause)? {
+                Some(message) => {
+                    if let Some(claim) = self.take(&place, &names, message)? {
+                        self.lock = None;
+                        return Ok(claim);
+                    }
+                }
+                None => pauses.reset(), // the broker has kept us for a while
             }
         }
     }
