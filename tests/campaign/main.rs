@@ -92,9 +92,10 @@ const WINDOW: usize = 30;
 /// Without any result for so long nothing more is broken, until one comes.
 const LULL: Duration = Duration::from_secs(1);
 
-/// Without any result for so long, longer than a worker's longest pause before it connects again, the broker has lost what
-/// is outstanding, and the controller publishes it again.
-const PATIENCE: Duration = Duration::from_secs(12);
+/// Without any result for so long the broker has lost what is outstanding, and the controller publishes it again. It is longer
+/// than a worker's longest pause before it connects again, 10 s, and what it then gives its controller to subscribe, 2 s: behind
+/// this, the faults begin anew.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Without any result for so long something is stuck.
 const STUCK: Duration = Duration::from_secs(180);

@@ -16,7 +16,7 @@ pub const NAME: &str = "the-pool";
 pub const PATIENCE: Duration = Duration::from_secs(4);
 
 /// Without any result for so long the pool has lost what is outstanding: no member pauses for longer.
-pub const LONG_PATIENCE: Duration = Duration::from_secs(40);
+pub const LONG_PATIENCE: Duration = Duration::from_secs(20);
 
 mod by_default {
     use super::*;
