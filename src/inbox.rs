@@ -13,7 +13,6 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
@@ -43,8 +42,6 @@ pub enum Event<T> {
     Stop(i32),
     /// SIGCHLD: some child has ended.
     ChildEnded,
-    /// A [`Waker`] has woken us.
-    Woken,
     /// A thread has sent this.
     Sent(T),
 }
@@ -59,22 +56,6 @@ pub struct Inbox<T> {
     first_stop: Option<Instant>,
     /// What we find at a look has come after this moment.
     looked: Instant,
-    own_waker: Waker,
-}
-
-/// Wakes the inbox without a message: [`Event::Woken`] says that there is something to look for.
-#[derive(Clone)]
-pub struct Waker {
-    woken: Arc<AtomicBool>,
-    bell: Arc<UnixStream>,
-}
-
-impl Waker {
-    /// Wakes the inbox.
-    pub fn wake(&self) {
-        self.woken.store(true, Ordering::SeqCst);
-        let _ = (&*self.bell).write(&[0]); // a full socket wakes the inbox, too
-    }
 }
 
 /// The sending end.
@@ -134,10 +115,6 @@ fn try_open<T>() -> io::Result<(Outbox<T>, Inbox<T>)> {
         come: VecDeque::new(),
         first_stop: None,
         looked: Instant::now(),
-        own_waker: Waker {
-            woken: Arc::default(),
-            bell: bell.clone(),
-        },
     };
     Ok((Outbox { sent: sender, bell }, inbox))
 }
@@ -153,11 +130,6 @@ fn ignored_signals() -> u64 {
 }
 
 impl<T> Inbox<T> {
-    /// What wakes this inbox with [`Event::Woken`].
-    pub fn waker(&self) -> &Waker {
-        &self.own_waker
-    }
-
     /// Sleeps until something comes, and no longer than to `deadline`; `None` when that has passed. A passed deadline goes
     /// first, or a stream of events could put it off for ever.
     pub fn next(&mut self, deadline: Option<Instant>) -> Option<Event<T>> {
@@ -194,9 +166,6 @@ impl<T> Inbox<T> {
                     }
                 }
             }
-        }
-        if self.own_waker.woken.swap(false, Ordering::SeqCst) {
-            self.come.push_back(Event::Woken);
         }
         self.come.extend(self.sent.try_recv().ok().map(Event::Sent));
     }

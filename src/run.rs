@@ -2,18 +2,18 @@
 
 use crate::config::{JobConfig, RunConfig};
 use crate::contract::{Document, JobId, Request, RequestOrigin};
-use crate::inbox::{self, Event, Inbox};
+use crate::inbox::{self, Event, Inbox, Outbox};
 use crate::job::{Interruption, News, Outcome, Run};
 use crate::{Exit, process};
 use rustix::fs::OFlags;
 use signal_hook::consts::SIGINT;
 use signal_hook::low_level::signal_name;
-use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -26,11 +26,11 @@ const END_LOOK: Duration = Duration::from_millis(2);
 
 /// Runs the job in `dir`; its log also goes to stdout.
 pub fn run(config: &RunConfig, dir: &OsStr, id: Option<&str>) -> Exit {
-    let Some((_, mut inbox)) = inbox::open() else {
+    let Some((outbox, mut inbox)) = inbox::open() else {
         return Exit::Defect;
     };
     process::adopt_orphans();
-    match request(dir, id).and_then(|request| execute(config, request, &mut inbox)) {
+    match request(dir, id).and_then(|request| execute(config, request, outbox, &mut inbox)) {
         Ok(document) => {
             if let Some(error) = &document.error {
                 log::error!("{error}");
@@ -75,7 +75,8 @@ fn request(dir: &OsStr, id: Option<&str>) -> Result<Request, String> {
 fn execute(
     config: &RunConfig,
     request: Request,
-    inbox: &mut Inbox<Infallible>,
+    outbox: Outbox<()>,
+    inbox: &mut Inbox<()>,
 ) -> Result<Document, String> {
     // there is nobody to wait for: whoever calls us has prepared the directory, wherever it is
     let job = JobConfig {
@@ -84,13 +85,12 @@ fn execute(
         ..config.job.clone()
     };
     let log = Path::new(&request.work_dir).join("job.log");
-    let waker = inbox.waker().clone();
     let mut run = Run::new(
         request,
         RequestOrigin::ByHand,
         &job,
         &config.worker_id,
-        waker,
+        Arc::new(move || outbox.send(())),
     );
     let mut terminal = None;
     let mut asked_before = false;
@@ -104,7 +104,7 @@ fn execute(
             Some(News::Over(outcome)) => break outcome,
             None => match inbox.next(run.next_wake()) {
                 Some(Event::ChildEnded) => run.child_ended(),
-                Some(Event::Woken) => run.drive_done(),
+                Some(Event::Sent(())) => run.drive_done(),
                 Some(Event::Stop(_)) if std::mem::replace(&mut asked_before, true) => {
                     run.stop_at_once()
                 }
@@ -149,7 +149,7 @@ impl Terminal {
     }
 
     /// Waits until the rest is shown. A reader may be slow; whoever does not want the rest interrupts us once more.
-    fn finish(self, inbox: &mut Inbox<Infallible>) {
+    fn finish(self, inbox: &mut Inbox<()>) {
         drop(self.running);
         while !self.thread.is_finished() {
             if let Some(Event::Stop(_)) = inbox.next(Some(Instant::now() + END_LOOK)) {

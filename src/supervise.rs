@@ -103,7 +103,7 @@ fn watch(worker: Pid, inbox: &mut Inbox<Infallible>) -> ControlFlow<u8, u8> {
                     }
                 });
             }
-            None | Some(Event::Woken) => {}
+            None => {}
         }
     }
     process::sweep(|_, _| {});
@@ -146,7 +146,6 @@ fn stop_asked_within(pause: Duration, inbox: &mut Inbox<Infallible>) -> bool {
             Some(Event::ChildEnded) => {
                 process::reap_some(|_, _| {}); // an orphan that PID 1 was given
             }
-            Some(Event::Woken) => {}
             None => return false,
         }
     }

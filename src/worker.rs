@@ -29,6 +29,8 @@ pub enum Heard {
     Broker(mqtt::Event),
     /// From the pool.
     Pool(pool::Event),
+    /// The drive has what it was given of the job.
+    Saved,
 }
 
 struct Worker {
@@ -159,7 +161,7 @@ impl Worker {
                 // PID 1 of a container is given the orphans of others, such as of a health check
                 None => drop(process::reap_some(|_, _| {})),
             },
-            Some(Event::Woken) => {
+            Some(Event::Sent(Heard::Saved)) => {
                 if let Some(run) = &mut self.run {
                     run.drive_done();
                 }
@@ -305,7 +307,8 @@ impl Worker {
             Err(rejection) => return self.reject(rejection, message),
         };
         let id = request.id.as_str();
-        let waker = self.inbox.waker().clone();
+        let outbox = self.outbox.clone();
+        let wake = Arc::new(move || outbox.send(Heard::Saved));
         let mut run = match &self.claim {
             None => {
                 let bytes = message.payload.len();
@@ -315,7 +318,7 @@ impl Worker {
                         "job {id}: published at QoS 0, so it would be lost if this worker died; publish at QoS 1"
                     );
                 }
-                Run::new(request, origin, &self.config.job, worker, waker)
+                Run::new(request, origin, &self.config.job, worker, wake)
             }
             Some(claim) => {
                 if let Some(document) = claim.document.clone() {
@@ -328,7 +331,7 @@ impl Worker {
                 if let Err(error) = claim.let_steps_inherit() {
                     log::warn!("the steps cannot inherit the lock of their claim: {error}");
                 }
-                let mut run = Run::new(request, claim.origin(), &self.config.job, worker, waker);
+                let mut run = Run::new(request, claim.origin(), &self.config.job, worker, wake);
                 let claim = claim.clone();
                 run.ask_at_the_end(Arc::new(move || claim.holder() == Holder::Another));
                 run

@@ -21,6 +21,7 @@ pub use directory::{OpenError, Then, WorkDir};
 pub use interruption::Interruption;
 pub use prepare::CANCEL_FILE;
 pub use run::{News, Run};
+pub use save::Wake;
 
 /// How a run ends.
 #[derive(Debug)]

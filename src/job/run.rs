@@ -4,11 +4,10 @@
 
 use super::prepare::{Look, Preparation};
 use super::running::Running;
-use super::save::Saving;
+use super::save::{Saving, Wake};
 use super::{Interruption, IsLost, Outcome};
 use crate::config::JobConfig;
 use crate::contract::{JobId, Request, RequestOrigin};
-use crate::inbox::Waker;
 use crate::process;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -21,7 +20,7 @@ pub struct Run {
     id: JobId,
     config: JobConfig,
     worker: String,
-    waker: Waker,
+    wake: Wake,
     stage: Stage,
     /// Its start, until it is told.
     start: Option<News>,
@@ -54,19 +53,19 @@ pub enum News {
 }
 
 impl Run {
-    /// A run of the job that `request` points to. `waker` wakes the inbox for [`Self::drive_done`].
+    /// A run of the job that `request` points to. `wake` asks for [`Self::drive_done`].
     pub fn new(
         request: Request,
         origin: RequestOrigin,
         config: &JobConfig,
         worker: &str,
-        waker: Waker,
+        wake: Wake,
     ) -> Self {
         Self {
             id: request.id.clone(),
             config: config.clone(),
             worker: worker.to_owned(),
-            waker,
+            wake,
             stage: Stage::Preparing(Box::new(Preparation::new(request, origin))),
             start: None,
             has_started: false,
@@ -168,8 +167,7 @@ impl Run {
         {
             let leave_at = Instant::now() + self.config.stop_grace;
             let leave_at = running.is_stopping().then_some(leave_at);
-            let saving =
-                Saving::begin(running.end(), self.config.durability, leave_at, &self.waker);
+            let saving = Saving::begin(running.end(), self.config.durability, leave_at, &self.wake);
             self.stage = Stage::Saving(Box::new(saving));
         }
         self.await_drive(Duration::ZERO);

@@ -15,7 +15,6 @@ use super::log::JobLog;
 use super::{IsLost, Outcome, WorkDir, journal};
 use crate::config::Durability;
 use crate::contract::{Document, JobState, Reason};
-use crate::inbox::Waker;
 use std::os::fd::IntoRawFd;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,6 +36,9 @@ pub struct Ending {
     pub keeps_lock: bool,
 }
 
+/// Tells the main thread, from another one, that there is something for [`super::Run::drive_done`].
+pub type Wake = Arc<dyn Fn() + Send + Sync>;
+
 /// A job of which the drive takes log and journal.
 pub struct Saving {
     done: Receiver<Outcome>,
@@ -47,13 +49,13 @@ pub struct Saving {
 }
 
 impl Saving {
-    /// Begins to make log and journal final. `waker` wakes the inbox when that is done, if it is not done here. A worker that stops
+    /// Begins to make log and journal final. `wake` is called when that is done, if it is not done here. A worker that stops
     /// leaves at `leave_at`.
     pub fn begin(
         ending: Ending,
         durability: Durability,
         leave_at: Option<Instant>,
-        waker: &Waker,
+        wake: &Wake,
     ) -> Self {
         let durability = match ending.dir.is_in_memory() {
             true => Durability::Cache,
@@ -66,11 +68,11 @@ impl Saving {
         let note = note.map(|dir| (dir, ending.document.clone(), ending.begun.clone()));
         let (sender, done) = mpsc::channel();
         let (give, given) = mpsc::channel();
-        let (waker, over) = (waker.clone(), sender.clone());
+        let (wake, over) = (wake.clone(), sender.clone());
         let wait = move || {
             if let Ok(ending) = given.recv() {
                 let _ = over.send(finish(ending, durability)); // a worker that has left does not care
-                waker.wake();
+                wake();
             }
         };
         let threads = std::thread::Builder::new().name("drive".to_owned());
