@@ -526,7 +526,7 @@ impl Campaign {
 
     fn prepare(&mut self, id: &str, exit: i64, max_attempts: u64) -> (Request, Value) {
         let dir = self.drive.path().join(id);
-        fs::create_dir_all(&dir).expect("the drive can be written");
+        fs::create_dir_all(&dir).unwrap();
         let witness = self.outside.path().join(format!("{id}-{exit}"));
         let text = format!("{id} that ends with {exit}");
         let bytes = [0, 1_000, 200_000][self.random.below(3) as usize];

@@ -171,7 +171,7 @@ impl Proxy {
 const LINKS: usize = 2;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().expect("no thread panics while it holds this")
+    mutex.lock().unwrap()
 }
 
 /// Who sends.

@@ -100,7 +100,7 @@ fn attempts_go_on_counting() {
     ]);
     let mut worker = site.idle_worker(|_| {});
     let dir = site.drive.path().join("a");
-    fs::create_dir(&dir).expect("the drive can be written");
+    fs::create_dir(&dir).unwrap();
     site.request(json!({ "id": "a", "workDir": dir, "steps": steps, "maxAttempts": 2 }));
     for attempt in 1..=2 {
         await_file(&dir.join("pid"));
@@ -108,7 +108,7 @@ fn attempts_go_on_counting() {
             count(&read(&dir.join("job.log")), &format!("in {attempt}")) == 1
         });
         kill_all(&site, &mut worker, &dir.join("pid"));
-        fs::remove_file(dir.join("pid")).expect("the drive can be written");
+        fs::remove_file(dir.join("pid")).unwrap();
         worker = site.worker(|_| {});
     }
     let result = site.result("a").json();
@@ -129,10 +129,10 @@ fn a_second_worker_waits_for_the_lock() {
         let run = ["run".as_ref(), dir.as_os_str()];
         let mut first = site.start_as(site.command(run));
         await_file(&dir.join("up"));
-        fs::write(dir.join("job.json"), definition).expect("the drive can be written");
+        fs::write(dir.join("job.json"), definition).unwrap();
         let mut second = site.start_as(site.command(run));
         second.await_stderr("is in use by another worker");
-        fs::write(site.drive.path().join("gate"), "").expect("the drive can be written");
+        fs::write(site.drive.path().join("gate"), "").unwrap();
         first.exits_with(0);
         second.exits_with(0);
         assert_eq!(
@@ -154,10 +154,10 @@ fn a_job_ends_where_another_worker_has_its_directory() {
     ]);
     let dir = site.submit("a", json!({ "steps": steps }));
     await_file(&dir.join("up"));
-    let other = File::create(dir.join("job.log")).expect("the drive can be written");
+    let other = File::create(dir.join("job.log")).unwrap();
     other.lock().expect("nobody has it");
-    fs::write(dir.join("job.status.json"), "of the other").expect("the drive can be written");
-    fs::write(dir.join("gate"), "").expect("the drive can be written");
+    fs::write(dir.join("job.status.json"), "of the other").unwrap();
+    fs::write(dir.join("gate"), "").unwrap();
     let result = site.result("a").json();
     assert_eq!(verdict(&result), ("failed", "internal", 1), "{result}");
     let error = result["error"].as_str().expect("an error");

@@ -130,8 +130,7 @@ fn the_exit_code_is_that_of_the_step_or_128_plus_the_signal() {
     let site = Site::start();
     for (number, (step, code, signal)) in cases.into_iter().enumerate() {
         let id = format!("exit-{number}");
-        fs::write(site.directory(&id).join("not-executable"), "true\n")
-            .expect("the drive can be written");
+        fs::write(site.directory(&id).join("not-executable"), "true\n").unwrap();
         let finished = site.run(&id, json!({ "steps": [step] }));
         let result = &finished.result;
         assert_eq!(result["status"], "failed", "{step}: {result}");
@@ -193,12 +192,9 @@ fn always_steps_run_after_a_failure_and_do_not_hide_it() {
 fn the_configured_shell_gets_each_step_after_a_c() {
     let site = Site::start();
     let shell = site.drive.path().join("own-shell");
-    fs::write(&shell, "#!/bin/sh\necho \"$#|$1|$2\"\n").expect("the drive can be written");
-    fs::set_permissions(&shell, fs::Permissions::from_mode(0o755))
-        .expect("the drive can be written");
-    let worker = site.idle_worker(|command| {
-        command.env("JOB_SHELL", &shell);
-    });
+    fs::write(&shell, "#!/bin/sh\necho \"$#|$1|$2\"\n").unwrap();
+    fs::set_permissions(&shell, fs::Permissions::from_mode(0o755)).unwrap();
+    let worker = site.idle_worker(|command| _ = command.env("JOB_SHELL", &shell));
     let finished = site.run_on(
         worker,
         "shell",
@@ -215,7 +211,7 @@ fn a_first_attempt_truncates_an_old_log() {
         site.directory("again").join("job.log"),
         "stale\n".repeat(100),
     )
-    .expect("the drive can be written");
+    .unwrap();
     let finished = site.run("again", json!({ "steps": ["echo fresh"] }));
     assert!(
         finished.log.starts_with("Job ID: again\n"),

@@ -131,7 +131,7 @@ fn a_missing_job_root_is_waited_for() {
         };
         let mut check = site.command(["check"]);
         configure(&mut check);
-        let output = check.output().expect("the binary runs");
+        let output = check.output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(78));
         assert!(said.contains("does not exist; a worker waits"), "{said}");
@@ -148,7 +148,7 @@ fn a_missing_job_root_is_waited_for() {
         worker.exits_with(0);
         let states = site.mark();
         let mut worker = start();
-        std::fs::create_dir_all(&root).expect("the drive can be written");
+        std::fs::create_dir_all(&root).unwrap();
         site.await_idle(states);
         worker.sigterm();
         worker.exits_with(0);
@@ -165,9 +165,7 @@ fn an_unusable_value_is_exit_78_and_names_variable_and_value() {
         ("JOB_TIMEOUT", "1h"),
     ];
     for (variable, value) in cases {
-        let (code, stderr) = output(|command| {
-            command.env(variable, value);
-        });
+        let (code, stderr) = output(|command| _ = command.env(variable, value));
         assert_eq!(code, Some(78), "{variable}={value}:\n{stderr}");
         assert!(
             stderr.contains(variable),

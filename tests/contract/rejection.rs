@@ -58,8 +58,8 @@ fn lives_on(site: &Site, worker: support::worker::Worker, configure: impl Fn(&mu
 fn a_bad_request_with_an_id() {
     let drive = support::temp_dir::TempDir::new();
     let dir = drive.path().join("empty");
-    fs::create_dir(&dir).expect("the drive can be written");
-    fs::write(drive.path().join("file"), "").expect("the drive can be written");
+    fs::create_dir(&dir).unwrap();
+    fs::write(drive.path().join("file"), "").unwrap();
     let of_work_dir = |work_dir: Value| json!({ "id": 7, "workDir": work_dir, "steps": [] });
     let mut cases: Vec<(&str, String)> = [
         ("does not exist", json!(drive.path().join("nowhere"))),
@@ -120,8 +120,8 @@ fn a_bad_job_json() {
     let mut cases = Vec::new();
     for (number, (words, make)) in files.into_iter().enumerate() {
         let dir = drive.path().join(number.to_string());
-        fs::create_dir(&dir).expect("the drive can be written");
-        make(&dir.join("job.json")).expect("the drive can be written");
+        fs::create_dir(&dir).unwrap();
+        make(&dir.join("job.json")).unwrap();
         cases.push((words, json!({ "id": 7, "workDir": dir }).to_string()));
     }
     all_are_answered_by_id(&cases);
@@ -138,7 +138,7 @@ fn a_work_dir_outside_job_root() {
     let definition = json!({ "steps": ["touch ran"] });
     let outside = site.prepare("outside", definition);
     let root = site.directory("root");
-    symlink(&outside, root.join("link")).expect("the drive can be written");
+    symlink(&outside, root.join("link")).unwrap();
     let configure = |command: &mut Command| {
         command.env("JOB_ROOT", &root);
     };
@@ -292,7 +292,7 @@ fn a_hostile_log_file_in_the_work_dir_does_not_stop_the_worker() {
     ] {
         let mut worker = site.idle_worker(speaking("5"));
         let dir = site.prepare(name, json!({ "steps": ["touch ran"] }));
-        make(&dir.join("job.log")).expect("the drive can be written");
+        make(&dir.join("job.log")).unwrap();
         site.request(json!({ "id": name, "workDir": dir }));
         let result = site.result(name).json();
         assert_eq!(result["status"], "failed", "{name}: {result}");

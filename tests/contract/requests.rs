@@ -277,9 +277,7 @@ fn job_json_is_read_once_before_the_first_step() {
 #[test]
 fn topics_start_with_the_configured_root() {
     let site = Site::start();
-    let worker = site.idle_worker(|command| {
-        command.env("MQTT_TOPIC_ROOT", "plant/7/jobs");
-    });
+    let worker = site.idle_worker(|command| _ = command.env("MQTT_TOPIC_ROOT", "plant/7/jobs"));
     let mut worker: Worker = worker;
     let dir = site.prepare("rooted", json!({ "steps": ["true"] }));
     site.controller.publish(
@@ -312,9 +310,7 @@ fn request_of_size(size: usize, request: &Value) -> String {
 fn a_request_of_1_mebibyte_is_taken(version: &str) {
     let site = Site::start();
     let dir = site.directory("full");
-    let worker = site.idle_worker(|command| {
-        command.env("MQTT_PROTOCOL_VERSION", version);
-    });
+    let worker = site.idle_worker(|command| _ = command.env("MQTT_PROTOCOL_VERSION", version));
     // half of what Linux takes as one argument
     let step = format!("echo taken # {}", "x".repeat(64 << 10));
     let request = json!({ "id": "full", "workDir": dir, "steps": [step] });
@@ -390,12 +386,12 @@ fn job_json_may_have_1_mebibyte_and_no_more() {
     let worker = site.idle_worker(|_| {});
     let dir = site.directory("sized");
     let path = dir.join("job.json");
-    fs::write(&path, definition_of_size(MIB + 1)).expect("the drive can be written");
+    fs::write(&path, definition_of_size(MIB + 1)).unwrap();
     let request = json!({ "id": "sized", "workDir": dir });
     site.request(request.clone());
     assert_eq!(site.result("sized").json()["reason"], "rejected");
     assert_eq!(names(&dir), ["job.json"]);
-    fs::write(&path, definition_of_size(MIB)).expect("the drive can be written");
+    fs::write(&path, definition_of_size(MIB)).unwrap();
     assert_success(&site.run_request(worker, dir, request));
 }
 
@@ -403,9 +399,7 @@ fn job_json_may_have_1_mebibyte_and_no_more() {
 fn a_too_large_request_is_held_once(version: &str) {
     const SIZE: usize = 32 << 20;
     let site = Site::start();
-    let worker = site.idle_worker(|command| {
-        command.env("MQTT_PROTOCOL_VERSION", version);
-    });
+    let worker = site.idle_worker(|command| _ = command.env("MQTT_PROTOCOL_VERSION", version));
     let file = site.drive.path().join("request");
     let request = json!({ "id": "huge", "workDir": "/nowhere", "steps": ["x".repeat(SIZE)] });
     fs::write(&file, request.to_string()).unwrap();

@@ -106,9 +106,7 @@ fn another_validator_thinks_of_them_as_the_worker_does() {
 #[test]
 fn presence_and_rejections_are_as_their_schemas_say() {
     let site = Site::start();
-    let mut worker = site.idle_worker(|command| {
-        command.env("JOB_DIR_WAIT", "600");
-    });
+    let mut worker = site.idle_worker(|command| _ = command.env("JOB_DIR_WAIT", "600"));
     site.controller.publish("jobs/pending", "no JSON");
     let rejected = site.controller.next("jobs/rejected").json();
     site.request(json!({ "id": 7, "workDir": site.directory("none").join("x") }));
@@ -187,9 +185,7 @@ fn every_document_of_the_worker_is_as_its_schema_says() {
         ),
     ];
     for (id, definition, variable, end) in jobs {
-        let worker = site.idle_worker(|command| {
-            command.envs(variable);
-        });
+        let worker = site.idle_worker(|command| _ = command.envs(variable));
         let finished = site.run_on(worker, id, definition);
         let result = &finished.result;
         assert_eq!(
@@ -222,9 +218,7 @@ fn every_document_of_the_worker_is_as_its_schema_says() {
     wait::until("the second run", || on_disk(&dir)["status"] == "running");
     worker.kill9();
     fs::remove_file(dir.join("gate")).unwrap();
-    let mut worker = site.worker(|command| {
-        command.env("JOB_MAX_ATTEMPTS", "1");
-    });
+    let mut worker = site.worker(|command| _ = command.env("JOB_MAX_ATTEMPTS", "1"));
     documents.push(site.result("stopped").json());
     worker.exits_with(0);
 

@@ -58,9 +58,7 @@ fn the_four_fields_that_never_change_come_first() {
 fn a_final_document_has_the_fields_of_the_contract() {
     let site = Site::start();
     let before = std::time::SystemTime::now() - Duration::from_millis(1);
-    let worker = site.idle_worker(|command| {
-        command.env("WORKER_ID", "worker-7");
-    });
+    let worker = site.idle_worker(|command| _ = command.env("WORKER_ID", "worker-7"));
     let steps = json!(["sleep 0.2", { "run": "true", "name": "tests" }]);
     let finished = site.run_on(worker, "whole", json!({ "steps": steps }));
     let result = &finished.result;
@@ -117,9 +115,7 @@ fn a_final_document_has_the_fields_of_the_contract() {
 #[test]
 fn every_result_has_the_directory_as_the_request_wrote_it() {
     let site = Site::start();
-    let _worker = site.idle_worker(|command| {
-        command.env("JOB_DIR_WAIT", "0");
-    });
+    let _worker = site.idle_worker(|command| _ = command.env("JOB_DIR_WAIT", "0"));
     let dir = site.prepare("withdrawn", json!({ "steps": [] }));
     fs::write(dir.join("job.cancel"), "").unwrap();
     let dotted = format!("{}/../withdrawn", dir.display());
@@ -179,7 +175,7 @@ fn while_a_step_runs_the_document_says_so_on_disk_and_on_the_wire() {
         "true"
     ]);
     let dir = site.prepare("running", json!({ "steps": steps }));
-    fs::write(dir.join("hold"), "").expect("the drive can be written");
+    fs::write(dir.join("hold"), "").unwrap();
     site.request(json!({ "id": "running", "workDir": dir }));
     wait::until("the second step to start", || dir.join("started").exists());
 
@@ -208,7 +204,7 @@ fn while_a_step_runs_the_document_says_so_on_disk_and_on_the_wire() {
     assert_eq!(document["attempt"], 1);
     time(&document, "startedAt");
     assert!(document.get("finishedAt").is_none_or(Value::is_null));
-    fs::remove_file(dir.join("hold")).expect("the drive can be written");
+    fs::remove_file(dir.join("hold")).unwrap();
     let finished = site.finish(worker, dir, "running");
     assert_eq!(
         statuses(&finished.result),

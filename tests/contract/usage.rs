@@ -10,7 +10,7 @@ fn output(arguments: &[&str]) -> Output {
         .args(arguments)
         .stdin(Stdio::null())
         .output()
-        .expect("the binary runs")
+        .unwrap()
 }
 
 #[test]

@@ -26,16 +26,15 @@ fn forgetful_broker() -> Mosquitto {
 /// A directory with a job that runs until it is [`release`]d.
 fn held_job(drive: &Path, id: &str) -> PathBuf {
     let dir = drive.join(id);
-    fs::create_dir_all(&dir).expect("the drive can be written");
+    fs::create_dir_all(&dir).unwrap();
     let step = format!("echo start >> runs; {}", while_exists("hold"));
-    fs::write(dir.join("job.json"), json!({ "steps": [step] }).to_string())
-        .expect("the drive can be written");
-    fs::write(dir.join("hold"), "").expect("the drive can be written");
+    fs::write(dir.join("job.json"), json!({ "steps": [step] }).to_string()).unwrap();
+    fs::write(dir.join("hold"), "").unwrap();
     dir
 }
 
 fn release(dir: &Path) {
-    fs::remove_file(dir.join("hold")).expect("it is held");
+    fs::remove_file(dir.join("hold")).unwrap();
 }
 
 fn await_starts(dir: &Path, count: usize) {

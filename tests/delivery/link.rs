@@ -184,9 +184,7 @@ fn the_brokers_of_a_url_are_tried_in_turn() {
     let silent = silent.local_addr().unwrap();
     let [first, second] = [other.port(), site.broker.port()];
     let url = format!("mqtt://127.0.0.1:1,{silent},127.0.0.1:{first},127.0.0.1:{second}");
-    let mut worker = site.worker(|command| {
-        command.env("MQTT_URL", &url);
-    });
+    let mut worker = site.worker(|command| _ = command.env("MQTT_URL", &url));
     worker.await_stderr(&format!("connected to the broker at 127.0.0.1:{first}"));
     let said = worker.stderr();
     assert!(

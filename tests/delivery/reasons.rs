@@ -24,9 +24,7 @@ fn saying(always: bool, says: impl Fn(&Packet) -> Option<Packet> + Send + 'stati
             None => Verdict::Pass,
         }
     });
-    let worker = site.worker(|command| {
-        command.env("MQTT_PROTOCOL_VERSION", "5");
-    });
+    let worker = site.worker(|command| _ = command.env("MQTT_PROTOCOL_VERSION", "5"));
     (site, worker)
 }
 

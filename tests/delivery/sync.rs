@@ -50,9 +50,7 @@ fn run_traced(
     steps: serde_json::Value,
 ) -> (Finished, String, Site) {
     let site = Site::start();
-    let (worker, trace) = traced(&site, arguments, |worker| {
-        worker.env("JOB_SYNC", sync);
-    });
+    let (worker, trace) = traced(&site, arguments, |worker| _ = worker.env("JOB_SYNC", sync));
     let finished = site.run_on(worker, "a", json!({ "steps": steps }));
     let trace = fs::read_to_string(&trace).expect("a trace");
     (finished, trace, site)
@@ -248,9 +246,7 @@ fn a_log_that_cannot_be_closed_makes_a_success_a_failure_without_any_sync() {
     let (worker, _) = traced(
         &site,
         &[&path, "-e", "inject=close:error=EDQUOT"],
-        |worker| {
-            worker.env("JOB_SYNC", "off");
-        },
+        |worker| _ = worker.env("JOB_SYNC", "off"),
     );
     let finished = site.run_request(worker, dir.clone(), json!({ "id": "a", "workDir": dir }));
     let error = finished.result["error"].as_str().unwrap_or_default();
@@ -267,9 +263,7 @@ fn slow(call: &str, act: impl FnOnce(&Worker)) -> (Site, PathBuf) {
     let (mut worker, trace) = traced(
         &site,
         &[&path, "-e", "trace=syncfs,fsync", "-e", &delay],
-        |worker| {
-            worker.env("JOB_STOP_GRACE", "1").env("JOB_SYNC", "on");
-        },
+        |worker| _ = worker.env("JOB_STOP_GRACE", "1").env("JOB_SYNC", "on"),
     );
     site.request(json!({ "id": "a", "workDir": dir }));
     wait::until("the drive to be asked", || {

@@ -93,9 +93,7 @@ fn no_short_job_waits_for_a_long_one(version: &str) {
         !site.controller.heard("jobs/status/long").is_empty()
     });
     // on a machine that is busy with something else, a worker that nobody shares its queue with shows what is to be had
-    let _alone = site.worker(|command| {
-        command.env("MQTT_TOPIC_ROOT", "own").arg("supervise");
-    });
+    let _alone = site.worker(|command| _ = command.env("MQTT_TOPIC_ROOT", "own").arg("supervise"));
     wait::until("a queue of its own", || {
         site.broker.log().contains("own/pending (QoS 1)")
     });

@@ -267,9 +267,7 @@ fn fill_the_drive(version: &str) {
 #[test]
 fn members_that_find_the_queue_and_no_directory_for_it_end_and_take_nothing() {
     let site = Site::start();
-    site.open_queue(|command| {
-        command.env("WORKER_ID", "the-pool");
-    });
+    site.open_queue(|command| _ = command.env("WORKER_ID", "the-pool"));
     site.submit("a", json!({ "steps": ["true"] }));
     let pool = site.drive.path().join(".job-worker/the-pool");
     let mut members = ["m1", "m2", "m3"].map(|name| site.worker(member_of(&site, name, "5")));

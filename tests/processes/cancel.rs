@@ -14,9 +14,7 @@ use support::worker::Worker;
 
 fn running_job_is_cancelled(version: &str) {
     let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| {
-        worker.env("MQTT_PROTOCOL_VERSION", version);
-    });
+    let mut worker = site.idle_worker(|worker| _ = worker.env("MQTT_PROTOCOL_VERSION", version));
     let steps = json!([
         "trap 'echo told to stop; exit 0' TERM; touch up; while :; do sleep 0.02; done",
         "touch next",
@@ -60,9 +58,7 @@ fn a_running_job_is_cancelled_by_mqtt_3_1_1() {
 #[test]
 fn whoever_ignores_term_is_killed_after_the_grace() {
     let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| {
-        worker.env("JOB_STOP_GRACE", "0.2");
-    });
+    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "0.2"));
     let daemon = r#"(setsid sh -c "trap '' TERM; touch up; sleep 1000" &)"#;
     let dir = site.submit(
         "a",
@@ -112,9 +108,7 @@ fn a_retained_cancel_is_ignored() {
         site.broker
             .publish_retained("jobs/cancel/a", "an empty one would clear the topic");
         // a session that exists, so that the request is there before the subscription brings the retained cancel
-        site.idle_worker(|worker| {
-            worker.env("MQTT_PROTOCOL_VERSION", version);
-        });
+        site.idle_worker(|worker| _ = worker.env("MQTT_PROTOCOL_VERSION", version));
         let dir = site.submit(
             "a",
             json!({ "steps": ["touch up; ".to_owned() + &until_exists("gate")] }),
@@ -152,9 +146,7 @@ fn a_retained_cancel_is_ignored() {
 #[test]
 fn a_job_that_waits_for_its_directory_is_cancelled() {
     let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| {
-        worker.env("JOB_DIR_WAIT", "1000");
-    });
+    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_DIR_WAIT", "1000"));
     let dir = site.drive.path().join("later");
     site.request(json!({ "id": "a", "workDir": dir }));
     worker.await_stderr("request taken");

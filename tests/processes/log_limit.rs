@@ -11,9 +11,7 @@ const LIMIT: &str = "100000";
 
 fn run(site: &Site<Broker>, steps: serde_json::Value) -> Finished {
     site.run_on(
-        site.idle_worker(|worker| {
-            worker.env("JOB_LOG_LIMIT", LIMIT);
-        }),
+        site.idle_worker(|worker| _ = worker.env("JOB_LOG_LIMIT", LIMIT)),
         "a",
         json!({ "steps": steps }),
     )
@@ -144,9 +142,7 @@ fn who_stops_writing_on_term_has_the_grace_to_clean_up() {
     let site = Site::scripted();
     let step = "trap 'echo > \"$JOB_LOG\"; sleep 0.5; touch cleaned; exit' TERM";
     let finished = site.run_on(
-        site.idle_worker(|worker| {
-            worker.env("JOB_LOG_LIMIT", LIMIT);
-        }),
+        site.idle_worker(|worker| _ = worker.env("JOB_LOG_LIMIT", LIMIT)),
         "a",
         json!({ "steps": [format!("{step}; {CHATTERS}")] }),
     );
@@ -162,9 +158,7 @@ fn the_limit_of_the_job_still_counts_after_it() {
     let site = Site::scripted();
     let steps = json!([CHATTERS, { "run": "sleep 1000", "always": true }]);
     let finished = site.run_on(
-        site.idle_worker(|worker| {
-            worker.env("JOB_LOG_LIMIT", LIMIT);
-        }),
+        site.idle_worker(|worker| _ = worker.env("JOB_LOG_LIMIT", LIMIT)),
         "a",
         json!({ "steps": steps, "timeoutSeconds": 1.5 }),
     );

@@ -81,9 +81,7 @@ fn nothing_is_alive_when_a_timeout_arrives() {
         // the last line of the log tells of the timeout's own kill, or of nothing: only what is alive counts here
         let site = Site::scripted();
         let finished = site.run_on(
-            site.idle_worker(|worker| {
-                worker.env("JOB_STOP_GRACE", "0.3");
-            }),
+            site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "0.3")),
             "a",
             json!({ "steps": [step] }),
         );
@@ -222,9 +220,7 @@ fn a_shell_that_vanishes_fails_the_step() {
     let shell = site.drive.path().join("shell");
     fs::copy("/bin/sh", &shell).unwrap();
     let finished = site.run_on(
-        site.idle_worker(|worker| {
-            worker.env("JOB_SHELL", &shell);
-        }),
+        site.idle_worker(|worker| _ = worker.env("JOB_SHELL", &shell)),
         "a",
         json!({ "steps": [format!("rm {}", shell.display()), "true"] }),
     );
@@ -315,9 +311,7 @@ fn who_forks_and_exits_all_the_time_delays_no_timeout() {
         let site = Site::scripted();
         let step = json!({ "run": starving(chains), "timeoutSeconds": 0.5 });
         let finished = site.run_on(
-            site.idle_worker(|worker| {
-                worker.env("JOB_STOP_GRACE", "0.5");
-            }),
+            site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "0.5")),
             "a",
             json!({ "steps": [step] }),
         );
@@ -333,9 +327,7 @@ fn who_forks_and_exits_all_the_time_delays_no_cancel_and_no_stop() {
     let _alone = only_storm();
     let site = Site::scripted();
     for (id, grace) in [("cancel", "0.5"), ("stop", "0.5"), ("second", "1000")] {
-        let mut worker = site.idle_worker(|worker| {
-            worker.env("JOB_STOP_GRACE", grace);
-        });
+        let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", grace));
         let dir = site.submit(id, json!({ "steps": [starving(50)] }));
         await_file(&dir.join("up"));
         let asked = Instant::now();

@@ -43,9 +43,7 @@ fn is_requeued(site: &Site<Broker>, dir: &std::path::Path) {
 
     fs::write(dir.join("gate"), "").unwrap();
     // as often as it was stopped, it still is the first attempt
-    let mut worker = site.worker(|worker| {
-        worker.env("JOB_MAX_ATTEMPTS", "1");
-    });
+    let mut worker = site.worker(|worker| _ = worker.env("JOB_MAX_ATTEMPTS", "1"));
     let result = site.result("a").json();
     assert_eq!(
         (verdict(&result), &result["attempt"]),
@@ -72,9 +70,8 @@ fn an_idle_worker_takes_its_leave() {
     };
     let stops = [("5", Signal::TERM), ("4", Signal::TERM), ("5", Signal::INT)];
     for (count, (version, signal)) in stops.into_iter().enumerate() {
-        let mut worker = site.idle_worker(|command| {
-            command.env("MQTT_PROTOCOL_VERSION", version);
-        });
+        let mut worker =
+            site.idle_worker(|command| _ = command.env("MQTT_PROTOCOL_VERSION", version));
         worker.signal(signal);
         worker.exits_with(0);
         // no last will was needed
@@ -89,9 +86,7 @@ fn an_idle_worker_takes_its_leave() {
 fn a_running_job_is_requeued() {
     for signal in [Signal::TERM, Signal::INT] {
         let site = Site::scripted();
-        let mut worker = site.idle_worker(|worker| {
-            worker.env("JOB_STOP_GRACE", "30");
-        });
+        let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "30"));
         let dir = site.submit("a", steps());
         await_file(&dir.join("up"));
         worker.signal(signal);
@@ -104,9 +99,7 @@ fn a_running_job_is_requeued() {
 #[test]
 fn a_job_that_ignores_term_is_killed_and_requeued() {
     let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| {
-        worker.env("JOB_STOP_GRACE", "0.2");
-    });
+    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "0.2"));
     let daemon = r#"(setsid sh -c "trap '' TERM HUP; sleep 1000" &)"#;
     let step = format!(
         "echo x >> runs; [ -e gate ] && exit; trap '' TERM; {daemon}; touch up; while :; do sleep 0.02; done"
@@ -121,9 +114,7 @@ fn a_job_that_ignores_term_is_killed_and_requeued() {
 #[test]
 fn a_second_signal_stops_at_once() {
     let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| {
-        worker.env("JOB_STOP_GRACE", "1000");
-    });
+    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "1000"));
     let step = "echo x >> runs; [ -e gate ] && exit; trap 'touch told' TERM; touch up; while :; do sleep 0.02; done";
     let dir = site.submit("a", json!({ "steps": [step] }));
     await_file(&dir.join("up"));
@@ -137,9 +128,7 @@ fn a_second_signal_stops_at_once() {
 #[test]
 fn finish_finishes_and_reports() {
     let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| {
-        worker.env("JOB_ON_STOP", "finish");
-    });
+    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_ON_STOP", "finish"));
     let dir = site.submit("a", steps());
     await_file(&dir.join("up"));
     site.submit("b", json!({ "steps": ["true"] }));
@@ -260,9 +249,7 @@ fn a_worker_whose_result_is_not_acknowledged_stops_after_the_grace() {
         Packet::PubAck { .. } if !step.from_client => Verdict::Drop,
         _ => Verdict::Pass,
     });
-    let mut worker = site.idle_worker(|worker| {
-        worker.env("JOB_STOP_GRACE", "0.2");
-    });
+    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "0.2"));
     let dir = site.prepare("a", steps());
     fs::write(dir.join("gate"), "").unwrap();
     site.request(json!({ "id": "a", "workDir": dir }));
@@ -280,9 +267,7 @@ fn a_second_signal_does_not_wait_for_the_acknowledgement() {
         Packet::PubAck { .. } if !step.from_client => Verdict::Drop,
         _ => Verdict::Pass,
     });
-    let mut worker = site.idle_worker(|worker| {
-        worker.env("JOB_STOP_GRACE", "1000");
-    });
+    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "1000"));
     let dir = site.prepare("a", steps());
     fs::write(dir.join("gate"), "").unwrap();
     site.request(json!({ "id": "a", "workDir": dir }));
@@ -298,9 +283,7 @@ fn a_second_signal_does_not_wait_for_the_acknowledgement() {
 #[test]
 fn a_worker_that_waits_for_a_directory_or_a_lock_stops() {
     let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| {
-        worker.env("JOB_DIR_WAIT", "1000");
-    });
+    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_DIR_WAIT", "1000"));
     let dir = site.drive.path().join("later");
     site.request(json!({ "id": "a", "workDir": dir }));
     worker.await_stderr("request taken");
@@ -335,9 +318,7 @@ fn a_worker_that_waits_for_a_directory_or_a_lock_stops() {
 #[test]
 fn a_cancel_that_is_under_way_stays_one() {
     let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| {
-        worker.env("JOB_STOP_GRACE", "1000");
-    });
+    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "1000"));
     let step = format!("trap 'touch told' TERM; touch up; {}", until_exists("gate"));
     let dir = site.submit(
         "a",
@@ -400,9 +381,7 @@ fn pid_1_stops_idle_and_running() {
 #[ignore = "needs a PID namespace"]
 fn pid_1_kills_who_ignores_term() {
     let site = Site::scripted();
-    let mut worker = pid_1(&site, &[], |worker| {
-        worker.env("JOB_STOP_GRACE", "0.2");
-    });
+    let mut worker = pid_1(&site, &[], |worker| _ = worker.env("JOB_STOP_GRACE", "0.2"));
     site.await_idle(0);
     let step =
         "echo x >> runs; [ -e gate ] && exit; trap '' TERM; touch up; while :; do sleep 0.02; done";
@@ -471,9 +450,7 @@ fn signals_of_service_managers_are_stops() {
 
 fn is_a_stop(send: impl FnOnce(&Worker)) {
     let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| {
-        worker.env("JOB_STOP_GRACE", "30");
-    });
+    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "30"));
     let dir = site.submit("a", steps());
     await_file(&dir.join("up"));
     send(&worker);
@@ -485,9 +462,7 @@ fn is_a_stop(send: impl FnOnce(&Worker)) {
 #[test]
 fn a_hangup_behind_another_stop_does_not_insist() {
     let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| {
-        worker.env("JOB_STOP_GRACE", "30");
-    });
+    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "30"));
     let step = "trap 'touch told; until [ -e gate ]; do sleep 0.02; done; echo cleaned; exit' TERM; touch up; while :; do sleep 0.02; done";
     let dir = site.submit("a", json!({ "steps": [step] }));
     await_file(&dir.join("up"));

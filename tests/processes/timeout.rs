@@ -55,16 +55,12 @@ fn each_source_of_a_job_limit_counts_and_the_nearest_wins() {
     let site = Site::scripted();
     is_timeout(&site.run("file", json!({ "steps": never(), "timeoutSeconds": 0.2 })));
     is_timeout(&site.run_on(
-        site.idle_worker(|worker| {
-            worker.env("JOB_TIMEOUT", "0.2");
-        }),
+        site.idle_worker(|worker| _ = worker.env("JOB_TIMEOUT", "0.2")),
         "env",
         json!({ "steps": never() }),
     ));
     let below = site.run_on(
-        site.idle_worker(|worker| {
-            worker.env("JOB_TIMEOUT", "1000");
-        }),
+        site.idle_worker(|worker| _ = worker.env("JOB_TIMEOUT", "1000")),
         "file-below-env",
         json!({ "steps": never(), "timeoutSeconds": 0.2, "maxAttempts": 1 }),
     );
@@ -100,9 +96,7 @@ fn whoever_ignores_term_is_killed_after_the_grace() {
     let step =
         json!({ "run": format!("({IGNORES_TERM}) & {IGNORES_TERM}"), "timeoutSeconds": 0.1 });
     for grace in ["0.2", "0"] {
-        let worker = site.idle_worker(|worker| {
-            worker.env("JOB_STOP_GRACE", grace);
-        });
+        let worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", grace));
         let finished = site.run_on(worker, grace, json!({ "steps": [step] }));
         is_timeout(&finished);
         assert_eq!(finished.result["steps"][0]["signal"], "SIGKILL");
@@ -125,9 +119,7 @@ fn the_grace_is_for_every_process_of_the_job() {
         cleans("out")
     );
     let finished = site.run_on(
-        site.idle_worker(|worker| {
-            worker.env("JOB_STOP_GRACE", "30");
-        }),
+        site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "30")),
         "a",
         json!({ "steps": [{ "run": step, "timeoutSeconds": 2 }] }),
     );
@@ -143,9 +135,7 @@ fn a_step_that_has_stopped_itself_can_be_told_to_stop() {
     let site = Site::scripted();
     let step = json!({ "run": format!("trap 'echo told to stop; exit 1' TERM; kill -STOP $$; sleep 1000"), "timeoutSeconds": 0.2 });
     let finished = site.run_on(
-        site.idle_worker(|worker| {
-            worker.env("JOB_STOP_GRACE", "30");
-        }),
+        site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "30")),
         "a",
         json!({ "steps": [step] }),
     );
@@ -213,9 +203,7 @@ fn the_worst_step_ends_and_leaves_nothing() {
         "trap '' TERM; {daemon} yes | sh -c \"trap '' TERM; while :; do sleep 0.02; done\""
     );
     let finished = site.run_on(
-        site.idle_worker(|worker| {
-            worker.env("JOB_STOP_GRACE", "0.3");
-        }),
+        site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "0.3")),
         "a",
         json!({ "steps": [{ "run": step, "timeoutSeconds": 0.5 }] }),
     );
@@ -241,9 +229,7 @@ fn limits_beyond_all_clocks_are_no_limits() {
     );
     assert_eq!(finished.verdict(), ("success", "", 0));
 
-    let mut worker = site.idle_worker(|worker| {
-        worker.env("JOB_STOP_GRACE", "1e19");
-    });
+    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "1e19"));
     site.submit(
         "b",
         json!({ "steps": [{ "run": HEEDS_TERM, "timeoutSeconds": 0.1 }] }),

@@ -39,14 +39,14 @@ impl Installed {
 
     /// As a package manager does: a new file takes the name of the old one.
     fn upgrade(&self) {
-        fs::rename(self.copy("new"), &self.path).expect("the drive can be written");
+        fs::rename(self.copy("new"), &self.path).unwrap();
     }
 
     /// Another file, to which the name leads as a symlink.
     fn relink(&self) {
         let (version, link) = (self.copy("2"), self.path.with_extension("link"));
-        std::os::unix::fs::symlink(version, &link).expect("the drive can be written");
-        fs::rename(link, &self.path).expect("the drive can be written");
+        std::os::unix::fs::symlink(version, &link).unwrap();
+        fs::rename(link, &self.path).unwrap();
     }
 
     fn copy(&self, extension: &str) -> PathBuf {
@@ -61,7 +61,7 @@ impl Installed {
     /// The right to execute the program is given or taken, which changes nothing of its content.
     fn set_mode(&self, mode: u32) {
         let permissions = fs::Permissions::from_mode(mode);
-        fs::set_permissions(&self.path, permissions).expect("it is ours");
+        fs::set_permissions(&self.path, permissions).unwrap();
     }
 
     /// Whether a process runs from the file that has the name now.
@@ -84,7 +84,7 @@ fn held_job(site: &Site<Broker>, id: &str) -> (PathBuf, u32) {
 /// Lets the job end, and waits for the next worker.
 fn let_go(site: &Site<Broker>, id: &str, dir: &std::path::Path) {
     let states = site.mark();
-    fs::write(dir.join("gate"), "").expect("the drive can be written");
+    fs::write(dir.join("gate"), "").unwrap();
     let result = site.result(id).json();
     assert_eq!(
         (verdict(&result), &result["attempt"]),
@@ -127,14 +127,14 @@ fn a_new_program_that_does_not_run_stops_nobody() {
         match id {
             "text" => {
                 let text = installed.path.with_extension("new");
-                fs::write(&text, "no program").expect("the drive can be written");
-                fs::rename(text, &installed.path).expect("the drive can be written");
+                fs::write(&text, "no program").unwrap();
+                fs::rename(text, &installed.path).unwrap();
                 installed.set_mode(0o755);
             }
             "written" => {
                 installed.upgrade();
                 let file = File::options().append(true).open(&installed.path);
-                written = Some(file.expect("it is ours"));
+                written = Some(file.unwrap());
             }
             _ => {
                 written = None;
@@ -152,7 +152,7 @@ fn a_new_program_that_does_not_run_stops_nobody() {
     }
     let (dir, _) = held_job(&site, "gone");
     drop(written);
-    fs::remove_file(&installed.path).expect("the drive can be written");
+    fs::remove_file(&installed.path).unwrap();
     let_go(&site, "gone", &dir);
     let (dir, _) = held_job(&site, "good");
     installed.upgrade();
@@ -173,7 +173,7 @@ fn a_stop_in_mid_upgrade_is_not_lost() {
         let states = site.mark();
         let (dir, _) = held_job(&site, &id);
         installed.upgrade();
-        fs::write(dir.join("gate"), "").expect("the drive can be written");
+        fs::write(dir.join("gate"), "").unwrap();
         site.result(&id).json();
         // from the end of the worker on, through the whole change, to the start of the next one
         if round % 5 == 0 {

@@ -54,7 +54,7 @@ fn guarded_by(broker: Mosquitto, acl: &str) -> Mosquitto {
         assert!(made.expect("mosquitto_passwd runs").success());
     }
     let for_the_test = "\nuser observer\ntopic readwrite #\n\npattern read marker/%u\n";
-    fs::write(&rights, acl.to_owned() + for_the_test).expect("the directory of the broker");
+    fs::write(&rights, acl.to_owned() + for_the_test).unwrap();
     let mut broker = broker
         // with 0, Mosquitto before 2.0.22 closes the connection over each message that it denies
         .config("max_queued_messages 1000000")
@@ -229,9 +229,9 @@ fn a_worker_that_may_not_write_results_says_so_and_the_next_one_that_may_does() 
     );
     site.kill9_broker();
     let rights = site.broker.dir().join("acl");
-    let repaired = fs::read_to_string(&rights).expect("it is ours")
-        + "\nuser worker\ntopic write jobs/results/+\n";
-    fs::write(&rights, repaired).expect("it is ours");
+    let repaired =
+        fs::read_to_string(&rights).unwrap() + "\nuser worker\ntopic write jobs/results/+\n";
+    fs::write(&rights, repaired).unwrap();
     site.restart_broker();
     let mut worker = site.worker(as_worker("5"));
     assert_eq!(site.result("a").json()["status"], "success");
@@ -259,7 +259,7 @@ fn check(broker: &Mosquitto, user: &str, password: &str) -> (String, String, Opt
         .env("MQTT_USERNAME", user)
         .env("MQTT_PASSWORD", password)
         .output()
-        .expect("the binary runs");
+        .unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     (
         text(output.stdout),

@@ -31,7 +31,7 @@ impl Drive {
             "root-but-longer",
             "outside/job",
         ] {
-            fs::create_dir_all(drive.path(name)).expect("the drive can be written");
+            fs::create_dir_all(drive.path(name)).unwrap();
         }
         drive
     }
@@ -42,7 +42,7 @@ impl Drive {
 
     fn link(&self, target: &str, name: &str) -> PathBuf {
         let path = self.path(name);
-        symlink(target, &path).expect("the drive can be written");
+        symlink(target, &path).unwrap();
         path
     }
 
@@ -118,7 +118,7 @@ fn the_root_itself_may_be_a_symlink() {
 #[test]
 fn what_exists_outside_is_not_told() {
     let drive = Drive::new();
-    fs::write(drive.path("outside/file"), "").expect("the drive can be written");
+    fs::write(drive.path("outside/file"), "").unwrap();
     drive.link("../outside", "root/beside");
     for outside in [
         "outside/file",
@@ -151,7 +151,7 @@ fn what_exists_outside_is_not_told() {
 /// Opens `root/way` 10,000 times while `swap` makes it lead inside and outside by turns; only what lies inside is used.
 fn race(drive: &Drive, swap: impl Fn() + Sync) {
     for (dir, content) in [("root/job", "inside"), ("outside/job", "outside")] {
-        fs::write(drive.path(dir).join("marker"), content).expect("the drive can be written");
+        fs::write(drive.path(dir).join("marker"), content).unwrap();
     }
     let (way, over) = (drive.path("root/way"), AtomicBool::new(false));
     let (mut opened, mut refused) = (0, 0);
@@ -169,10 +169,8 @@ fn race(drive: &Drive, swap: impl Fn() + Sync) {
                     opened += 1;
                     let content = dir.read("marker", 100).expect("a file").expect("a file");
                     assert_eq!(String::from_utf8_lossy(&content), "inside");
-                    dir.replace("written", b"", Durability::Cache)
-                        .expect("a directory of our own");
-                    dir.open_file("log", OFlags::RDWR | OFlags::CREATE)
-                        .expect("a directory of our own");
+                    dir.replace("written", b"", Durability::Cache).unwrap();
+                    dir.open_file("log", OFlags::RDWR | OFlags::CREATE).unwrap();
                 }
                 Err(_) => refused += 1,
             }
@@ -186,12 +184,12 @@ fn race(drive: &Drive, swap: impl Fn() + Sync) {
 fn a_symlink_swapped_between_check_and_use_leads_nowhere() {
     let drive = Drive::new();
     let (way, next) = (drive.path("root/way"), drive.path("root/next"));
-    symlink("job", &way).expect("the drive can be written");
+    symlink("job", &way).unwrap();
     race(&drive, || {
         for target in ["job", "../outside/job"] {
             symlink(target, &next)
                 .and_then(|()| fs::rename(&next, &way))
-                .expect("the drive can be written");
+                .unwrap();
         }
     });
 }
@@ -206,8 +204,8 @@ fn a_directory_swapped_with_a_symlink_leads_nowhere() {
 /// [`race`] between a directory inside and the symlink `root/link`.
 fn race_with_directory(drive: &Drive) {
     let (way, link) = (drive.path("root/way"), drive.path("root/link"));
-    fs::create_dir(&way).expect("the drive can be written");
-    fs::write(way.join("marker"), "inside").expect("the drive can be written");
+    fs::create_dir(&way).unwrap();
+    fs::write(way.join("marker"), "inside").unwrap();
     race(drive, || {
         renameat_with(CWD, &way, CWD, &link, RenameFlags::EXCHANGE).expect("both are there");
     });
@@ -274,11 +272,11 @@ fn an_open_file_of_a_process_leads_nowhere() {
     drive.link(&link(&outside), "root/open");
     drive.refuses(drive.path("root/open"));
     // it was inside once: its path still reads so
-    fs::create_dir(drive.path("root/gone")).expect("the drive can be written");
+    fs::create_dir(drive.path("root/gone")).unwrap();
     let gone = held("root/gone");
-    fs::remove_dir(drive.path("root/gone")).expect("the drive can be written");
+    fs::remove_dir(drive.path("root/gone")).unwrap();
     drive.refuses(link(&gone));
-    fs::create_dir(drive.path("root/gone (deleted)")).expect("the drive can be written");
+    fs::create_dir(drive.path("root/gone (deleted)")).unwrap();
     drive.refuses(link(&gone));
 }
 
@@ -286,7 +284,7 @@ fn an_open_file_of_a_process_leads_nowhere() {
 fn no_file_of_the_worker_is_reached_through_a_symlink() {
     let drive = Drive::new();
     let secret = drive.path("outside/secret");
-    fs::write(&secret, "secret").expect("the drive can be written");
+    fs::write(&secret, "secret").unwrap();
     let dir = drive
         .open(drive.path("root/job"))
         .expect("a good directory");
@@ -294,7 +292,7 @@ fn no_file_of_the_worker_is_reached_through_a_symlink() {
         ("there", secret.clone()),
         ("dangling", drive.path("outside/new")),
     ] {
-        symlink(&target, drive.path("root/job").join(name)).expect("the drive can be written");
+        symlink(&target, drive.path("root/job").join(name)).unwrap();
         for flags in [
             OFlags::RDONLY,
             OFlags::RDWR | OFlags::CREATE | OFlags::APPEND,
@@ -308,10 +306,8 @@ fn no_file_of_the_worker_is_reached_through_a_symlink() {
             );
         }
         // a link is replaced, not followed, also where a killed worker seems to have left it
-        symlink(&target, drive.path("root/job").join(format!(".{name}.tmp")))
-            .expect("the drive can be written");
-        dir.replace(name, b"ours", Durability::Cache)
-            .expect("a directory of our own");
+        symlink(&target, drive.path("root/job").join(format!(".{name}.tmp"))).unwrap();
+        dir.replace(name, b"ours", Durability::Cache).unwrap();
         assert_eq!(read(&drive.path("root/job").join(name)), "ours");
     }
     assert_eq!(read(&secret), "secret");
@@ -323,7 +319,7 @@ fn nothing_but_a_regular_file_is_opened() {
     let drive = Drive::new();
     let folder = drive.path("root/job");
     let mut made = vec!["directory"];
-    fs::create_dir(folder.join("directory")).expect("the drive can be written");
+    fs::create_dir(folder.join("directory")).unwrap();
     for (name, program, arguments) in [
         ("fifo", "mkfifo", &[][..]),
         ("device", "mknod", &["c", "1", "3"]),
@@ -340,8 +336,7 @@ fn nothing_but_a_regular_file_is_opened() {
         }
     }
     assert!(made.contains(&"fifo"));
-    let _socket = std::os::unix::net::UnixListener::bind(folder.join("socket"))
-        .expect("the drive can be written");
+    let _socket = std::os::unix::net::UnixListener::bind(folder.join("socket")).unwrap();
     made.push("socket");
     for fence in [None, Some(drive.path("root"))] {
         let dir = WorkDir::open(folder.clone(), fence.as_deref()).expect("a good directory");
@@ -360,9 +355,8 @@ fn nothing_but_a_regular_file_is_opened() {
 /// The job of `dir` on a worker that is fenced in.
 fn run_fenced(site: &Site, dir: &str, id: &str) -> support::site::Finished {
     let root = site.directory("root");
-    let worker = site.idle_worker(|command| {
-        command.env("JOB_ROOT", root).env("JOB_DIR_WAIT", "0");
-    });
+    let worker =
+        site.idle_worker(|command| _ = command.env("JOB_ROOT", root).env("JOB_DIR_WAIT", "0"));
     let path = site.directory(&format!("root/{dir}"));
     site.request(json!({ "id": id, "workDir": dir }));
     let result = site.result(id);
@@ -391,7 +385,7 @@ fn assert_failed(result: &Value, said: &str) {
 
 fn outside_file(site: &Site, content: &str) -> PathBuf {
     let path = site.directory("outside").join("file");
-    fs::write(&path, content).expect("the drive can be written");
+    fs::write(&path, content).unwrap();
     path
 }
 
@@ -400,7 +394,7 @@ fn a_definition_outside_of_the_fence_is_not_run() {
     let site = Site::start();
     let file = outside_file(&site, r#"{"steps": ["touch ran"]}"#);
     let dir = site.directory("root/job");
-    symlink(&file, dir.join("job.json")).expect("the drive can be written");
+    symlink(&file, dir.join("job.json")).unwrap();
     let job = run_fenced(&site, "job", "a");
     assert_failed(&job.result, "a symlink, which JOB_ROOT forbids");
     assert_eq!(job.result["reason"], "rejected");
@@ -420,7 +414,7 @@ fn a_log_outside_of_the_fence_is_not_written() {
         ("dangling", site.directory("outside").join("new")),
     ] {
         let dir = site.prepare(&format!("root/{id}"), json!({ "steps": ["touch ran"] }));
-        symlink(target, dir.join("job.log")).expect("the drive can be written");
+        symlink(target, dir.join("job.log")).unwrap();
         let job = run_fenced(&site, id, id);
         assert_failed(&job.result, "a symlink, which JOB_ROOT forbids");
         assert!(!dir.join("ran").exists());
@@ -435,7 +429,7 @@ fn a_status_file_outside_of_the_fence_is_neither_believed_nor_written() {
     let stored = r#"{"id":"a","status":"success","logFile":"/forged","exitCode":0,"worker":"node-worker-01"}"#;
     let file = outside_file(&site, stored);
     let dir = site.prepare("root/a", json!({ "steps": ["echo it runs"] }));
-    symlink(&file, dir.join("job.status.json")).expect("the drive can be written");
+    symlink(&file, dir.join("job.status.json")).unwrap();
     let job = run_fenced(&site, "a", "a");
     assert_eq!(job.result["status"], "success", "{}", job.result);
     assert!(job.log.contains("it runs"), "{}", job.log);
@@ -484,9 +478,7 @@ fn denied_payload_steps_leave_everything_that_runs_to_job_json() {
         "a",
         json!({ "steps": ["echo from the file: $WHO"], "env": { "WHO": "nobody" } }),
     );
-    let worker = site.idle_worker(|command| {
-        command.env("JOB_PAYLOAD_STEPS", "deny");
-    });
+    let worker = site.idle_worker(|command| _ = command.env("JOB_PAYLOAD_STEPS", "deny"));
     for (what, value) in [
         ("steps", json!(["touch ran"])),
         ("steps", json!([])),

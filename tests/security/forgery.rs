@@ -51,9 +51,8 @@ fn assert_honest(log: &str, starts: &[&str]) {
 #[test]
 fn nothing_in_a_message_forges_a_line_of_the_worker_s_log() {
     let site = Site::start();
-    let mut worker = site.idle_worker(|command| {
-        command.env("JOB_DIR_WAIT", "0").env("RUST_LOG", "debug");
-    });
+    let mut worker =
+        site.idle_worker(|command| _ = command.env("JOB_DIR_WAIT", "0").env("RUST_LOG", "debug"));
     let dir = site.directory("dir");
     for trick in TRICKS {
         let text = format!("a{trick}{FORGED}");
@@ -129,8 +128,7 @@ fn nothing_in_a_definition_forges_a_line_of_check() {
                 3,
             ),
         ] {
-            fs::write(dir.path().join("job.json"), definition.to_string())
-                .expect("the drive can be written");
+            fs::write(dir.path().join("job.json"), definition.to_string()).unwrap();
             let done = job_worker()
                 .arg("check")
                 .arg(dir.path())

@@ -275,7 +275,7 @@ fn certificate_and_key_are_nowhere(version: &str) {
     }
     // nor where it cannot be used
     let broken = secure.site.drive.path().join("broken");
-    fs::write(&broken, secrets(&ours.key).join("\n")).expect("the drive can be written");
+    fs::write(&broken, secrets(&ours.key).join("\n")).unwrap();
     for name in ["MQTT_CA_FILE", "MQTT_CERT_FILE", "MQTT_KEY_FILE"] {
         let mut worker = secure.worker("localhost", &ca.file(), |command| {
             command.env(name, &broken).env("RUST_LOG", "trace");
@@ -326,8 +326,8 @@ fn the_secure_broker_of_the_examples_serves_controller_and_worker() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/mosquitto");
     fs::copy(examples.join("acl"), dir.join("acl")).expect("the ACL of the examples");
     let shown = ca.broker(NAMES, Valid::Now);
-    fs::copy(shown.certificate, dir.join("broker.pem")).expect("the directory of the broker");
-    fs::copy(shown.key, dir.join("broker.key")).expect("the directory of the broker");
+    fs::copy(shown.certificate, dir.join("broker.pem")).unwrap();
+    fs::copy(shown.key, dir.join("broker.key")).unwrap();
     let settings = fs::read_to_string(examples.join("secure.conf"))
         .expect("the configuration of the examples");
     for line in settings.lines().filter(|line| !line.starts_with('#')) {
@@ -431,7 +431,7 @@ fn renewed_files_are_read_for_the_next_connection() {
     secure.site.kill9_broker();
     after.broker(NAMES, Valid::Now).replace(&shown);
     after.client("worker").replace(&ours);
-    fs::copy(after.file(), before.file()).expect("a file of the test's");
+    fs::copy(after.file(), before.file()).unwrap();
     secure.site.restart_broker();
     let result = secure
         .site
@@ -458,7 +458,7 @@ fn a_certificate_that_cannot_be_used_is_told_with_what_is_wrong_with_it() {
     let in_dir = |name: &str| dir.path().join(name);
     let request =
         "openssl req -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -subj /CN=localhost";
-    fs::write(in_dir("plain"), "basicConstraints = CA:FALSE\n").expect("a file of the test's");
+    fs::write(in_dir("plain"), "basicConstraints = CA:FALSE\n").unwrap();
     let ca_files = ca.file().with_extension("");
     let sign = format!(
         "openssl x509 -req -days 2 -CA {0}.pem -CAkey {0}.key -CAcreateserial -in csr",

@@ -35,8 +35,8 @@ impl Authority {
         };
         let settings = "[ca]\ndefault_ca = here\n[here]\ndatabase = index.txt\nnew_certs_dir = .\nrand_serial = yes\n\
                         default_md = sha256\nunique_subject = no\npolicy = names\n[names]\ncommonName = supplied\n";
-        fs::write(ca.dir.path().join("ca.cnf"), settings).expect("a directory of our own");
-        fs::write(ca.dir.path().join("index.txt"), "").expect("a directory of our own");
+        fs::write(ca.dir.path().join("ca.cnf"), settings).unwrap();
+        fs::write(ca.dir.path().join("index.txt"), "").unwrap();
         let subject = format!("/CN={name}");
         ca.openssl(
             &[
@@ -79,7 +79,7 @@ impl Authority {
             ],
             true,
         );
-        fs::write(self.dir.path().join("extensions"), extensions).expect("a directory of our own");
+        fs::write(self.dir.path().join("extensions"), extensions).unwrap();
         let now = SystemTime::now();
         let (from, until) = match valid {
             Valid::Now => (now - DAY, now + DAY),
@@ -164,7 +164,7 @@ impl Identity {
 }
 
 fn copy(from: &Path, to: &Path) {
-    fs::copy(from, to).expect("a file of the test's");
+    fs::copy(from, to).unwrap();
 }
 
 /// As ASN.1 writes it: 20260217091201Z.

@@ -221,10 +221,7 @@ impl Controller {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.shared
-            .state
-            .lock()
-            .expect("no thread panics while it holds this")
+        self.shared.state.lock().unwrap()
     }
 }
 
@@ -238,10 +235,7 @@ impl Drop for Controller {
 
 fn listen(mut connection: Connection, client: &Client, filter: &str, shared: &Shared) {
     while let Ok(event) = connection.recv() {
-        let mut state = shared
-            .state
-            .lock()
-            .expect("no thread panics while it holds this");
+        let mut state = shared.state.lock().unwrap();
         match event {
             Ok(Event::Outgoing(Outgoing::Disconnect)) => {
                 state.subscribed = false;
