@@ -12,15 +12,13 @@ use std::time::{Duration, Instant};
 use job_worker::contract::{Definition, EarlierRun};
 use serde_json::json;
 use support::corpus;
-use support::mutation::Random;
 use support::properties;
+use support::random::{Random, number};
 use support::site::{Site, names};
 use support::worker::Worker;
 
 fn cases() -> usize {
-    std::env::var("HOSTILE_CASES").map_or(1000, |number| {
-        number.parse().expect("HOSTILE_CASES is a number")
-    })
+    number("HOSTILE_CASES", 1000) as usize
 }
 
 /// What the fuzz targets start from, and what they have found.

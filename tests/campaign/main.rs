@@ -39,6 +39,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use support::controller::Controller;
 use support::mosquitto::Mosquitto;
+use support::random::{Random, number};
 use support::site::names;
 use support::temp_dir::TempDir;
 use support::wait;
@@ -134,49 +135,25 @@ enum Broker {
     Forgets,
 }
 
-mod by_default {
-    #[test]
-    fn with_a_broker_that_remembers() {
-        super::campaign(super::Crowd::Loners, "auto", super::Broker::Remembers);
-    }
+/// A campaign for each memory of a broker, by default and over MQTT 3.1.1.
+macro_rules! campaigns {
+    ($crowd:expr, $($mode:ident $version:literal),*) => { $(
+        mod $mode {
+            #[test]
+            fn with_a_broker_that_remembers() {
+                crate::campaign($crowd, $version, crate::Broker::Remembers);
+            }
 
-    #[test]
-    fn with_a_broker_that_forgets() {
-        super::campaign(super::Crowd::Loners, "auto", super::Broker::Forgets);
-    }
+            #[test]
+            fn with_a_broker_that_forgets() {
+                crate::campaign($crowd, $version, crate::Broker::Forgets);
+            }
+        }
+    )* };
 }
+use campaigns;
 
-mod in_mqtt_3_1_1 {
-    #[test]
-    fn with_a_broker_that_remembers() {
-        super::campaign(super::Crowd::Loners, "4", super::Broker::Remembers);
-    }
-
-    #[test]
-    fn with_a_broker_that_forgets() {
-        super::campaign(super::Crowd::Loners, "4", super::Broker::Forgets);
-    }
-}
-
-/// xorshift64*: small, and the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % limit
-    }
-
-    fn percent(&mut self, chance: u64) -> bool {
-        self.below(100) < chance
-    }
-
-    fn millis(&mut self, from: u64, to: u64) -> Duration {
-        Duration::from_millis(from + self.below(to - from))
-    }
-}
+campaigns!(crate::Crowd::Loners, by_default "auto", in_mqtt_3_1_1 "4");
 
 /// How a process of the worker ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -210,25 +187,16 @@ struct Request {
     key: Option<String>,
     /// From the call to the broker's acknowledgement.
     published: Vec<(Instant, Instant)>,
-    /// A worker has said that the broker has forgotten the request.
-    told_to_publish_again: usize,
     pause: Duration,
     results: Vec<Value>,
 }
 
 type Requests = BTreeMap<String, Request>;
 
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| {
-        text.parse()
-            .unwrap_or_else(|_| panic!("{name}={text}: not a number"))
-    })
-}
-
 fn campaign(crowd: Crowd, version: &str, memory: Broker) {
     let seed = number("CAMPAIGN_SEED", SEED);
     let count = number("CAMPAIGN_JOBS", SHORT_FORM as u64) as usize;
-    let random = |actor: u64| Random(seed.wrapping_mul(actor) | 1);
+    let random = |actor: u64| Random::new(seed.wrapping_mul(actor));
     let started = Instant::now();
 
     // where a disk keeps what it has is the subject of the power cuts
@@ -756,7 +724,6 @@ impl Desk<'_> {
             queue,
             key,
             published: Vec::new(),
-            told_to_publish_again: 0,
             pause: random.millis(10, 50),
             results: Vec::new(),
         };
@@ -827,25 +794,15 @@ impl Desk<'_> {
             .requests
             .get_mut(&token)
             .unwrap_or_else(|| panic!("a result of another campaign: {result}"));
-        request.results.push(result.clone());
-        if verdict::is_forgotten(&result) && self.outstanding.contains(&token) {
-            // the stored result of a key is final: publishing it anew takes another key
-            request.told_to_publish_again += 1;
-            let number = request.told_to_publish_again;
-            if let Some(key) = &mut request.key {
-                *key = format!("key of {token}, {number}");
-            }
-            self.publish(&token);
-        } else {
-            self.outstanding.remove(&token);
-        }
+        request.results.push(result);
+        self.outstanding.remove(&token);
     }
 
     fn bring_the_last_through(&mut self) {
         for (queue, name) in self.crew.crowd.queues().iter().enumerate() {
             let id = format!("{LAST}-{name}");
             fs::create_dir(self.crew.drive.join(&id)).unwrap();
-            self.submit(&id, queue, &mut Random(1));
+            self.submit(&id, queue, &mut Random::new(1));
         }
         let started = Instant::now();
         let mut published = started;

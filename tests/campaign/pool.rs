@@ -4,7 +4,7 @@ use super::claims::{Claim, claims};
 use super::support::site::names;
 use super::support::wait;
 use super::wire::{KINDS, Log, Trap, World};
-use super::{Broker, Crowd, Random, Running, campaign};
+use super::{Random, Running, campaigns};
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,33 +18,7 @@ pub const PATIENCE: Duration = Duration::from_secs(4);
 /// Without any result for so long the pool has lost what is outstanding: no member pauses for longer.
 pub const LONG_PATIENCE: Duration = Duration::from_secs(20);
 
-mod by_default {
-    use super::*;
-
-    #[test]
-    fn with_a_broker_that_remembers() {
-        campaign(Crowd::Pool, "auto", Broker::Remembers);
-    }
-
-    #[test]
-    fn with_a_broker_that_forgets() {
-        campaign(Crowd::Pool, "auto", Broker::Forgets);
-    }
-}
-
-mod in_mqtt_3_1_1 {
-    use super::*;
-
-    #[test]
-    fn with_a_broker_that_remembers() {
-        campaign(Crowd::Pool, "4", Broker::Remembers);
-    }
-
-    #[test]
-    fn with_a_broker_that_forgets() {
-        campaign(Crowd::Pool, "4", Broker::Forgets);
-    }
-}
+campaigns!(crate::Crowd::Pool, by_default "auto", in_mqtt_3_1_1 "4");
 
 /// The directory of the pool.
 pub fn directory(drive: &Path) -> PathBuf {

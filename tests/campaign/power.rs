@@ -32,6 +32,7 @@ use support::controller::Controller;
 use support::cut_drive::{CutDrive, DiskCache, FILE_SYSTEMS, FileSystem};
 use support::mosquitto::Mosquitto;
 use support::process_tree::ProcessTree;
+use support::random::{Random, number};
 use support::temp_dir::TempDir;
 use support::wait;
 use support::worker::{Worker, job_worker};
@@ -147,33 +148,6 @@ fn campaigns(queue: Queue, sync: &'static str, cuts: u64) -> Vec<Report> {
         }
     }
     reports
-}
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| {
-        text.parse()
-            .unwrap_or_else(|_| panic!("{name}={text}: not a number"))
-    })
-}
-
-/// xorshift64*: small, and the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % limit
-    }
-
-    fn one_in(&mut self, count: u64) -> bool {
-        self.below(count) == 0
-    }
-
-    fn millis(&mut self, limit: u64) -> Duration {
-        Duration::from_millis(self.below(limit))
-    }
 }
 
 /// What a cut waits for.
@@ -376,7 +350,7 @@ impl Campaign {
             sync,
             proxy: Proxy::start(broker.port(), World::of_wires(&wire)),
             wire,
-            random: Random(number("POWER_SEED", SEED) | 1),
+            random: Random::new(number("POWER_SEED", SEED)),
             controller: Controller::connect(&broker),
             broker,
             drive,
@@ -531,7 +505,7 @@ impl Campaign {
         let text = format!("{id} that ends with {exit}");
         let bytes = [0, 1_000, 200_000][self.random.below(3) as usize];
         let lines = [1, 1, 1, 3_000][self.random.below(4) as usize];
-        let mut pause = || format!("sleep {}", self.random.millis(60).as_secs_f64());
+        let mut pause = || format!("sleep {}", self.random.millis(0, 60).as_secs_f64());
         let steps = json!([
             format!("echo $JOB_ATTEMPT >> {}; {}", witness.display(), pause()),
             format!(
@@ -571,11 +545,11 @@ impl Campaign {
         // the first one or a later one, at once or a little after it
         let wanted = watch(self) + 1 + self.random.below(3) as usize;
         let delay = match moment {
-            Moment::Random => self.random.millis(400),
+            Moment::Random => self.random.millis(0, 400),
             // the result follows it within milliseconds
             Moment::FinalDocument => Duration::ZERO,
             _ if self.random.one_in(2) => Duration::ZERO,
-            _ => self.random.millis(20),
+            _ => self.random.millis(0, 20),
         };
         let end = Instant::now() + Duration::from_secs(5);
         while moment != Moment::Random && watch(self) < wanted && Instant::now() < end {

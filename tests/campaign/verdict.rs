@@ -15,7 +15,7 @@ const ABSENCE: Duration = Duration::from_secs(5);
 /// The request that a result says it belongs to.
 pub fn token_of(result: &Value, requests: &Requests) -> Option<String> {
     let key = result["key"].as_str();
-    let key = key.and_then(|key| key.strip_prefix("key of ")?.split(',').next());
+    let key = key.and_then(|key| key.strip_prefix("key of "));
     let step = result["steps"][0]["name"].as_str();
     let token = step.or(key)?;
     assert!(
@@ -49,14 +49,6 @@ pub fn claimed(events: &[Event]) -> BTreeSet<String> {
         .iter()
         .filter_map(|event| pool::claim_in(&event.packet));
     claims.map(|claim| claim.token.clone()).collect()
-}
-
-/// Whether a worker says that the broker has forgotten the request, and that it is to be published again.
-pub fn is_forgotten(result: &Value) -> bool {
-    result["reason"] == "interrupted"
-        && result["error"]
-            .as_str()
-            .is_some_and(|error| error.contains("publish it again"))
 }
 
 /// All that was noted.
@@ -95,7 +87,6 @@ pub struct Verdict {
     given_up: usize,
     /// Requests that were given up for what happened to another one, which could not be told from it (MQTT 3.1.1).
     given_up_for_others: usize,
-    told_to_publish_again: usize,
     runs: usize,
     again: BTreeMap<Cause, usize>,
     repeated_results: usize,
@@ -113,14 +104,13 @@ impl Display for Verdict {
         write!(
             f,
             "{} succeeded, {} given up after {MAX_ATTEMPTS} attempts, {} after those of another request, {} failed by a killed step, \
-             {} told to publish again; {} runs, of these after a kill or stop in mid-run {}, published again by the controller {}, \
+             {} runs, of these after a kill or stop in mid-run {}, published again by the controller {}, \
              doubtful redelivery {}, redelivery after another run in the directory {}, after the broker had gone back {}; \
              {} results twice; {} overtaken in their directory; {} stale; {} violations",
             self.succeeded,
             self.given_up,
             self.given_up_for_others,
             self.step_killed,
-            self.told_to_publish_again,
             self.runs,
             again(Cause::Interrupted),
             again(Cause::PublishedAgain),
@@ -201,8 +191,7 @@ impl Evidence<'_> {
     fn violation(&self, verdict: &mut Verdict, token: &str, problem: &str) {
         // the first ones in full
         let story = match verdict.violations.len() {
-            0..3 if self.crowd == Crowd::Pool => self.timeline(token),
-            0..3 => self.story(token),
+            0..3 => self.timeline(token),
             _ => String::new(),
         };
         let violation = format!("{token}: {problem}{story}");
@@ -291,54 +280,6 @@ impl Evidence<'_> {
         }
         starts
     }
-
-    /// All that is known of requests: marks, packets, and logs of the processes that had to do with them.
-    fn story(&self, tokens: &str) -> String {
-        let about = |token: &str| tokens.split(' ').any(|one| one == token);
-        let lives: BTreeSet<usize> = self
-            .events
-            .iter()
-            .filter(|event| matches!(&event.packet, Packet::Request { token, .. } if about(token)))
-            .map(|event| event.life)
-            .collect();
-        let Some(begin) = self.lives.values().map(|life| life.started).min() else {
-            return String::new();
-        };
-        let ms = |at: Instant| at.saturating_duration_since(begin).as_millis();
-        let mut story = String::new();
-        for token in tokens.split(' ') {
-            if let Some(request) = self.requests.get(token) {
-                let published: Vec<u128> =
-                    request.published.iter().map(|(_, at)| ms(*at)).collect();
-                story += &format!(
-                    "\n  {token} is of {} on queue {}, {:?}, published at {published:?} ms",
-                    request.id, request.queue, request.key
-                );
-                let marks = self.marks.lines().filter(|mark| {
-                    let other = mark.split(' ').nth(1).and_then(|t| self.requests.get(t));
-                    other.is_some_and(|other| other.id == request.id)
-                });
-                let marks: Vec<&str> = marks.collect();
-                story += &format!("\n  marks of {}: {}", request.id, marks.join("; "));
-            }
-        }
-        let crashes: Vec<u128> = self.crashes.iter().map(|at| ms(*at)).collect();
-        story += &format!("\n  broker killed at {crashes:?} ms");
-        for life in lives {
-            let how = &self.lives[&life];
-            story += &format!("\n  process {life}, {:?}:", how.end);
-            for event in self.events.iter().filter(|event| event.life == life) {
-                let text = format!("{:?}", event.packet);
-                let text: String = text.chars().take(300).collect();
-                let (at, connection) = (ms(event.at), event.connection);
-                story += &format!("\n    {at} ms, connection {connection}: {text}");
-            }
-            for line in how.stderr.lines() {
-                story += &format!("\n    | {line}");
-            }
-        }
-        story
-    }
 }
 
 /// One request, and all that was noted.
@@ -379,7 +320,6 @@ impl Case<'_> {
             *verdict.again.entry(cause).or_default() += 1;
         }
 
-        verdict.told_to_publish_again += self.request.told_to_publish_again;
         let (mut runs, mut given_up) = (BTreeSet::new(), BTreeSet::new());
         for result in results {
             self.check_result(result, &own, verdict)?;
@@ -439,8 +379,7 @@ impl Case<'_> {
             return Ok(Cause::Interrupted);
         }
         let overwritten = self.is_overwritten(earlier, later);
-        let another_key = self.request.told_to_publish_again > 0;
-        if self.request.key.is_some() && !overwritten && !another_key {
+        if self.request.key.is_some() && !overwritten {
             return Err(format!("{story}: its key had a result"));
         }
         if *copies > 0 {
@@ -472,10 +411,24 @@ impl Case<'_> {
 
     /// Whether another run in the directory has taken the place of the journal between these two.
     fn is_overwritten(&self, earlier: &Start, later: &Start) -> bool {
-        self.starts
-            .iter()
-            .filter(|start| earlier.place < start.place && start.place < later.place)
-            .any(|start| self.notes.requests[start.token].id == self.request.id)
+        let requests = self.notes.requests;
+        let is_other = |token: &str| {
+            let other = requests.get(token).filter(|_| token != self.token);
+            other.is_some_and(|other| other.id == self.request.id)
+        };
+        let mut between = self.starts.iter();
+        let has_left_a_mark = between.any(|start| {
+            earlier.place < start.place && start.place < later.place && is_other(start.token)
+        });
+        // one that dies between its journal and its step leaves none
+        let lives = &self.notes.lives;
+        let (from, to) = (lives[&earlier.life].started, lives[&later.life].ended);
+        has_left_a_mark
+            || self.wires.iter().any(|(life, wire)| {
+                let life = &lives[life];
+                let is_between = life.started <= to && from <= life.ended;
+                is_between && life.end == End::Killed && wire.held.iter().any(|it| is_other(it))
+            })
     }
 
     fn check_result(
@@ -507,7 +460,6 @@ impl Case<'_> {
             {
                 Ok(())
             }
-            (Some("failed"), Some("interrupted")) if is_forgotten(result) => Ok(()),
             // without a number where even giving up has failed
             (Some("failed"), Some("interrupted"))
                 if attempt == MAX_ATTEMPTS
@@ -554,21 +506,18 @@ impl Case<'_> {
 
     /// Had no broker crashed, nothing would have been published again.
     fn check_publications(&self) -> Result<(), String> {
-        let (published, told) = (&self.request.published, self.request.told_to_publish_again);
+        let published = &self.request.published;
         // a broker that forgets keeps nothing until the worker has subscribed anew
         let before = match self.notes.memory {
             Broker::Remembers => Duration::ZERO,
             Broker::Forgets => ABSENCE,
         };
-        for (from, _) in &published[..published.len() - 1 - told] {
+        for (from, _) in &published[..published.len() - 1] {
             let lost = |crash: &Instant| *crash + before >= *from;
             if !self.notes.crashes.iter().any(lost) {
                 return Err("lost though the broker did not crash".into());
             }
         }
-        match self.notes.memory == Broker::Remembers && told > 0 {
-            true => Err("a broker that remembers is said to have forgotten the request".into()),
-            false => Ok(()),
-        }
+        Ok(())
     }
 }

@@ -21,11 +21,12 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
+use support::random::number;
 use support::site::{Site, names};
 use support::wait;
 use support::worker::binary;
 
-const POINTS: usize = 10;
+const POINTS: u64 = 10;
 const AT_ONCE: usize = 4;
 const POOL: &str = "the-pool";
 
@@ -35,30 +36,18 @@ enum Queue {
     Pool,
 }
 
-#[test]
-fn a_queue_of_its_own_in_mqtt_5() {
-    walk(Queue::Own, "5");
+fn a_queue_of_its_own(version: &str) {
+    walk(Queue::Own, version);
 }
 
-#[test]
-fn a_queue_of_its_own_in_mqtt_3_1_1() {
-    walk(Queue::Own, "4");
+fn a_pool(version: &str) {
+    walk(Queue::Pool, version);
 }
 
-#[test]
-fn a_pool_in_mqtt_5() {
-    walk(Queue::Pool, "5");
-}
-
-#[test]
-fn a_pool_in_mqtt_3_1_1() {
-    walk(Queue::Pool, "4");
-}
+on_both_protocols!(a_queue_of_its_own, a_pool);
 
 fn walk(queue: Queue, version: &str) {
-    let points = std::env::var("WALK_POINTS").map_or(POINTS, |number| {
-        number.parse().expect("WALK_POINTS is a number")
-    });
+    let points = number("WALK_POINTS", POINTS) as usize;
     let calls = kill_at(queue, version, usize::MAX).expect("it does not end by itself");
     let step = calls.checked_div(points).unwrap_or(1).max(1);
     let (next, killed, failed) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::default());

@@ -30,6 +30,7 @@ pub mod process_tree;
 pub mod processes;
 pub mod properties;
 pub mod proxy;
+pub mod random;
 pub mod schema;
 pub mod site;
 pub mod temp_dir;

@@ -1,7 +1,6 @@
 //! Hostile input from good input, the same at every run.
 
-/// xorshift64* (Vigna 2016): small, and good enough to be unfair.
-pub struct Random(u64);
+use super::random::Random;
 
 /// What parsers trip over.
 const TOKENS: [&[u8]; 40] = [
@@ -48,37 +47,25 @@ const TOKENS: [&[u8]; 40] = [
 ];
 
 impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed | 1)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// From 0 to below `end`.
-    pub fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() >> 33).expect("31 bits") % end.max(1)
+    fn index(&mut self, length: usize) -> usize {
+        self.below(length.max(1) as u64) as usize
     }
 
     fn range(&mut self, length: usize) -> std::ops::Range<usize> {
-        let (a, b) = (self.below(length + 1), self.below(length + 1));
+        let (a, b) = (self.index(length + 1), self.index(length + 1));
         a.min(b)..a.max(b)
     }
 
     /// One of these, changed in up to four places.
     pub fn mutate(&mut self, good: &[Vec<u8>]) -> Vec<u8> {
-        let mut bytes = good[self.below(good.len())].clone();
-        for _ in 0..self.below(5) {
-            let at = self.below(bytes.len() + 1);
-            match self.below(9) {
-                0 if at < bytes.len() => bytes[at] ^= 1 << self.below(8),
-                1 if at < bytes.len() => bytes[at] = self.below(256) as u8,
+        let mut bytes = good[self.index(good.len())].clone();
+        for _ in 0..self.index(5) {
+            let at = self.index(bytes.len() + 1);
+            match self.index(9) {
+                0 if at < bytes.len() => bytes[at] ^= 1 << self.index(8),
+                1 if at < bytes.len() => bytes[at] = self.index(256) as u8,
                 2 | 3 => {
-                    drop(bytes.splice(at..at, TOKENS[self.below(TOKENS.len())].iter().copied()))
+                    drop(bytes.splice(at..at, TOKENS[self.index(TOKENS.len())].iter().copied()))
                 }
                 4 => drop(bytes.drain(self.range(bytes.len()))),
                 5 => {
@@ -86,13 +73,13 @@ impl Random {
                     bytes.splice(at..at, part);
                 }
                 6 => {
-                    let other = &good[self.below(good.len())];
+                    let other = &good[self.index(good.len())];
                     let part = &other[self.range(other.len())];
                     bytes.splice(at..at, part.iter().copied());
                 }
-                7 if self.below(8) == 0 => bytes.truncate(at),
-                8 if self.below(8) == 0 => {
-                    let (token, count) = (TOKENS[self.below(6)], self.below(2000));
+                7 if self.index(8) == 0 => bytes.truncate(at),
+                8 if self.index(8) == 0 => {
+                    let (token, count) = (TOKENS[self.index(6)], self.index(2000));
                     bytes.splice(at..at, token.repeat(count));
                 }
                 _ => {}

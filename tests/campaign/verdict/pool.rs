@@ -204,13 +204,19 @@ impl Evidence<'_> {
                 lines.push((*to, format!("controller: the broker has {token}")));
             }
         }
-        let marks: Vec<&str> = self
-            .marks
-            .lines()
-            .filter(|mark| mark.split(' ').nth(1).is_some_and(about))
-            .collect();
-        let runs = marks.iter().filter_map(|mark| mark.split(' ').nth(2));
-        lives.extend(runs.filter_map(|life| life.parse::<usize>().ok()));
+        // what else ran in the directory may have taken the place of the journal
+        let id_of = |token: &str| self.requests.get(token).map(|request| &request.id);
+        let ids: BTreeSet<_> = tokens.split(' ').filter_map(id_of).collect();
+        let marks = self.marks.lines().filter(|mark| {
+            let token = mark.split(' ').nth(1);
+            token.and_then(id_of).is_some_and(|id| ids.contains(id))
+        });
+        let marks: Vec<&str> = marks.collect();
+        let runs = marks
+            .iter()
+            .filter(|mark| mark.split(' ').nth(1).is_some_and(about));
+        let runs = runs.filter_map(|mark| mark.split(' ').nth(2)?.parse::<usize>().ok());
+        lives.extend(runs);
         let mut identifiers: BTreeSet<(usize, u16)> = BTreeSet::new();
         for event in self.events {
             let is_about = match &event.packet {
@@ -277,7 +283,7 @@ impl Evidence<'_> {
             let ms = at.saturating_duration_since(zero).as_micros() as f64 / 1000.0;
             story += &format!("\n  {ms:10.1} ms  {line}");
         }
-        story += &format!("\n  its marks: {}", marks.join("; "));
+        story += &format!("\n  marks of its directory: {}", marks.join("; "));
         for number in lives {
             if let Some(life) = self.lives.get(&number) {
                 story += &format!("\n  log of {}, process {number}:", life.worker);
@@ -402,9 +408,6 @@ impl Case<'_> {
 
     /// What was published again was lost by the broker: what a pool has acknowledged it never loses.
     pub(super) fn check_publications_in_pool(&self) -> Result<(), String> {
-        if self.request.told_to_publish_again > 0 {
-            return Err("a pool is said to need the request once more".into());
-        }
         for pair in self.request.published.windows(2) {
             let ((from, _), (next, _)) = (pair[0], pair[1]);
             let during = |event: &&Event| from <= event.at && event.at <= next;
