@@ -12,68 +12,6 @@ use support::site::{Site, WORKER, await_file, names, read_json, until_exists, ve
 use support::wait::{self, DEADLINE};
 use support::worker::Worker;
 
-fn running_job_is_cancelled(version: &str) {
-    let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| _ = worker.env("MQTT_PROTOCOL_VERSION", version));
-    let steps = json!([
-        "trap 'echo told to stop; exit 0' TERM; touch up; while :; do sleep 0.02; done",
-        "touch next",
-        { "run": "touch last", "always": true },
-        { "run": "exit 7", "always": true }
-    ]);
-    let dir = site.submit("a", json!({ "steps": steps }));
-    await_file(&dir.join("up"));
-    site.broker.publish("jobs/cancel/a", "");
-    let result = site.result("a").json();
-    assert_eq!(verdict(&result), ("failed", "cancelled", 130));
-    assert_eq!(result["steps"][0]["exitCode"], 130);
-    assert_eq!(result["steps"][1]["status"], "skipped");
-    worker.exits_with(0);
-    assert!(
-        fs::read_to_string(dir.join("job.log"))
-            .unwrap()
-            .contains("\ntold to stop\n")
-    );
-    assert_eq!(
-        [dir.join("next").exists(), dir.join("last").exists()],
-        [false, true]
-    );
-    assert_eq!(
-        read_json(&dir.join("job.status.json"))["reason"],
-        "cancelled"
-    );
-    site.broker.wait_for_queued(WORKER, 0, DEADLINE); // it is acknowledged
-}
-
-#[test]
-fn a_running_job_is_cancelled_by_mqtt_5() {
-    running_job_is_cancelled("5");
-}
-
-#[test]
-fn a_running_job_is_cancelled_by_mqtt_3_1_1() {
-    running_job_is_cancelled("4");
-}
-
-#[test]
-fn whoever_ignores_term_is_killed_after_the_grace() {
-    let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "0.2"));
-    let daemon = r#"(setsid sh -c "trap '' TERM; touch up; sleep 1000" &)"#;
-    let dir = site.submit(
-        "a",
-        json!({ "steps": [format!("trap '' TERM; {daemon}; while :; do sleep 0.02; done")] }),
-    );
-    await_file(&dir.join("up"));
-    site.broker.publish("jobs/cancel/a", r#"{"whatever": 1}"#);
-    assert_eq!(
-        verdict(&site.result("a").json()),
-        ("failed", "cancelled", 130)
-    );
-    site.nothing_survives();
-    worker.exits_with(0);
-}
-
 #[test]
 fn the_cancel_of_another_job_is_ignored() {
     let site = Site::scripted();
@@ -159,32 +97,35 @@ fn a_job_that_waits_for_its_directory_is_cancelled() {
 }
 
 #[test]
-fn a_job_that_waits_for_its_lock_is_cancelled_and_touches_nothing() {
-    let site = Site::scripted();
-    let mut worker = site.idle_worker(|_| {});
-    let dir = site.prepare("a", json!({ "steps": ["touch ran"] }));
-    fs::write(dir.join("job.log"), "of somebody else\n").unwrap();
-    let log = File::open(dir.join("job.log")).unwrap();
-    log.lock().unwrap();
-    site.request(json!({ "id": "a", "workDir": dir }));
-    worker.await_stderr("is in use by another worker");
-    site.broker.publish("jobs/cancel/a", "");
-    assert_eq!(
-        verdict(&site.result("a").json()),
-        ("failed", "cancelled", 130)
-    );
-    worker.exits_with(0);
-    assert_eq!(
-        fs::read_to_string(dir.join("job.log")).unwrap(),
-        "of somebody else\n"
-    );
-    assert_eq!(
-        [
-            dir.join("ran").exists(),
-            dir.join("job.status.json").exists()
-        ],
-        [false, false]
-    );
+fn a_job_that_waits_for_its_lock_is_cancelled_or_withdrawn_and_touches_nothing() {
+    for is_withdrawal in [false, true] {
+        let site = Site::scripted();
+        let mut worker = site.idle_worker(|_| {});
+        let dir = site.prepare("a", json!({ "steps": ["touch ran"] }));
+        let files = ["job.log", "job.status.json"].map(|name| dir.join(name));
+        files
+            .iter()
+            .for_each(|file| fs::write(file, "of somebody else\n").unwrap());
+        let log = File::open(dir.join("job.log")).unwrap();
+        log.lock().unwrap();
+        site.request(json!({ "id": "a", "workDir": dir }));
+        worker.await_stderr("is in use by another worker");
+        if is_withdrawal {
+            fs::write(dir.join("job.cancel"), "").unwrap();
+            is_withdrawn(&site.result("a").json(), &dir);
+        } else {
+            site.broker.publish("jobs/cancel/a", "");
+            assert_eq!(
+                verdict(&site.result("a").json()),
+                ("failed", "cancelled", 130)
+            );
+        }
+        worker.exits_with(0);
+        for file in files {
+            assert_eq!(fs::read_to_string(file).unwrap(), "of somebody else\n");
+        }
+        assert!(!dir.join("ran").exists());
+    }
 }
 
 /// Kills a worker whose result the broker has, before it can acknowledge its request, and starts another one.
@@ -343,29 +284,6 @@ fn an_interrupted_job_is_withdrawn() {
     worker.exits_with(0);
     assert_eq!(read_json(&dir.join("job.status.json")), result);
     assert!(!dir.join("up").exists());
-}
-
-#[test]
-fn a_job_that_waits_for_its_lock_is_withdrawn_and_touches_nothing() {
-    let site = Site::scripted();
-    let mut worker = site.idle_worker(|_| {});
-    let dir = site.prepare("a", json!({ "steps": ["touch ran"] }));
-    fs::write(dir.join("job.log"), "of somebody else\n").unwrap();
-    fs::write(dir.join("job.status.json"), "of somebody else\n").unwrap();
-    let log = File::open(dir.join("job.log")).unwrap();
-    log.lock().unwrap();
-    site.request(json!({ "id": "a", "workDir": dir }));
-    worker.await_stderr("is in use by another worker");
-    fs::write(dir.join("job.cancel"), "").unwrap();
-    is_withdrawn(&site.result("a").json(), &dir);
-    worker.exits_with(0);
-    for file in ["job.log", "job.status.json"] {
-        assert_eq!(
-            fs::read_to_string(dir.join(file)).unwrap(),
-            "of somebody else\n"
-        );
-    }
-    assert!(!dir.join("ran").exists());
 }
 
 /// Each press on a button that cancels is a message, and the Node-RED flow repeats its cancel each second.

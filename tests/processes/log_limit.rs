@@ -5,7 +5,8 @@ use crate::support;
 use rustix::process::Signal;
 use serde_json::json;
 use support::broker::Broker;
-use support::site::{Finished, Site, await_file};
+use support::site::{Finished, Site, await_file, read, until_exists};
+use support::wait;
 
 const LIMIT: &str = "100000";
 
@@ -156,13 +157,13 @@ fn who_stops_writing_on_term_has_the_grace_to_clean_up() {
 #[test]
 fn the_limit_of_the_job_still_counts_after_it() {
     let site = Site::scripted();
-    let steps = json!([CHATTERS, { "run": "sleep 1000", "always": true }]);
-    let finished = site.run_on(
-        site.idle_worker(|worker| _ = worker.env("JOB_LOG_LIMIT", LIMIT)),
-        "a",
-        json!({ "steps": steps, "timeoutSeconds": 1.5 }),
-    );
-    has_passed_it(&finished);
-    let said = "timed out after 1.5s";
-    assert!(finished.log.contains(said), "{said}");
+    let worker = site.idle_worker(|worker| _ = worker.env("JOB_LOG_LIMIT", LIMIT));
+    let steps = json!([CHATTERS, { "run": until_exists("gate"), "always": true }]);
+    let dir = site.submit("a", json!({ "steps": steps, "timeoutSeconds": 1.5 }));
+    let log = dir.join("job.log");
+    wait::until("the limit of the job", || {
+        log.exists() && read(&log).contains("timed out after 1.5s")
+    });
+    std::fs::write(dir.join("gate"), "").unwrap();
+    has_passed_it(&site.finish(worker, dir, "a"));
 }

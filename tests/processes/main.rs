@@ -5,6 +5,7 @@
 mod support;
 
 mod cancel;
+mod ends;
 mod log_limit;
 mod orphans;
 mod stop;

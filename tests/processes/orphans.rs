@@ -56,41 +56,10 @@ fn alive_at_the_result(steps: serde_json::Value, wanted: (&str, &str, i64)) {
 }
 
 #[test]
-fn nothing_is_alive_when_a_success_arrives() {
+fn nothing_is_alive_when_a_result_arrives() {
     for kind in KINDS {
         alive_at_the_result(json!([kind, "true"]), ("success", "", 0));
-    }
-}
-
-#[test]
-fn nothing_is_alive_when_a_failure_arrives() {
-    for kind in KINDS {
         alive_at_the_result(json!([format!("{kind}\nexit 3")]), ("failed", "step", 3));
-    }
-}
-
-#[test]
-fn nothing_is_alive_when_a_timeout_arrives() {
-    for kind in KINDS {
-        let step = json!({ "run": format!("{kind}\nwait"), "timeoutSeconds": 0.3 });
-        let step = if kind == IMMUNE {
-            json!({ "run": format!("{kind}\nsleep 1000"), "timeoutSeconds": 0.3 })
-        } else {
-            step
-        };
-        // the last line of the log tells of the timeout's own kill, or of nothing: only what is alive counts here
-        let site = Site::scripted();
-        let finished = site.run_on(
-            site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "0.3")),
-            "a",
-            json!({ "steps": [step] }),
-        );
-        site.nothing_survives();
-        assert!(
-            ["timeout", ""].contains(&finished.verdict().1),
-            "{}",
-            finished.log
-        );
     }
 }
 
@@ -307,19 +276,14 @@ const NOT_STARVED: Duration = Duration::from_secs(8);
 #[test]
 fn who_forks_and_exits_all_the_time_delays_no_timeout() {
     let _alone = only_storm();
-    for chains in [50, 150] {
-        let site = Site::scripted();
-        let step = json!({ "run": starving(chains), "timeoutSeconds": 0.5 });
-        let finished = site.run_on(
-            site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "0.5")),
-            "a",
-            json!({ "steps": [step] }),
-        );
-        site.nothing_survives();
-        assert_eq!(finished.verdict(), ("failed", "timeout", 124));
-        let took = Duration::from_millis(finished.result["durationMs"].as_u64().unwrap());
-        assert!(took < NOT_STARVED, "{chains}: {took:?}");
-    }
+    let site = Site::scripted();
+    let step = json!({ "run": starving(100), "timeoutSeconds": 0.5 });
+    let worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "0.5"));
+    let finished = site.run_on(worker, "a", json!({ "steps": [step] }));
+    site.nothing_survives();
+    assert_eq!(finished.verdict(), ("failed", "timeout", 124));
+    let took = Duration::from_millis(finished.result["durationMs"].as_u64().unwrap());
+    assert!(took < NOT_STARVED, "{took:?}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use support::broker::{Broker, Packet, Step, Verdict};
 use support::processes::{child_of, pid_1};
 use support::site::{Site, WORKER, await_file, read, read_json, until_exists, verdict};
 use support::wait::{self, DEADLINE};
-use support::worker::{Worker, binary};
+use support::worker::binary;
 
 /// Counts its runs, says what it was told, and goes; a run that finds `gate` ends at once.
 const HEEDS_TERM: &str = "echo x >> runs; trap 'echo told to stop; exit 0' TERM; touch up; \
@@ -23,7 +23,7 @@ fn steps() -> Value {
 
 /// What `requeue` leaves: no result, the request with the broker, `interrupted` on disk; and the next worker runs the
 /// same attempt again.
-fn is_requeued(site: &Site<Broker>, dir: &std::path::Path) {
+pub fn is_requeued(site: &Site<Broker>, dir: &std::path::Path) {
     site.nothing_survives();
     assert!(site.broker.received("jobs/results/+").is_empty());
     assert_eq!(
@@ -80,49 +80,6 @@ fn an_idle_worker_takes_its_leave() {
         });
         assert_eq!(site.states(0).last().map(String::as_str), Some("offline"));
     }
-}
-
-#[test]
-fn a_running_job_is_requeued() {
-    for signal in [Signal::TERM, Signal::INT] {
-        let site = Site::scripted();
-        let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "30"));
-        let dir = site.submit("a", steps());
-        await_file(&dir.join("up"));
-        worker.signal(signal);
-        worker.exits_with(0);
-        assert!(read(&dir.join("job.log")).contains("\ntold to stop\n"));
-        is_requeued(&site, &dir);
-    }
-}
-
-#[test]
-fn a_job_that_ignores_term_is_killed_and_requeued() {
-    let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "0.2"));
-    let daemon = r#"(setsid sh -c "trap '' TERM HUP; sleep 1000" &)"#;
-    let step = format!(
-        "echo x >> runs; [ -e gate ] && exit; trap '' TERM; {daemon}; touch up; while :; do sleep 0.02; done"
-    );
-    let dir = site.submit("a", json!({ "steps": [step] }));
-    await_file(&dir.join("up"));
-    worker.signal(Signal::TERM);
-    worker.exits_with(0);
-    is_requeued(&site, &dir);
-}
-
-#[test]
-fn a_second_signal_stops_at_once() {
-    let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "1000"));
-    let step = "echo x >> runs; [ -e gate ] && exit; trap 'touch told' TERM; touch up; while :; do sleep 0.02; done";
-    let dir = site.submit("a", json!({ "steps": [step] }));
-    await_file(&dir.join("up"));
-    worker.signal(Signal::TERM);
-    await_file(&dir.join("told"));
-    worker.insist(Signal::INT);
-    worker.exits_with(0);
-    is_requeued(&site, &dir);
 }
 
 #[test]
@@ -242,42 +199,28 @@ fn answered_without_another_run(site: &Site<Broker>, dir: &std::path::Path) {
 }
 
 #[test]
-fn a_worker_whose_result_is_not_acknowledged_stops_after_the_grace() {
-    let site = Site::scripted();
-    // no acknowledgement for what a client publishes
-    site.broker.set_script(|step: &Step| match step.packet {
-        Packet::PubAck { .. } if !step.from_client => Verdict::Drop,
-        _ => Verdict::Pass,
-    });
-    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "0.2"));
-    let dir = site.prepare("a", steps());
-    fs::write(dir.join("gate"), "").unwrap();
-    site.request(json!({ "id": "a", "workDir": dir }));
-    site.result("a").json();
-    worker.signal(Signal::TERM);
-    worker.exits_with(0);
-    site.broker.set_script(|_: &Step| Verdict::Pass);
-    answered_without_another_run(&site, &dir);
-}
-
-#[test]
-fn a_second_signal_does_not_wait_for_the_acknowledgement() {
-    let site = Site::scripted();
-    site.broker.set_script(|step: &Step| match step.packet {
-        Packet::PubAck { .. } if !step.from_client => Verdict::Drop,
-        _ => Verdict::Pass,
-    });
-    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "1000"));
-    let dir = site.prepare("a", steps());
-    fs::write(dir.join("gate"), "").unwrap();
-    site.request(json!({ "id": "a", "workDir": dir }));
-    site.result("a").json();
-    worker.signal(Signal::TERM);
-    worker.await_stderr("SIGTERM: stopping");
-    worker.insist(Signal::TERM);
-    worker.exits_with(0);
-    site.broker.set_script(|_: &Step| Verdict::Pass);
-    answered_without_another_run(&site, &dir);
+fn a_stop_waits_for_the_acknowledgement_as_long_as_the_grace_and_a_second_one_does_not() {
+    for grace in ["0.2", "1000"] {
+        let site = Site::scripted();
+        // no acknowledgement for what a client publishes
+        site.broker.set_script(|step: &Step| match step.packet {
+            Packet::PubAck { .. } if !step.from_client => Verdict::Drop,
+            _ => Verdict::Pass,
+        });
+        let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", grace));
+        let dir = site.prepare("a", steps());
+        fs::write(dir.join("gate"), "").unwrap();
+        site.request(json!({ "id": "a", "workDir": dir }));
+        site.result("a").json();
+        worker.signal(Signal::TERM);
+        if grace == "1000" {
+            worker.await_stderr("SIGTERM: stopping");
+            worker.insist(Signal::TERM);
+        }
+        worker.exits_with(0);
+        site.broker.set_script(|_: &Step| Verdict::Pass);
+        answered_without_another_run(&site, &dir);
+    }
 }
 
 #[test]
@@ -379,21 +322,6 @@ fn pid_1_stops_idle_and_running() {
 
 #[test]
 #[ignore = "needs a PID namespace"]
-fn pid_1_kills_who_ignores_term() {
-    let site = Site::scripted();
-    let mut worker = pid_1(&site, &[], |worker| _ = worker.env("JOB_STOP_GRACE", "0.2"));
-    site.await_idle(0);
-    let step =
-        "echo x >> runs; [ -e gate ] && exit; trap '' TERM; touch up; while :; do sleep 0.02; done";
-    let dir = site.submit("a", json!({ "steps": [step] }));
-    await_file(&dir.join("up"));
-    kill_process(child_of(&worker), Signal::INT).unwrap();
-    worker.exits_with(0);
-    is_requeued(&site, &dir);
-}
-
-#[test]
-#[ignore = "needs a PID namespace"]
 fn pid_1_reaps_the_orphans_of_others_while_it_waits() {
     let site = Site::scripted();
     let mut worker = pid_1(&site, &[], |_| {});
@@ -424,39 +352,6 @@ fn pid_1_reaps_the_orphans_of_others_while_it_waits() {
     });
     kill_process(pid_1, Signal::TERM).unwrap();
     worker.exits_with(0);
-}
-
-#[test]
-fn signals_of_service_managers_are_stops() {
-    let signals = [
-        Signal::HUP,
-        Signal::QUIT,
-        Signal::USR1,
-        Signal::USR2,
-        Signal::POWER,
-    ];
-    for signal in signals {
-        is_a_stop(|worker| worker.signal(signal));
-    }
-    // the stop signal of images that are made for systemd
-    is_a_stop(|worker| {
-        let pid = worker.pid().to_string();
-        let sent = Command::new("bash")
-            .args(["-c", "kill -s RTMIN+3 $0", &pid])
-            .status();
-        assert!(sent.unwrap().success());
-    });
-}
-
-fn is_a_stop(send: impl FnOnce(&Worker)) {
-    let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "30"));
-    let dir = site.submit("a", steps());
-    await_file(&dir.join("up"));
-    send(&worker);
-    worker.exits_with(0);
-    assert!(read(&dir.join("job.log")).contains("\ntold to stop\n"));
-    site.nothing_survives();
 }
 
 #[test]
@@ -616,17 +511,15 @@ fn a_stop_at_any_moment_of_the_start_is_heeded() {
 }
 
 /// As `systemctl restart` of the worker, or `reboot`, would.
-fn a_job_that_stops_its_own_worker_ends_after_ten_stops(version: &str) {
+#[test]
+fn a_job_that_stops_its_own_worker_ends_after_ten_stops() {
     const STOPS: usize = 10;
     let site = Site::start();
-    let speaking = |command: &mut Command| {
-        command.env("MQTT_PROTOCOL_VERSION", version);
-    };
-    site.open_queue(speaking);
+    site.open_queue(|_| {});
     let step = "echo run >> runs; kill -TERM $PPID; sleep 30";
     let dir = site.submit("suicidal", json!({ "steps": [step], "maxAttempts": 1 }));
     for _ in 0..=STOPS {
-        site.worker(speaking).exits_with(0);
+        site.worker(|_| {}).exits_with(0);
     }
     let result = site.result("suicidal").json();
     assert_eq!(
@@ -637,9 +530,7 @@ fn a_job_that_stops_its_own_worker_ends_after_ten_stops(version: &str) {
     assert!(error.contains("stopped 10 times"), "{error}");
     assert_eq!(read(&dir.join("runs")).lines().count(), STOPS);
     // the queue is free again
-    let next = site.idle_worker(speaking);
+    let next = site.idle_worker(|_| {});
     let finished = site.run_on(next, "next", json!({ "steps": ["true"] }));
     assert_eq!(finished.result["status"], "success");
 }
-
-on_both_protocols!(a_job_that_stops_its_own_worker_ends_after_ten_stops);

@@ -9,9 +9,6 @@ use support::site::{Finished, Site};
 /// Says what it was told, and goes.
 const HEEDS_TERM: &str = "trap 'echo told to stop; exit 0' TERM; while :; do sleep 0.02; done";
 
-/// Has to be killed, with all that it has started.
-const IGNORES_TERM: &str = "trap '' TERM; while :; do sleep 0.02; done";
-
 fn is_timeout(finished: &Finished) {
     assert_eq!(
         finished.verdict(),
@@ -24,29 +21,6 @@ fn is_timeout(finished: &Finished) {
             .as_str()
             .is_some_and(|error| error.contains("timed out"))
     );
-}
-
-#[test]
-fn a_step_that_exceeds_its_own_limit_is_told_to_stop() {
-    let site = Site::scripted();
-    let steps = json!(["true", { "run": HEEDS_TERM, "timeoutSeconds": 0.2 }, "touch next"]);
-    let finished = site.run("a", json!({ "steps": steps }));
-    is_timeout(&finished);
-    assert!(
-        finished.log.contains("\ntold to stop\n"),
-        "{}",
-        finished.log
-    );
-    let status = |step: usize| finished.result["steps"][step]["status"].as_str().unwrap();
-    assert_eq!(
-        [status(0), status(1), status(2)],
-        ["success", "failed", "skipped"]
-    );
-    assert_eq!(
-        finished.result["steps"][1]["exitCode"], 124,
-        "also where it says 0 on TERM"
-    );
-    assert!(!finished.dir.join("next").exists());
 }
 
 #[test]
@@ -88,20 +62,6 @@ fn a_job_limit_is_for_all_steps_together() {
     let finished = site.run("a", json!({ "steps": steps, "timeoutSeconds": 0.7 }));
     is_timeout(&finished);
     assert_eq!(finished.result["steps"][49]["status"], "skipped");
-}
-
-#[test]
-fn whoever_ignores_term_is_killed_after_the_grace() {
-    let site = Site::scripted();
-    let step =
-        json!({ "run": format!("({IGNORES_TERM}) & {IGNORES_TERM}"), "timeoutSeconds": 0.1 });
-    for grace in ["0.2", "0"] {
-        let worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", grace));
-        let finished = site.run_on(worker, grace, json!({ "steps": [step] }));
-        is_timeout(&finished);
-        assert_eq!(finished.result["steps"][0]["signal"], "SIGKILL");
-        site.nothing_survives();
-    }
 }
 
 #[test]
@@ -171,45 +131,11 @@ fn always_steps_run_after_a_timeout_and_cannot_turn_it_into_a_success() {
 }
 
 #[test]
-fn an_always_step_has_ten_seconds_after_a_timeout_of_the_job() {
-    let site = Site::scripted();
-    let steps = json!(["sleep 1000", { "run": "sleep 1000", "always": true }, { "run": "touch last", "always": true }]);
-    let finished = site.run("a", json!({ "steps": steps, "timeoutSeconds": 0.1 }));
-    is_timeout(&finished);
-    assert_eq!(finished.result["steps"][1]["exitCode"], 124);
-    assert!(
-        finished.log.contains("timed out after 10s"),
-        "{}",
-        finished.log
-    );
-    assert!(finished.dir.join("last").exists());
-}
-
-#[test]
 fn a_first_failure_keeps_its_reason_when_an_always_step_times_out() {
     let site = Site::scripted();
     let steps = json!(["exit 3", { "run": "sleep 1000", "always": true, "timeoutSeconds": 0.1 }]);
     let finished = site.run("a", json!({ "steps": steps }));
     assert_eq!(finished.verdict(), ("failed", "step", 3));
-}
-
-#[test]
-fn the_worst_step_ends_and_leaves_nothing() {
-    let site = Site::scripted();
-    // five daemons that ignore TERM, and a pipe that nobody empties
-    let daemon =
-        r#"(setsid sh -c "trap '' TERM HUP; while :; do sleep 0.02; done" &) ; "#.repeat(5);
-    let step = format!(
-        "trap '' TERM; {daemon} yes | sh -c \"trap '' TERM; while :; do sleep 0.02; done\""
-    );
-    let finished = site.run_on(
-        site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "0.3")),
-        "a",
-        json!({ "steps": [{ "run": step, "timeoutSeconds": 0.5 }] }),
-    );
-    is_timeout(&finished);
-    site.nothing_survives();
-    assert!(finished.log.contains("killed "), "{}", finished.log);
 }
 
 #[test]

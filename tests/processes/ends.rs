@@ -1,0 +1,150 @@
+//! Why a job ends, by which of its processes ignore TERM: all are told, what is left after the grace is killed, and nothing of
+//! the job is there when it is over.
+
+use crate::stop::is_requeued;
+use crate::support;
+
+use serde_json::json;
+use std::process::Command;
+use support::site::{Site, WORKER, await_file, read, read_json, verdict};
+use support::wait::DEADLINE;
+use support::worker::speaking;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Why {
+    /// A stop by this signal: the job is given back.
+    Stop(&'static str),
+    /// A stop, and another one more than a second later.
+    SecondStop,
+    /// A cancel, over this version of MQTT.
+    Cancel(&'static str),
+    StepTimeout,
+    JobTimeout,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Who {
+    Nobody,
+    TheStep,
+    ADaemon,
+}
+
+const ON: &str = "while :; do sleep 0.02; done";
+
+fn ends(why: Why, ignores: Who) {
+    let site = Site::scripted();
+    let grace = match (why, ignores) {
+        (Why::SecondStop, _) => "1000",
+        (_, Who::Nobody) => "30",
+        (Why::JobTimeout, _) => "0",
+        _ => "0.2",
+    };
+    let mut worker = site.idle_worker(|command| {
+        if let Why::Cancel(version) = why {
+            speaking(version)(command);
+        }
+        command.env("JOB_STOP_GRACE", grace);
+    });
+    let run = match ignores {
+        Who::Nobody => format!("trap 'echo told to stop; exit 0' TERM; touch up; {ON}"),
+        Who::TheStep => format!("trap '' TERM; ({ON}) & touch up; {ON}"),
+        Who::ADaemon => {
+            format!(r#"(setsid sh -c "trap '' TERM HUP; touch up; {ON}" &); exec sleep 1000"#)
+        }
+    };
+    let is_timeout = matches!(why, Why::StepTimeout | Why::JobTimeout);
+    let limit = |of: Why| (why == of).then_some(1.0);
+    let step = json!({ "run": format!("echo x >> runs; [ -e gate ] && exit; {run}"),
+        "timeoutSeconds": limit(Why::StepTimeout) });
+    let steps = json!(["true", step, "touch next", { "run": "touch last", "always": true }]);
+    let definition = json!({ "steps": steps, "timeoutSeconds": limit(Why::JobTimeout) });
+    let dir = site.submit("a", definition);
+    await_file(&dir.join("up"));
+    let signal = |name: &str| {
+        let kill = format!("kill -s {name} {}", worker.pid());
+        assert!(
+            Command::new("bash")
+                .args(["-c", &kill])
+                .status()
+                .unwrap()
+                .success()
+        );
+    };
+    match why {
+        Why::Stop(name) => signal(name),
+        Why::SecondStop => {
+            signal("TERM");
+            worker.await_stderr("SIGTERM: stopping");
+            worker.insist(rustix::process::Signal::INT);
+        }
+        Why::Cancel(_) => site.broker.publish("jobs/cancel/a", r#"{"whatever": 1}"#),
+        Why::StepTimeout | Why::JobTimeout => {}
+    }
+    if let Why::Stop(_) | Why::SecondStop = why {
+        worker.exits_with(0);
+    } else {
+        let result = site.result("a").json();
+        site.nothing_survives();
+        let (reason, code) = if is_timeout {
+            ("timeout", 124)
+        } else {
+            ("cancelled", 130)
+        };
+        assert_eq!(verdict(&result), ("failed", reason, code), "{result}");
+        let error = result["error"].as_str().unwrap_or_default();
+        assert!(
+            !is_timeout || error.contains("timed out after 1s"),
+            "{error}"
+        );
+        let steps = &result["steps"];
+        assert_eq!(steps[1]["exitCode"], code, "also where it says 0 on TERM");
+        let is_killed = steps[1]["signal"] == "SIGKILL";
+        assert_eq!(is_killed, ignores == Who::TheStep, "{result}");
+        assert_eq!(steps[2]["status"], "skipped");
+        let ran = ["next", "last"].map(|file| dir.join(file).exists());
+        assert_eq!(ran, [false, true]);
+        worker.exits_with(0);
+        assert_eq!(read_json(&dir.join("job.status.json")), result);
+        site.broker.wait_for_queued(WORKER, 0, DEADLINE);
+    }
+    let log = read(&dir.join("job.log"));
+    let told = log.contains("\ntold to stop\n");
+    assert!(
+        told || ignores != Who::Nobody || why == Why::SecondStop,
+        "{log}"
+    );
+    assert!(ignores == Who::Nobody || log.contains("killed "), "{log}");
+    if let Why::Stop(_) | Why::SecondStop = why {
+        is_requeued(&site, &dir);
+    }
+}
+
+#[test]
+fn whatever_ends_a_job_and_whoever_ignores_it_nothing_is_left() {
+    let mut cases = Vec::new();
+    for ignores in [Who::Nobody, Who::TheStep, Who::ADaemon] {
+        let why = [
+            Why::Stop("TERM"),
+            Why::SecondStop,
+            Why::Cancel("5"),
+            Why::StepTimeout,
+            Why::JobTimeout,
+        ];
+        cases.extend(why.map(|why| (why, ignores)));
+    }
+    cases.push((Why::Cancel("4"), Who::Nobody));
+    // RTMIN+3 is the stop signal of images that are made for systemd
+    let signals = ["INT", "HUP", "QUIT", "USR1", "USR2", "PWR", "RTMIN+3"];
+    cases.extend(signals.map(|name| (Why::Stop(name), Who::Nobody)));
+    for some in cases.chunks(6) {
+        std::thread::scope(|scope| {
+            let running = some
+                .iter()
+                .map(|&(why, who)| scope.spawn(move || ends(why, who)));
+            let running: Vec<_> = running.collect();
+            for (case, running) in some.iter().zip(running) {
+                assert!(running.join().is_ok(), "{case:?}");
+            }
+        });
+    }
+}
