@@ -13,6 +13,7 @@ use rumqttc::v5::mqttbytes::v5::{ConnAck, Packet, Publish, SubAck, SubscribeReas
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -37,6 +38,9 @@ pub const MAX_WAITING: usize = 1000;
 const MAX_ANNOUNCEMENTS: usize = 50;
 
 const CLOSED: &str = "it closed the connection";
+
+/// How many descriptors rumqttc opens for an event loop. It panics where there is no room for them.
+const EVENT_LOOP_DESCRIPTORS: usize = 3;
 
 /// How long to look for what arrived while this process itself did not run (SIGSTOP, a busy machine).
 const LAST_LOOK: Duration = Duration::from_millis(10);
@@ -244,6 +248,9 @@ impl Adapter {
         if let Some(will) = will.as_mut().filter(|_| lacks.contains(&Lack::Retain)) {
             will.retention = Retention::None;
         }
+        let room = (0..EVENT_LOOP_DESCRIPTORS).map(|_| io::stderr().as_fd().try_clone_to_owned());
+        let room: io::Result<Vec<_>> = room.collect();
+        drop(room.map_err(|error| error.to_string())?);
         let (sender, receiver) = match version {
             Protocol::V3 => v3::open(settings, address, transport, login, will),
             Protocol::V5 => v5::open(settings, address, transport, login, will),

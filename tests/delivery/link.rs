@@ -8,12 +8,13 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::json;
 use support::broker::{Broker, Entry, Packet, Step, Verdict};
 use support::proxy::Proxy;
 use support::site::{Site, WORKER, read_json, until_exists};
 use support::wait::{self, DEADLINE};
-use support::worker::speaking;
+use support::worker::{binary, speaking};
 
 /// The smallest that is taken, in seconds.
 const KEEP_ALIVE: &str = "5";
@@ -304,6 +305,43 @@ fn where_the_older_version_does_not_help_version_5_is_tried_again() {
     site.broker.set_script(greeted_as(greetings));
     let worker = site.idle_worker(|_| {});
     assert!(!worker.stderr().contains("speaking 3.1.1"));
+}
+
+/// With each few descriptors that it may have, in an own queue and in a pool, whose head has a connection of its own.
+#[test]
+fn too_few_descriptors_are_waited_for() {
+    let site = Site::scripted();
+    for (few, in_pool) in (6..=9)
+        .map(|few| (few, false))
+        .chain((8..=15).map(|few| (few, true)))
+    {
+        let id = format!("{few}-{in_pool}");
+        let mark = site.mark();
+        let mut command = Command::new("sh");
+        let limited = format!("ulimit -Sn {few}; exec \"$0\"");
+        command.args(["-c", &limited]).arg(binary());
+        site.equip(&mut command);
+        command.env("WORKER_ID", &id);
+        if in_pool {
+            command
+                .env("JOB_POOL", "the-pool")
+                .env("JOB_ROOT", site.drive.path());
+        }
+        let mut worker = site.start_as(command);
+        wait::until("it to meet the limit", || {
+            let said = worker.stderr();
+            ["Too many open files", "no connection to the broker"]
+                .iter()
+                .any(|text| said.contains(text))
+        });
+        let pid = Pid::from_raw(worker.pid() as i32).expect("a process");
+        let limit = Rlimit {
+            current: Some(1024),
+            maximum: Some(1024),
+        };
+        prlimit(Some(pid), Resource::Nofile, limit).expect("it is our child");
+        site.await_state(&mut worker, mark, "idle");
+    }
 }
 
 /// A job whose result has some 2 KB, and a rejection that is as large.
