@@ -11,8 +11,6 @@ use super::support::wait;
 
 on_both_protocols!(
     a_job_of_a_dead_member_is_the_next_attempt_of_another,
-    a_job_that_kills_its_worker_ends,
-    a_stopped_member_gives_its_job_back,
     a_result_that_was_not_published_is_published_by_another,
 );
 
@@ -81,9 +79,10 @@ fn a_job_of_a_dead_member_is_the_next_attempt_of_another(version: &str) {
     wait::until("no claim to be left", || claims(&site).is_empty());
 }
 
-fn a_job_that_kills_its_worker_ends(version: &str) {
+#[test]
+fn a_job_that_kills_its_worker_ends() {
     let site = Site::start();
-    let _member = supervised(&site, "a", version);
+    let _member = supervised(&site, "a", "5");
     await_queue(&site);
     let dir = site.submit(
         "a",
@@ -98,29 +97,6 @@ fn a_job_that_kills_its_worker_ends(version: &str) {
     assert_eq!(runs.lines().count(), 3);
     site.submit("b", json!({ "steps": ["true"] }));
     site.result("b");
-}
-
-fn a_stopped_member_gives_its_job_back(version: &str) {
-    let site = Site::start();
-    let mut first = site.idle_worker(member_of(&site, "first", version));
-    await_queue(&site);
-    let dir = site.submit(
-        "a",
-        json!({ "steps": ["touch began; [ -e go ] || sleep 60"] }),
-    );
-    wait::until("the job to run", || dir.join("began").exists());
-    std::fs::write(dir.join("go"), "").unwrap();
-    first.sigterm();
-    first.exits_with(0);
-    let mut second = site.worker(member_of(&site, "second", version));
-    let result = site.result("a").json();
-    assert_eq!(
-        (&result["status"], &result["attempt"]),
-        (&json!("success"), &json!(1))
-    );
-    assert_eq!(result["worker"], "second");
-    second.exits_with(0);
-    assert_eq!(claims(&site), [""; 0]);
 }
 
 fn a_result_that_was_not_published_is_published_by_another(version: &str) {

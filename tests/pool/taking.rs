@@ -13,12 +13,7 @@ use super::support::wait;
 
 on_both_protocols!(
     what_cannot_be_used_is_rejected_and_the_head_goes_on,
-    a_directory_runs_one_job_at_a_time,
-    a_key_in_progress_is_not_run_twice,
-    a_key_of_another_id_in_progress_is_another_job,
-    a_directory_runs_its_jobs_in_the_order_of_the_queue,
-    a_job_is_cancelled,
-    a_workdir_around_the_pool_is_rejected,
+    a_directory_runs_one_job_at_a_time_in_the_order_of_the_queue,
 );
 
 fn what_cannot_be_used_is_rejected_and_the_head_goes_on(version: &str) {
@@ -47,119 +42,62 @@ fn what_cannot_be_used_is_rejected_and_the_head_goes_on(version: &str) {
     assert!(rejected.iter().all(|notice| notice.json()["payload"] != ""));
 }
 
-fn a_directory_runs_one_job_at_a_time(version: &str) {
+#[test]
+fn a_key_in_progress_is_not_run_twice() {
     let site = Site::start();
-    let _members: Vec<_> = ["a", "b", "c"]
-        .iter()
-        .map(|name| supervised(&site, name, version))
-        .collect();
-    await_queue(&site);
-    let dir = site.directory("shared");
-    fs::write(dir.join("gate"), "").unwrap();
-    let step = format!("mkdir busy && {} && rmdir busy", while_exists("gate"));
-    site.request(json!({ "id": "first", "workDir": dir, "steps": [step] }));
-    wait::until("the first to run", || dir.join("busy").exists());
-    for id in ["second", "third"] {
-        site.request(json!({ "id": id, "workDir": dir, "steps": [step] }));
-    }
-    // nobody waits for the directory
-    site.submit("other", json!({ "steps": ["true"] }));
-    site.result("other");
-    site.submit("another", json!({ "steps": ["true"] }));
-    site.result("another");
-    fs::remove_file(dir.join("gate")).unwrap();
-    for id in ["first", "second", "third"] {
-        let result = site.result(id).json();
-        assert_eq!(
-            (&result["status"], &result["attempt"]),
-            (&json!("success"), &json!(1)),
-            "{result}"
-        );
-    }
-}
-
-fn a_key_in_progress_is_not_run_twice(version: &str) {
-    let site = Site::start();
-    let _members: Vec<_> = ["a", "b"]
-        .iter()
-        .map(|name| supervised(&site, name, version))
-        .collect();
-    await_queue(&site);
-    let dir = site.directory("keyed");
-    fs::write(dir.join("gate"), "").unwrap();
-    let step = format!("echo >> runs; {}", while_exists("gate"));
-    let request = json!({ "id": "keyed", "workDir": dir, "key": "k", "steps": [step] });
-    site.request(request.clone());
-    wait::until("the job to run", || dir.join("runs").exists());
-    site.request(request.clone());
-    site.request(request.clone());
-    site.submit("other", json!({ "steps": ["true"] }));
-    site.result("other");
-    fs::remove_file(dir.join("gate")).unwrap();
-    assert_eq!(site.result("keyed").json()["status"], "success");
-    site.request(request);
-    assert_eq!(site.result("keyed").json()["status"], "success");
-    assert_eq!(
-        fs::read_to_string(dir.join("runs"))
-            .unwrap()
-            .lines()
-            .count(),
-        1
-    );
-}
-
-fn a_key_of_another_id_in_progress_is_another_job(version: &str) {
-    let site = Site::start();
-    let _members: Vec<_> = ["a", "b"]
-        .iter()
-        .map(|name| supervised(&site, name, version))
-        .collect();
+    let _members = ["a", "b"].map(|name| supervised(&site, name, "5"));
     await_queue(&site);
     let dir = site.directory("keyed");
     fs::write(dir.join("gate"), "").unwrap();
     let step = format!("echo >> runs; {}", while_exists("gate"));
     let request = |id| json!({ "id": id, "workDir": dir, "key": "k", "steps": [step] });
-    site.request(request("one"));
+    site.request(request("keyed"));
     wait::until("the job to run", || dir.join("runs").exists());
-    site.request(request("two"));
+    site.request(request("keyed"));
+    // whoever waits for it knows its own id only
+    site.request(request("another"));
     site.submit("other", json!({ "steps": ["true"] }));
     site.result("other");
     fs::remove_file(dir.join("gate")).unwrap();
-    // whoever waits for it knows its own id only
-    for id in ["one", "two"] {
+    for id in ["keyed", "keyed", "another"] {
         assert_eq!(site.result(id).json()["status"], "success");
     }
+    let runs = fs::read_to_string(dir.join("runs")).unwrap();
+    assert_eq!(runs.lines().count(), 2);
 }
 
-fn a_directory_runs_its_jobs_in_the_order_of_the_queue(version: &str) {
+fn a_directory_runs_one_job_at_a_time_in_the_order_of_the_queue(version: &str) {
     let site = Site::start();
-    let _members: Vec<_> = ["a", "b", "c", "d"]
-        .iter()
-        .map(|name| supervised(&site, name, version))
-        .collect();
+    let _members = ["a", "b", "c", "d"].map(|name| supervised(&site, name, version));
     await_queue(&site);
     let dir = site.directory("shared");
     fs::write(dir.join("gate"), "").unwrap();
     let ids: Vec<String> = (0..12).map(|number| number.to_string()).collect();
     for id in &ids {
-        let step = format!("echo {id} >> order; {}", while_exists("gate"));
+        let gate = while_exists("gate");
+        let step = format!("mkdir busy && echo {id} >> order && {gate} && rmdir busy");
         site.request(json!({ "id": id, "workDir": dir, "steps": [step] }));
     }
     // the others wait for the directory, and nobody for them
-    site.submit("other", json!({ "steps": ["true"] }));
-    site.result("other");
+    for id in ["other", "another"] {
+        site.submit(id, json!({ "steps": ["true"] }));
+        site.result(id);
+    }
     fs::remove_file(dir.join("gate")).unwrap();
     for id in &ids {
-        assert_eq!(site.result(id).json()["attempt"], 1);
+        let result = site.result(id).json();
+        let end = (&result["status"], &result["attempt"]);
+        assert_eq!(end, (&json!("success"), &json!(1)), "{result}");
     }
     let order = fs::read_to_string(dir.join("order")).unwrap();
     assert_eq!(order.lines().collect::<Vec<_>>(), ids);
     wait::until("the claims to be gone", || claims(&site).is_empty());
 }
 
-fn a_job_is_cancelled(version: &str) {
+#[test]
+fn a_job_is_cancelled() {
     let site = Site::start();
-    let mut worker = site.idle_worker(member_of(&site, "a", version));
+    let mut worker = site.idle_worker(member_of(&site, "a", "5"));
     await_queue(&site);
     let dir = site.submit("a", json!({ "steps": ["touch began; sleep 60"] }));
     wait::until("the job to run", || dir.join("began").exists());
@@ -168,9 +106,10 @@ fn a_job_is_cancelled(version: &str) {
     worker.exits_with(0);
 }
 
-fn a_workdir_around_the_pool_is_rejected(version: &str) {
+#[test]
+fn a_workdir_around_the_pool_is_rejected() {
     let site = Site::start();
-    let _worker = supervised(&site, "a", version);
+    let _worker = supervised(&site, "a", "5");
     await_queue(&site);
     for dir in [".", ".job-worker", ".job-worker/the-pool"] {
         site.request(json!({ "id": "a", "workDir": dir, "steps": ["touch was-here"] }));
