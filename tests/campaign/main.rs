@@ -682,7 +682,10 @@ impl Desk<'_> {
             let mark = sessions[self.sessions - 1];
             let crash = self.faults.lock().unwrap().crashes.last().copied();
             let serves = |worker| self.crew.serves(self.controller, mark, worker, crash);
+            let since = Instant::now();
             wait::until("the workers to be back, or the broker to be gone", || {
+                // one that pauses for longer than the broker lives would never be back
+                self.lull.store(since.elapsed() > LULL, Relaxed);
                 self.controller.fresh_sessions().len() > self.sessions
                     || (0..self.crew.crowd.workers().len()).all(serves)
             });
