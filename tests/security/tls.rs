@@ -488,13 +488,13 @@ fn a_certificate_that_cannot_be_used_is_told_with_what_is_wrong_with_it() {
     }
 }
 
-/// In the section "TLS" of the reference.
+/// In "A certificate for the broker" of the operator's guide.
 #[test]
-fn the_two_lines_of_the_reference_make_a_certificate_that_can_be_used() {
+fn the_two_lines_of_the_guide_make_a_certificate_that_can_be_used() {
     let dir = TempDir::new();
-    let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference.md");
-    let reference = fs::read_to_string(reference).expect("the reference");
-    let lines: Vec<_> = reference
+    let guide = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operators.md");
+    let guide = fs::read_to_string(guide).expect("the guide");
+    let lines: Vec<_> = guide
         .lines()
         .filter_map(|line| line.strip_prefix("$ openssl req "))
         .collect();
