@@ -11,7 +11,7 @@ use std::hash::{BuildHasher, RandomState};
 /// What was found, in one line.
 pub enum Finding {
     Good(String),
-    /// Somebody may want to know, and nothing fails by it.
+    /// Worth a word, and nothing fails by it.
     Doubtful(String),
     Wrong(String),
 }

@@ -28,7 +28,7 @@ Exit status: 0 the job has its result, or the worker was stopped; 64 usage; 70 a
 Configuration is by environment variables, all optional. Behind the = stands what holds unless they are set:
 ";
 
-/// With the target triple: the first question about a binary that somebody copied to a board.
+/// With the target triple: the first question about a binary that was copied to a board.
 const VERSION: &str = concat!(
     "job-worker ",
     env!("CARGO_PKG_VERSION"),

@@ -32,7 +32,7 @@ const STOPS: [i32; 8] = [
 ];
 
 /// SIGRTMIN+3, the stop signal of images that are made for systemd, as glibc, systemd and Docker count. musl, which our static
-/// binaries have, begins one later: nobody ever sends its own SIGRTMIN+3.
+/// binaries have, begins one later: no process ever sends its own SIGRTMIN+3.
 const SIGRTMIN_3: i32 = 37;
 
 /// What comes in.

@@ -28,7 +28,7 @@ const SCAN_LIMIT: Duration = Duration::from_millis(200);
 /// the time.
 const REAPED_AT_ONCE: usize = 64;
 
-/// Pause between two passes of a sweep in which nobody ended; it doubles from the first to the last.
+/// Pause between two passes of a sweep in which no process ended; it doubles from the first to the last.
 const FIRST_PAUSE: Duration = Duration::from_micros(100);
 const LAST_PAUSE: Duration = Duration::from_millis(50);
 
@@ -61,7 +61,7 @@ impl Ended {
     }
 }
 
-/// Children that we had before we started any: whoever started us by `exec` had them, a log writer or a companion. They
+/// Children that we had before we started any: the program that became us by `exec` had them, a log writer or a companion. They
 /// are no part of a job, and neither are their descendants.
 static FOREIGN: Mutex<Vec<i32>> = Mutex::new(Vec::new());
 
@@ -126,7 +126,7 @@ pub enum Left {
 /// Takes the status of those children that have ended, and tells `ended` how.
 ///
 /// Processes that fork and exit all the time would keep us here for ever. So it takes a limited number at once, and sends
-/// this process a SIGCHLD for the rest: whoever waits for that signal looks at its deadlines in between.
+/// this process a SIGCHLD for the rest: the loop that waits for that signal looks at its deadlines in between.
 pub fn reap_some(mut ended: impl FnMut(Pid, Ended)) -> Left {
     for _ in 0..REAPED_AT_ONCE {
         match reap() {
@@ -154,7 +154,7 @@ enum Reaped {
 
 /// Takes the status of one child that has ended, if there is one.
 ///
-/// This is the only place of the program that waits for children, and only one thread calls it: whoever waits for "any
+/// This is the only place of the program that waits for children, and only one thread calls it: a wait for "any
 /// child" elsewhere takes away the status that a step ended with.
 fn reap() -> Reaped {
     loop {
@@ -236,7 +236,7 @@ pub fn sweep(mut ended: impl FnMut(Pid, Ended)) -> Swept {
             return Swept { killed, left };
         }
         let scanning = Instant::now();
-        // the children of whoever is killed become ours, in as many passes as it takes
+        // the children of a killed process become ours, in as many passes as it takes
         kill_children(at_most);
         at_most = at_most.saturating_mul(2);
         killing = true;
@@ -247,7 +247,7 @@ pub fn sweep(mut ended: impl FnMut(Pid, Ended)) -> Swept {
         }
         idle_passes += 1;
         if idle_passes > 3 {
-            // the children of somebody whom we may not kill do not become ours
+            // the children of a process that we may not kill do not become ours
             for process in descendants(SWEEP_LIMIT) {
                 process.signal(Signal::KILL);
             }
@@ -263,7 +263,7 @@ pub fn sweep(mut ended: impl FnMut(Pid, Ended)) -> Swept {
 fn kill_children(at_most: usize) {
     let children = children();
     let is_ours = |group: Pid| {
-        // whoever enters the container of a PID 1 leads a group, and its orphans become our children: the group of a leader
+        // a process that enters the container of a PID 1 leads a group, and its orphans become our children: the group of a leader
         // who lives and is no child of ours is left alone
         children.contains(&group) || test_kill_process(group) == Err(Errno::SRCH)
     };
@@ -273,7 +273,7 @@ fn kill_children(at_most: usize) {
     for child in children.iter().rev().take(at_most) {
         // not rustix's, which takes a group for a number above 0: a group with a leader outside of our PID namespace has none
         let Ok(group) = getpgid(Some(nix::unistd::Pid::from_raw(child.as_raw_pid()))) else {
-            continue; // reaped by nobody but us: it cannot be gone
+            continue; // we alone reap: it cannot be gone
         };
         let all_killed = *groups.entry(group).or_insert_with(|| {
             let known =

@@ -38,7 +38,7 @@ pub struct ResultMessage {
     pub payload: Vec<u8>,
     /// What follows once the broker has it.
     pub after: AfterResult,
-    /// Its controller may be on its way back: publish it until somebody is subscribed to it.
+    /// Its controller may be on its way back: publish it until a client is subscribed to it.
     pub wait_for_subscriber: bool,
 }
 
@@ -49,7 +49,7 @@ pub enum Input {
     Connected {
         /// The broker has kept our session.
         resumed: bool,
-        /// The broker tells whether a message of ours goes to anybody (MQTT 5).
+        /// The broker tells whether a message of ours goes to a client (MQTT 5).
         tells_subscribers: bool,
     },
     /// The connection is gone.
@@ -183,7 +183,7 @@ pub struct Machine {
     deadline: Option<Instant>,
     /// The earliest moment to publish: after a lost session the controller needs time to subscribe.
     publish_at: Option<Instant>,
-    /// Somebody asked us to stop: the latest moment to go.
+    /// A signal asked us to stop: the latest moment to go.
     stop_at: Option<Instant>,
 }
 

@@ -78,7 +78,7 @@ fn execute(
     outbox: Outbox<()>,
     inbox: &mut Inbox<()>,
 ) -> Result<Document, String> {
-    // there is nobody to wait for: whoever calls us has prepared the directory, wherever it is
+    // there is nothing to wait for: the caller has prepared the directory, wherever it is
     let job = JobConfig {
         dir_wait: Duration::ZERO,
         root: None,
@@ -148,7 +148,7 @@ impl Terminal {
         Self { thread, running }
     }
 
-    /// Waits until the rest is shown. A reader may be slow; whoever does not want the rest interrupts us once more.
+    /// Waits until the rest is shown. A reader may be slow; a person who does not want the rest interrupts us once more.
     fn finish(self, inbox: &mut Inbox<()>) {
         drop(self.running);
         while !self.thread.is_finished() {
@@ -188,7 +188,7 @@ fn show(path: &Path, from: u64, over: &Receiver<()>) {
             let mut terminal = std::io::stdout();
             let written = terminal.write_all(&buffer[..bytes]);
             if written.and_then(|()| terminal.flush()).is_err() {
-                return; // nobody reads us any more; the job goes on, and its log is in the file
+                return; // the reader is gone; the job goes on, and its log is in the file
             }
         }
         if is_over {

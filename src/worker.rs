@@ -50,7 +50,7 @@ struct Worker {
     /// In a pool, the claim that is ours.
     claim: Option<Arc<Claim>>,
     protocol: Option<Protocol>,
-    /// The broker has granted the subscription of the queue: who publishes now publishes to somebody.
+    /// The broker has granted the subscription of the queue: what is published now is kept.
     queue_stands: bool,
     /// Why no request can be taken.
     trouble: Option<String>,

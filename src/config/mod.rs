@@ -363,7 +363,7 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
             .ok()
     }
 
-    /// Whoever sets one of these believes that the connection is secure.
+    /// An operator who sets one of these believes that the connection is secure.
     fn reject_tls_files_without_tls(&mut self, url: &str) {
         for name in ["MQTT_CA_FILE", "MQTT_CERT_FILE", "MQTT_KEY_FILE"] {
             if url.starts_with("mqtt://") && self.text(name).is_some() {

@@ -162,7 +162,7 @@ impl EarlierRun {
         }
     }
 
-    /// Whether this was a run of the same request; `None` where nobody can tell: MQTT 3.1.1, or a document that cannot be read.
+    /// Whether this was a run of the same request; `None` where that cannot be told: MQTT 3.1.1, or a document that cannot be read.
     ///
     /// A `key` decides wherever there is one. Without it, the delivery decides: DUP = 0 is a new request whatever else it
     /// has in common with an earlier one, and DUP = 1 says only that the broker has sent it before, to whomever.

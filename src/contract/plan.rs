@@ -26,7 +26,7 @@ impl Plan {
     /// `max_attempts` are what a job gets that asks for nothing, and the most that it can ask for.
     ///
     /// # Errors
-    /// A sentence, when nobody says which steps to run.
+    /// A sentence, when neither of the two says which steps to run.
     pub fn merge(
         request: &Definition,
         file: Option<Definition>,

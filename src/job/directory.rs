@@ -1,4 +1,4 @@
-//! The workDir, opened once: every file of the job is reached through this handle, so that nobody can swap the directory
+//! The workDir, opened once: every file of the job is reached through this handle, so that no process can swap the directory
 //! between the check and the use. `JOB_ROOT` is the fence that it must lie inside.
 
 use super::fence::Fence;
@@ -207,7 +207,7 @@ impl WorkDir {
         fstatfs(&self.handle).is_ok_and(|file_system| file_system.f_type as u64 == TMPFS_MAGIC)
     }
 
-    /// Whether somebody has removed the directory itself.
+    /// Whether the directory itself is removed.
     pub fn is_removed(&self) -> bool {
         fstat(&self.handle).is_ok_and(|meta| meta.st_nlink == 0)
     }
@@ -323,7 +323,7 @@ impl WorkDir {
         }
     }
 
-    /// Replaces a file as one step: whoever reads it sees the old content or the new one, never a part.
+    /// Replaces a file as one step: a reader sees the old content or the new one, never a part.
     ///
     /// # Errors
     /// What the system said; the old content is still there then.

@@ -49,7 +49,7 @@ pub enum Lock {
     Ours,
     /// Another worker runs here, or orphans of one.
     Busy,
-    /// Somebody else keeps it, who does not write: a worker's lock is exclusive.
+    /// A process that only reads keeps it: a worker's lock is exclusive.
     HeldByReader,
     /// The name leads to another file by now: open it anew.
     Replaced,
@@ -86,7 +86,7 @@ impl JobLog {
                 Ok(()) => Lock::HeldByReader,
                 Err(_) => Lock::Busy,
             },
-            // whoever had the lock may have written the log anew, and locked that
+            // the worker that had the lock may have written the log anew, and locked that
             _ if !dir.leads_to(NAME, &self.file) => Lock::Replaced,
             Ok(()) => Lock::Ours,
             Err(TryLockError::Error(error)) => Lock::Unsupported(error),
@@ -326,7 +326,7 @@ pub fn while_nothing_runs<T>(dir: &WorkDir, act: impl FnOnce() -> T) -> io::Resu
 
 /// A new log in the place of what is there; `None` where that is another worker's.
 fn begin_anew(dir: &WorkDir) -> io::Result<Option<File>> {
-    // kept until its name is gone: nobody gets the lock of a file that is to be removed and believes in it
+    // kept until its name is gone: no worker gets the lock of a file that is to be removed and believes in it
     let there = dir.open_file(NAME, OFlags::RDONLY);
     // only a worker's lock is exclusive
     if let Ok(there) = &there

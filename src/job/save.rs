@@ -184,7 +184,7 @@ fn finish(ending: Ending, durability: Durability) -> Outcome {
         log::warn!("the journal is another worker's by now");
     } else if let Err(error) = journal::store(&dir, &document, durability) {
         match dir.is_removed() {
-            // a step may remove the directory of its own job: then nobody misses the journal
+            // a step may remove the directory of its own job: then its journal is not missed
             true => document.warn(&error),
             false => fail(&mut document, &mut log, &error, durability),
         }

@@ -132,7 +132,7 @@ impl RunningStep {
         }
     }
 
-    /// Whether somebody has begun to end it.
+    /// Whether its end has begun.
     pub fn is_interrupted(&self) -> bool {
         self.interrupted.is_some()
     }

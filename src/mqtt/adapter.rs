@@ -108,7 +108,7 @@ pub enum End {
     Dropped,
     /// Anything else, which may pass.
     Lost,
-    /// We have closed it, or nobody wants to hear of it any more.
+    /// We have closed it, or the link is gone.
     Closed,
 }
 
@@ -188,7 +188,7 @@ impl Connection {
         self.packet_bytes.saturating_sub(rest)
     }
 
-    /// Whether [`Event::Published`] tells if anybody is subscribed.
+    /// Whether [`Event::Published`] tells if a client is subscribed.
     pub fn tells_subscribers(&self) -> bool {
         self.version == Protocol::V5
     }

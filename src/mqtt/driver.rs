@@ -26,8 +26,8 @@ const GOOD_CONNECTION: Duration = Duration::from_secs(10);
 /// What the connection's thread runs.
 pub struct Driver<F> {
     settings: Arc<Settings>,
-    /// Says that a connection may be made although another client took ours over. Its other end is gone when nobody wants to hear
-    /// of this link any more.
+    /// Says that a connection may be made although another client took ours over. Its other end is gone with the link
+    /// itself.
     resume: Receiver<()>,
     /// Where events go.
     sink: F,
@@ -231,7 +231,7 @@ impl<F: Fn(Event)> Driver<F> {
         loop {
             match adapter.next() {
                 _ if self.resume.try_recv() == Err(TryRecvError::Disconnected) => {
-                    return End::Closed.because("nobody wants to hear of it");
+                    return End::Closed.because("the link is gone");
                 }
                 Err(failure) => return failure,
                 Ok(Event::Connected {

@@ -2,7 +2,7 @@
 //!
 //! One thread drives one network connection after the other, each with a client of its own. So whatever was asked of a
 //! connection that broke is gone with it, and nothing of it can reach the next one: an acknowledgement sent late would
-//! acknowledge somebody else's message there. What must survive a connection is asked for again by the worker.
+//! acknowledge another message there. What must survive a connection is asked for again by the worker.
 
 mod adapter;
 mod driver;
@@ -175,7 +175,7 @@ pub enum Session {
 pub enum Life {
     /// Through one connection after the other. Each subscribes by itself.
     Lasting,
-    /// Through one connection. Whoever has it subscribes.
+    /// Through one connection. Its owner subscribes.
     Once,
 }
 
@@ -301,12 +301,12 @@ pub enum Event {
     Denied(String),
 }
 
-/// Whether a message of ours that the broker has taken goes to anybody.
+/// Whether a message of ours that the broker has taken goes to a client.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Subscribers {
-    /// Somebody has subscribed to it.
+    /// A client has subscribed to it.
     Some,
-    /// Nobody has (MQTT 5, reason code 0x10).
+    /// No client has (MQTT 5, reason code 0x10).
     None,
     /// MQTT 3.1.1 does not tell.
     Unknown,

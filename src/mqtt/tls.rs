@@ -160,7 +160,7 @@ pub(super) fn failure(error: &io::Error, tls: &Tls) -> Option<Failure> {
     })
 }
 
-/// What is wrong with a certificate, for whoever has made it.
+/// What is wrong with a certificate, for the operator who has made it.
 fn fault(why: &CertificateError, has_ca_file: bool) -> String {
     let why = match why {
         CertificateError::UnknownIssuer if has_ca_file => {

@@ -150,7 +150,7 @@ pub enum Holder {
     /// Another worker has taken it, or is done with it: it publishes the result.
     Another,
     /// None: a step or a person has removed the file. Only this worker knows of the request then.
-    Nobody,
+    Gone,
 }
 
 /// A claim that this worker has: its file is locked.
@@ -260,7 +260,7 @@ impl Claim {
         let is_it = |name: &Name| name.is_same_request(&self.name);
         match self.place.list() {
             Ok((names, _)) if names.iter().any(is_it) => Holder::Another,
-            _ => Holder::Nobody,
+            _ => Holder::Gone,
         }
     }
 
@@ -296,8 +296,8 @@ impl Claim {
                 }
             }
             Holder::Another => {}
-            // whoever has removed it may have removed all of the pool: the next member must not take it for another drive's
-            Holder::Nobody => {
+            // the process that has removed it may have removed all of the pool: the next member must not take it for another drive's
+            Holder::Gone => {
                 if let Err(error) = self.place.make() {
                     log::warn!("{error}");
                 }

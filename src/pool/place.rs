@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-/// Whoever has its lock may connect with the pool's session.
+/// The member that has its lock may connect with the pool's session.
 pub const LOCK: &str = "head.lock";
 
 /// File systems on which another host may have a lock: a lock that blocks is woken late there, or never. NFS, CIFS, SMB 2, FUSE,
@@ -218,7 +218,7 @@ pub fn touch(lock: &File) {
 }
 
 /// Makes the directory with its lock, which is ours from the first moment: whether the queue is this drive's is found out before
-/// another member may be the head. `None` where the directory is there already. `JOB_ROOT` itself is made by nobody: it may be the
+/// another member may be the head. `None` where the directory is there already. No member makes `JOB_ROOT` itself: it may be the
 /// place of a drive that is not mounted yet.
 fn make(path: &Path, durability: Durability) -> io::Result<Option<File>> {
     if path.try_exists()? {

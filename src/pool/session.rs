@@ -54,7 +54,7 @@ impl Head {
         self.sessions += 1;
         let (number, sender) = (self.sessions, self.sender.clone());
         let sink = move |event| {
-            let _ = sender.send(Happening::Broker(number, event)); // fails where nobody waits for a claim any more
+            let _ = sender.send(Happening::Broker(number, event)); // fails where the turn is over
         };
         let link = mqtt::open(settings, sink)
             .map_err(|error| Event::Trouble(format!("no thread for the connection: {error}")))?;

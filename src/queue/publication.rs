@@ -1,4 +1,4 @@
-//! A result on its way to the broker: published until the broker has it, and where that is promised, until somebody is
+//! A result on its way to the broker: published until the broker has it, and where that is promised, until a client is
 //! subscribed to it.
 
 use super::ResultMessage;
@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 const FIRST_RETRY_PAUSE: Duration = Duration::from_secs(1);
 const LAST_RETRY_PAUSE: Duration = Duration::from_secs(30);
 
-/// Pause before a result that nobody has subscribed to is published again; it doubles from the first to the last.
+/// Pause before a result that no client has subscribed to is published again; it doubles from the first to the last.
 const FIRST_REPUBLISH_PAUSE: Duration = Duration::from_millis(500);
 const LAST_REPUBLISH_PAUSE: Duration = Duration::from_secs(5);
 
-/// How long a result is published again while nobody is subscribed to it (docs/reference.md, "Delivery").
+/// How long a result is published again while no client is subscribed to it (docs/reference.md, "Delivery").
 const REPUBLISH_LIMIT: Duration = Duration::from_secs(60);
 
-/// After a lost session over MQTT 3.1.1, which does not tell whether anybody is subscribed: the time that a controller gets
+/// After a lost session over MQTT 3.1.1, which does not tell whether a client is subscribed: the time that a controller gets
 /// to subscribe again.
 pub const RESUBSCRIBE_WAIT: Duration = Duration::from_secs(2);
 
@@ -29,7 +29,7 @@ pub struct Publication {
     retry: Backoff,
 }
 
-/// The time in which nobody was subscribed to a result.
+/// The time in which no client was subscribed to a result.
 #[derive(Clone, Debug)]
 struct NoSubscriber {
     since: Instant,

@@ -19,7 +19,7 @@ const MAX_UNREAD_BYTES: usize = 1 << 20;
 pub struct Unread(Arc<AtomicUsize>);
 
 impl Unread {
-    /// Whether an event is passed on. What came at QoS 0 is dropped when too much of it waits: whoever publishes at QoS 0 accepts a
+    /// Whether an event is passed on. What came at QoS 0 is dropped when too much of it waits: a controller that publishes at QoS 0 accepts a
     /// loss.
     pub fn admit(&self, event: &Event) -> bool {
         let more = bytes_at_qos_0(event);
@@ -115,7 +115,7 @@ impl Worker {
         ControlFlow::Continue(())
     }
 
-    /// At the start nobody can tell a session that is lost from one that never was.
+    /// At the start a worker cannot tell a session that is lost from one that never was.
     fn tell_of_session(&mut self, resumed: bool) {
         let is_first = self.favour == Favour::Unknown;
         if is_first {
@@ -166,7 +166,7 @@ impl Worker {
     }
 
     /// Another client uses our id. Taking the session back would make two workers kick each other for ever, so an idle one
-    /// goes; one with a job first brings it to its end, since nobody else knows of it.
+    /// goes; one with a job first brings it to its end, since no other process knows of it.
     fn taken_over(&mut self) -> ControlFlow<Exit> {
         let id = &self.config.worker_id;
         let what = format!(
@@ -215,7 +215,7 @@ impl Worker {
         ControlFlow::Continue(())
     }
 
-    /// Trying again would not help. A running job comes to its end first: nobody would look after its steps. Its result is
+    /// Trying again would not help. A running job comes to its end first: no process would look after its steps. Its result is
     /// on the drive then, and a worker that the broker takes publishes it.
     pub(super) fn denied(&mut self, reason: &str) {
         log::error!("{reason}");
