@@ -6,6 +6,9 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
+/// What a worker does when the broker has the result of its request.
+const LEAVES: [Action; 2] = [Action::Acknowledge(1), Action::Disconnect];
+
 fn request(name: &'static str, packet_id: u16) -> Message {
     Message {
         topic: "jobs/pending".into(),
@@ -57,11 +60,8 @@ impl Story {
     /// Connected, with the request `a` taken under packet identifier 1.
     fn with_a_request() -> Self {
         let mut story = Self::new();
-        assert_eq!(story.hears(connected(true)), []);
-        assert_eq!(
-            story.hears(Input::Request(request("a", 1))),
-            [Action::Take(request("a", 1))]
-        );
+        assert_eq!(story.connects(true), []);
+        assert_eq!(story.is_given("a", 1), [Action::Take(request("a", 1))]);
         story
     }
 
@@ -78,6 +78,30 @@ impl Story {
         self.machine.handle(input, self.now)
     }
 
+    fn connects(&mut self, resumed: bool) -> Vec<Action> {
+        self.hears(connected(resumed))
+    }
+
+    fn loses(&mut self) -> Vec<Action> {
+        self.hears(Input::Lost)
+    }
+
+    fn is_given(&mut self, name: &'static str, packet_id: u16) -> Vec<Action> {
+        self.hears(Input::Request(request(name, packet_id)))
+    }
+
+    fn has_result(&mut self, after: AfterResult) -> Vec<Action> {
+        self.hears(Input::Result(result(after)))
+    }
+
+    fn published(&mut self) -> Vec<Action> {
+        self.hears(Input::Published(Subscribers::Some))
+    }
+
+    fn stops(&mut self) -> Vec<Action> {
+        self.hears(Input::Stop { grace: SECOND })
+    }
+
     fn waits_for_its_deadline(&mut self) -> Vec<Action> {
         self.now = self.machine.deadline().expect("a deadline");
         self.hears(Input::Expired)
@@ -87,53 +111,41 @@ impl Story {
 #[test]
 fn the_order_at_the_end() {
     let mut story = Story::with_a_result(AfterResult::Leave);
-    assert_eq!(
-        story.hears(Input::Published(Subscribers::Some)),
-        [Action::Acknowledge(1), Action::Disconnect]
-    );
+    assert_eq!(story.published(), LEAVES);
     assert_eq!(story.hears(Input::Closed), [Action::Exit]);
 }
 
 #[test]
 fn after_an_answer_that_is_no_run_the_next_request_is_taken() {
     let mut story = Story::with_a_result(AfterResult::WaitOn);
-    assert_eq!(
-        story.hears(Input::Published(Subscribers::Some)),
-        [Action::Acknowledge(1)]
-    );
-    assert_eq!(
-        story.hears(Input::Request(request("b", 2))),
-        [Action::Take(request("b", 2))]
-    );
+    assert_eq!(story.published(), [Action::Acknowledge(1)]);
+    assert_eq!(story.is_given("b", 2), [Action::Take(request("b", 2))]);
 }
 
 #[test]
 fn requests_behind_the_first_stay_with_the_broker() {
     let mut story = Story::with_a_request();
-    assert_eq!(story.hears(Input::Request(request("b", 2))), []);
+    assert_eq!(story.is_given("b", 2), []);
     assert_eq!(
-        story.hears(Input::Result(result(AfterResult::Leave))),
+        story.has_result(AfterResult::Leave),
         [Action::Publish(result(AfterResult::Leave))]
     );
-    assert_eq!(
-        story.hears(Input::Published(Subscribers::Some)),
-        [Action::Acknowledge(1), Action::Disconnect]
-    );
+    assert_eq!(story.published(), LEAVES);
 }
 
 #[test]
 fn requests_behind_a_rejected_one_are_taken_in_their_order() {
     let mut story = Story::with_a_request();
-    story.hears(Input::Request(request("b", 2)));
-    story.hears(Input::Request(request("c", 3)));
-    story.hears(Input::Result(result(AfterResult::WaitOn)));
+    story.is_given("b", 2);
+    story.is_given("c", 3);
+    story.has_result(AfterResult::WaitOn);
     assert_eq!(
-        story.hears(Input::Published(Subscribers::Some)),
+        story.published(),
         [Action::Acknowledge(1), Action::Take(request("b", 2))]
     );
-    story.hears(Input::Result(result(AfterResult::WaitOn)));
+    story.has_result(AfterResult::WaitOn);
     assert_eq!(
-        story.hears(Input::Published(Subscribers::Some)),
+        story.published(),
         [Action::Acknowledge(2), Action::Take(request("c", 3))]
     );
 }
@@ -147,9 +159,9 @@ fn a_message_on_another_topic_is_not_our_request_again() {
         ..request("a", 1)
     };
     story.hears(Input::Request(other.clone()));
-    story.hears(Input::Result(result(AfterResult::WaitOn)));
+    story.has_result(AfterResult::WaitOn);
     assert_eq!(
-        story.hears(Input::Published(Subscribers::Some)),
+        story.published(),
         [Action::Acknowledge(1), Action::Take(other)]
     );
 }
@@ -168,19 +180,16 @@ fn each_wait_for_the_broker_has_its_length_and_nothing_happens_before() {
     type Begin = fn(&mut Story) -> Vec<Action>;
     let waits: [(Begin, Duration); 4] = [
         (|story| story.hears(Input::NotPublished), SECOND),
-        (
-            |story| story.hears(Input::Published(Subscribers::Some)),
-            LEAVE_WAIT,
-        ),
+        (|story| story.published(), LEAVE_WAIT),
         (
             |story| {
-                story.hears(Input::Lost);
-                story.hears(connected(true));
-                story.hears(Input::Published(Subscribers::Some))
+                story.loses();
+                story.connects(true);
+                story.published()
             },
             REDELIVERY_WAIT,
         ),
-        (|story| story.hears(Input::Stop { grace: SECOND }), SECOND),
+        (|story| story.stops(), SECOND),
     ];
     for (begin, length) in waits {
         let mut story = Story::with_a_result(AfterResult::Leave);
@@ -198,19 +207,16 @@ fn each_wait_for_the_broker_has_its_length_and_nothing_happens_before() {
 fn a_link_that_breaks_while_we_leave_is_the_end_where_nothing_is_to_be_acknowledged_again() {
     // the broker keeps no request of QoS 0
     let mut story = Story::new();
-    story.hears(connected(true));
+    story.connects(true);
     story.hears(Input::Request(at_qos_0("a")));
-    story.hears(Input::Result(result(AfterResult::Leave)));
-    assert_eq!(
-        story.hears(Input::Published(Subscribers::Some)),
-        [Action::Disconnect]
-    );
-    assert_eq!(story.hears(Input::Lost), [Action::Exit]);
+    story.has_result(AfterResult::Leave);
+    assert_eq!(story.published(), [Action::Disconnect]);
+    assert_eq!(story.loses(), [Action::Exit]);
     // a stop leaves no time to make sure of it
     let mut story = Story::with_a_result(AfterResult::Leave);
-    story.hears(Input::Published(Subscribers::Some));
-    story.hears(Input::Stop { grace: SECOND });
-    assert_eq!(story.hears(Input::Lost), [Action::Exit]);
+    story.published();
+    story.stops();
+    assert_eq!(story.loses(), [Action::Exit]);
 }
 
 #[test]
@@ -235,14 +241,10 @@ fn a_controller_has_60_s_to_come_back_and_no_longer() {
 #[test]
 fn a_redelivery_on_the_live_connection_is_not_a_new_request() {
     let mut story = Story::with_a_request();
-    let again = Message {
-        redelivered: true,
-        ..request("a", 1)
-    };
-    assert_eq!(story.hears(Input::Request(again)), []);
-    story.hears(Input::Result(result(AfterResult::WaitOn)));
+    assert_eq!(story.hears(Input::Request(again(1, true))), []);
+    story.has_result(AfterResult::WaitOn);
     assert_eq!(
-        story.hears(Input::Published(Subscribers::Some)),
+        story.published(),
         [Action::Acknowledge(1)],
         "and is not taken later"
     );
@@ -251,10 +253,10 @@ fn a_redelivery_on_the_live_connection_is_not_a_new_request() {
 #[test]
 fn the_same_job_published_twice_is_two_requests() {
     let mut story = Story::with_a_request();
-    story.hears(Input::Request(request("a", 2)));
-    story.hears(Input::Result(result(AfterResult::WaitOn)));
+    story.is_given("a", 2);
+    story.has_result(AfterResult::WaitOn);
     assert_eq!(
-        story.hears(Input::Published(Subscribers::Some)),
+        story.published(),
         [Action::Acknowledge(1), Action::Take(request("a", 2))]
     );
 }
@@ -263,9 +265,9 @@ fn the_same_job_published_twice_is_two_requests() {
 fn a_link_lost_before_the_broker_has_the_answer_means_publishing_it_again() {
     for resumed in [true, false] {
         let mut story = Story::with_a_result(AfterResult::Leave);
-        assert_eq!(story.hears(Input::Lost), []);
+        assert_eq!(story.loses(), []);
         assert_eq!(
-            story.hears(connected(resumed)),
+            story.connects(resumed),
             [Action::Publish(result(AfterResult::Leave))]
         );
     }
@@ -274,21 +276,14 @@ fn a_link_lost_before_the_broker_has_the_answer_means_publishing_it_again() {
 #[test]
 fn after_a_lost_link_the_redelivered_request_is_acknowledged_and_not_the_old_one() {
     let mut story = Story::with_a_result(AfterResult::Leave);
-    story.hears(Input::Lost);
-    story.hears(connected(true));
+    story.loses();
+    story.connects(true);
     assert_eq!(
-        story.hears(Input::Published(Subscribers::Some)),
+        story.published(),
         [],
         "nothing to acknowledge yet on this connection"
     );
-    let again = Message {
-        redelivered: true,
-        ..request("a", 1)
-    };
-    assert_eq!(
-        story.hears(Input::Request(again)),
-        [Action::Acknowledge(1), Action::Disconnect]
-    );
+    assert_eq!(story.hears(Input::Request(again(1, true))), LEAVES);
 }
 
 /// A request of the same text as the one that is held, on the next connection of its session.
@@ -305,19 +300,15 @@ fn a_fresh_request_with_the_text_of_the_held_one_is_another_one() {
         for after_result in [false, true] {
             let mut story = Story::with_a_request();
             if after_result {
-                story.hears(Input::Result(result(AfterResult::Leave)));
+                story.has_result(AfterResult::Leave);
             }
-            story.hears(Input::Lost);
-            story.hears(connected(true));
+            story.loses();
+            story.connects(true);
             assert_eq!(story.hears(Input::Request(fresh.clone())), []);
             if !after_result {
-                story.hears(Input::Result(result(AfterResult::Leave)));
+                story.has_result(AfterResult::Leave);
             }
-            assert_eq!(
-                story.hears(Input::Published(Subscribers::Some)),
-                [],
-                "ours may still come"
-            );
+            assert_eq!(story.published(), [], "ours may still come");
             assert_eq!(
                 story.waits_for_its_deadline(),
                 [Action::Disconnect],
@@ -335,9 +326,9 @@ fn the_same_text_in_another_session_or_under_another_number_is_not_acknowledged(
     };
     for other in [again(2, true), other_session] {
         let mut story = Story::with_a_result(AfterResult::Leave);
-        story.hears(Input::Published(Subscribers::Some));
-        story.hears(Input::Lost);
-        story.hears(connected(true));
+        story.published();
+        story.loses();
+        story.connects(true);
         assert_eq!(
             story.hears(Input::Request(other)),
             [Action::Disconnect],
@@ -349,13 +340,13 @@ fn the_same_text_in_another_session_or_under_another_number_is_not_acknowledged(
 #[test]
 fn a_broker_that_numbers_each_connection_anew_redelivers_ours_first() {
     let mut story = Story::with_a_request();
-    story.hears(Input::Lost);
-    story.hears(connected(true));
+    story.loses();
+    story.connects(true);
     assert_eq!(story.hears(Input::Request(again(9, true))), []);
     assert_eq!(story.hears(Input::Request(again(10, true))), []);
-    story.hears(Input::Result(result(AfterResult::Leave)));
+    story.has_result(AfterResult::Leave);
     assert_eq!(
-        story.hears(Input::Published(Subscribers::Some)),
+        story.published(),
         [Action::Acknowledge(9), Action::Disconnect]
     );
 }
@@ -363,23 +354,20 @@ fn a_broker_that_numbers_each_connection_anew_redelivers_ours_first() {
 #[test]
 fn nothing_is_acknowledged_on_a_session_that_has_forgotten_the_request() {
     let mut story = Story::with_a_result(AfterResult::Leave);
-    story.hears(Input::Lost);
-    story.hears(connected(false));
-    assert_eq!(
-        story.hears(Input::Published(Subscribers::Some)),
-        [Action::Disconnect]
-    );
+    story.loses();
+    story.connects(false);
+    assert_eq!(story.published(), [Action::Disconnect]);
 }
 
 #[test]
 fn a_request_of_the_same_content_on_a_new_session_is_another_one() {
     let mut story = Story::with_a_request();
-    story.hears(Input::Lost);
-    story.hears(connected(false));
-    story.hears(Input::Request(request("a", 1)));
-    story.hears(Input::Result(result(AfterResult::Leave)));
+    story.loses();
+    story.connects(false);
+    story.is_given("a", 1);
+    story.has_result(AfterResult::Leave);
     assert_eq!(
-        story.hears(Input::Published(Subscribers::Some)),
+        story.published(),
         [Action::Disconnect],
         "it stays with the broker, for the next worker"
     );
@@ -388,41 +376,31 @@ fn a_request_of_the_same_content_on_a_new_session_is_another_one() {
 #[test]
 fn a_link_lost_after_our_acknowledgement_is_made_sure_of() {
     let mut story = Story::with_a_result(AfterResult::Leave);
-    story.hears(Input::Published(Subscribers::Some));
+    story.published();
     assert_eq!(
-        story.hears(Input::Lost),
+        story.loses(),
         [],
         "nobody knows whether the acknowledgement got through"
     );
-    assert_eq!(story.hears(connected(true)), []);
-    let again = Message {
-        redelivered: true,
-        ..request("a", 1)
-    };
-    assert_eq!(
-        story.hears(Input::Request(again)),
-        [Action::Acknowledge(1), Action::Disconnect]
-    );
+    assert_eq!(story.connects(true), []);
+    assert_eq!(story.hears(Input::Request(again(1, true))), LEAVES);
 }
 
 #[test]
 fn another_request_instead_of_ours_says_that_our_acknowledgement_got_through() {
     let mut story = Story::with_a_result(AfterResult::Leave);
-    story.hears(Input::Published(Subscribers::Some));
-    story.hears(Input::Lost);
-    story.hears(connected(true));
-    assert_eq!(
-        story.hears(Input::Request(request("b", 2))),
-        [Action::Disconnect]
-    );
+    story.published();
+    story.loses();
+    story.connects(true);
+    assert_eq!(story.is_given("b", 2), [Action::Disconnect]);
 }
 
 #[test]
 fn a_redelivery_that_never_comes_is_not_waited_for_for_ever() {
     let mut story = Story::with_a_result(AfterResult::Leave);
-    story.hears(Input::Lost);
-    story.hears(connected(true));
-    story.hears(Input::Published(Subscribers::Some));
+    story.loses();
+    story.connects(true);
+    story.published();
     assert_eq!(story.waits_for_its_deadline(), [Action::Disconnect]);
     assert_eq!(
         story.waits_for_its_deadline(),
@@ -444,16 +422,13 @@ fn an_answer_that_the_broker_does_not_take_is_published_again_later() {
 #[test]
 fn a_request_at_qos_0_is_answered_and_nothing_is_acknowledged() {
     let mut story = Story::new();
-    story.hears(connected(true));
+    story.connects(true);
     assert_eq!(
         story.hears(Input::Request(at_qos_0("a"))),
         [Action::Take(at_qos_0("a"))]
     );
-    story.hears(Input::Result(result(AfterResult::Leave)));
-    assert_eq!(
-        story.hears(Input::Published(Subscribers::Some)),
-        [Action::Disconnect]
-    );
+    story.has_result(AfterResult::Leave);
+    assert_eq!(story.published(), [Action::Disconnect]);
 }
 
 #[test]
@@ -461,13 +436,9 @@ fn a_request_at_qos_0_during_a_job_is_rejected_at_once() {
     let mut story = Story::with_a_request();
     let reject = || [Action::RejectNow(at_qos_0("b"))];
     assert_eq!(story.hears(Input::Request(at_qos_0("b"))), reject());
-    story.hears(Input::Result(result(AfterResult::Leave)));
+    story.has_result(AfterResult::Leave);
     assert_eq!(story.hears(Input::Request(at_qos_0("b"))), reject());
-    assert_eq!(
-        story.hears(Input::Published(Subscribers::Some)),
-        [Action::Acknowledge(1), Action::Disconnect],
-        "and does not lengthen this life"
-    );
+    assert_eq!(story.published(), LEAVES, "and does not lengthen this life");
     assert_eq!(
         story.hears(Input::Request(at_qos_0("b"))),
         [],
@@ -492,33 +463,30 @@ fn a_request_of_the_drive_is_done_when_the_broker_has_its_result_whatever_became
 {
     for loses in [false, true] {
         let mut story = Story::new();
-        story.hears(connected(false));
+        story.connects(false);
         let request = at_qos_0("a");
         assert_eq!(
             story.hears(Input::Claim(request.clone())),
             [Action::Take(request)]
         );
-        story.hears(Input::Result(result(AfterResult::Leave)));
+        story.has_result(AfterResult::Leave);
         if loses {
-            story.hears(Input::Lost);
-            let again = story.hears(connected(false));
+            story.loses();
+            let again = story.connects(false);
             assert_eq!(again, [Action::Publish(result(AfterResult::Leave))]);
         }
-        assert_eq!(
-            story.hears(Input::Published(Subscribers::Some)),
-            [Action::EndClaim, Action::Disconnect]
-        );
+        assert_eq!(story.published(), [Action::EndClaim, Action::Disconnect]);
     }
 }
 
 #[test]
 fn a_packet_identifier_that_is_given_away_again_proves_our_acknowledgement() {
     let mut story = Story::with_a_result(AfterResult::Leave);
-    let left = story.hears(Input::Published(Subscribers::Some));
-    assert_eq!(left, [Action::Acknowledge(1), Action::Disconnect]);
-    assert_eq!(story.hears(Input::Request(request("a", 1))), []);
+    let left = story.published();
+    assert_eq!(left, LEAVES);
+    assert_eq!(story.is_given("a", 1), []);
     // on another connection it would come with DUP set, and pass for the one that is done
-    assert_eq!(story.hears(Input::Lost), [Action::Exit]);
+    assert_eq!(story.loses(), [Action::Exit]);
 }
 
 /// A result that nobody is subscribed to, until it counts as delivered; tells after how long that was.
@@ -546,15 +514,12 @@ fn publishes_into_the_void(story: &mut Story) -> Duration {
 fn a_result_waits_for_a_controller_that_has_lost_its_connection_too() {
     for resumed in [true, false] {
         let mut story = Story::with_a_request();
-        story.hears(Input::Lost);
-        story.hears(connected(resumed));
+        story.loses();
+        story.connects(resumed);
         if resumed {
-            story.hears(Input::Request(Message {
-                redelivered: true,
-                ..request("a", 1)
-            }));
+            story.hears(Input::Request(again(1, true)));
         }
-        story.hears(Input::Result(result(AfterResult::Leave)));
+        story.has_result(AfterResult::Leave);
         let waited = publishes_into_the_void(&mut story).as_secs_f64();
         assert!((60.0..65.1).contains(&waited), "{waited}");
     }
@@ -573,20 +538,14 @@ fn a_result_that_insists_waits_for_its_controller() {
         story.waits_for_its_deadline()[..],
         [Action::Publish(_)]
     ));
-    assert_eq!(
-        story.hears(Input::Published(Subscribers::Some)),
-        [Action::Acknowledge(1), Action::Disconnect]
-    );
+    assert_eq!(story.published(), LEAVES);
 }
 
 #[test]
 fn a_result_that_nobody_wants_is_delivered_otherwise() {
     for subscribers in [Subscribers::None, Subscribers::Unknown] {
         let mut story = Story::with_a_result(AfterResult::Leave);
-        assert_eq!(
-            story.hears(Input::Published(subscribers)),
-            [Action::Acknowledge(1), Action::Disconnect]
-        );
+        assert_eq!(story.hears(Input::Published(subscribers)), LEAVES);
     }
 }
 
@@ -599,13 +558,13 @@ fn a_result_waits_blindly_where_the_broker_does_not_tell() {
     for result_first in [true, false] {
         let mut story = Story::with_a_request();
         if result_first {
-            story.hears(Input::Result(result(AfterResult::Leave)));
+            story.has_result(AfterResult::Leave);
         }
-        story.hears(Input::Lost);
+        story.loses();
         assert_eq!(story.hears(reconnected()), []);
         let before = story.now;
         if !result_first {
-            assert_eq!(story.hears(Input::Result(result(AfterResult::Leave))), []);
+            assert_eq!(story.has_result(AfterResult::Leave), []);
         }
         assert_eq!(
             story.waits_for_its_deadline(),
@@ -614,13 +573,13 @@ fn a_result_waits_blindly_where_the_broker_does_not_tell() {
         assert_eq!(story.now - before, 2 * SECOND);
     }
     let mut story = Story::with_a_request();
-    story.hears(Input::Lost);
+    story.loses();
     story.hears(Input::Connected {
         resumed: true,
         tells_subscribers: false,
     });
     assert_eq!(
-        story.hears(Input::Result(result(AfterResult::Leave))),
+        story.has_result(AfterResult::Leave),
         [Action::Publish(result(AfterResult::Leave))],
         "on the same session it does not wait for a controller that may be there"
     );
@@ -631,21 +590,18 @@ fn a_link_that_is_lost_ends_every_wait_for_the_broker() {
     let mut story = Story::with_a_result(AfterResult::Leave);
     story.hears(Input::NotPublished);
     assert!(story.machine.deadline().is_some());
-    story.hears(Input::Lost);
+    story.loses();
     assert_eq!(story.machine.deadline(), None, "there is nobody to ask");
 }
 
 #[test]
 fn a_stop_while_waiting_disconnects_and_without_a_link_just_goes() {
     let mut story = Story::new();
-    assert_eq!(story.hears(Input::Stop { grace: SECOND }), [Action::Exit]);
+    assert_eq!(story.stops(), [Action::Exit]);
     let mut story = Story::new();
-    story.hears(connected(true));
-    assert_eq!(
-        story.hears(Input::Stop { grace: SECOND }),
-        [Action::Disconnect]
-    );
-    assert_eq!(story.hears(Input::Lost), [Action::Exit]);
+    story.connects(true);
+    assert_eq!(story.stops(), [Action::Disconnect]);
+    assert_eq!(story.loses(), [Action::Exit]);
 }
 
 #[test]
@@ -657,14 +613,11 @@ fn a_released_request_stays_with_the_broker() {
 #[test]
 fn a_stop_leaves_the_answer_a_grace_to_arrive() {
     let mut story = Story::with_a_result(AfterResult::Leave);
-    assert_eq!(story.hears(Input::Stop { grace: SECOND }), []);
-    assert_eq!(
-        story.hears(Input::Published(Subscribers::Some)),
-        [Action::Acknowledge(1), Action::Disconnect]
-    );
+    assert_eq!(story.stops(), []);
+    assert_eq!(story.published(), LEAVES);
     let mut story = Story::with_a_result(AfterResult::Leave);
-    story.hears(Input::Lost);
-    story.hears(Input::Stop { grace: SECOND });
+    story.loses();
+    story.stops();
     assert_eq!(
         story.waits_for_its_deadline(),
         [Action::Exit],
@@ -675,9 +628,6 @@ fn a_stop_leaves_the_answer_a_grace_to_arrive() {
 #[test]
 fn a_stop_ends_a_life_that_would_wait_on() {
     let mut story = Story::with_a_result(AfterResult::WaitOn);
-    story.hears(Input::Stop { grace: SECOND });
-    assert_eq!(
-        story.hears(Input::Published(Subscribers::Some)),
-        [Action::Acknowledge(1), Action::Disconnect]
-    );
+    story.stops();
+    assert_eq!(story.published(), LEAVES);
 }
