@@ -114,6 +114,7 @@ mod tests {
         assert_eq!((over.env["A"].as_str(), over.env["B"].as_str()), ("f", "r"));
         assert_eq!(over.timeout, Some(Duration::from_secs(2)));
         let bare = request(r#"{"id": 1, "workDir": "x", "steps": []}"#);
+        assert!(plan(&bare).steps.is_empty(), "no steps are steps, too");
         let defaults =
             Plan::merge(&bare.definition, None, Some(Duration::from_secs(9)), 3).unwrap();
         assert_eq!(

@@ -88,21 +88,6 @@ fn steps_get_the_worker_s_environment_without_its_configuration() {
 }
 
 #[test]
-fn the_request_s_variables_win_key_by_key() {
-    let site = Site::scripted();
-    let mut worker = site.idle_worker(|_| {});
-    let env = json!({ "A": "file", "B": "file", "NUMBER": 8080 });
-    let dir = site.prepare(
-        "a",
-        json!({ "steps": ["echo $A $B $C $NUMBER"], "env": env }),
-    );
-    site.request(json!({ "id": "a", "workDir": dir, "env": { "B": "request", "C": "request" } }));
-    assert_eq!(verdict(&site.result("a").json()), ("success", "", 0));
-    worker.exits_with(0);
-    assert!(read(&dir.join("job.log")).contains("\nfile request request 8080\n"));
-}
-
-#[test]
 fn a_password_is_nowhere() {
     let site = Site::scripted();
     let password_file = site.drive.path().join("password");

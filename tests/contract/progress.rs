@@ -65,10 +65,16 @@ fn a_document_at_the_start_and_at_each_change() {
             (message.topic.as_str(), message.qos, message.retain),
             ("jobs/status/a", QoS::AtMostOnce, false)
         );
-        assert_eq!(
-            (&document["status"], &document["exitCode"]),
-            (&json!("running"), &Value::Null)
-        );
+        for (field, value) in [
+            ("status", json!("running")),
+            ("exitCode", Value::Null),
+            ("logFile", json!(dir.join("job.log"))),
+            ("attempt", json!(1)),
+            ("finishedAt", Value::Null),
+        ] {
+            assert_eq!(document[field], value, "{document}");
+        }
+        assert!(document["startedAt"].is_string());
     }
     assert_eq!(documents[2]["steps"][1]["exitCode"], 3);
 }

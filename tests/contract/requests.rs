@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use support::mosquitto::tool;
 use support::site::{Finished, Site, names};
 use support::wait;
-use support::worker::{Worker, without_privileges};
+use support::worker::{Worker, speaking, without_privileges};
 
 const MIB: usize = 1 << 20;
 
@@ -82,8 +82,8 @@ fn a_number_as_id_keeps_its_json_type_and_its_digits() {
         );
         let finished = site.finish(worker, dir, digits);
         let start = format!(r#"{{"id":{digits},"#);
-        assert!(support::json::compact(&finished.published.text()).starts_with(&start));
-        assert!(support::json::compact(&finished.read("job.status.json")).starts_with(&start));
+        assert!(finished.published.text().starts_with(&start));
+        assert!(finished.read("job.status.json").starts_with(&start));
         assert_eq!(finished.output(), format!("{digits}\n"));
     }
 }
@@ -231,18 +231,6 @@ fn nothing_is_answered(site: &Site, id: &str) {
 }
 
 #[test]
-fn zero_steps_in_the_request_override_those_of_job_json() {
-    let site = Site::start();
-    let dir = site.prepare("nothing", json!({ "steps": ["touch ran"] }));
-    let request = json!({ "id": "nothing", "workDir": dir, "steps": [] });
-    let finished = site.run_request(site.idle_worker(|_| {}), dir, request);
-    assert_success(&finished);
-    assert_eq!(finished.result["steps"], json!([]));
-    assert!(finished.log.starts_with("Job ID: nothing\n"));
-    assert!(!finished.dir.join("ran").exists());
-}
-
-#[test]
 fn unknown_fields_are_ignored_and_named_once_in_each_log_and_in_the_result() {
     let site = Site::start();
     let definition = json!({ "steps": [{ "run": "true", "flavour": 1 }, { "run": "true", "flavour": 2 }], "colour": "red" });
@@ -310,7 +298,7 @@ fn request_of_size(size: usize, request: &Value) -> String {
 fn a_request_of_1_mebibyte_is_taken(version: &str) {
     let site = Site::start();
     let dir = site.directory("full");
-    let worker = site.idle_worker(|command| _ = command.env("MQTT_PROTOCOL_VERSION", version));
+    let worker = site.idle_worker(speaking(version));
     // half of what Linux takes as one argument
     let step = format!("echo taken # {}", "x".repeat(64 << 10));
     let request = json!({ "id": "full", "workDir": dir, "steps": [step] });
@@ -321,54 +309,39 @@ fn a_request_of_1_mebibyte_is_taken(version: &str) {
     assert!(finished.log.contains("\ntaken\n"));
 }
 
-/// Neither lost in silence, nor fatal to the connection, nor redelivered for ever.
+/// Neither lost in silence, nor fatal to the connection, nor redelivered for ever, nor held more than once.
 fn a_larger_request_is_rejected_and_the_worker_lives_on(version: &str) {
     let site = Site::start();
-    let configure = |command: &mut Command| {
-        command.env("MQTT_PROTOCOL_VERSION", version);
-    };
-    let worker = site.idle_worker(configure);
-    let rejections = || {
-        let by_id = site.controller.heard("jobs/results/oversized").into_iter();
-        by_id
-            .chain(site.controller.heard("jobs/rejected"))
-            .collect::<Vec<_>>()
-    };
+    let worker = site.idle_worker(speaking(version));
     let dir = site.directory("oversized");
-    for (number, size) in [(1, MIB + 1), (2, 4 * MIB)] {
+    let file = site.drive.path().join("request");
+    const LARGEST: usize = 32 * MIB;
+    for size in [MIB + 1, LARGEST] {
         let request = json!({ "id": "oversized", "workDir": dir, "steps": ["touch ran"] });
-        site.controller
-            .publish("jobs/pending", request_of_size(size, &request));
-        wait::until("the oversized request to be answered", || {
-            rejections().len() == number
-        });
-    }
-    for answer in rejections() {
-        assert!(
-            answer.payload.len() < 8192,
-            "the answer does not carry the payload back"
-        );
-        let answer = answer.json();
-        assert!(
-            answer["reason"] == "rejected" || answer["payload"].is_string(),
-            "{answer}"
-        );
-        assert!(
-            answer["error"]
-                .as_str()
-                .is_some_and(|error| !error.is_empty()),
-            "{answer}"
-        );
+        fs::write(&file, request_of_size(size, &request)).unwrap();
+        let mut publish = Command::new(tool("mosquitto_pub"));
+        publish
+            .args(["-p", &site.broker.port().to_string(), "-h", "127.0.0.1"])
+            .args(["-q", "1", "-t", "jobs/pending", "-f"])
+            .arg(&file);
+        assert!(publish.status().unwrap().success());
+        let notice = site.controller.next("jobs/rejected");
+        assert!(notice.payload.len() < 8192, "it does not carry all back");
+        let error = notice.json()["error"].to_string();
+        assert!(error.contains("are taken"), "{error}");
     }
     assert_eq!(names(&dir), [""; 0]);
+    let status = fs::read_to_string(format!("/proc/{}/status", worker.pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let peak = peak.and_then(|text| text.trim().strip_suffix(" kB")?.parse().ok());
+    let peak: usize = peak.expect("a peak");
+    assert!(peak * 1024 < LARGEST + LARGEST / 2, "{peak} kB at most");
 
     assert_success(&site.run_on(worker, "after", json!({ "steps": ["true"] })));
-    assert_success(&site.run_on(
-        site.idle_worker(configure),
-        "next",
-        json!({ "steps": ["true"] }),
-    ));
-    assert_eq!(rejections().len(), 2, "acknowledged: it does not come back");
+    let next = site.idle_worker(speaking(version));
+    assert_success(&site.run_on(next, "next", json!({ "steps": ["true"] })));
+    let notices = site.controller.heard("jobs/rejected").len();
+    assert_eq!(notices, 2, "acknowledged: it does not come back");
 }
 
 on_both_protocols!(
@@ -393,37 +366,4 @@ fn job_json_may_have_1_mebibyte_and_no_more() {
     assert_eq!(names(&dir), ["job.json"]);
     fs::write(&path, definition_of_size(MIB)).unwrap();
     assert_success(&site.run_request(worker, dir, request));
-}
-
-/// A request that is too large by far costs the worker its size once, and nothing of it is copied.
-fn a_too_large_request_is_held_once(version: &str) {
-    const SIZE: usize = 32 << 20;
-    let site = Site::start();
-    let worker = site.idle_worker(|command| _ = command.env("MQTT_PROTOCOL_VERSION", version));
-    let file = site.drive.path().join("request");
-    let request = json!({ "id": "huge", "workDir": "/nowhere", "steps": ["x".repeat(SIZE)] });
-    fs::write(&file, request.to_string()).unwrap();
-    let published = Command::new(tool("mosquitto_pub"))
-        .args(["-p", &site.broker.port().to_string(), "-h", "127.0.0.1"])
-        .args(["-q", "1", "-t", "jobs/pending", "-f"])
-        .arg(&file)
-        .status();
-    assert!(published.unwrap().success());
-    let notice = site.controller.next("jobs/rejected").json();
-    let error = notice["error"].as_str().unwrap();
-    assert!(error.contains("are taken"), "{notice}");
-    let status = fs::read_to_string(format!("/proc/{}/status", worker.pid())).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let peak: usize = peak
-        .and_then(|text| text.trim().trim_end_matches(" kB").parse().ok())
-        .unwrap();
-    assert!(
-        peak * 1024 < SIZE + SIZE / 2,
-        "{peak} kB at most for {SIZE} bytes"
-    );
-}
-
-mod held_once {
-    use super::*;
-    on_both_protocols!(a_too_large_request_is_held_once);
 }

@@ -235,41 +235,24 @@ fn ctrl_c_is_a_cancel() {
 }
 
 #[test]
-fn a_second_ctrl_c_is_at_once() {
-    let site = Site::scripted();
-    let steps = json!(["trap 'touch told' TERM; touch up; while :; do sleep 0.02; done", { "run": "touch last", "always": true }]);
-    let dir = site.prepare("a", json!({ "steps": steps }));
-    let mut process = in_own_group(&site, "1000");
-    await_file(&dir.join("up"));
-    process.signal_group(Signal::INT);
-    await_file(&dir.join("told"));
-    process.insist(Signal::INT);
-    process.exits_with(130);
-    site.nothing_survives();
-    assert!(
-        !dir.join("last").exists(),
-        "at once means without `always` steps"
-    );
-    assert_eq!(
-        read_json(&dir.join("job.status.json"))["reason"],
-        "cancelled"
-    );
-}
-
-#[test]
-fn a_second_ctrl_c_ends_an_always_step_at_once() {
-    let site = Site::scripted();
-    let steps = json!(["touch up; sleep 1000", { "run": "trap '' TERM; touch always; sleep 1000", "always": true },
-        { "run": "touch last", "always": true }]);
-    let dir = site.prepare("a", json!({ "steps": steps }));
-    let mut process = in_own_group(&site, "1000");
-    await_file(&dir.join("up"));
-    process.signal_group(Signal::INT);
-    await_file(&dir.join("always"));
-    process.insist(Signal::INT);
-    process.exits_with(130);
-    assert!(!dir.join("last").exists());
-    site.nothing_survives();
+fn a_second_ctrl_c_is_at_once_whatever_runs_by_then() {
+    let heeds_not = "trap 'touch told' TERM; touch up; while :; do sleep 0.02; done";
+    let always = "trap '' TERM; touch told; sleep 1000";
+    for (first, second) in [(heeds_not, "true"), ("touch up; sleep 1000", always)] {
+        let site = Site::scripted();
+        let steps = json!([first, { "run": second, "always": true }, { "run": "touch last", "always": true }]);
+        let dir = site.prepare("a", json!({ "steps": steps }));
+        let mut process = in_own_group(&site, "1000");
+        await_file(&dir.join("up"));
+        process.signal_group(Signal::INT);
+        await_file(&dir.join("told"));
+        process.insist(Signal::INT);
+        process.exits_with(130);
+        site.nothing_survives();
+        assert!(!dir.join("last").exists(), "nor are `always` steps run");
+        let stored = read_json(&dir.join("job.status.json"));
+        assert_eq!(stored["reason"], "cancelled");
+    }
 }
 
 #[test]

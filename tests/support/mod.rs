@@ -22,7 +22,6 @@ pub mod ca;
 pub mod controller;
 pub mod corpus;
 pub mod cut_drive;
-pub mod json;
 pub mod log;
 pub mod mosquitto;
 pub mod mutation;
