@@ -483,47 +483,37 @@ fn a_request_that_the_broker_denies_is_an_error() {
 }
 
 #[test]
-fn user_and_password_are_passed_on() {
-    let mut broker = Mosquitto::prepare().only_user("me and you", "it's secret");
-    broker.restart();
-    let mut worker = support::worker::Worker::spawn(&broker, |command| {
-        command
-            .env("MQTT_USERNAME", "me and you")
-            .env("MQTT_PASSWORD", "it's secret");
-    });
-    worker.await_stderr("waiting for a job on jobs/pending");
-    let drive = TempDir::new();
-    let submit = |arguments: &[&str]| {
-        let command = command(broker.port(), drive.path(), arguments);
-        Submit::start(command, broker.dir())
-    };
-    let mut denied = submit(&["true"]);
-    denied.exits_with(75);
-    denied.says("the broker does not let us listen for the result; nothing is published");
-    assert_eq!(names(drive.path()), [""; 0]);
-    submit(&["-u", "me and you", "-P", "it's secret", "exit 3"]).exits_with(3);
-    worker.exits_with(0);
-}
-
-#[test]
-fn tls_is_passed_on() {
+fn user_password_and_ca_are_passed_on() {
+    let (user, password) = ("me and you", "it's secret");
     let ca = Authority::new("A CA");
     let identity = ca.broker("DNS:localhost,IP:127.0.0.1", Valid::Now);
     let port = free_port();
     let mut broker = Mosquitto::prepare()
+        .only_user(user, password)
         .config(&format!("listener {port} 127.0.0.1"))
         .config(&format!("certfile {}", identity.certificate.display()))
         .config(&format!("keyfile {}", identity.key.display()));
     broker.restart();
-    let site = Site::on(broker);
-    let mut worker = site.idle_worker(|_| {});
-    let secure = |arguments: &[&str]| {
-        let command = command(port, &drive(&site), arguments);
-        Submit::start(command, site.broker.dir())
+    let mut worker = support::worker::Worker::spawn(&broker, |command| {
+        command
+            .env("MQTT_USERNAME", user)
+            .env("MQTT_PASSWORD", password);
+    });
+    worker.await_stderr("waiting for a job on jobs/pending");
+    let drive = TempDir::new();
+    let submit = |port: u16, arguments: &[&str]| {
+        let command = command(port, drive.path(), arguments);
+        Submit::start(command, broker.dir())
     };
-    secure(&["true"]).exits_with(75);
+    let mut denied = submit(broker.port(), &["true"]);
+    denied.exits_with(75);
+    denied.says("the broker does not let us listen for the result; nothing is published");
+    let login = ["-u", user, "-P", password];
+    submit(port, &[&login[..], &["true"]].concat()).exits_with(75);
+    assert_eq!(names(drive.path()), [""; 0]);
     let file = ca.file();
-    secure(&["--cafile", file.to_str().unwrap(), "exit 3"]).exits_with(3);
+    let secure = ["--cafile", file.to_str().unwrap(), "exit 3"];
+    submit(port, &[&login[..], &secure[..]].concat()).exits_with(3);
     worker.exits_with(0);
 }
 

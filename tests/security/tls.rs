@@ -14,7 +14,7 @@ use support::mosquitto::{Mosquitto, free_port, tool};
 use support::site::{Site, names};
 use support::temp_dir::TempDir;
 use support::wait;
-use support::worker::Worker;
+use support::worker::{Worker, speaking};
 
 const NAMES: &str = "DNS:localhost,IP:127.0.0.1,IP:::1";
 
@@ -84,102 +84,66 @@ fn asks_for_certificates_of(ca: &Authority) -> Vec<String> {
     ]
 }
 
-fn speaks(version: &str) -> impl Fn(&mut Command) {
-    move |command| {
-        command.env("MQTT_PROTOCOL_VERSION", version);
-    }
-}
-
 fn a_trusted_broker_is_served(version: &str) {
     let ca = Authority::new("ours");
     let broker = ca.broker(NAMES, Valid::Now);
     let secure = Secure::new(&broker, &[]);
     for host in ["localhost", "127.0.0.1"] {
-        secure.runs_a_job(host, &ca.file(), speaks(version));
+        secure.runs_a_job(host, &ca.file(), speaking(version));
     }
     if std::net::TcpListener::bind("[::1]:0").is_ok() {
-        Secure::at("::1", &broker, &[]).runs_a_job("[::1]", &ca.file(), speaks(version));
+        Secure::at("::1", &broker, &[]).runs_a_job("[::1]", &ca.file(), speaking(version));
     }
 }
 
-fn an_unknown_authority_is_refused(version: &str) {
+#[test]
+fn a_broker_that_shows_no_good_certificate_is_refused() {
     let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
-    let secure = Secure::new(&theirs.broker(NAMES, Valid::Now), &[]);
-    // MQTT_CA_FILE stands instead of the system's roots, not beside them
-    let worker = secure.worker("localhost", &ours.file(), |command| {
-        speaks(version)(command);
-        command.env("SSL_CERT_FILE", theirs.file());
-    });
-    refuses(
-        worker,
-        &[
-            "we do not trust the broker",
-            "UnknownIssuer",
-            "not signed by a CA of MQTT_CA_FILE",
-        ],
-    );
-}
-
-fn an_expired_certificate_is_refused(version: &str) {
-    let ca = Authority::new("ours");
-    let secure = Secure::new(&ca.broker(NAMES, Valid::UntilYesterday), &[]);
-    refuses(
-        secure.worker("localhost", &ca.file(), speaks(version)),
-        &["we do not trust the broker", "expired"],
-    );
-}
-
-fn a_certificate_for_another_host_is_refused(version: &str) {
-    let ca = Authority::new("ours");
-    let secure = Secure::new(&ca.broker("DNS:broker.example", Valid::Now), &[]);
-    for host in ["localhost", "127.0.0.1"] {
-        let worker = secure.worker(host, &ca.file(), speaks(version));
-        refuses(
-            worker,
-            &[
-                "we do not trust the broker",
-                "not valid for name",
-                host,
-                "broker.example",
-            ],
-        );
+    let unknown = ["UnknownIssuer", "not signed by a CA of MQTT_CA_FILE"];
+    let another = ["not valid for name", "broker.example"];
+    let expired = Valid::UntilYesterday;
+    let cases: [(&Authority, &str, Valid, &[&str]); 3] = [
+        (&theirs, NAMES, Valid::Now, &unknown),
+        (&ours, NAMES, expired, &["expired"]),
+        (&ours, "DNS:broker.example", Valid::Now, &another),
+    ];
+    for (ca, names, valid, reasons) in cases {
+        let secure = Secure::new(&ca.broker(names, valid), &[]);
+        for host in ["localhost", "127.0.0.1"] {
+            // MQTT_CA_FILE stands instead of the system's roots, not beside them
+            let worker = secure.worker(host, &ours.file(), |command| {
+                command.env("SSL_CERT_FILE", theirs.file());
+            });
+            let reasons = [&["we do not trust the broker"], reasons].concat();
+            refuses(worker, &reasons);
+        }
     }
 }
 
-fn a_broker_that_asks_for_our_certificate_gets_it(version: &str) {
-    let ca = Authority::new("ours");
-    let secure = Secure::new(
-        &ca.broker(NAMES, Valid::Now),
-        &asks_for_certificates_of(&ca),
-    );
-    let ours = ca.client("worker");
-    secure.runs_a_job("localhost", &ca.file(), |command| {
-        speaks(version)(command);
+/// Makes a worker show this certificate.
+fn shows(identity: &Identity) -> impl Fn(&mut Command) + use<> {
+    let Identity { certificate, key } = identity.clone();
+    move |command| {
         command
-            .env("MQTT_CERT_FILE", &ours.certificate)
-            .env("MQTT_KEY_FILE", &ours.key);
-    });
+            .env("MQTT_CERT_FILE", &certificate)
+            .env("MQTT_KEY_FILE", &key);
+    }
 }
 
-fn without_the_certificate_that_a_broker_wants_we_give_up(version: &str) {
-    let ca = Authority::new("ours");
+#[test]
+fn a_broker_that_asks_for_our_certificate_gets_it_or_we_give_up() {
+    let (ca, theirs) = (Authority::new("ours"), Authority::new("theirs"));
     for tls in ["tlsv1.2", "tlsv1.3"] {
         let mut options = asks_for_certificates_of(&ca);
         options.push(format!("tls_version {tls}"));
         let secure = Secure::new(&ca.broker(NAMES, Valid::Now), &options);
-        refuses(
-            secure.worker("localhost", &ca.file(), speaks(version)),
-            &["MQTT_CERT_FILE", "alert"],
-        );
-        let theirs = Authority::new("theirs");
+        secure.runs_a_job("localhost", &ca.file(), shows(&ca.client("worker")));
+        let without = secure.worker("localhost", &ca.file(), |_| {});
         let stranger = theirs.client("stranger");
-        let worker = secure.worker("localhost", &ca.file(), |command| {
-            speaks(version)(command);
-            command
-                .env("MQTT_CERT_FILE", &stranger.certificate)
-                .env("MQTT_KEY_FILE", &stranger.key);
-        });
-        refuses(worker, &["MQTT_CERT_FILE", "alert"]);
+        let stranger = secure.worker("localhost", &ca.file(), shows(&stranger));
+        for worker in [without, stranger] {
+            refuses(worker, &["MQTT_CERT_FILE", "alert"]);
+        }
     }
 }
 
@@ -192,10 +156,9 @@ fn a_pool_shares_a_queue(version: &str) {
     let mark = secure.site.controller.mark();
     let mut members = ["a", "b"].map(|name| {
         secure.worker("localhost", &ca.file(), |command| {
-            speaks(version)(command);
+            speaking(version)(command);
+            shows(&ours)(command);
             command
-                .env("MQTT_CERT_FILE", &ours.certificate)
-                .env("MQTT_KEY_FILE", &ours.key)
                 .env("JOB_POOL", "the-pool")
                 .env("JOB_ROOT", secure.site.drive.path())
                 .env("WORKER_ID", name)
@@ -232,7 +195,8 @@ fn secrets(file: &Path) -> Vec<String> {
         .collect()
 }
 
-fn certificate_and_key_are_nowhere(version: &str) {
+#[test]
+fn certificate_and_key_are_nowhere() {
     let ca = Authority::new("ours");
     let secure = Secure::new(
         &ca.broker(NAMES, Valid::Now),
@@ -241,11 +205,8 @@ fn certificate_and_key_are_nowhere(version: &str) {
     let ours = ca.client("worker");
     let mark = secure.site.controller.mark();
     let mut worker = secure.worker("localhost", &ca.file(), |command| {
-        speaks(version)(command);
-        command
-            .env("MQTT_CERT_FILE", &ours.certificate)
-            .env("MQTT_KEY_FILE", &ours.key)
-            .env("RUST_LOG", "trace");
+        shows(&ours)(command);
+        command.env("RUST_LOG", "trace");
     });
     secure.site.await_state(&mut worker, mark, "idle");
     let job = secure.site.run_on(
@@ -292,16 +253,7 @@ fn certificate_and_key_are_nowhere(version: &str) {
     }
 }
 
-on_both_protocols!(
-    certificate_and_key_are_nowhere,
-    a_trusted_broker_is_served,
-    an_unknown_authority_is_refused,
-    an_expired_certificate_is_refused,
-    a_certificate_for_another_host_is_refused,
-    a_broker_that_asks_for_our_certificate_gets_it,
-    a_pool_shares_a_queue,
-    without_the_certificate_that_a_broker_wants_we_give_up,
-);
+on_both_protocols!(a_trusted_broker_is_served, a_pool_shares_a_queue);
 
 #[test]
 fn the_secure_broker_of_the_examples_serves_controller_and_worker() {
@@ -421,11 +373,7 @@ fn renewed_files_are_read_for_the_next_connection() {
     let shown = before.broker(NAMES, Valid::Now).copied_to(dirs[0].path());
     let ours = before.client("worker").copied_to(dirs[1].path());
     let mut secure = Secure::new(&shown, &asks_for_certificates_of(&before));
-    let mut worker = secure.worker("localhost", &before.file(), |command| {
-        command
-            .env("MQTT_CERT_FILE", &ours.certificate)
-            .env("MQTT_KEY_FILE", &ours.key);
-    });
+    let mut worker = secure.worker("localhost", &before.file(), shows(&ours));
     secure.site.await_state(&mut worker, 0, "idle");
 
     secure.site.kill9_broker();
