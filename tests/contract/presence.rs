@@ -91,10 +91,17 @@ fn a_lock_that_another_run_or_a_reader_holds_is_told_and_waited_for() {
 #[test]
 fn what_comes_late_is_waited_for_and_told_after_a_second() {
     let site = Site::start();
-    let mut worker = site.idle_worker(|command| _ = command.env("JOB_DIR_WAIT", "1000"));
-    let dir = site.drive.path().join("a");
+    let root = site.directory("root");
+    let mut worker = site.idle_worker(|command| {
+        command.env("JOB_DIR_WAIT", "1000").env("JOB_ROOT", &root);
+    });
+    let away = site.drive.path().join("away");
+    fs::rename(&root, &away).unwrap();
+    let dir = root.join("a");
     let (mark, asked) = (site.controller.mark(), Instant::now());
     site.request(json!({ "id": "a", "workDir": dir }));
+    await_waiting_for(&site, mark, &format!("JOB_ROOT {}", root.display()));
+    fs::rename(&away, &root).unwrap();
     await_waiting_for(&site, mark, &format!("workDir {}", dir.display()));
     assert!(asked.elapsed() >= Duration::from_secs(1));
     fs::create_dir(&dir).unwrap();
