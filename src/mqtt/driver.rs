@@ -24,13 +24,13 @@ const PATIENCE_OF_SEVERAL: Duration = Duration::from_secs(2);
 const GOOD_CONNECTION: Duration = Duration::from_secs(10);
 
 /// What the connection's thread runs.
-pub struct Driver<F> {
+pub struct Driver<'a> {
     settings: Arc<Settings>,
     /// Says that a connection may be made although another client took ours over. Its other end is gone with the link
     /// itself.
     resume: Receiver<()>,
     /// Where events go.
-    sink: F,
+    sink: &'a dyn Fn(Event),
     /// Our subscriptions are known to be part of the session.
     is_subscribed: bool,
     version: Protocol,
@@ -54,8 +54,8 @@ pub struct Driver<F> {
     logged: Vec<String>,
 }
 
-impl<F: Fn(Event)> Driver<F> {
-    pub fn new(settings: Settings, resume: Receiver<()>, sink: F) -> Self {
+impl<'a> Driver<'a> {
+    pub fn new(settings: Settings, resume: Receiver<()>, sink: &'a dyn Fn(Event)) -> Self {
         let protocol = settings.broker.protocol;
         Self {
             settings: Arc::new(settings),

@@ -339,10 +339,9 @@ impl Link {
 /// The system has no room for another thread.
 pub fn open(settings: Settings, sink: impl Fn(Event) + Send + 'static) -> io::Result<Link> {
     let (resume, resumed) = mpsc::channel();
-    let driver = Driver::new(settings, resumed, sink);
     std::thread::Builder::new()
         .name("mqtt".into())
-        .spawn(move || driver.run())?;
+        .spawn(move || Driver::new(settings, resumed, &sink).run())?;
     Ok(Link { resume })
 }
 

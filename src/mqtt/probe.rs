@@ -103,7 +103,7 @@ fn log_in(
         _ => {}
     };
     let (_resume, resumed) = mpsc::channel();
-    let mut driver = Driver::new(settings, resumed, sink);
+    let mut driver = Driver::new(settings, resumed, &sink);
     let (_, failure) = driver.make_connection();
     let (resumed, version) = match (&*greeted.borrow(), &failure) {
         (None, Failure(End::Untrusted, reason)) => return Err(format!("TLS: {reason}")),

@@ -53,9 +53,13 @@ fn first_event(
     });
     let (sender, events) = mpsc::channel();
     let (_resume, resumed) = mpsc::channel();
-    let mut driver = Driver::new(settings, resumed, move |event| sender.send(event).unwrap());
-    driver.untried = addresses.iter().map(|a| (0, Some(a.to_string()))).collect();
-    std::thread::spawn(move || driver.run());
+    let untried = addresses.iter().map(|a| (0, Some(a.to_string()))).collect();
+    std::thread::spawn(move || {
+        let sink = |event| sender.send(event).unwrap();
+        let mut driver = Driver::new(settings, resumed, &sink);
+        driver.untried = untried;
+        driver.run();
+    });
     events.recv_timeout(Duration::from_secs(30)).ok()
 }
 
@@ -85,7 +89,7 @@ fn the_older_protocol_version_is_spoken_to_the_address_that_closed() {
 
 #[test]
 fn the_pauses_double_up_to_10_s_and_begin_anew_after_a_good_connection() {
-    let mut driver = Driver::new(settings(1883), mpsc::channel().1, |_| {});
+    let mut driver = Driver::new(settings(1883), mpsc::channel().1, &|_| {});
     let mut pause_after = |lasted: Option<u64>| {
         driver.judge(lasted.map(Duration::from_secs), false);
         driver.backoff.next_pause().as_millis()
@@ -101,9 +105,8 @@ fn the_pauses_double_up_to_10_s_and_begin_anew_after_a_good_connection() {
 #[test]
 fn early_drops_are_counted_until_a_connection_is_a_good_one() {
     let (sender, events) = mpsc::channel();
-    let mut driver = Driver::new(settings(1883), mpsc::channel().1, move |event| {
-        sender.send(event).unwrap();
-    });
+    let sink = |event| sender.send(event).unwrap();
+    let mut driver = Driver::new(settings(1883), mpsc::channel().1, &sink);
     let mut count_after = |lasted: Option<u64>, is_drop| {
         driver.judge(lasted.map(Duration::from_secs), is_drop);
         events.try_iter().next().map(|event| match event {
@@ -139,7 +142,7 @@ fn addresses_keep_what_belongs_to_them() {
 fn with_tls_a_fallback_leaves_no_address_behind() {
     let mut settings = settings(8883);
     settings.broker.tls = Some(tls::Tls::default());
-    let mut driver = Driver::new(settings, mpsc::channel().1, |_| {});
+    let mut driver = Driver::new(settings, mpsc::channel().1, &|_| {});
     let name = driver.next_address().unwrap();
     driver.untried.push_front((0, Some(name.clone()))); // for the other protocol version
     assert_eq!(driver.next_address().unwrap(), name);
