@@ -260,6 +260,14 @@ fn is_final(document: &Value) -> bool {
     document["status"] == "success" || document["status"] == "failed"
 }
 
+/// Whether a job was given up, and the result says that the drive did not take the journal (a member dies when it opens the directory;
+/// the cut drive gives errors for some moments before the host is off).
+fn has_no_journal(result: &Value) -> bool {
+    let warning = result["warning"].as_str().unwrap_or_default();
+    is_given_up(result)
+        && (result["logFile"].is_null() || warning.contains("job.status.json cannot be written"))
+}
+
 fn is_given_up(document: &Value) -> bool {
     document["reason"] == "interrupted"
 }
@@ -606,7 +614,10 @@ impl Campaign {
     fn owner(&self, id: &str, result: &Value) -> Option<usize> {
         let mut own = (0..self.requests.len()).filter(|index| self.requests[*index].id == id);
         if is_given_up(result) {
-            let same = |it: &Request| it.result.as_ref().is_none_or(|first| first == result);
+            let same = |it: &Request| {
+                let first = it.result.as_ref();
+                first.is_none_or(|first| first == result || has_no_journal(first))
+            };
             own.find(|index| same(&self.requests[*index]))
         } else {
             own.find(|index| self.requests[*index].exit == result["exitCode"])
@@ -772,6 +783,10 @@ impl Campaign {
                     if let Err(error) = stored {
                         self.accuse(index, Violation::JournalLost, error);
                     }
+                }
+                (Some(result), _) if has_no_journal(result) => {
+                    self.counts.results_checked += 1;
+                    self.requests[index].looked_up = true;
                 }
                 (Some(result), stored) => {
                     if stored.as_ref() != Ok(result) {
