@@ -33,7 +33,7 @@ fn lines(dir: &Path, file: &str) -> Vec<String> {
 }
 
 /// A job of one step that notes its start and end in `runs`, its shell in `shell`, and in between is held by `hold`.
-fn held_job(site: &Site, id: &str, request: Value) -> std::path::PathBuf {
+pub fn held_job(site: &Site, id: &str, request: Value) -> std::path::PathBuf {
     let step = format!(
         "echo $$ > shell; echo start $JOB_ATTEMPT >> runs; {}; echo end $JOB_ATTEMPT >> runs",
         while_exists("hold")
@@ -48,7 +48,7 @@ fn held_job(site: &Site, id: &str, request: Value) -> std::path::PathBuf {
     dir
 }
 
-fn await_starts(dir: &Path, count: usize) {
+pub fn await_starts(dir: &Path, count: usize) {
     wait::until(&format!("start {count} of the step"), || {
         lines(dir, "runs")
             .iter()
@@ -58,7 +58,7 @@ fn await_starts(dir: &Path, count: usize) {
     });
 }
 
-fn release(dir: &Path) {
+pub fn release(dir: &Path) {
     fs::remove_file(dir.join("hold")).unwrap();
 }
 
@@ -191,28 +191,6 @@ on_both_protocols!(
     a_broker_that_appears_late_is_waited_for,
 );
 
-#[test]
-fn after_three_crashes_the_job_has_failed_as_interrupted() {
-    let site = Site::start();
-    site.open_queue(|_| {});
-    let dir = held_job(&site, "unlucky", json!({}));
-    for attempt in 1..=3 {
-        let mut worker = site.worker(|_| {});
-        await_starts(&dir, attempt);
-        worker.kill9();
-        kill9_shell(&dir);
-    }
-    let finished = site.finish(site.worker(|_| {}), dir, "unlucky");
-    assert_eq!(finished.result["status"], "failed");
-    assert_eq!(finished.result["reason"], "interrupted");
-    assert_eq!(finished.result["exitCode"], 1);
-    assert_eq!(
-        lines(&finished.dir, "runs"),
-        ["start 1", "start 2", "start 3"]
-    );
-    next_job_succeeds(&site, |_| {});
-}
-
 fn a_job_published_afresh_after_its_end_runs_again(version: &str) {
     let site = Site::start();
     let definition = json!({ "steps": ["echo run >> runs; [ $(wc -l < runs) != 1 ]"] });
@@ -275,7 +253,7 @@ fn a_result_that_the_broker_never_acknowledged_is_answered_from_the_file(version
     assert_eq!(lines(&finished.dir, "runs").len(), 2);
 }
 
-fn await_final_status(dir: &Path) -> String {
+pub fn await_final_status(dir: &Path) -> String {
     wait::until_some("a final status on disk", || {
         let text = read(&dir.join("job.status.json"));
         let document: Value = serde_json::from_str(&text).expect("valid JSON at any moment");
@@ -357,52 +335,4 @@ fn a_broker_that_appears_late_is_waited_for(version: &str) {
     });
     let finished = site.run_on(worker, "late", json!({ "steps": ["true"] }));
     assert_eq!(finished.result["status"], "success");
-}
-
-#[test]
-fn a_step_that_fails_is_a_final_result_and_not_tried_again() {
-    let site = Site::start();
-    let finished = site.run(
-        "failing",
-        json!({ "steps": ["echo run >> runs; exit 1"], "maxAttempts": 5 }),
-    );
-    assert_eq!(finished.result["status"], "failed");
-    next_job_succeeds(&site, |_| {});
-    assert_eq!(lines(&finished.dir, "runs").len(), 1);
-    assert_eq!(site.controller.heard("jobs/results/failing").len(), 1);
-}
-
-#[test]
-fn two_workers_never_run_in_one_work_dir_at_once() {
-    let site = Site::start();
-    let named = |id: &'static str| {
-        move |command: &mut Command| {
-            command.env("WORKER_ID", id);
-        }
-    };
-    let mut workers = [
-        site.idle_worker(named("one")),
-        site.idle_worker(named("two")),
-    ];
-    let dir = held_job(&site, "shared", json!({}));
-    await_starts(&dir, 1);
-    // Each has a queue of its own, so the other one has the request as well.
-    wait::throughout(Duration::from_millis(500), "one at a time", || {
-        lines(&dir, "runs") == ["start 1"]
-    });
-    release(&dir);
-    wait::until("two results", || {
-        for worker in workers
-            .iter_mut()
-            .filter(|worker| worker.id == "one" || worker.id == "two")
-        {
-            if worker.ended().is_some_and(|status| status.success()) {
-                let id = if worker.id == "one" { "one" } else { "two" };
-                *worker = site.worker(named(id));
-            }
-        }
-        site.controller.heard("jobs/results/shared").len() >= 2
-    });
-    let runs = lines(&dir, "runs");
-    assert_eq!(runs, ["start 1", "end 1", "start 1", "end 1"]);
 }

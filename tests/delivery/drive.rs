@@ -4,51 +4,17 @@ use crate::support;
 
 use serde_json::json;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use support::cut_drive::{CutDrive, DiskCache, FILE_SYSTEMS};
+use support::mount::{Mount, mount};
 use support::site::{Site, await_file, until_exists};
-
-/// A small file system of its own on a directory, until it is dropped.
-struct Mount(PathBuf);
-
-impl Mount {
-    fn new(dir: &Path, options: &str) -> Self {
-        assert!(
-            mount(&["-t", "tmpfs", "-o", options, "none"], dir),
-            "only root may mount"
-        );
-        Self(dir.to_owned())
-    }
-
-    /// Takes all the room that is left.
-    fn fill(&self) {
-        let room = fs::File::create(self.0.join("filler")).expect("a file");
-        while std::io::Write::write(&mut &room, &[0; 4096]).is_ok_and(|bytes| bytes > 0) {}
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
-fn mount(arguments: &[&str], dir: &Path) -> bool {
-    Command::new("mount")
-        .args(arguments)
-        .arg(dir)
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success())
-}
 
 #[test]
 #[ignore = "needs root to mount"]
 fn on_a_full_drive_nothing_is_run_and_the_result_says_why() {
     let site = Site::start();
     let ran = site.drive.path().join("ran");
-    let drive = Mount::new(&site.directory("full"), "size=64k");
+    let drive = Mount::on(&site.directory("full"), "size=64k");
     let dir = site.prepare(
         "full",
         json!({ "steps": [format!("touch {}", ran.display())] }),
@@ -78,7 +44,7 @@ fn on_a_full_drive_nothing_is_run_and_the_result_says_why() {
 #[ignore = "needs root to mount"]
 fn a_drive_that_fills_up_in_mid_job_does_not_change_the_result() {
     let site = Site::start();
-    let _drive = Mount::new(&site.directory("filling"), "size=256k");
+    let _drive = Mount::on(&site.directory("filling"), "size=256k");
     let steps = json!(["cat /dev/zero > filler 2>/dev/null || true", "exit 3"]);
     let finished = site.run("filling", json!({ "steps": steps }));
     assert_eq!(
@@ -97,7 +63,7 @@ fn a_drive_that_fills_up_in_mid_job_does_not_change_the_result() {
 #[ignore = "needs root to mount"]
 fn a_drive_that_fills_up_in_mid_job_is_no_success() {
     let site = Site::start();
-    let _drive = Mount::new(&site.directory("filling"), "size=256k");
+    let _drive = Mount::on(&site.directory("filling"), "size=256k");
     let steps = json!(["cat /dev/zero > filler 2>/dev/null || true"]);
     let finished = site.run("filling", json!({ "steps": steps }));
     assert_eq!(
@@ -116,7 +82,7 @@ fn a_drive_that_fills_up_in_mid_job_is_no_success() {
 #[ignore = "needs root to mount"]
 fn in_a_read_only_directory_nothing_is_run_and_the_result_says_why() {
     let site = Site::start();
-    let _drive = Mount::new(&site.directory("frozen"), "size=64k");
+    let _drive = Mount::on(&site.directory("frozen"), "size=64k");
     let dir = site.prepare("frozen", json!({ "steps": ["true"] }));
     assert!(mount(&["-o", "remount,ro"], &dir));
     let worker = site.idle_worker(|_| {});

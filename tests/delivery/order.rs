@@ -369,59 +369,6 @@ fn a_worker_that_is_refused_in_mid_job_finishes_it_first_and_a_later_one_answers
 }
 
 #[test]
-fn a_result_that_the_broker_does_not_authorise_is_exit_77_and_keeps_the_request() {
-    let site = Site::scripted();
-    site.broker
-        .configure(|knobs| knobs.puback_failures = vec![("jobs/results/+".into(), 0x87)]);
-    let mut worker = site.speaking("5");
-    site.hand_out("a");
-    worker.exits_with(77);
-    assert!(
-        worker.stderr().contains("jobs/results/"),
-        "{}",
-        worker.stderr()
-    );
-    assert_eq!(
-        (acknowledgements(&site.broker), site.broker.queued(WORKER)),
-        (0, 1)
-    );
-    // once that is put right, the result comes from the file
-    site.broker.configure(|knobs| knobs.puback_failures.clear());
-    site.telling(|_| {}).exits_with(0);
-    assert_eq!(
-        (
-            site.broker.received("jobs/results/a").len(),
-            site.runs("a").as_str()
-        ),
-        (1, "1\n")
-    );
-    site.broker.wait_for_queued(WORKER, 0, DEADLINE);
-}
-
-#[test]
-fn a_result_that_the_broker_does_not_take_for_now_is_published_again() {
-    let site = Site::scripted();
-    site.broker
-        .configure(|knobs| knobs.puback_failures = vec![("jobs/results/+".into(), 0x97)]);
-    let mut worker = site.speaking("5");
-    site.hand_out("a");
-    let tries = |log: &[Entry]| {
-        let is_result =
-            |p: &Packet| matches!(p, Packet::Publish { topic, .. } if topic == "jobs/results/a");
-        log.iter()
-            .filter_map(sent)
-            .filter(|packet| is_result(packet))
-            .count()
-    };
-    site.broker.wait_until(DEADLINE, |log| tries(log) >= 2);
-    assert_eq!(acknowledgements(&site.broker), 0);
-    site.broker.configure(|knobs| knobs.puback_failures.clear());
-    worker.exits_with(0);
-    site.broker.wait_for_queued(WORKER, 0, DEADLINE);
-    assert_eq!(site.runs("a"), "1\n");
-}
-
-#[test]
 fn a_broker_without_mqtt_5_is_spoken_to_in_3_1_1_with_a_notice() {
     for how in [RefuseV5::Close, RefuseV5::Answer] {
         let site = Site::scripted();

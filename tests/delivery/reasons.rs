@@ -220,4 +220,7 @@ fn what_may_pass_is_tried_again_with_the_words_of_the_broker() {
     worker.exits_with(0);
     let log = worker.stderr();
     assert!(log.contains("(QuotaExceeded: full)"), "{log}");
+    let results = site.broker.received("jobs/results/a");
+    assert_eq!((results.len(), &results[0]), (2, &results[1]));
+    site.broker.wait_for_queued(WORKER, 0, DEADLINE);
 }

@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use support::cut_drive::{CutDrive, FILE_SYSTEMS};
 use support::log::untimed;
+use support::mount::Frozen;
 use support::site::{Finished, Site};
 use support::wait;
 use support::worker::{Worker, binary, job_worker};
@@ -350,24 +351,16 @@ fn a_worker_that_is_stopped_on_a_frozen_drive_leaves_in_time() {
     let mark = site.mark();
     site.request(json!({ "id": "a", "workDir": dir }));
     wait::until("the step", || dir.join("up").exists());
-    fsfreeze("-f", &drive);
+    let frozen = Frozen::at(&drive.path());
     worker.sigterm();
     site.await_state(&mut worker, mark, "offline");
     leaves(&mut worker);
-    fsfreeze("-u", &drive);
+    drop(frozen);
     wait::until("its end", || worker.ended().is_some());
     // the drive has taken nothing, or the note, which the kernel may still write once the drive goes on
     fs::write(dir.join("job.json"), r#"{"steps": []}"#).unwrap();
     let finished = site.finish(site.worker(|_| {}), dir, "a");
     assert_eq!(finished.verdict(), ("success", "", 0));
-}
-
-fn fsfreeze(flag: &str, drive: &CutDrive) {
-    let done = Command::new("fsfreeze")
-        .arg(flag)
-        .arg(drive.path())
-        .status();
-    assert!(done.expect("fsfreeze").success());
 }
 
 /// A worker on which opening `path` fails with these errors.

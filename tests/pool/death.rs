@@ -1,11 +1,11 @@
 //! Members that die: their job is another's next attempt, and nothing waits for them.
 
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use super::members::{await_queue, claims, member_of, supervised};
+use super::support::process_tree::ProcessTree;
 use super::support::site::Site;
 use super::support::wait;
 
@@ -34,22 +34,6 @@ fn a_head_that_hangs_is_named_and_goes_on_when_it_can() {
     wait::until("no claim to be left", || claims(&site).is_empty());
 }
 
-/// All processes below this one, and itself.
-fn kill_tree(pid: u32) {
-    let children =
-        std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    let kill = |pid: &str| {
-        let _ = Command::new("kill")
-            .args(["-9", pid])
-            .stderr(Stdio::null())
-            .status();
-    };
-    kill(&pid.to_string());
-    for child in children.split_whitespace() {
-        kill_tree(child.parse().unwrap());
-    }
-}
-
 fn a_job_of_a_dead_member_is_the_next_attempt_of_another(version: &str) {
     let site = Site::start();
     let first = supervised(&site, "first", version);
@@ -62,7 +46,7 @@ fn a_job_of_a_dead_member_is_the_next_attempt_of_another(version: &str) {
     let _second = supervised(&site, "second", version);
     site.submit("b", json!({ "steps": ["true"] }));
     assert_eq!(site.result("b").json()["worker"], "second");
-    kill_tree(first.pid());
+    ProcessTree::freeze(first.pid()).kill9();
     let died = Instant::now();
     let result = site.result("a").json();
     eprintln!("taken over after {:?}", died.elapsed());

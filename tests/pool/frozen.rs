@@ -1,36 +1,14 @@
 //! A drive that hangs while the head takes a request: the request waits for the drive, and runs once.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::json;
 
 use super::members::{await_queue, head_of, member_of};
 use super::support::cut_drive::{CutDrive, FILE_SYSTEMS};
+use super::support::mount::Frozen;
 use super::support::site::Site;
 use super::support::wait;
-
-/// A file system on which every write waits.
-struct Frozen(PathBuf);
-
-impl Frozen {
-    fn at(path: &Path) -> Self {
-        fsfreeze("--freeze", path);
-        Self(path.to_owned())
-    }
-}
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        fsfreeze("--unfreeze", &self.0);
-    }
-}
-
-fn fsfreeze(what: &str, path: &Path) {
-    let status = Command::new("fsfreeze").arg(what).arg(path).status();
-    assert!(status.unwrap().success());
-}
 
 #[test]
 #[ignore = "needs root and loop devices"]

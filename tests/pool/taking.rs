@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::members::{await_queue, claims, make_pool, member_of, supervised};
 use super::support::controller::Controller;
+use super::support::mount::Mount;
 use super::support::site::{Site, while_exists};
 use super::support::wait;
 
@@ -125,25 +126,6 @@ fn a_workdir_around_the_pool_is_rejected() {
     }
 }
 
-/// A mount on the site's drive, for as long as it lives.
-struct Mount(std::path::PathBuf);
-
-impl Mount {
-    fn on(drive: &std::path::Path, options: &str) -> Self {
-        let arguments = ["-t", "tmpfs", "-o", options, "tmpfs"];
-        let mut mount = std::process::Command::new("mount");
-        assert!(mount.args(arguments).arg(drive).status().unwrap().success());
-        Self(drive.to_owned())
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let mut unmount = std::process::Command::new("umount");
-        let _ = unmount.arg("-l").arg(&self.0).status();
-    }
-}
-
 /// What the head has open is below the drive that is there now: a claim there would be lost.
 #[test]
 #[ignore = "needs root to mount"]
@@ -184,12 +166,11 @@ fn a_full_drive_leaves_the_request_with_the_broker() {
 fn fill_the_drive(version: &str) {
     let site = Site::start();
     let drive = site.drive.path().to_owned();
-    let _mount = Mount::on(&drive, "size=1m");
+    let mount = Mount::on(&drive, "size=1m");
     let mut worker = site.idle_worker(member_of(&site, "a", version));
     await_queue(&site);
     let dir = site.prepare("a", json!({ "steps": ["true"] }));
-    let filler = drive.join("filler");
-    let _ = fs::write(&filler, vec![1; 2 << 20]);
+    mount.fill();
     site.request(json!({ "id": "a", "workDir": dir }));
     wait::until("the head to say so", || {
         worker.stderr().contains("no claim can be made")
@@ -197,7 +178,7 @@ fn fill_the_drive(version: &str) {
     wait::throughout(Duration::from_millis(1500), "nothing is run", || {
         site.controller.heard("jobs/results/").is_empty()
     });
-    fs::remove_file(&filler).unwrap();
+    fs::remove_file(drive.join("filler")).unwrap();
     assert_eq!(site.result("a").json()["status"], "success");
     worker.exits_with(0);
     assert_eq!(claims(&site), [""; 0]);

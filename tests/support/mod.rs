@@ -24,6 +24,7 @@ pub mod corpus;
 pub mod cut_drive;
 pub mod log;
 pub mod mosquitto;
+pub mod mount;
 pub mod mutation;
 pub mod process_tree;
 pub mod processes;
