@@ -58,7 +58,23 @@ fn steps_get_the_worker_s_environment_without_its_configuration() {
     );
     assert_eq!(finished.verdict(), ("success", "", 0));
     let dir = finished.dir.display().to_string();
-    let mut wanted: BTreeMap<String, String> = [
+    let ours = [
+        ("JOB_ID", "a".into()),
+        ("JOB_WORK_DIR", dir.clone()),
+        ("JOB_LOG", format!("{dir}/job.log")),
+        ("JOB_STEP", "1".into()),
+        ("JOB_STEPS", "2".into()),
+        ("JOB_ATTEMPT", "1".into()),
+        ("WORKER_ID", "w".into()),
+    ];
+    let (_, table) = include_str!("../../docs/reference.md")
+        .split_once("| variable | what it holds |")
+        .unwrap();
+    let (table, _) = table.split_once("\n\n").unwrap();
+    let names = table.lines().filter_map(|row| row.split('|').nth(1));
+    let names = names.flat_map(|names| names.split('`').skip(1).step_by(2));
+    assert!(names.eq(ours.iter().map(|(name, _)| *name)), "{table}");
+    let others = [
         ("PATH", std::env::var("PATH").unwrap()),
         ("TEST_SITE", site.drive.path().display().to_string()),
         ("KEPT", "job's".into()),
@@ -68,16 +84,11 @@ fn steps_get_the_worker_s_environment_without_its_configuration() {
         ("MQTT_OWN", "job's".into()),
         ("MQTT_PORT", "tcp://10.0.0.1:1883".into()),
         ("JOB_WORKER_SERVICE_HOST", "10.0.0.1".into()),
-        ("JOB_ID", "a".into()),
-        ("JOB_WORK_DIR", dir.clone()),
-        ("JOB_LOG", format!("{dir}/job.log")),
-        ("JOB_STEP", "1".into()),
-        ("JOB_STEPS", "2".into()),
-        ("JOB_ATTEMPT", "1".into()),
-        ("WORKER_ID", "w".into()),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .into();
+    ];
+    let wanted = ours.into_iter().chain(others);
+    let mut wanted: BTreeMap<String, String> = wanted
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect();
     assert_eq!(environment(&finished, "first"), wanted);
     // what a step finds is no misspelt setting to a worker that it starts; what the job sets may be one
     let warnings = read(&finished.dir.join("warnings"));
