@@ -99,3 +99,30 @@ fn the_man_page_has_every_command_and_every_variable() {
     }
     assert!(count > 3, "only {count} commands");
 }
+
+/// Those that a queue needs: alone for a broker of the system, with others in the examples, and in the documents.
+#[test]
+fn the_lines_for_mosquitto_are_the_same_everywhere() {
+    let read = |file: &str| {
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).expect("it is there")
+    };
+    let settings = |text: &str| -> BTreeSet<String> {
+        let lines = text
+            .lines()
+            .filter(|line| !line.is_empty() && !line.starts_with('#'));
+        lines.map(str::to_owned).collect()
+    };
+    let wanted = settings(&read("examples/mosquitto/job-worker.conf"));
+    for whole in ["mosquitto.conf", "secure.conf"] {
+        let whole = settings(&read(&format!("examples/mosquitto/{whole}")));
+        assert!(whole.is_superset(&wanted), "{whole:?}");
+    }
+    let operators = read("docs/operators.md");
+    let (_, block) = operators.split_once("```conf\n").expect("a block");
+    let (block, _) = block.split_once("```").expect("its end");
+    assert_eq!(settings(block), wanted);
+    let readme = read("README.md");
+    for line in wanted {
+        assert!(readme.contains(&format!("`{line}`")), "{line}");
+    }
+}
