@@ -6,13 +6,12 @@ use crate::support;
 use rumqttc::QoS;
 use serde_json::{Value, json};
 use std::fs;
+use std::path::Path;
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
-use support::broker::{Broker, Packet, Verdict};
+use std::time::Instant;
+use support::broker::{Packet, Verdict};
 use support::site::{Site, until_exists, while_exists};
-use support::temp_dir::TempDir;
 use support::wait::{self, DEADLINE};
-use support::worker::{Worker, job_worker};
 
 fn step_states(document: &Value) -> Vec<&str> {
     document["steps"]
@@ -23,18 +22,9 @@ fn step_states(document: &Value) -> Vec<&str> {
         .collect()
 }
 
-fn on_disk(dir: &TempDir) -> Value {
-    let content = fs::read(dir.path().join("job.status.json")).unwrap_or_default();
+fn on_disk(dir: &Path) -> Value {
+    let content = fs::read(dir.join("job.status.json")).unwrap_or_default();
     serde_json::from_slice(&content).unwrap_or_default()
-}
-
-fn worker_at(broker: &Broker, dir: &TempDir) -> Worker {
-    let mut command = job_worker();
-    command
-        .env("MQTT_URL", broker.url())
-        .env("JOB_STOP_GRACE", "1")
-        .current_dir(dir.path());
-    Worker::start(command, dir.path())
 }
 
 #[test]
@@ -97,95 +87,62 @@ fn the_start_is_told_while_the_step_runs_and_what_is_told_is_on_disk() {
 
 #[test]
 fn a_job_goes_on_while_the_broker_is_away() {
-    let (broker, dir) = (Broker::start(), TempDir::new());
-    let mut worker = worker_at(&broker, &dir);
-    broker.wait_for_message("jobs/workers/+", 1, DEADLINE);
-    fs::write(dir.path().join("gate"), "").unwrap();
-    let steps = json!([while_exists("gate"), "true", "true"]);
-    broker.publish(
-        "jobs/pending",
-        json!({ "id": "a", "workDir": ".", "steps": steps }).to_string(),
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|_| {});
+    let dir = site.prepare(
+        "a",
+        json!({ "steps": [while_exists("gate"), "true", "true"] }),
     );
-    let told = broker.wait_for_message("jobs/status/a", 1, DEADLINE);
-    assert!(
-        told.iter()
-            .all(|message| message.qos == 0 && !message.retain),
-        "{told:?}"
-    );
-    broker.stop_listening();
-    fs::remove_file(dir.path().join("gate")).unwrap();
+    fs::write(dir.join("gate"), "").unwrap();
+    site.request(json!({ "id": "a", "workDir": dir }));
+    site.broker.wait_for_message("jobs/status/a", 1, DEADLINE);
+    site.broker.stop_listening();
+    fs::remove_file(dir.join("gate")).unwrap();
     wait::until("the end of the job", || {
         on_disk(&dir)["status"] == "success"
     });
-    assert!(broker.received("jobs/results/a").is_empty());
-    broker.listen_again();
+    assert!(site.broker.received("jobs/results/a").is_empty());
+    site.broker.listen_again();
     worker.exits_with(0);
-    assert_eq!(broker.received("jobs/results/a").len(), 1);
+    assert_eq!(site.broker.received("jobs/results/a").len(), 1);
 }
 
-/// A job that says more than the buffers on the way to the broker hold.
-fn talkative_job() -> String {
-    let steps: Vec<_> = (0..160)
-        .map(|i| json!({ "run": ":", "name": format!("{i:0400}") }))
-        .collect();
-    json!({ "id": "a", "workDir": ".", "steps": steps }).to_string()
-}
-
-/// Longer than other tests wait: the job has many steps.
-fn await_end(dir: &TempDir) {
-    let end = Instant::now() + 4 * DEADLINE;
-    while on_disk(dir)["status"] != "success" {
-        assert!(
-            Instant::now() < end,
-            "the job does not end: {}",
-            on_disk(dir)
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// A broker that stops reading at the first progress, until something is sent to it.
-fn stalling_broker() -> (Broker, mpsc::Sender<()>) {
-    let (resume, stalled) = mpsc::channel::<()>();
-    let mut stalled = Some(stalled);
-    let broker = Broker::scripted(move |step| {
-        if let Packet::Publish { topic, .. } = step.packet
-            && step.from_client
-            && topic.starts_with("jobs/status/")
-            && let Some(stalled) = stalled.take()
-        {
-            let _ = stalled.recv_timeout(6 * DEADLINE); // the test is over
+/// The job says more than the buffers on the way to the broker hold.
+#[test]
+fn a_job_goes_on_and_a_worker_can_be_stopped_while_the_broker_does_not_read() {
+    for stops in [false, true] {
+        let site = Site::scripted();
+        let mut worker = site.idle_worker(|command| _ = command.env("JOB_STOP_GRACE", "1"));
+        // it stops reading at the first progress, until something is sent to it
+        let (resume, stalled) = mpsc::channel::<()>();
+        let mut stalled = Some(stalled);
+        site.broker.set_script(move |step| {
+            if let Packet::Publish { topic, .. } = step.packet
+                && step.from_client
+                && topic.starts_with("jobs/status/")
+                && let Some(stalled) = stalled.take()
+            {
+                let _ = stalled.recv_timeout(6 * DEADLINE); // the test is over
+            }
+            Verdict::Pass
+        });
+        let step = |number: u8| json!({ "run": ":", "name": format!("{number:0400}") });
+        let steps: Vec<_> = (0..160).map(step).collect();
+        let dir = site.submit("a", json!({ "steps": steps }));
+        // without a word to the broker: it does not answer now
+        wait::until("the end of the job", || {
+            on_disk(&dir)["status"] == "success"
+        });
+        if stops {
+            worker.sigterm();
+            worker.exits_with(0);
+            resume.send(()).unwrap();
+        } else {
+            resume.send(()).unwrap();
+            worker.exits_with(0);
+            assert_eq!(site.broker.received("jobs/results/a").len(), 1);
         }
-        Verdict::Pass
-    });
-    (broker, resume)
-}
-
-#[test]
-fn a_job_goes_on_while_the_broker_does_not_read() {
-    let dir = TempDir::new();
-    let (broker, resume) = stalling_broker();
-    let mut worker = worker_at(&broker, &dir);
-    broker.wait_for_message("jobs/workers/+", 1, DEADLINE);
-    broker.publish("jobs/pending", talkative_job());
-    // without a word to the broker: it does not answer now
-    await_end(&dir);
-    resume.send(()).unwrap();
-    worker.exits_with(0);
-    assert_eq!(broker.received("jobs/results/a").len(), 1);
-}
-
-#[test]
-fn a_worker_can_be_stopped_while_the_broker_does_not_read() {
-    let dir = TempDir::new();
-    let (broker, resume) = stalling_broker();
-    let mut worker = worker_at(&broker, &dir);
-    broker.wait_for_message("jobs/workers/+", 1, DEADLINE);
-    broker.publish("jobs/pending", talkative_job());
-    await_end(&dir);
-    worker.sigterm();
-    worker.exits_with(0);
-    resume.send(()).unwrap();
+    }
 }
 
 #[test]
