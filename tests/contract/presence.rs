@@ -4,15 +4,14 @@ use crate::support;
 
 use serde_json::{Value, json};
 use std::fs;
-use std::process::Command;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use support::broker::{Broker, Message};
 use support::controller::Controller;
 use support::mosquitto::Mosquitto;
-use support::site::{Site, while_exists};
-use support::temp_dir::TempDir;
+use support::site::{Site, WORKER, while_exists};
 use support::wait::{self, DEADLINE};
-use support::worker::{Worker, job_worker};
+use support::worker::speaking;
 
 const TOPIC: &str = "jobs/workers/node-worker-01";
 
@@ -30,19 +29,6 @@ fn states(site: &Site) -> Vec<Value> {
         .iter()
         .map(|message| message.json()["state"].clone())
         .collect()
-}
-
-fn document(message: &Message) -> Value {
-    serde_json::from_slice(&message.payload).expect("presence is JSON")
-}
-
-fn worker_at(broker: &Broker, dir: &TempDir, configure: impl FnOnce(&mut Command)) -> Worker {
-    let mut command = job_worker();
-    command
-        .env("MQTT_URL", broker.url())
-        .current_dir(dir.path());
-    configure(&mut command);
-    Worker::start(command, dir.path())
 }
 
 /// Waits until the last presence since `mark` says that the worker is busy and waits for `what`.
@@ -186,86 +172,67 @@ fn a_rejected_request_leaves_the_worker_idle() {
     worker.sigterm();
 }
 
+/// What a site's worker has said of itself, once it has said it so often.
+fn told(site: &Site<Broker>, count: usize) -> Vec<Value> {
+    let all = site.broker.wait_for_message(TOPIC, count, DEADLINE);
+    let kept = |message: &Message| message.qos == 0 && message.retain;
+    assert!(all.iter().all(kept), "{all:?}");
+    let json = |message: &Message| serde_json::from_slice(&message.payload).unwrap();
+    all.iter().map(json).collect()
+}
+
+/// A job that runs while its gate exists.
+fn held_job(site: &Site<Broker>) -> PathBuf {
+    let dir = site.prepare("a", json!({ "steps": [while_exists("gate")] }));
+    fs::write(dir.join("gate"), "").unwrap();
+    site.request(json!({ "id": "a", "workDir": dir }));
+    dir.join("gate")
+}
+
 #[test]
 fn on_each_new_connection_the_present_state_follows_the_last_will() {
     for version in ["5", "4"] {
-        let (broker, dir) = (Broker::start(), TempDir::new());
-        let mut worker = worker_at(&broker, &dir, |command| {
-            command.env("MQTT_PROTOCOL_VERSION", version);
-        });
-        broker.wait_for_message(TOPIC, 1, DEADLINE);
-        broker.kick("node-worker-01");
-        let idle = broker.wait_for_message(TOPIC, 3, DEADLINE);
-        fs::write(dir.path().join("gate"), "").unwrap();
-        broker.publish(
-            "jobs/pending",
-            json!({ "id": "a", "workDir": ".", "steps": [while_exists("gate")] }).to_string(),
-        );
-        broker.wait_for_message(TOPIC, 4, DEADLINE);
-        broker.kick("node-worker-01");
-        broker.wait_for_message(TOPIC, 6, DEADLINE);
-        fs::remove_file(dir.path().join("gate")).unwrap();
+        let site = Site::scripted();
+        let mut worker = site.idle_worker(speaking(version));
+        site.broker.kick(WORKER);
+        told(&site, 3);
+        let gate = held_job(&site);
+        told(&site, 4);
+        site.broker.kick(WORKER);
+        told(&site, 6);
+        fs::remove_file(gate).unwrap();
         worker.exits_with(0);
-        let all = broker.wait_for_message(TOPIC, 7, DEADLINE);
-        let states: Vec<_> = all
-            .iter()
-            .map(|message| document(message)["state"].clone())
-            .collect();
-        assert_eq!(
-            states,
-            [
-                "idle", "offline", "idle", "busy", "offline", "busy", "offline"
-            ]
-        );
-        assert!(
-            all.iter().all(|message| message.qos == 0 && message.retain),
-            "{all:?}"
-        );
-        let since = |message| document(message)["since"].clone();
-        assert_eq!(
-            since(&idle[0]),
-            since(&idle[2]),
-            "idle since then, connected or not"
-        );
-        assert_eq!(
-            since(&all[3]),
-            since(&all[5]),
-            "busy since then, connected or not"
-        );
-        assert_eq!(document(&all[5])["job"], "a");
+        let all = told(&site, 7);
+        let states: Vec<_> = all.iter().map(|said| said["state"].clone()).collect();
+        let expected = [
+            "idle", "offline", "idle", "busy", "offline", "busy", "offline",
+        ];
+        assert_eq!(states, expected);
+        for (one, other) in [(0, 2), (3, 5)] {
+            let (one, other) = (&all[one], &all[other]);
+            assert_eq!(one["since"], other["since"], "connected or not");
+        }
+        assert_eq!(all[5]["job"], "a");
     }
 }
 
 #[test]
 fn after_a_take_over_the_last_word_is_the_truth() {
-    let (broker, dir) = (Broker::start(), TempDir::new());
-    let mut busy = worker_at(&broker, &dir, |_| {});
-    broker.wait_for_message(TOPIC, 1, DEADLINE);
-    fs::write(dir.path().join("gate"), "").unwrap();
-    let steps = json!([while_exists("gate")]);
-    broker.publish(
-        "jobs/pending",
-        json!({ "id": "a", "workDir": ".", "steps": steps }).to_string(),
-    );
-    broker.wait_for_message(TOPIC, 2, DEADLINE);
-    let mut other = worker_at(&broker, &dir, |_| {});
-    let told = broker.wait_for_message(TOPIC, 4, DEADLINE);
-    assert_eq!(
-        document(&told[2])["state"],
-        "offline",
-        "the last will of the first"
-    );
+    let site = Site::scripted();
+    let mut busy = site.idle_worker(|_| {});
+    let gate = held_job(&site);
+    told(&site, 2);
+    let mut other = site.worker(|_| {});
+    let all = told(&site, 4);
+    assert_eq!(all[2]["state"], "offline", "the last will of the first");
     assert_ne!(
-        document(&told[3])["state"],
-        "offline",
+        all[3]["state"], "offline",
         "the second says that it is there"
     );
-    fs::remove_file(dir.path().join("gate")).unwrap();
+    fs::remove_file(gate).unwrap();
     busy.exits_with(0);
     other.exits_with(0);
-    broker.wait_for_connected("node-worker-01", false, DEADLINE);
-    assert_eq!(
-        document(&broker.retained(TOPIC).unwrap())["state"],
-        "offline"
-    );
+    site.broker.wait_for_connected(WORKER, false, DEADLINE);
+    let last = site.broker.retained(TOPIC).unwrap().text();
+    assert!(last.contains(r#""state":"offline""#), "{last}");
 }
