@@ -31,7 +31,7 @@ use claim::{Name, dir_of, id_of};
 use place::{LOCK, touch};
 use rustix::fs::OFlags;
 use session::Session;
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -127,7 +127,7 @@ impl Member {
             sessions: 0,
             stopping: false,
             watch: Watch::default(),
-            left_alone: BTreeSet::new(),
+            left_alone: HashSet::new(),
         };
         std::thread::Builder::new()
             .name("head".into())
@@ -174,7 +174,7 @@ struct Head {
     stopping: bool,
     watch: Watch,
     /// Files that cannot be dealt with, each of which is told of once.
-    left_alone: BTreeSet<String>,
+    left_alone: HashSet<String>,
 }
 
 impl Head {
@@ -435,7 +435,7 @@ impl Head {
 
     /// The oldest claim that no worker has. Of one directory only the oldest is looked at.
     fn free_claim(&mut self, place: &Place, names: &[Name]) -> Option<Claim> {
-        let mut busy = BTreeSet::new();
+        let mut busy = HashSet::new();
         for name in names.iter().filter(|name| name.taken.is_some()) {
             if !busy.insert(&name.dir) {
                 continue;

@@ -413,7 +413,7 @@ fn positive<T: FromStr + Default + PartialOrd>(text: &str) -> Option<T> {
 }
 
 fn seconds(text: &str) -> Option<Duration> {
-    let seconds = text.parse().ok()?;
+    let seconds = serde_json::from_str(text).ok()?;
     Some(Duration::try_from_secs_f64(seconds).ok()?.min(FOREVER))
 }
 

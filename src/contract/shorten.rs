@@ -15,7 +15,7 @@ pub fn shorten(document: Vec<u8>, limit: usize) -> Vec<u8> {
     if document.len() <= limit {
         return document;
     }
-    let Ok(fields) = serde_json::from_slice::<BTreeMap<String, &RawValue>>(&document) else {
+    let Ok(fields) = serde_json::from_slice::<BTreeMap<String, Box<RawValue>>>(&document) else {
         return document;
     };
     let others = fields.keys().map(String::as_str);
