@@ -312,10 +312,7 @@ impl Case<'_> {
         };
         let mut anew = 0;
         for pair in own.windows(2) {
-            let cause = match self.notes.crowd {
-                Crowd::Loners => self.explain(pair[0], pair[1], &mut copies)?,
-                Crowd::Pool => self.explain_in_pool(pair[0], pair[1], &mut copies, &mut doubts)?,
-            };
+            let cause = self.explain(pair[0], pair[1], &mut copies, &mut doubts)?;
             anew += usize::from(cause != Cause::Interrupted);
             *verdict.again.entry(cause).or_default() += 1;
         }
@@ -365,7 +362,13 @@ impl Case<'_> {
         published.len() - 1 + doubtful
     }
 
-    fn explain(&self, earlier: &Start, later: &Start, copies: &mut usize) -> Result<Cause, String> {
+    fn explain(
+        &self,
+        earlier: &Start,
+        later: &Start,
+        copies: &mut usize,
+        doubts: &mut Vec<Cause>,
+    ) -> Result<Cause, String> {
         let life = &self.notes.lives[&earlier.life];
         let results = self.wires[&earlier.life].results;
         let story = format!(
@@ -375,16 +378,25 @@ impl Case<'_> {
         if earlier.life == later.life {
             return Err(format!("{story}: twice in one process"));
         }
-        if results == 0 && life.end != End::Done {
+        if results == 0 && life.end != End::Done && !self.was_over(life, later) {
             return Ok(Cause::Interrupted);
         }
         let overwritten = self.is_overwritten(earlier, later);
-        if self.request.key.is_some() && !overwritten {
+        let had_result = self.request.key.is_some() && !overwritten;
+        let is_member = self.notes.crowd == Crowd::Pool;
+        if had_result && !is_member {
             return Err(format!("{story}: its key had a result"));
         }
         if *copies > 0 {
             *copies -= 1;
             return Ok(Cause::PublishedAgain);
+        }
+        if is_member {
+            return match doubts.pop() {
+                Some(cause) if !had_result => Ok(cause),
+                Some(_) => Err(format!("{story}: its key had a result")),
+                None => Err(format!("{story}: without cause")),
+            };
         }
         let (from, to) = (life.started, self.notes.lives[&later.life].started);
         let crashed = any_between(self.notes.crashes, from, to);
@@ -420,14 +432,14 @@ impl Case<'_> {
         let has_left_a_mark = between.any(|start| {
             earlier.place < start.place && start.place < later.place && is_other(start.token)
         });
-        // one that dies between its journal and its step leaves none
+        // one that ends between its journal and its step leaves none
         let lives = &self.notes.lives;
         let (from, to) = (lives[&earlier.life].started, lives[&later.life].ended);
         has_left_a_mark
             || self.wires.iter().any(|(life, wire)| {
                 let life = &lives[life];
                 let is_between = life.started <= to && from <= life.ended;
-                is_between && life.end == End::Killed && wire.held.iter().any(|it| is_other(it))
+                is_between && life.end != End::Done && wire.held.iter().any(|it| is_other(it))
             })
     }
 

@@ -120,7 +120,7 @@ fn ends(why: Why, ignores: Who) {
 }
 
 #[test]
-fn whatever_ends_a_job_and_whoever_ignores_it_nothing_is_left() {
+fn a_job_that_is_ended_leaves_nothing_whichever_process_ignores_term() {
     let mut cases = Vec::new();
     for ignores in [Who::Nobody, Who::TheStep, Who::ADaemon] {
         let why = [

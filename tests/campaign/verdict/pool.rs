@@ -334,44 +334,15 @@ fn shown(event: &Event) -> String {
 }
 
 impl Case<'_> {
-    pub(super) fn explain_in_pool(
-        &self,
-        earlier: &Start,
-        later: &Start,
-        copies: &mut usize,
-        doubts: &mut Vec<Cause>,
-    ) -> Result<Cause, String> {
-        let life = &self.notes.lives[&earlier.life];
-        let results = self.wires[&earlier.life].results;
-        let story = format!(
-            "run by process {} ({:?}, {results} results) and again by process {}",
-            earlier.life, life.end, later.life
-        );
-        if earlier.life == later.life {
-            return Err(format!("{story}: twice in one process"));
-        }
-        // whoever died: the claim of that run had its result by then
+    /// Whether the claim of a run had its result before another one began, whoever has died meanwhile.
+    pub(super) fn was_over(&self, life: &Life, later: &Start) -> bool {
         let own = life.left.iter().filter(|claim| claim.token == self.token);
         let own: Vec<&String> = own.map(|claim| &claim.request).collect();
-        let was_over = self.notes.lives.values().any(|life| {
+        self.notes.lives.values().any(|life| {
             let mut claims = life.left.iter();
             let is_over = |claim: &Claim| claim.document.is_some() && own.contains(&&claim.request);
             claims.any(is_over) && life.marks <= later.place
-        });
-        if results == 0 && life.end != End::Done && !was_over {
-            return Ok(Cause::Interrupted);
-        }
-        if *copies > 0 {
-            *copies -= 1;
-            return Ok(Cause::PublishedAgain);
-        }
-        match doubts.pop() {
-            Some(cause) if self.request.key.is_none() || self.is_overwritten(earlier, later) => {
-                Ok(cause)
-            }
-            Some(_) => Err(format!("{story}: its key had a result")),
-            None => Err(format!("{story}: without cause")),
-        }
+        })
     }
 
     /// For how many further claims of a request there is a cause: the broker went back to a save before the acknowledgement, or a
