@@ -1,5 +1,6 @@
 //! Waiting for a condition with a deadline; the tests never sleep and hope.
 
+use super::broker::slowness;
 use std::time::{Duration, Instant};
 
 /// Long enough for a loaded machine; a test that passes never comes near it.
@@ -7,28 +8,24 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 
 const POLL: Duration = Duration::from_millis(5);
 
-/// A machine that is too busy to look so often within [`DEADLINE`] is given more time: what it waits for is as slow.
-const LOOKS: u32 = 2000;
-
-/// Polls until `probe` yields a value. Panics after [`DEADLINE`], naming what was waited for.
+/// Polls until `probe` yields a value. Panics after [`DEADLINE`], or later on a busy machine, naming what was waited for.
 #[track_caller]
 pub fn until_some<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
-    for look in 0.. {
+    loop {
         if let Some(value) = probe() {
             return value;
         }
         let waited = start.elapsed();
         assert!(
-            waited < DEADLINE || look < LOOKS,
+            waited < DEADLINE || waited < DEADLINE.mul_f64(slowness()),
             "waited {waited:?} in vain for {what}"
         );
         std::thread::sleep(POLL);
     }
-    unreachable!("it panics before")
 }
 
-/// Polls until `condition` holds. Panics after [`DEADLINE`].
+/// Polls until `condition` holds. Panics as [`until_some`] does.
 #[track_caller]
 pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     until_some(what, || condition().then_some(()));
