@@ -10,18 +10,18 @@ PACKAGES = "linux-image-cloud-amd64,nfs-kernel-server,nfs-common,mosquitto,iprou
 
 def build(directory):
     """Makes kernel, initrd and root file system there, in about 90 s, unless they are there."""
-    if os.path.exists(directory + "/root.ext4"):
+    init, made = os.path.dirname(os.path.abspath(__file__)) + "/init", directory + "/root.ext4"
+    if os.path.exists(made) and os.path.getmtime(made) > os.path.getmtime(init):
         return
     os.makedirs(directory, exist_ok=True)
     root = tempfile.mkdtemp(dir=directory)
-    init = os.path.dirname(os.path.abspath(__file__)) + "/init"
     subprocess.check_call(["mmdebstrap", "-q", "--variant=minbase", "--include=" + PACKAGES, "--dpkgopt=path-exclude=/usr/share/doc/*",
                            "--dpkgopt=path-exclude=/usr/share/locale/*", f"--customize-hook=copy-in {init} /", "bookworm", root])
     for kind in ("vmlinuz", "initrd.img"):
         name = next(name for name in os.listdir(root + "/boot") if name.startswith(kind + "-"))
         shutil.copy(f"{root}/boot/{name}", f"{directory}/{kind}")
     subprocess.check_call(["mke2fs", "-q", "-t", "ext4", "-d", root, directory + "/new.ext4", "700M"])
-    os.rename(directory + "/new.ext4", directory + "/root.ext4")
+    os.rename(directory + "/new.ext4", made)
     shutil.rmtree(root)
 
 
@@ -40,13 +40,12 @@ def wait_for(what, seconds, condition):
                 return time.time() - start
         except OSError:
             pass
-        assert time.time() - start < seconds, f"waited {seconds} s in vain for {what}"
+        assert time.time() - start < seconds, f"waited {seconds} s in vain for {what() if callable(what) else what}"
         time.sleep(0.2)
 
 
 class Lab:
     def __init__(self, directory, program, hosts=2, lease=15):
-        build(directory)
         self.images, self.program, self.lease = directory, program, lease
         self.names = ["srv"] + [f"h{n}" for n in range(1, hosts + 1)]
         self.port = {name: free_port() for name in self.names}
@@ -79,7 +78,7 @@ class Lab:
         drive = lambda file, rest: ["-drive", f"file={file},if=virtio,format=raw,{rest}"]
         card = lambda id, net, mac: ["-netdev", net, "-device", f"virtio-net-pci,netdev={id},romfile=,mac=52:54:00:{mac}"]
         forward = f",hostfwd=tcp:127.0.0.1:{self.broker}-:1883" if srv else ""
-        command = ["nice", "-n", "19", "qemu-system-x86_64", "-machine", "q35,accel=tcg", "-cpu", "max", "-m", "640" if srv else "384", "-nographic",
+        command = ["nice", "-n", os.environ.get("NICE", "10"), "qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,tb-size=128", "-cpu", "max", "-m", "640" if srv else "384", "-nographic",
                    "-kernel", self.images + "/vmlinuz", "-initrd", self.images + "/initrd.img", "-monitor", f"unix:{self.scratch}/{name}.monitor,server,nowait",
                    "-serial", f"file:{self.scratch}/{name}.console", "-append", "root=/dev/vda rw init=/init console=ttyS0 quiet panic=1 no_timer_check "
                    f"vm.name={name} vm.lease={self.lease} vm.program={os.path.getsize(self.program)}"]
@@ -95,9 +94,9 @@ class Lab:
             self.qemu[name] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def up(self, name):
-        """Waits until the machine answers; a host mounts the drive then."""
+        """Waits until the machine answers; a host mounts the drive then. With one host, `srv` is another."""
         wait_for(f"{name} to boot", 300, lambda: "up" in self.sh(name, "echo up", 5))
-        if name != "srv":
+        if name != "srv" or len(self.names) == 2:
             mount = "grep nfs4 /proc/mounts || mount -t nfs4 -o vers=4.2 10.9.0.1:/ /srv/jobs; grep nfs4 /proc/mounts"
             wait_for(f"{name} to mount the drive", 90, lambda: "vers=4.2" in self.sh(name, mount, 60))
 

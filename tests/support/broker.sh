@@ -20,7 +20,7 @@ finish() {
 }
 trap finish EXIT
 
-fail() { echo "FAILED $*"; exit 1; }
+fail() { echo "FAILED $*" >&2; exit 1; } # stdout may be a file
 await() { # SECONDS WHAT COMMAND...
   local end=$((SECONDS + $1)) what=$2
   shift 2
