@@ -27,15 +27,14 @@ pub use topics::Topics;
 pub fn single_line(text: &str) -> String {
     let deceives =
         |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') || turns_writing(c);
-    text.chars()
-        .flat_map(|c| {
-            if deceives(c) {
-                c.escape_default().collect()
-            } else {
-                vec![c]
-            }
-        })
-        .collect()
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        match deceives(c) {
+            true => line.extend(c.escape_default()),
+            false => line.push(c),
+        }
+    }
+    line
 }
 
 /// Unicode's Bidi_Control. Right-to-left scripts need none of them.
