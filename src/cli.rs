@@ -134,8 +134,13 @@ impl Call {
 
 /// The variables of the help, without one that is gone.
 fn shown_table() -> String {
-    let lines = TABLE.lines().filter(|line| !line.contains("is gone"));
-    lines.map(|line| format!("  {line}\n")).collect()
+    let shown = TABLE
+        .iter()
+        .filter(|(.., expected)| !expected.contains("is gone"));
+    let line = |(name, default, expected): &(&str, &str, &str)| {
+        format!("  {:<31} {expected}\n", format!("{name}={default}"))
+    };
+    shown.map(line).collect()
 }
 
 fn say(text: &str) -> Exit {

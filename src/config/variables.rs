@@ -2,33 +2,34 @@
 
 use std::ffi::OsString;
 
-/// One variable a line: its name, its value unless set, and what it may be, in the words of `--help` and of an error.
-pub const TABLE: &str = "\
-MQTT_URL=mqtt://localhost:1883  mqtt://[user:password@]host[:port], or mqtts://
-MQTT_USERNAME=                  who the worker is to the broker; wins over MQTT_URL
-MQTT_PASSWORD=                  the password; wins over MQTT_URL
-MQTT_PASSWORD_FILE=             a file with the password alone
-MQTT_CA_FILE=                   a PEM file with CAs, or unset for the system's
-MQTT_CERT_FILE=                 a PEM file with the worker's certificate
-MQTT_KEY_FILE=                  a PEM file with its key
-MQTT_PROTOCOL_VERSION=auto      auto, 5, or 4 (MQTT 3.1.1)
-MQTT_TOPIC_ROOT=jobs            topic levels without + # or a / at either end
-MQTT_KEEP_ALIVE=30              a whole number of seconds, 5 to 65535
-WORKER_ID=node-worker-01        1 to 128 characters, none of / + #, no control characters
-JOB_POOL=                       1 to 128 characters as in WORKER_ID, but not . or ..
-JOB_ROOT=                       a directory
-JOB_PAYLOAD_STEPS=allow         allow or deny
-JOB_SHELL=/bin/sh               the name or path of an executable program
-JOB_TIMEOUT=                    a number of seconds greater than 0, or unset for none
-JOB_STOP_GRACE=8                a number of seconds, 0 or more
-JOB_DIR_WAIT=5                  a number of seconds, 0 or more
-JOB_MAX_ATTEMPTS=3              a whole number, 1 or more
-JOB_LOG_LIMIT=                  a whole number of bytes, 1 or more, or unset for none
-JOB_ON_STOP=requeue             requeue or finish
-JOB_SYNC=on                     on or off
-RUST_LOG=info                   off, error, warn, info, debug or trace, also as in `info,rumqttc=debug`
-MQTT_SHARE_GROUP=               nothing, this variable is gone: see JOB_POOL
-";
+/// Each variable: its name, its value unless set, and what it may be, in the words of `--help` and of an error.
+#[rustfmt::skip] // a table
+pub const TABLE: [(&str, &str, &str); 24] = [
+    ("MQTT_URL", "mqtt://localhost:1883", "mqtt://[user:password@]host[:port], or mqtts://"),
+    ("MQTT_USERNAME", "", "who the worker is to the broker; wins over MQTT_URL"),
+    ("MQTT_PASSWORD", "", "the password; wins over MQTT_URL"),
+    ("MQTT_PASSWORD_FILE", "", "a file with the password alone"),
+    ("MQTT_CA_FILE", "", "a PEM file with CAs, or unset for the system's"),
+    ("MQTT_CERT_FILE", "", "a PEM file with the worker's certificate"),
+    ("MQTT_KEY_FILE", "", "a PEM file with its key"),
+    ("MQTT_PROTOCOL_VERSION", "auto", "auto, 5, or 4 (MQTT 3.1.1)"),
+    ("MQTT_TOPIC_ROOT", "jobs", "topic levels without + # or a / at either end"),
+    ("MQTT_KEEP_ALIVE", "30", "a whole number of seconds, 5 to 65535"),
+    ("WORKER_ID", "node-worker-01", "1 to 128 characters, none of / + #, no control characters"),
+    ("JOB_POOL", "", "1 to 128 characters as in WORKER_ID, but not . or .."),
+    ("JOB_ROOT", "", "a directory"),
+    ("JOB_PAYLOAD_STEPS", "allow", "allow or deny"),
+    ("JOB_SHELL", "/bin/sh", "the name or path of an executable program"),
+    ("JOB_TIMEOUT", "", "a number of seconds greater than 0, or unset for none"),
+    ("JOB_STOP_GRACE", "8", "a number of seconds, 0 or more"),
+    ("JOB_DIR_WAIT", "5", "a number of seconds, 0 or more"),
+    ("JOB_MAX_ATTEMPTS", "3", "a whole number, 1 or more"),
+    ("JOB_LOG_LIMIT", "", "a whole number of bytes, 1 or more, or unset for none"),
+    ("JOB_ON_STOP", "requeue", "requeue or finish"),
+    ("JOB_SYNC", "on", "on or off"),
+    ("RUST_LOG", "info", "off, error, warn, info, debug or trace, also as in `info,rumqttc=debug`"),
+    ("MQTT_SHARE_GROUP", "", "nothing, this variable is gone: see JOB_POOL"),
+];
 
 /// What a step finds: a worker that a step starts finds it, too.
 const OF_STEPS: [&str; 6] = [
@@ -42,36 +43,35 @@ const OF_STEPS: [&str; 6] = [
 
 /// The names of all.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    TABLE
-        .lines()
-        .filter_map(|line| Some(line.split_once('=')?.0))
+    TABLE.iter().map(|(name, ..)| *name)
 }
 
 /// The value of a variable unless set, and what it may be; `None` where it is none of ours.
 pub fn find(name: &str) -> Option<(&'static str, &'static str)> {
-    let of_it = |line: &'static str| line.strip_prefix(name)?.strip_prefix('=');
-    let (default, expected) = TABLE.lines().find_map(of_it)?.split_once(' ')?;
-    Some((default, expected.trim_start()))
+    let (_, default, expected) = TABLE.iter().find(|(known, ..)| *known == name)?;
+    Some((default, expected))
 }
 
 /// Whether a variable of the worker's environment is its own configuration, which the steps do not get.
 pub fn is_own(name: &str) -> bool {
-    // an environment has many variables: few are worth a search
-    let starts = ["MQTT_", "JOB_", "WORKER_ID", "RUST_LOG"];
-    starts.iter().any(|start| name.starts_with(start)) && find(name).is_some()
+    find(name).is_some()
+}
+
+fn starts_as_ours(name: &str) -> bool {
+    name.starts_with("JOB_") || name.starts_with("MQTT_")
 }
 
 /// A sentence that names variables which look like ours and are none; `None` where there are none. A misspelt one would be ignored
 /// in silence. An empty variable counts as unset.
 pub fn unknown(variables: impl Iterator<Item = (OsString, OsString)>) -> Option<String> {
     let unknown = variables.filter_map(|(name, value)| {
-        let (name, value) = (name.into_string().ok()?, value.to_string_lossy());
-        let looks_ours = name.starts_with("JOB_") || name.starts_with("MQTT_");
+        let name = name.to_str().filter(|name| starts_as_ours(name))?;
+        let value = value.to_string_lossy();
         // of a Service with the name `mqtt` or `job-...`
         let is_kubernetes =
             || name.contains("_SERVICE_") || name.contains("_PORT_") || value.contains("://");
-        let is_known = || is_own(&name) || OF_STEPS.contains(&&*name);
-        (looks_ours && !value.is_empty() && !is_kubernetes() && !is_known()).then_some(name)
+        let is_known = is_own(name) || OF_STEPS.contains(&name);
+        (!is_known && !value.is_empty() && !is_kubernetes()).then(|| name.to_owned())
     });
     let named = unknown.map(|name| match nearest(&name) {
         Some(meant) => format!("{name} (did you mean {meant}?)"),

@@ -6,8 +6,8 @@ use std::ffi::OsString;
 
 /// What every step of `job` gets: the worker's own environment without its configuration, the job's, and ours on top.
 pub fn of(job: &PreparedJob, worker: &str) -> Vec<(OsString, OsString)> {
-    let inherited =
-        std::env::vars_os().filter(|(name, _)| !is_own_variable(&name.to_string_lossy()));
+    let is_own = |name: &OsString| name.to_str().is_some_and(is_own_variable);
+    let inherited = std::env::vars_os().filter(|(name, _)| !is_own(name));
     let own = job
         .plan
         .env
