@@ -211,13 +211,13 @@ impl Head {
             if self.stopping {
                 return Err(Event::Left);
             }
-            let names = self.look(&place)?;
+            let mut names = self.look(&place)?;
             if let Some(claim) = self.free_claim(&place, &names) {
                 (self.session, self.lock) = (None, None);
                 return Ok(claim);
             }
             if self.session.is_none() {
-                self.connect(&place, &names)?;
+                self.connect(&place, &mut names)?;
             }
             self.stands();
             let is_behind = names.iter().any(|name| name.taken == Some(0));
@@ -562,9 +562,10 @@ fn write_claim(place: &Place, name: &Name, message: &Message) -> io::Result<Clai
 }
 
 /// Makes something done that is newer than all else, and has no identification.
-fn mark_newest(place: &Place, names: &[Name]) -> io::Result<()> {
-    let name = Name::next(names, "0".into(), "0".into(), None).to_string();
+fn mark_newest(place: &Place, names: &[Name]) -> io::Result<Name> {
+    let name = Name::next(names, "0".into(), "0".into(), None);
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
-    place.dir.open_file(&name, flags)?;
-    place.sync()
+    place.dir.open_file(&name.to_string(), flags)?;
+    place.sync()?;
+    Ok(name)
 }

@@ -267,7 +267,7 @@ impl<'a> Driver<'a> {
                     if self.settings.life == Life::Once {
                         return loop {
                             match adapter.next() {
-                                Ok(_) => {}
+                                Ok(event) => (self.sink)(event),
                                 Err(Failure(End::Ended, reason)) => {
                                     (self.sink)(Event::Closed);
                                     break End::Closed.because(reason);

@@ -39,7 +39,7 @@ impl Drop for Session {
 impl Head {
     /// Connects with the pool's session, and subscribes: a head that dies between the two leaves a session without a subscription, so
     /// every turn does.
-    pub(super) fn connect(&mut self, place: &Place, names: &[Name]) -> Result<(), Event> {
+    pub(super) fn connect(&mut self, place: &Place, names: &mut Vec<Name>) -> Result<(), Event> {
         let mut broker = self.config.broker.clone();
         broker.keep_alive = broker.keep_alive.min(KEEP_ALIVE);
         broker.protocol = broker.protocol.or(self.protocol);
@@ -82,13 +82,13 @@ impl Head {
                                 self.pool.name
                             );
                             let marked = mark_newest(place, names);
-                            marked.map_err(|error| place::end(&place.path, &error))?;
+                            names.push(marked.map_err(|error| place::end(&place.path, &error))?);
                         }
                         true if self.is_new => return Err(self.another_drive(place)),
                         // made by hand: from now on the next members see that it is in use
                         true if names.is_empty() => {
                             let marked = mark_newest(place, names);
-                            marked.map_err(|error| place::end(&place.path, &error))?;
+                            names.push(marked.map_err(|error| place::end(&place.path, &error))?);
                         }
                         true => {}
                     }
@@ -192,7 +192,8 @@ impl Head {
         }
     }
 
-    /// Acknowledges a request and ends the connection. Whether the broker has ended it in order: then it has the acknowledgement.
+    /// Acknowledges a request and ends the connection. Whether the broker has answered what came behind, and has then ended it in order:
+    /// then it has the acknowledgement. One that dies at this moment ends it just as well.
     pub(super) fn acknowledge(&mut self, packet_id: Option<u16>) -> bool {
         let Some(connection) = self.session.as_ref().and_then(|s| s.connection.clone()) else {
             return false;
@@ -200,11 +201,14 @@ impl Head {
         if let Some(packet_id) = packet_id {
             connection.acknowledge(packet_id);
         }
+        connection.subscribe();
         connection.disconnect();
         let deadline = Instant::now() + CLOSE_WAIT;
+        let mut is_answered = false;
         let is_confirmed = loop {
             match self.next_event(deadline) {
-                Ok(Some(mqtt::Event::Closed)) => break true,
+                Ok(Some(mqtt::Event::Ready)) => is_answered = true,
+                Ok(Some(mqtt::Event::Closed)) => break is_answered,
                 Ok(Some(_)) => {}
                 Err(Event::Left) => self.stopping = true,
                 Ok(None) | Err(_) => break false,
