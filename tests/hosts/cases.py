@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A pool of workers on several hosts: what dies there, and what then happens (docs/several-machines.md).
 
-    tests/hosts/cases.py [CASE...]      all, in about 25 minutes; --list names them; --short: two machines and the first cases, in 3 minutes
+    tests/hosts/cases.py [CASE...]      all, in some 15 minutes; --list names them; --short: two machines and two cases, in about 2
 
 JOB_WORKER is the program, a static one or Debian 12's. LAB is where the machines' images are made and kept.
 Each case ends with the same question: did each job run as often as it should, did each result come, is no claim left?

@@ -3,15 +3,15 @@
 Without KVM a machine boots in 20 to 40 s. The LAN exists in `srv` alone: a bridge over sockets on loopback, one for each host. Such a socket
 does not connect again, so a machine whose power goes is reset, and its qemu stays. Needs root, mmdebstrap, qemu-system-x86 and e2fsprogs.
 """
-import os, shutil, socket, subprocess, tempfile, time
+import filecmp, os, shutil, socket, subprocess, tempfile, time
 
 PACKAGES = "linux-image-cloud-amd64,nfs-kernel-server,nfs-common,mosquitto,iproute2,socat,kmod,procps,strace"
 
 
 def build(directory):
     """Makes kernel, initrd and root file system there, in about 90 s, unless they are there."""
-    init, made = os.path.dirname(os.path.abspath(__file__)) + "/init", directory + "/root.ext4"
-    if os.path.exists(made) and os.path.getmtime(made) > os.path.getmtime(init):
+    init, made = os.path.dirname(os.path.abspath(__file__)) + "/init", directory + "/init"
+    if os.path.exists(made) and filecmp.cmp(init, made, shallow=False):
         return
     os.makedirs(directory, exist_ok=True)
     root = tempfile.mkdtemp(dir=directory)
@@ -21,7 +21,8 @@ def build(directory):
         name = next(name for name in os.listdir(root + "/boot") if name.startswith(kind + "-"))
         shutil.copy(f"{root}/boot/{name}", f"{directory}/{kind}")
     subprocess.check_call(["mke2fs", "-q", "-t", "ext4", "-d", root, directory + "/new.ext4", "700M"])
-    os.rename(directory + "/new.ext4", made)
+    os.rename(directory + "/new.ext4", directory + "/root.ext4")
+    shutil.copy(init, made)
     shutil.rmtree(root)
 
 
