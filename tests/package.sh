@@ -231,6 +231,7 @@ check "that is its second run" is 2 "$(wc -l <"$system/srv/jobs/rebooted/runs")"
 say "two instances, one queue"
 check "the worker of the queue is idle" until_true idle
 here systemctl disable --now job-worker
+here runuser -u job-worker -- mkdir -p /srv/jobs/.job-worker/board # this is the right drive
 here sh -euc 'echo JOB_POOL=board >>/etc/default/job-worker; systemctl enable --now job-worker@1 job-worker@2'
 check "one waits" until_true idle board-1
 check "the other one, too" until_true idle board-2
