@@ -487,6 +487,10 @@ fn a_packet_identifier_that_is_given_away_again_proves_our_acknowledgement() {
     assert_eq!(story.is_given("a", 1), []);
     // on another connection it would come with DUP set, and pass for the one that is done
     assert_eq!(story.loses(), [Action::Exit]);
+    let mut story = Story::with_a_result(AfterResult::Leave);
+    assert_eq!(story.published(), LEAVES);
+    assert_eq!(story.is_given("b", 2), []);
+    assert_eq!(story.loses(), [], "another identifier proves nothing");
 }
 
 /// A result that nobody is subscribed to, until it counts as delivered; tells after how long that was.

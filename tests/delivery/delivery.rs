@@ -14,7 +14,7 @@ use support::log::untimed;
 use support::mosquitto::Mosquitto;
 use support::site::{Site, read, while_exists};
 use support::wait;
-use support::worker::{Worker, speaking};
+use support::worker::speaking;
 
 fn ids(results: &[support::controller::Message]) -> Vec<String> {
     results
@@ -188,7 +188,6 @@ on_both_protocols!(
     a_broker_that_crashes_in_mid_step_runs_nothing_twice,
     a_job_that_ends_while_the_broker_is_away_is_reported_when_it_is_back,
     a_worker_outlives_a_broker_that_restarts_while_it_waits,
-    a_broker_that_appears_late_is_waited_for,
 );
 
 fn a_job_published_afresh_after_its_end_runs_again(version: &str) {
@@ -314,25 +313,4 @@ fn a_worker_outlives_a_broker_that_restarts_while_it_waits(version: &str) {
         let finished = site.run_on(worker, "after", json!({ "steps": ["true"] }));
         assert_eq!(finished.result["status"], "success");
     }
-}
-
-fn a_broker_that_appears_late_is_waited_for(version: &str) {
-    let mut broker = Mosquitto::prepare();
-    let mut worker = Worker::spawn(&broker, speaking(version));
-    wait::throughout(
-        Duration::from_millis(300),
-        "no broker is no reason to exit",
-        || worker.ended().is_none(),
-    );
-    broker.restart();
-    assert_eq!(format!("mqtt://127.0.0.1:{}", broker.port()), broker.url());
-    let site = Site::on(broker);
-    wait::until("the worker to be idle", || {
-        let presence = site.controller.heard("jobs/workers/node-worker-01");
-        presence
-            .last()
-            .is_some_and(|message| message.json()["state"] == "idle")
-    });
-    let finished = site.run_on(worker, "late", json!({ "steps": ["true"] }));
-    assert_eq!(finished.result["status"], "success");
 }

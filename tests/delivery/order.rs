@@ -5,7 +5,6 @@ use crate::support;
 
 use serde_json::json;
 use std::fs;
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -479,17 +478,4 @@ fn a_server_keep_alive_is_heeded() {
     let is_ping = |entry: &Entry| matches!(sent(entry), Some(Packet::PingReq));
     site.broker
         .wait_until(DEADLINE, |log| log.iter().any(is_ping));
-}
-
-#[test]
-fn a_broker_that_accepts_and_says_nothing_is_tried_again_and_can_be_waited_for_no_longer() {
-    let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let site = Site::scripted();
-    let url = format!("mqtt://{}", silent.local_addr().unwrap());
-    let mut worker = site.telling(|command| _ = command.env("MQTT_URL", url));
-    // held open, and never answered
-    let _connections = [silent.accept().unwrap(), silent.accept().unwrap()];
-    assert!(worker.ended().is_none());
-    worker.sigterm();
-    worker.exits_with(0);
 }
