@@ -259,6 +259,7 @@ mod tests {
             ("workdir", Some("workDir")),
             ("working_dir", None),
             ("nam", Some("name")),
+            ("ids", Some("id")),
             ("max", Some("maxAttempts")),
             ("x", None),
             ("comment", None),

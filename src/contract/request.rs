@@ -162,6 +162,8 @@ mod tests {
         assert_eq!(told.as_deref(), id, "{shown}: {error}");
         assert!(error.contains(words), "{shown}: {error}");
         assert_eq!(error.is_empty(), words.is_empty(), "{shown}: {error}");
+        let is_missing = error.contains("missing");
+        assert_eq!(is_missing, words.contains("missing"), "{shown}: {error}");
     }
 
     #[test]
@@ -197,6 +199,14 @@ mod tests {
         let id = |id: String| corpus::request_with_id(&format!("\"{id}\""));
         is_told(id("é".repeat(128)).as_bytes(), Some("any"), "");
         is_told(id("x".repeat(129)).as_bytes(), None, "has 129 characters");
+    }
+
+    #[test]
+    fn a_rejection_has_the_directory_where_that_could_be_read() {
+        let work_dir = |json: &[u8]| Request::parse(json).unwrap_err().work_dir;
+        let told = work_dir(br#"{"id":7,"workDir":"d","steps":7}"#);
+        assert_eq!(told.as_deref(), Some("d"));
+        assert_eq!(work_dir(br#"{"id":7,"workDir":""}"#), None);
     }
 
     #[test]
