@@ -422,6 +422,7 @@ mod tests {
         for (found, times, expected) in [
             (None, 1, FIRST),
             (None, 2, run(2, Follows::Crash)),
+            (None, 3, run(3, Follows::Crash)),
             (Some(own("running", 1)), 2, run(2, Follows::Crash)),
             (Some(own("interrupted", 2)), 2, run(2, Follows::Stop)),
             (Some(own("success", 1)), 9, Decision::Stored),

@@ -276,6 +276,14 @@ mod tests {
     }
 
     #[test]
+    fn each_warning_is_told() {
+        let mut document = Document::not_run(id(), "w", Reason::Internal, "why".into());
+        document.warn("one");
+        document.warn("two");
+        assert_eq!(document.warning.as_deref(), Some("one; two"));
+    }
+
+    #[test]
     fn a_duration_is_told_in_milliseconds() {
         assert_eq!(millis(Duration::from_micros(1_234_999)), 1234);
         assert_eq!(millis(Duration::MAX), u64::MAX);
@@ -291,5 +299,6 @@ mod tests {
         let json = String::from_utf8(json).unwrap();
         let start = r#"{"id":"a","status":"failed","logFile":null,"exitCode":1,"reason":"rejected","error":"why","worker":"w""#;
         assert!(json.starts_with(start), "{json}");
+        assert!(json.contains("\"finishedAt\":\"20"), "{json}");
     }
 }

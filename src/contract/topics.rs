@@ -62,7 +62,9 @@ mod tests {
     fn each_topic_is_below_the_root() {
         let topics = Topics::new("a/b", "w");
         let id = JobId::from_text("7").unwrap();
+        assert_eq!(topics.root(), "a/b");
         assert_eq!(topics.result(&id), "a/b/results/7");
+        assert_eq!(topics.result_of("7"), topics.result(&id));
         assert_eq!(topics.status(&id), "a/b/status/7");
         assert_eq!(topics.cancelled_id("a/b/cancel/7"), Some("7"));
         assert_eq!(topics.cancelled_id("a/cancel/7"), None);
