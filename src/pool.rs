@@ -28,7 +28,7 @@ use crate::inbox::Outbox;
 use crate::mqtt::{self, Message, Protocol};
 use crate::worker::Heard;
 use claim::{Name, dir_of, id_of};
-use place::{LOCK, touch};
+use place::{LOCK, Root, touch};
 use rustix::fs::OFlags;
 use session::Session;
 use std::collections::HashSet;
@@ -122,7 +122,9 @@ impl Member {
             place: None,
             lock: None,
             is_new: false,
-            is_known: false,
+            known: None,
+            is_stuck: false,
+            told: String::new(),
             session: None,
             sessions: 0,
             stopping: false,
@@ -167,8 +169,12 @@ struct Head {
     lock: Option<File>,
     /// This member has made the directory, and has not seen the session yet.
     is_new: bool,
-    /// It has seen the pool in use: then there is a claim, or something done, or a head with the session.
-    is_known: bool,
+    /// The drive on which it has seen the pool in use: there was a claim, or something done, or a head with the session.
+    known: Option<Root>,
+    /// The drive did not take the last request.
+    is_stuck: bool,
+    /// The trouble that was told last.
+    told: String,
     session: Option<Session>,
     sessions: u64,
     stopping: bool,
@@ -180,7 +186,6 @@ struct Head {
 impl Head {
     fn run(mut self) {
         let mut pauses = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
-        let mut told = String::new();
         loop {
             let end = match self.turn(&mut pauses) {
                 Ok(claim) => Event::Claimed(Box::new(claim)),
@@ -190,10 +195,10 @@ impl Head {
             let Event::Trouble(trouble) = end else {
                 return self.tell(end);
             };
-            if told != trouble {
+            if self.told != trouble {
                 log::error!("pool {}: {trouble}", self.pool.name);
                 self.tell(Event::Trouble(trouble.clone()));
-                told = trouble;
+                self.told = trouble;
             }
             let end = Instant::now() + pauses.next_pause();
             while let Some(happening) = self.receive(end) {
@@ -219,7 +224,7 @@ impl Head {
             if self.session.is_none() {
                 self.connect(&place, &mut names)?;
             }
-            self.stands();
+            self.stands(&place);
             let is_behind = names.iter().any(|name| name.taken == Some(0));
             let pause = match is_behind {
                 true => SHORT_LOOK_PAUSE,
@@ -227,12 +232,17 @@ impl Head {
             };
             match self.next_request(pause)? {
                 Some(message) => {
-                    if let Some(claim) = self.take(&place, &names, message)? {
+                    let taken = self.take(&place, &names, message);
+                    self.is_stuck = taken.is_err();
+                    if let Some(claim) = taken? {
                         self.lock = None;
                         return Ok(claim);
                     }
                 }
-                None => pauses.reset(), // the broker has kept us for a while
+                None => {
+                    self.is_stuck = false;
+                    pauses.reset(); // the broker has kept us for a while
+                }
             }
         }
     }
@@ -248,12 +258,13 @@ impl Head {
     }
 
     /// The queue stands, and we are its head.
-    fn stands(&mut self) {
+    fn stands(&mut self, place: &Place) {
         if let Some(lock) = &self.lock {
             touch(lock);
         }
-        self.is_known = true;
-        if !std::mem::replace(&mut self.watch.stands, true) {
+        self.known = Some(place.root);
+        if !self.is_stuck && !std::mem::replace(&mut self.watch.stands, true) {
+            self.told.clear();
             self.tell(Event::Stands);
         }
     }
@@ -265,8 +276,8 @@ impl Head {
         loop {
             let opened = Place::open(&self.pool, self.config.job.durability);
             let (place, made) = opened.map_err(|error| place::end(&path(&self.pool), &error))?;
-            // made anew by one that has seen it in use, it is the same pool's
-            self.is_new |= made.is_some() && !self.is_known;
+            // made anew by one that has seen it in use on this drive, it is the same pool's
+            self.is_new |= made.is_some() && self.known != Some(place.root);
             if self.place.is_none() {
                 place.may_be_used()?;
             }
@@ -279,7 +290,9 @@ impl Head {
                 Err(TryLockError::WouldBlock) => {
                     let listed = place.list();
                     let (names, _) = listed.map_err(|error| place::end(&place.path, &error))?;
-                    self.is_known |= !names.is_empty();
+                    if !names.is_empty() {
+                        self.known = Some(place.root);
+                    }
                     self.wait_for(&place, lock)?
                 }
                 Err(TryLockError::Error(error)) => {
@@ -365,8 +378,10 @@ impl Head {
                 }
                 return;
             }
-            Some((Some(_), _)) if !std::mem::replace(&mut self.watch.stands, true) => {
-                self.is_known = true;
+            Some((Some(_), _))
+                if touched.is_some() && !std::mem::replace(&mut self.watch.stands, true) =>
+            {
+                self.known = Some(place.root);
                 self.tell(Event::Stands);
             }
             _ => {}

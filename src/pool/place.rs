@@ -9,6 +9,7 @@ use rustix::process::{getegid, geteuid};
 use std::fs::{self, File, TryLockError};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -34,9 +35,14 @@ pub struct Place {
     pub path: PathBuf,
     /// Every file is reached relative to this handle.
     pub dir: Arc<WorkDir>,
+    /// Which directory `JOB_ROOT` leads to: another one where a drive is mounted, or no longer.
+    pub root: Root,
     /// What has to be on the disk before a request is acknowledged.
     pub durability: Durability,
 }
+
+/// A directory, by its device and its number.
+pub type Root = (u64, u64);
 
 /// The path of a pool's directory.
 pub fn path(pool: &PoolConfig) -> PathBuf {
@@ -50,8 +56,10 @@ impl Place {
     /// What the system said.
     pub fn open(pool: &PoolConfig, durability: Durability) -> io::Result<(Self, Option<File>)> {
         let path = path(pool);
+        let root = fs::metadata(&pool.root)?;
         let made = make(&path, durability)?;
-        let dir = WorkDir::open(path.clone(), None).map_err(|e| io::Error::other(e.to_string()))?;
+        let dir = WorkDir::open(path.clone(), Some(&pool.root));
+        let dir = dir.map_err(|error| io::Error::other(error.to_string()))?;
         let durability = match dir.is_in_memory() {
             true => Durability::Cache,
             false => durability,
@@ -60,6 +68,7 @@ impl Place {
         let place = Self {
             path,
             dir,
+            root: (root.dev(), root.ino()),
             durability,
         };
         Ok((place, made))

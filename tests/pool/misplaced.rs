@@ -60,6 +60,23 @@ fn a_member_names_what_stands_in_the_place_of_a_file_and_goes_on_without_it() {
 }
 
 #[test]
+fn a_lock_that_is_a_symlink_is_not_followed() {
+    let site = Site::start();
+    let path = pool_on(&site).join("head.lock");
+    let outside = site.drive.path().join("outside");
+    fs::write(&outside, "precious").unwrap();
+    fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink(&outside, &path).unwrap();
+    let mut member = site.worker(member_of(&site, "a", "5"));
+    member.await_stderr("it is a symlink");
+    assert_eq!(fs::read_to_string(&outside).unwrap(), "precious");
+    fs::remove_file(&path).unwrap();
+    site.submit("a", json!({ "steps": ["true"] }));
+    assert_eq!(site.result("a").json()["status"], "success");
+    member.exits_with(0);
+}
+
+#[test]
 fn a_claim_that_is_no_file_is_named_once_and_keeps_nobody_waiting() {
     let site = Site::start();
     let pool = pool_on(&site);

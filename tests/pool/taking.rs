@@ -137,6 +137,7 @@ fn a_drive_that_is_mounted_while_members_wait_is_used() {
         await_queue(&site);
         let before = fs::File::open(&hidden).unwrap();
         let _mount = Mount::on(site.drive.path(), "size=9m");
+        fs::create_dir_all(&hidden).unwrap(); // the pool's own place there
         site.submit("first", json!({ "steps": ["true"] }));
         site.submit("second", json!({ "steps": ["true"] }));
         for id in ["first", "second"] {
@@ -175,8 +176,15 @@ fn fill_the_drive(version: &str) {
     wait::until("the head to say so", || {
         worker.stderr().contains("no claim can be made")
     });
+    let says_why = || {
+        let said = site.controller.heard("jobs/workers/a");
+        let why = &said.last().unwrap().json()["waitingFor"];
+        why.as_str()
+            .is_some_and(|why| why.contains("no claim can be made"))
+    };
+    wait::until("its presence to say so", says_why);
     wait::throughout(Duration::from_millis(1500), "nothing is run", || {
-        site.controller.heard("jobs/results/").is_empty()
+        says_why() && site.controller.heard("jobs/results/").is_empty()
     });
     fs::remove_file(drive.join("filler")).unwrap();
     assert_eq!(site.result("a").json()["status"], "success");
@@ -200,6 +208,46 @@ fn members_that_find_the_queue_and_no_directory_for_it_end_and_take_nothing() {
     make_pool(&site);
     let _member = supervised(&site, "m", "5");
     assert_eq!(site.result("a").json()["worker"], "m");
+}
+
+/// What it would find in an empty mount point are no directories of jobs: it would reject what is queued.
+#[test]
+fn members_whose_drive_goes_away_take_nothing() {
+    let site = Site::start();
+    let (root, away) = (
+        site.drive.path().join("root"),
+        site.drive.path().join("away"),
+    );
+    let member = |name: &'static str| {
+        site.worker(|command| {
+            member_of(&site, name, "5")(command);
+            command.env("JOB_ROOT", site.drive.path().join("root"));
+        })
+    };
+    fs::create_dir_all(root.join("a")).unwrap();
+    let mut members = ["m1", "m2", "m3"].map(member);
+    for (name, member) in ["m1", "m2", "m3"].iter().zip(&mut members) {
+        member.await_stderr("waiting for a job");
+        wait::until("its presence", || {
+            !site
+                .controller
+                .heard(&format!("jobs/workers/{name}"))
+                .is_empty()
+        });
+    }
+    fs::rename(&root, &away).unwrap();
+    fs::create_dir(&root).unwrap();
+    site.request(json!({ "id": "a", "workDir": "a", "steps": ["true"] }));
+    for member in &mut members {
+        member.exits_with(78);
+        let said = member.stderr();
+        assert!(said.contains("is the right drive at JOB_ROOT?"), "{said}");
+    }
+    assert!(site.controller.heard("jobs/results/").is_empty());
+    fs::remove_dir_all(&root).unwrap();
+    fs::rename(&away, &root).unwrap();
+    let _member = member("m4");
+    assert_eq!(site.result("a").json()["worker"], "m4");
 }
 
 /// A claim of version 0.2 is nothing that this version can run, and nothing that it may lose.
