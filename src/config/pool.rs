@@ -59,8 +59,9 @@ impl Config {
 
 impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
     pub(super) fn pool(&mut self, job: &JobConfig) -> Option<PoolConfig> {
-        let is_no_directory = |name: &String| !matches!(name.as_str(), "." | "..");
-        let name = self.value("JOB_POOL", |name| to_name(name).filter(is_no_directory))?;
+        // no file system takes a longer one
+        let is_directory_name = |name: &String| !matches!(&**name, "." | "..") && name.len() <= 255;
+        let name = self.value("JOB_POOL", |name| to_name(name).filter(is_directory_name))?;
         if self.is_unset("JOB_ROOT") {
             let error =
                 "JOB_POOL is set without JOB_ROOT: set it to the directory that all members share";

@@ -16,7 +16,7 @@ pub const TABLE: [(&str, &str, &str); 24] = [
     ("MQTT_TOPIC_ROOT", "jobs", "topic levels without + # or a / at either end"),
     ("MQTT_KEEP_ALIVE", "30", "a whole number of seconds, 5 to 65535"),
     ("WORKER_ID", "node-worker-01", "1 to 128 characters, none of / + #, no control characters"),
-    ("JOB_POOL", "", "1 to 128 characters as in WORKER_ID, but not . or .."),
+    ("JOB_POOL", "", "1 to 128 characters as in WORKER_ID, at most 255 bytes, but not . or .."),
     ("JOB_ROOT", "", "a directory"),
     ("JOB_PAYLOAD_STEPS", "allow", "allow or deny"),
     ("JOB_SHELL", "/bin/sh", "the name or path of an executable program"),
