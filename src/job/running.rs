@@ -13,7 +13,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// What an `always` step without a limit of its own has after a timeout or a cancel.
+/// What an `always` step without a limit of its own has after a timeout of the job or a cancel.
 const ALWAYS_LIMIT: Duration = Duration::from_secs(10);
 
 /// Pause between two looks at the size of the log, where it has a limit. The look that finds it too large sends TERM, the
@@ -272,7 +272,11 @@ impl Running {
         match step.interruption {
             Some(Interruption::Stop) => {}
             Some(why) => {
-                self.limit_every_step |= !matches!(why, Interruption::LogLimit(_));
+                let is_of_job = !matches!(
+                    why,
+                    Interruption::LogLimit(_) | Interruption::Timeout(_, Limit::Step(_))
+                );
+                self.limit_every_step |= is_of_job;
                 self.fail(why.reason(), code, why.sentence());
             }
             None if code != 0 => {

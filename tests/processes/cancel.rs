@@ -321,9 +321,10 @@ fn a_step_that_always_runs_has_its_time_however_often_the_job_is_cancelled() {
 fn a_step_that_always_runs_and_never_ends_has_its_time_once() {
     let site = Site::scripted();
     let mut worker = site.idle_worker(|_| {});
-    let steps =
-        json!([{ "run": "touch up; exec sleep 1000", "always": true, "timeoutSeconds": 1000 }]);
-    let dir = site.submit("own", json!({ "steps": steps, "timeoutSeconds": 0.3 }));
+    // the first step's own limit is none of the job's
+    let steps = json!([{ "run": "sleep 1000", "timeoutSeconds": 0.1 },
+        { "run": "touch up; exec sleep 1000", "always": true, "timeoutSeconds": 1000 }]);
+    let dir = site.submit("own", json!({ "steps": steps, "timeoutSeconds": 0.5 }));
     await_file(&dir.join("up"));
     wait::until("the job's limit", || {
         fs::read_to_string(dir.join("job.log"))
