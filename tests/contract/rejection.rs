@@ -94,7 +94,7 @@ fn a_bad_job_json() {
             "not a regular file",
             Box::new(|path| symlink("/dev/zero", path)),
         ),
-        ("a symlink", Box::new(|path| symlink("job.json", path))),
+        ("symbolic links", Box::new(|path| symlink("job.json", path))),
         (
             "not a regular file",
             Box::new(|path| Command::new("mkfifo").arg(path).status().map(|_| ())),
