@@ -12,6 +12,7 @@ use rumqttc::{
     RecvTimeoutError, StateError, SubscribeFilter, SubscribeReasonCode, Transport,
 };
 use std::collections::VecDeque;
+use std::io;
 use std::time::Duration;
 
 /// Starts to connect.
@@ -153,6 +154,10 @@ fn broken(error: ConnectionError) -> Broken {
             StateError::Io(error) | StateError::Deserialization(CodecError::Io(error)),
         ) => Broken::Io(error),
         ConnectionError::MqttState(StateError::ConnectionAborted) => Broken::Closed,
+        ConnectionError::MqttState(StateError::AwaitPingResp) => Broken::Io(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "it answers no ping",
+        )),
         ConnectionError::NotConnAck(_) => Broken::Nonsense("no CONNACK".to_owned()),
         error => Broken::Nonsense(error.to_string()),
     }
