@@ -123,10 +123,14 @@ impl Call {
                 }
             }
             "supervise" => on_drive(false, supervise::run),
-            supervise::SUPERVISED => match on_drive(true, worker::run) {
-                Exit::Stopped => Exit::Of(supervise::STOPPED),
-                exit => exit,
-            },
+            supervise::SUPERVISED => {
+                // for `ps`, `top` and `ss`: the kernel takes the name from /proc/self/exe
+                let _ = nix::sys::prctl::set_name(c"job-worker");
+                match on_drive(true, worker::run) {
+                    Exit::Stopped => Exit::Of(supervise::STOPPED),
+                    exit => exit,
+                }
+            }
             _ => on_drive(false, worker::run),
         }
     }

@@ -38,7 +38,7 @@ fn each_job_has_a_fresh_worker_without_a_pause() {
     for (number, id) in ids.iter().enumerate() {
         site.submit(
             id,
-            json!({ "steps": [format!("echo $PPID >> ../workers; exit {number}")] }),
+            json!({ "steps": [format!("echo $PPID $(cat /proc/$PPID/comm) >> ../workers; exit {number}")] }),
         );
     }
     for (number, id) in ids.iter().enumerate() {
@@ -49,6 +49,8 @@ fn each_job_has_a_fresh_worker_without_a_pause() {
     workers.sort_unstable();
     workers.dedup();
     assert_eq!(workers.len(), 5);
+    let has_its_name = |worker: &&str| worker.ends_with(" job-worker");
+    assert!(workers.iter().all(has_its_name), "{workers:?}");
     assert!(
         !supervisor.stderr().contains("starting another in"),
         "a failed job is no error of the worker"
