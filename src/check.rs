@@ -148,7 +148,7 @@ fn check_job(dir: &OsStr, findings: &mut Vec<Finding>) -> Result<(), String> {
     let plan = Definition::parse(&content).and_then(|definition| {
         let nothing = Definition::default();
         let plan = Plan::merge(&nothing, Some(definition), None, u32::MAX);
-        plan.map_err(|_| vec!["job.json has no `steps`".to_owned()])
+        plan.map_err(|error| vec![error.replacen(", and neither has the request", "", 1)])
     });
     match plan {
         Ok(plan) => {

@@ -55,6 +55,11 @@ impl Definition {
             .map_err(|faults| faults.iter().map(|e| format!("job.json: {e}")).collect())
     }
 
+    /// Names the unknown fields of a request, if there are any.
+    pub fn told_unknown(&self) -> Option<String> {
+        (!self.unknown.is_empty()).then(|| told_unknown("the request", &self.unknown))
+    }
+
     /// Takes the fields of a definition out of an object that had `others` of its owner.
     pub(super) fn take_from(mut object: Object, others: &[&str]) -> Result<Self, Vec<String>> {
         let mut unknown = Vec::new();
@@ -80,14 +85,16 @@ impl Definition {
         let timeout = object.take("timeoutSeconds", json::seconds);
         let max_attempts = object.take("maxAttempts", json::count);
         faults.append(&mut object.faults);
-        if !faults.is_empty() {
-            return Err(faults);
-        }
         let ours = [&FIELDS, others].concat();
         unknown.extend(unknown_in(object, "", &ours));
         unknown.sort();
         unknown.dedup();
         unknown.truncate(NAMED);
+        if !faults.is_empty() {
+            // perhaps a misspelt one is what is missing
+            faults.extend((!unknown.is_empty()).then(|| told_unknown("it", &unknown)));
+            return Err(faults);
+        }
         Ok(Self {
             steps,
             env,
@@ -96,6 +103,12 @@ impl Definition {
             unknown,
         })
     }
+}
+
+/// Names the unknown fields of `place`.
+pub(super) fn told_unknown(place: &str, unknown: &[String]) -> String {
+    let names = unknown.join(", ");
+    format!("unknown fields in {place} are ignored: {names}")
 }
 
 fn unknown_in(rest: Object, place: &str, ours: &[&str]) -> impl Iterator<Item = String> {

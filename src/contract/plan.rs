@@ -1,6 +1,6 @@
 //! What a job will do: the request, `job.json` and the worker's limits, merged.
 
-use super::definition::{Definition, Step};
+use super::definition::{Definition, Step, told_unknown};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -40,15 +40,13 @@ impl Plan {
             ("job.json", &file.unknown),
         ] {
             if !unknown.is_empty() {
-                let names = unknown.join(", ");
-                warnings.push(format!("unknown fields in {place} are ignored: {names}"));
+                warnings.push(told_unknown(place, unknown));
             }
         }
-        let mut steps = request
-            .steps
-            .clone()
-            .or(file.steps)
-            .ok_or("job.json has no `steps`, and neither has the request")?;
+        let mut steps = request.steps.clone().or(file.steps).ok_or_else(|| {
+            let missing = "job.json has no `steps`, and neither has the request";
+            [&[missing.to_owned()], &*warnings].concat().join("; ")
+        })?;
         let mut env = file.env;
         env.extend(request.env.clone());
         let asked = request.timeout.or(file.timeout);

@@ -289,13 +289,15 @@ impl Preparation {
         let own = &self.request.definition;
         match &content {
             None if own.steps.is_none() => {
-                let why = match self.origin {
+                let no_file = match self.origin {
                     RequestOrigin::ByHand => "does not exist",
                     RequestOrigin::Queue { .. } | RequestOrigin::Pool { .. } => {
                         "does not exist, and the request has no `steps`"
                     }
                 };
-                return Err(missing(why));
+                let unknown = own.told_unknown().into_iter();
+                let why: Vec<_> = [no_file.to_owned()].into_iter().chain(unknown).collect();
+                return Err(missing(&why.join("; ")));
             }
             Some(bytes) if let Some(why) = incomplete(bytes) => return Err(missing(why)),
             _ => {}
@@ -311,7 +313,7 @@ impl Preparation {
             config.max_attempts,
         );
         let plan = plan.map_err(|error| match self.origin {
-            RequestOrigin::ByHand => "job.json has no `steps`".to_owned(),
+            RequestOrigin::ByHand => error.replacen(", and neither has the request", "", 1),
             RequestOrigin::Queue { .. } | RequestOrigin::Pool { .. } => error,
         });
         plan.map_err(OpenError::Unusable)

@@ -70,6 +70,11 @@ fn a_bad_request_with_an_id() {
     .into();
     let neither = json!({ "id": 7, "workDir": dir }).to_string();
     cases.push(("job.json does not exist", neither));
+    // a misspelt field may be the one that is missing
+    let misspelt = json!({ "id": 7, "workdir": dir, "steps": [] }).to_string();
+    cases.push(("did you mean workDir?", misspelt));
+    let misspelt = json!({ "id": 7, "workDir": dir, "step": [] }).to_string();
+    cases.push(("did you mean steps?", misspelt));
     let whole = corpus::one_of_each(corpus::REQUESTS);
     cases.extend(whole.map(|(words, text)| (words, text.to_owned())));
     let place = dir.display().to_string();
@@ -104,6 +109,10 @@ fn a_bad_job_json() {
             Box::new(|path| fs::write(path, "[".repeat(100_000))),
         ),
         ("is empty", Box::new(|path| fs::write(path, ""))),
+        (
+            "did you mean steps?",
+            Box::new(|path| fs::write(path, r#"{"stpes":[]}"#)),
+        ),
         (
             "no `steps`",
             Box::new(|path| fs::write(path, r#"{"env":{}}"#)),
