@@ -30,7 +30,8 @@
 #   130          cancelled or withdrawn
 #   64           usage
 #   75           nothing was run, or nobody knows: no broker, no worker has ever been there, the drive takes nothing, the
-#                worker has rejected the job, ... stderr says which. A start that has failed leaves no directory behind
+#                worker has rejected the job, ... stderr says which. A start that has failed leaves no directory
+#                behind; that of a rejected job stays
 set -eu
 
 say() { printf 'submit: %s\n' "$*" >&2 || true; } # also where nobody reads it any more
@@ -182,7 +183,7 @@ look() {
     busy=$(grep '"state":"busy"' "$scratch/workers" || true)
     idle=$(grep '"state":"idle"' "$scratch/workers" || true)
     ours=$(printf '%s\n' "$busy" | grep -F "\"job\":\"$(json "$id")\"" || true)
-    if [ $status -ne 27 ]; then # the end of -W
+    if [ $status -ne 27 ] && [ $status -ne 0 ]; then # the end of -W, and of what is retained
         text="the broker does not answer; waiting until it is back"
     elif [ -n "$ours" ]; then
         reason=$(field "$ours" waitingFor)
