@@ -492,6 +492,8 @@ mod tests {
             ("WORKER_ID", "a+b"),
             ("WORKER_ID", "#"),
             ("WORKER_ID", &"x".repeat(129)),
+            ("JOB_POOL", ".."),
+            ("JOB_POOL", &"ä".repeat(128)),
             ("JOB_ROOT", "/dev/null"),
             ("JOB_SHELL", "/does/not/exist"),
             ("JOB_SHELL", "no-such-shell"),
