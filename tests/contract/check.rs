@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use support::broker::{Broker, Entry, Packet, Verdict};
 use support::site::{Site, WORKER};
 use support::wait::DEADLINE;
-use support::worker::job_worker;
+use support::worker::{job_worker, with};
 
 fn check(site: &Site<Broker>, dir: Option<&str>, configure: impl FnOnce(&mut Command)) -> Output {
     let mut command = site.command(["check"].into_iter().chain(dir));
@@ -68,13 +68,16 @@ fn a_good_configuration_and_a_good_job() {
 #[test]
 fn every_fault_of_configuration_and_job_is_named_at_once() {
     let site = Site::scripted();
-    let output = check(&site, Some("missing"), |command| {
-        command
-            .env("JOB_TIMEOUT", "soon")
-            .env("RUST_LOG", "dbug")
-            .env("JOB_ON_STOP", "never")
-            .env("MQTT_URL", "mqtt://me:hunter2@host:x");
-    });
+    let output = check(
+        &site,
+        Some("missing"),
+        with(&[
+            ("JOB_TIMEOUT", "soon"),
+            ("RUST_LOG", "dbug"),
+            ("JOB_ON_STOP", "never"),
+            ("MQTT_URL", "mqtt://me:hunter2@host:x"),
+        ]),
+    );
     assert_eq!(output.status.code(), Some(78));
     let said = text(&output.stderr);
     for word in [
@@ -211,9 +214,10 @@ fn connect_tells_each_step_and_leaves_no_trace() {
     for version in ["5", "4"] {
         let site = Site::start();
         let mark = site.controller.mark();
-        let (good, wrong, status) = connect(&site.broker.url(), |command| {
-            command.env("MQTT_PROTOCOL_VERSION", version);
-        });
+        let (good, wrong, status) = connect(
+            &site.broker.url(),
+            with(&[("MQTT_PROTOCOL_VERSION", version)]),
+        );
         assert_eq!((status, &*wrong), (Some(0), ""));
         let version = if version == "5" { "5" } else { "3.1.1" };
         for line in [
@@ -281,9 +285,7 @@ fn connect_says_which_step_goes_wrong() {
     assert!(wrong.starts_with("broker: TCP: 127.0.0.1:1: "), "{wrong}");
     assert!(good.contains("broker: name: "), "{good}");
 
-    let (_, wrong, status) = connect("mqtt://127.0.0.1:1", |command| {
-        command.env("JOB_SYNC", "maybe");
-    });
+    let (_, wrong, status) = connect("mqtt://127.0.0.1:1", with(&[("JOB_SYNC", "maybe")]));
     assert_eq!(status, Some(78));
     assert!(wrong.contains("broker: not tried"), "{wrong}");
 }

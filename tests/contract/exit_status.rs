@@ -78,8 +78,7 @@ fn credentials_are_taken_from_each_of_their_places() {
                 .iter()
                 .any(|message| message.json()["state"] == "idle")
         });
-        worker.sigterm();
-        worker.exits_with(0);
+        worker.stop();
     }
 }
 
@@ -109,14 +108,12 @@ fn a_missing_job_root_is_waited_for() {
             worker
         };
         let mut worker = start();
-        worker.sigterm();
-        worker.exits_with(0);
+        worker.stop();
         let states = site.mark();
         let mut worker = start();
         std::fs::create_dir_all(&root).unwrap();
         site.await_idle(states);
-        worker.sigterm();
-        worker.exits_with(0);
+        worker.stop();
     }
 }
 

@@ -156,10 +156,8 @@ fn a_session_that_is_lost_is_told_and_one_that_is_kept_is_not() {
     assert!(!worker.stderr().contains(lost), "{}", worker.stderr());
     site.broker.forget_session(WORKER);
     worker.await_stderr(lost);
-    worker.signal(Signal::TERM);
-    worker.exits_with(0);
+    worker.stop();
     let mut worker = site.idle_worker(|_| {});
-    worker.signal(Signal::TERM);
-    worker.exits_with(0);
+    worker.stop();
     assert!(!worker.stderr().contains("session"), "{}", worker.stderr());
 }

@@ -12,6 +12,7 @@ use std::time::Instant;
 use support::broker::{Packet, Verdict};
 use support::site::{Site, until_exists, while_exists};
 use support::wait::{self, DEADLINE};
+use support::worker::with;
 
 fn step_states(document: &Value) -> Vec<&str> {
     document["steps"]
@@ -112,7 +113,7 @@ fn a_job_goes_on_while_the_broker_is_away() {
 fn a_job_goes_on_and_a_worker_can_be_stopped_while_the_broker_does_not_read() {
     for stops in [false, true] {
         let site = Site::scripted();
-        let mut worker = site.idle_worker(|command| _ = command.env("JOB_STOP_GRACE", "1"));
+        let mut worker = site.idle_worker(with(&[("JOB_STOP_GRACE", "1")]));
         // it stops reading at the first progress, until something is sent to it
         let (resume, stalled) = mpsc::channel::<()>();
         let mut stalled = Some(stalled);
@@ -134,8 +135,7 @@ fn a_job_goes_on_and_a_worker_can_be_stopped_while_the_broker_does_not_read() {
             on_disk(&dir)["status"] == "success"
         });
         if stops {
-            worker.sigterm();
-            worker.exits_with(0);
+            worker.stop();
             resume.send(()).unwrap();
         } else {
             resume.send(()).unwrap();

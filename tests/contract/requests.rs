@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use support::mosquitto::tool;
 use support::site::{Finished, Site, names};
 use support::wait;
-use support::worker::{Worker, speaking, without_privileges};
+use support::worker::{Worker, speaking, with, without_privileges};
 
 const MIB: usize = 1 << 20;
 
@@ -265,7 +265,7 @@ fn job_json_is_read_once_before_the_first_step() {
 #[test]
 fn topics_start_with_the_configured_root() {
     let site = Site::start();
-    let worker = site.idle_worker(|command| _ = command.env("MQTT_TOPIC_ROOT", "plant/7/jobs"));
+    let worker = site.idle_worker(with(&[("MQTT_TOPIC_ROOT", "plant/7/jobs")]));
     let mut worker: Worker = worker;
     let dir = site.prepare("rooted", json!({ "steps": ["true"] }));
     site.controller.publish(

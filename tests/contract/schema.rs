@@ -12,6 +12,7 @@ use support::schema::Schema;
 use support::site::{Site, while_exists};
 use support::temp_dir::TempDir;
 use support::wait;
+use support::worker::with;
 
 /// Definitions of the corpus that are JSON, and whether the worker takes them.
 fn definitions() -> Vec<(String, bool)> {
@@ -106,7 +107,7 @@ fn another_validator_thinks_of_them_as_the_worker_does() {
 #[test]
 fn presence_and_rejections_are_as_their_schemas_say() {
     let site = Site::start();
-    let mut worker = site.idle_worker(|command| _ = command.env("JOB_DIR_WAIT", "600"));
+    let mut worker = site.idle_worker(with(&[("JOB_DIR_WAIT", "600")]));
     site.controller.publish("jobs/pending", "no JSON");
     let rejected = site.controller.next("jobs/rejected").json();
     site.request(json!({ "id": 7, "workDir": site.directory("none").join("x") }));
@@ -115,8 +116,7 @@ fn presence_and_rejections_are_as_their_schemas_say() {
     wait::until("what the job waits for", || {
         heard().any(|presence| presence["waitingFor"].is_string())
     });
-    worker.sigterm();
-    worker.exits_with(0);
+    worker.stop();
     wait::until("the farewell", || {
         heard().any(|presence| presence["state"] == "offline")
     });
@@ -211,14 +211,13 @@ fn every_document_of_the_worker_is_as_its_schema_says() {
     fs::write(dir.join("gate"), "").unwrap();
     site.request(json!({ "id": "stopped", "workDir": dir }));
     site.controller.next("jobs/status/stopped");
-    worker.sigterm();
-    worker.exits_with(0);
+    worker.stop();
     documents.push(on_disk(&dir));
     let mut worker = site.worker(|_| {});
     wait::until("the second run", || on_disk(&dir)["status"] == "running");
     worker.kill9();
     fs::remove_file(dir.join("gate")).unwrap();
-    let mut worker = site.worker(|command| _ = command.env("JOB_MAX_ATTEMPTS", "1"));
+    let mut worker = site.worker(with(&[("JOB_MAX_ATTEMPTS", "1")]));
     documents.push(site.result("stopped").json());
     worker.exits_with(0);
 

@@ -11,6 +11,7 @@ use rumqttc::QoS;
 use serde_json::{Value, json};
 use support::controller::Controller;
 use support::site::{Site, names, read};
+use support::worker::with;
 
 fn time(document: &Value, field: &str) -> std::time::SystemTime {
     let text = document[field]
@@ -31,7 +32,7 @@ fn time(document: &Value, field: &str) -> std::time::SystemTime {
 fn a_final_document_has_the_fields_of_the_contract() {
     let site = Site::start();
     let before = std::time::SystemTime::now() - Duration::from_millis(1);
-    let worker = site.idle_worker(|command| _ = command.env("WORKER_ID", "worker-7"));
+    let worker = site.idle_worker(with(&[("WORKER_ID", "worker-7")]));
     let steps = json!(["sleep 0.2", { "run": "true", "name": "tests" }]);
     let finished = site.run_on(worker, "whole", json!({ "steps": steps }));
     let result = &finished.result;
@@ -87,7 +88,7 @@ fn a_final_document_has_the_fields_of_the_contract() {
 #[test]
 fn every_result_has_the_directory_as_the_request_wrote_it() {
     let site = Site::start();
-    let _worker = site.idle_worker(|command| _ = command.env("JOB_DIR_WAIT", "0"));
+    let _worker = site.idle_worker(with(&[("JOB_DIR_WAIT", "0")]));
     let dir = site.prepare("withdrawn", json!({ "steps": [] }));
     fs::write(dir.join("job.cancel"), "").unwrap();
     let dotted = format!("{}/../withdrawn", dir.display());

@@ -14,6 +14,7 @@ use support::mosquitto::{Mosquitto, free_port, tool};
 use support::site::{Site, names, read, while_exists};
 use support::temp_dir::TempDir;
 use support::wait;
+use support::worker::with;
 
 /// A run of the script, in a process group of its own as a terminal would make it.
 struct Submit {
@@ -331,7 +332,7 @@ fn says_what_it_waits_for() {
 fn ctrl_c_cancels_the_job_and_a_second_one_leaves_at_once() {
     for presses in [1, 2] {
         let site = Site::start();
-        let mut worker = site.idle_worker(|command| _ = command.env("JOB_STOP_GRACE", "60"));
+        let mut worker = site.idle_worker(with(&[("JOB_STOP_GRACE", "60")]));
         let deaf = if presses == 2 { "trap '' TERM" } else { "true" };
         let step = format!("{deaf}; touch gate; echo begun; {}", while_exists("gate"));
         let mut submit = Submit::on(&site, &[&step]);

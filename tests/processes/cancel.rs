@@ -10,12 +10,12 @@ use std::process::Command;
 use support::broker::{Broker, Entry, Packet, Verdict};
 use support::site::{Site, WORKER, await_file, names, read_json, until_exists, verdict};
 use support::wait::{self, DEADLINE};
-use support::worker::Worker;
+use support::worker::{Worker, with};
 
 #[test]
 fn the_cancel_of_another_job_is_ignored() {
     let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| _ = worker.env("RUST_LOG", "debug"));
+    let mut worker = site.idle_worker(with(&[("RUST_LOG", "debug")]));
     let dir = site.submit(
         "a",
         json!({ "steps": ["touch up; ".to_owned() + &until_exists("gate")] }),
@@ -31,7 +31,7 @@ fn the_cancel_of_another_job_is_ignored() {
 #[test]
 fn a_cancel_of_nothing_neither_ends_the_worker_nor_a_later_job() {
     let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| _ = worker.env("RUST_LOG", "debug"));
+    let mut worker = site.idle_worker(with(&[("RUST_LOG", "debug")]));
     site.broker.publish("jobs/cancel/a", "");
     worker.await_stderr("the cancel of job a is ignored");
     site.submit("a", json!({ "steps": ["true"] }));
@@ -46,16 +46,15 @@ fn a_retained_cancel_is_ignored() {
         site.broker
             .publish_retained("jobs/cancel/a", "an empty one would clear the topic");
         // a session that exists, so that the request is there before the subscription brings the retained cancel
-        site.idle_worker(|worker| _ = worker.env("MQTT_PROTOCOL_VERSION", version));
+        site.idle_worker(with(&[("MQTT_PROTOCOL_VERSION", version)]));
         let dir = site.submit(
             "a",
             json!({ "steps": ["touch up; ".to_owned() + &until_exists("gate")] }),
         );
-        let mut worker = site.worker(|worker| {
-            worker
-                .env("MQTT_PROTOCOL_VERSION", version)
-                .env("RUST_LOG", "debug");
-        });
+        let mut worker = site.worker(with(&[
+            ("MQTT_PROTOCOL_VERSION", version),
+            ("RUST_LOG", "debug"),
+        ]));
         await_file(&dir.join("up"));
         let cancels = |log: &[Entry]| {
             let sent = |entry: &&Entry| {
@@ -84,7 +83,7 @@ fn a_retained_cancel_is_ignored() {
 #[test]
 fn a_job_that_waits_for_its_directory_is_cancelled() {
     let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_DIR_WAIT", "1000"));
+    let mut worker = site.idle_worker(with(&[("JOB_DIR_WAIT", "1000")]));
     let dir = site.drive.path().join("later");
     site.request(json!({ "id": "a", "workDir": dir }));
     worker.await_stderr("request taken");
@@ -146,7 +145,7 @@ fn withhold_acknowledgements(site: &Site<Broker>) {
 #[test]
 fn a_job_cancelled_before_its_first_step_is_not_run_when_its_request_comes_again() {
     let site = Site::scripted();
-    let worker = site.idle_worker(|worker| _ = worker.env("JOB_DIR_WAIT", "1000"));
+    let worker = site.idle_worker(with(&[("JOB_DIR_WAIT", "1000")]));
     let dir = site.drive.path().join("a");
     fs::create_dir(&dir).unwrap();
     withhold_acknowledgements(&site);
@@ -175,11 +174,10 @@ fn an_interrupted_job_that_is_cancelled_before_its_next_attempt_is_over() {
     let mut worker = site.idle_worker(|_| {});
     let dir = site.submit("a", json!({ "steps": ["touch up; exec sleep 1000"] }));
     await_file(&dir.join("up"));
-    worker.signal(Signal::TERM);
-    worker.exits_with(0);
+    worker.stop();
     let log = fs::read(dir.join("job.log")).unwrap();
     fs::remove_file(dir.join("job.json")).unwrap();
-    let worker = site.worker(|worker| _ = worker.env("JOB_DIR_WAIT", "1000"));
+    let worker = site.worker(with(&[("JOB_DIR_WAIT", "1000")]));
     worker.await_stderr("request taken");
     withhold_acknowledgements(&site);
     site.broker.publish("jobs/cancel/a", "");
@@ -258,7 +256,7 @@ fn a_job_with_a_file_job_cancel_is_not_run_until_that_is_removed() {
 #[test]
 fn a_job_is_withdrawn_before_its_definition_is_there() {
     let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_DIR_WAIT", "1000"));
+    let mut worker = site.idle_worker(with(&[("JOB_DIR_WAIT", "1000")]));
     let dir = site.drive.path().join("a");
     fs::create_dir(&dir).unwrap();
     site.request(json!({ "id": "a", "workDir": dir }));
@@ -275,8 +273,7 @@ fn an_interrupted_job_is_withdrawn() {
     let dir = site.submit("a", json!({ "steps": ["echo up > up; exec sleep 1000"] }));
     await_file(&dir.join("up"));
     fs::write(dir.join("job.cancel"), "").unwrap();
-    worker.signal(Signal::TERM);
-    worker.exits_with(0);
+    worker.stop();
     fs::remove_file(dir.join("up")).unwrap();
     let mut worker = site.worker(|_| {});
     let result = site.result("a").json();
@@ -294,7 +291,7 @@ fn a_step_that_always_runs_has_its_time_however_often_the_job_is_cancelled() {
         ("true", ("failed", "cancelled", 130)),
     ] {
         let site = Site::scripted();
-        let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "0"));
+        let mut worker = site.idle_worker(with(&[("JOB_STOP_GRACE", "0")]));
         let clean = format!("touch up; {}; touch cleaned", until_exists("gate"));
         let steps = json!([first, { "run": clean, "always": true }, "touch next", { "run": "touch last", "always": true }]);
         let dir = site.submit("a", json!({ "steps": steps }));

@@ -2,97 +2,17 @@
 
 use crate::support;
 
-use rustix::process::Signal;
 use serde_json::json;
-use support::broker::Broker;
-use support::site::{Finished, Site, await_file, read, until_exists};
+use support::site::{Site, await_file, read, release, until_exists};
 use support::wait;
+use support::worker::with;
 
 const LIMIT: &str = "100000";
-
-fn run(site: &Site<Broker>, steps: serde_json::Value) -> Finished {
-    site.run_on(
-        site.idle_worker(|worker| _ = worker.env("JOB_LOG_LIMIT", LIMIT)),
-        "a",
-        json!({ "steps": steps }),
-    )
-}
-
-#[track_caller]
-fn has_passed_it(finished: &Finished) {
-    assert_eq!(
-        (&finished.result["status"], &finished.result["reason"]),
-        (&json!("failed"), &json!("log_limit"))
-    );
-    assert_ne!(finished.result["exitCode"], 0);
-    assert!(
-        finished.result["error"].as_str().unwrap().contains(LIMIT),
-        "{}",
-        finished.result
-    );
-    assert!(
-        finished
-            .log
-            .lines()
-            .any(|line| line.starts_with("==> ") && line.contains(LIMIT)),
-        "the log says so"
-    );
-}
 
 /// Some 5 MB a second, so that a log that is not limited does no harm.
 const CHATTERS: &str = "while :; do head -c 50000 /dev/zero; sleep 0.01; done";
 
-#[test]
-fn orphans_that_end_all_the_time_do_not_distract() {
-    let site = Site::scripted();
-    has_passed_it(&run(
-        &site,
-        json!(["while :; do (true &); head -c 5000 /dev/zero; sleep 0.01; done"]),
-    ));
-}
-
-#[test]
-fn a_step_that_passes_it_and_ends_quickly_has_passed_it() {
-    let site = Site::scripted();
-    let finished = run(&site, json!(["head -c 200000 /dev/zero", "touch next"]));
-    has_passed_it(&finished);
-    assert!(!finished.dir.join("next").exists());
-}
-
-#[test]
-fn a_job_whose_log_passes_it_is_ended_and_its_always_steps_are_limited_too() {
-    let site = Site::scripted();
-    let finished = run(
-        &site,
-        json!([
-            CHATTERS,
-            "touch next",
-            { "run": "sleep 0.5; echo collected; touch first", "always": true },
-            { "run": CHATTERS, "always": true },
-            { "run": "touch last", "always": true }
-        ]),
-    );
-    has_passed_it(&finished);
-    let exists = |file: &str| finished.dir.join(file).exists();
-    assert_eq!(
-        [exists("next"), exists("first"), exists("last")],
-        [false, true, true]
-    );
-    assert!(finished.log.contains("collected"));
-    site.nothing_survives();
-}
-
-#[test]
-fn below_it_or_without_one_a_log_may_grow() {
-    let site = Site::scripted();
-    let below = run(&site, json!(["head -c 90000 /dev/zero; sleep 0.3"]));
-    assert_eq!(below.verdict(), ("success", "", 0));
-    let without = site.run("b", json!({ "steps": ["head -c 2000000 /dev/zero"] }));
-    assert_eq!(without.verdict(), ("success", "", 0));
-    assert!(without.log.len() > 2_000_000);
-}
-
-/// As [`CHATTERS`], by a process that takes no TERM.
+/// The same by a process that takes no TERM.
 const CHATTERS_ON: &str =
     "trap '' TERM; while :; do head -c 50000 /dev/zero; sleep 0.01; touch up; done";
 
@@ -101,69 +21,64 @@ const CHATTERS_ON: &str =
 const SOON_ENDED: usize = 5_000_000;
 
 #[test]
-fn whoever_ignores_term_is_killed_long_before_the_grace_is_over() {
+fn a_job_whose_log_passes_it_is_ended() {
+    let env = json!({ "JOB_LOG_LIMIT": LIMIT });
+    let patient = json!({ "JOB_LOG_LIMIT": LIMIT, "JOB_STOP_GRACE": "20" });
+    let [told, killed, quick, cleaned] =
+        [143, 137, 1, 3].map(|code| json!(["failed", "log_limit", code]));
+    let always = |run: &str| json!({ "run": run, "always": true });
+    // there is no haste with who has made room
+    let cleans =
+        format!("trap 'echo > \"$JOB_LOG\"; sleep 0.5; touch cleaned; exit 3' TERM; {CHATTERS}");
+    let cases = json!([
+        { "job": { "steps": [CHATTERS, "true", always("sleep 0.5; echo collected"), always(CHATTERS), always("true")] },
+            "env": env, "ends": told, "codes": [143, null, 0, 143, 0], "log": "\ncollected\n" },
+        // one that ends before the next look has passed it, too
+        { "job": { "steps": ["head -c 200000 /dev/zero", "true"] }, "env": env, "ends": quick, "codes": [1, null] },
+        { "job": { "steps": ["while :; do (true &); head -c 5000 /dev/zero; sleep 0.01; done"] }, "env": env, "ends": told },
+        { "job": { "steps": [CHATTERS_ON] }, "env": patient, "ends": killed },
+        { "job": { "steps": [cleans, always("ls cleaned")] }, "env": env, "ends": cleaned, "codes": [3, 0] },
+        { "job": { "steps": ["head -c 90000 /dev/zero; sleep 0.3"] }, "env": env, "ends": ["success", "", 0] },
+        { "job": { "steps": ["head -c 2000000 /dev/zero"] }, "ends": ["success", "", 0] },
+    ]);
     let site = Site::scripted();
-    let steps = json!([CHATTERS_ON]);
-    let finished = site.run_on(
-        site.idle_worker(|worker| {
-            worker
-                .env("JOB_LOG_LIMIT", LIMIT)
-                .env("JOB_STOP_GRACE", "20");
-        }),
-        "a",
-        json!({ "steps": steps }),
-    );
-    has_passed_it(&finished);
-    assert_eq!(finished.result["steps"][0]["signal"], "SIGKILL");
-    assert!(finished.log.len() < SOON_ENDED, "{}", finished.log.len());
+    let jobs = site.jobs(&cases);
+    for job in &jobs[..5] {
+        let error = job.result["error"].as_str().unwrap_or_default();
+        let is_told = |line: &str| line.starts_with("==> ") && line.contains(LIMIT);
+        let in_log = job.log.lines().any(is_told);
+        assert!(error.contains(LIMIT) && in_log, "{}", job.result);
+        assert!(job.log.len() < SOON_ENDED, "{}", job.log.len());
+    }
+    assert!(jobs[6].log.len() > 2_000_000);
 }
 
 #[test]
 fn the_grace_of_a_stop_is_no_time_to_pass_it() {
     let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| {
-        worker
-            .env("JOB_LOG_LIMIT", LIMIT)
-            .env("JOB_STOP_GRACE", "20");
-    });
-    let step =
-        "trap 'touch term' TERM; touch up; until [ -e term ]; do sleep 0.02; done; trap '' TERM";
+    let variables = [("JOB_LOG_LIMIT", LIMIT), ("JOB_STOP_GRACE", "20")];
+    let mut worker = site.idle_worker(with(&variables));
+    let step = "trap 'touch term' TERM; touch up; until [ -e term ]; do sleep 0.02; done";
     let steps = json!([format!("{step}; {CHATTERS_ON}")]);
     let dir = site.submit("a", json!({ "steps": steps }));
     await_file(&dir.join("up"));
-    worker.signal(Signal::TERM);
-    worker.exits_with(0);
+    worker.stop();
     let bytes = dir.join("job.log").metadata().unwrap().len();
     assert!(bytes < SOON_ENDED as u64, "{bytes}");
     site.nothing_survives();
 }
 
 #[test]
-fn who_stops_writing_on_term_has_the_grace_to_clean_up() {
-    let site = Site::scripted();
-    let step = "trap 'echo > \"$JOB_LOG\"; sleep 0.5; touch cleaned; exit' TERM";
-    let finished = site.run_on(
-        site.idle_worker(|worker| _ = worker.env("JOB_LOG_LIMIT", LIMIT)),
-        "a",
-        json!({ "steps": [format!("{step}; {CHATTERS}")] }),
-    );
-    assert_eq!(finished.result["reason"], "log_limit");
-    assert!(
-        finished.dir.join("cleaned").exists(),
-        "it has made room, so there is no haste"
-    );
-}
-
-#[test]
 fn the_limit_of_the_job_still_counts_after_it() {
     let site = Site::scripted();
-    let worker = site.idle_worker(|worker| _ = worker.env("JOB_LOG_LIMIT", LIMIT));
+    let worker = site.idle_worker(with(&[("JOB_LOG_LIMIT", LIMIT)]));
     let steps = json!([CHATTERS, { "run": until_exists("gate"), "always": true }]);
     let dir = site.submit("a", json!({ "steps": steps, "timeoutSeconds": 1.5 }));
     let log = dir.join("job.log");
     wait::until("the limit of the job", || {
         log.exists() && read(&log).contains("timed out after 1.5s")
     });
-    std::fs::write(dir.join("gate"), "").unwrap();
-    has_passed_it(&site.finish(worker, dir, "a"));
+    release(&dir);
+    let job = site.finish(worker, dir, "a");
+    assert_eq!(job.verdict(), ("failed", "log_limit", 143));
 }

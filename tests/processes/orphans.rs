@@ -14,7 +14,7 @@ use support::log::untimed;
 use support::processes::{survivors, zombies_of};
 use support::site::{Site, await_file, read, until_exists, verdict};
 use support::wait;
-use support::worker::{Worker, without};
+use support::worker::{Worker, with, without};
 
 const PLAIN: &str = "sleep 1000 &";
 const SETSID: &str = "setsid sleep 1000 &";
@@ -247,8 +247,7 @@ fn who_was_there_before_is_no_part_of_a_job() {
         site.submit(id, json!({ "steps": ["(setsid sleep 1000 &)"] }));
         assert_eq!(verdict(&site.result(id).json()), ("success", "", 0));
     }
-    supervisor.signal(Signal::TERM);
-    supervisor.exits_with(0);
+    supervisor.stop();
     site.nothing_survives();
     test_kill_process(companion).expect("the companion is alive");
 }
@@ -278,7 +277,7 @@ fn who_forks_and_exits_all_the_time_delays_no_timeout() {
     let _alone = only_storm();
     let site = Site::scripted();
     let step = json!({ "run": starving(100), "timeoutSeconds": 0.5 });
-    let worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "0.5"));
+    let worker = site.idle_worker(with(&[("JOB_STOP_GRACE", "0.5")]));
     let finished = site.run_on(worker, "a", json!({ "steps": [step] }));
     site.nothing_survives();
     assert_eq!(finished.verdict(), ("failed", "timeout", 124));
@@ -291,7 +290,7 @@ fn who_forks_and_exits_all_the_time_delays_no_cancel_and_no_stop() {
     let _alone = only_storm();
     let site = Site::scripted();
     for (id, grace) in [("cancel", "0.5"), ("stop", "0.5"), ("second", "1000")] {
-        let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", grace));
+        let mut worker = site.idle_worker(with(&[("JOB_STOP_GRACE", grace)]));
         let dir = site.submit(id, json!({ "steps": [starving(50)] }));
         await_file(&dir.join("up"));
         let asked = Instant::now();

@@ -11,7 +11,7 @@ use support::broker::{Broker, Packet, Step, Verdict};
 use support::processes::{child_of, pid_1};
 use support::site::{Site, WORKER, await_file, read, read_json, until_exists, verdict};
 use support::wait::{self, DEADLINE};
-use support::worker::binary;
+use support::worker::{binary, with};
 
 /// Counts its runs, says what it was told, and goes; a run that finds `gate` ends at once.
 const HEEDS_TERM: &str = "echo x >> runs; trap 'echo told to stop; exit 0' TERM; touch up; \
@@ -43,7 +43,7 @@ pub fn is_requeued(site: &Site<Broker>, dir: &std::path::Path) {
 
     fs::write(dir.join("gate"), "").unwrap();
     // as often as it was stopped, it still is the first attempt
-    let mut worker = site.worker(|worker| _ = worker.env("JOB_MAX_ATTEMPTS", "1"));
+    let mut worker = site.worker(with(&[("JOB_MAX_ATTEMPTS", "1")]));
     let result = site.result("a").json();
     assert_eq!(
         (verdict(&result), &result["attempt"]),
@@ -70,8 +70,7 @@ fn an_idle_worker_takes_its_leave() {
     };
     let stops = [("5", Signal::TERM), ("4", Signal::TERM), ("5", Signal::INT)];
     for (count, (version, signal)) in stops.into_iter().enumerate() {
-        let mut worker =
-            site.idle_worker(|command| _ = command.env("MQTT_PROTOCOL_VERSION", version));
+        let mut worker = site.idle_worker(with(&[("MQTT_PROTOCOL_VERSION", version)]));
         worker.signal(signal);
         worker.exits_with(0);
         // no last will was needed
@@ -85,7 +84,7 @@ fn an_idle_worker_takes_its_leave() {
 #[test]
 fn finish_finishes_and_reports() {
     let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_ON_STOP", "finish"));
+    let mut worker = site.idle_worker(with(&[("JOB_ON_STOP", "finish")]));
     let dir = site.submit("a", steps());
     await_file(&dir.join("up"));
     site.submit("b", json!({ "steps": ["true"] }));
@@ -140,11 +139,10 @@ fn a_worker_whose_time_is_over_ends_its_job_first() {
 #[test]
 fn a_second_signal_ends_finish_too() {
     let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| {
-        worker
-            .env("JOB_ON_STOP", "finish")
-            .env("JOB_STOP_GRACE", "1000");
-    });
+    let mut worker = site.idle_worker(with(&[
+        ("JOB_ON_STOP", "finish"),
+        ("JOB_STOP_GRACE", "1000"),
+    ]));
     let dir = site.submit("a", steps());
     await_file(&dir.join("up"));
     worker.signal(Signal::TERM);
@@ -160,18 +158,16 @@ fn a_worker_without_a_broker_stops() {
     site.broker.stop_listening();
     let mut worker = site.worker(|_| {});
     worker.await_stderr("trying again until it is back");
-    worker.signal(Signal::TERM);
-    worker.exits_with(0);
+    worker.stop();
 }
 
 #[test]
 fn a_result_that_cannot_be_reported_is_reported_by_the_next_worker() {
     let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| {
-        worker
-            .env("JOB_ON_STOP", "finish")
-            .env("JOB_STOP_GRACE", "0.2");
-    });
+    let mut worker = site.idle_worker(with(&[
+        ("JOB_ON_STOP", "finish"),
+        ("JOB_STOP_GRACE", "0.2"),
+    ]));
     let dir = site.submit("a", steps());
     await_file(&dir.join("up"));
     site.broker.stop_listening();
@@ -207,7 +203,7 @@ fn a_stop_waits_for_the_acknowledgement_as_long_as_the_grace_and_a_second_one_do
             Packet::PubAck { .. } if !step.from_client => Verdict::Drop,
             _ => Verdict::Pass,
         });
-        let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", grace));
+        let mut worker = site.idle_worker(with(&[("JOB_STOP_GRACE", grace)]));
         let dir = site.prepare("a", steps());
         fs::write(dir.join("gate"), "").unwrap();
         site.request(json!({ "id": "a", "workDir": dir }));
@@ -226,12 +222,11 @@ fn a_stop_waits_for_the_acknowledgement_as_long_as_the_grace_and_a_second_one_do
 #[test]
 fn a_worker_that_waits_for_a_directory_or_a_lock_stops() {
     let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_DIR_WAIT", "1000"));
+    let mut worker = site.idle_worker(with(&[("JOB_DIR_WAIT", "1000")]));
     let dir = site.drive.path().join("later");
     site.request(json!({ "id": "a", "workDir": dir }));
     worker.await_stderr("request taken");
-    worker.signal(Signal::TERM);
-    worker.exits_with(0);
+    worker.stop();
     assert_eq!(site.broker.queued(WORKER), 1);
 
     // the next one gets it, and finds the directory in use
@@ -261,7 +256,7 @@ fn a_worker_that_waits_for_a_directory_or_a_lock_stops() {
 #[test]
 fn a_cancel_that_is_under_way_stays_one() {
     let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "1000"));
+    let mut worker = site.idle_worker(with(&[("JOB_STOP_GRACE", "1000")]));
     let step = format!("trap 'touch told' TERM; touch up; {}", until_exists("gate"));
     let dir = site.submit(
         "a",
@@ -357,7 +352,7 @@ fn pid_1_reaps_the_orphans_of_others_while_it_waits() {
 #[test]
 fn a_hangup_behind_another_stop_does_not_insist() {
     let site = Site::scripted();
-    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "30"));
+    let mut worker = site.idle_worker(with(&[("JOB_STOP_GRACE", "30")]));
     let step = "trap 'touch told; until [ -e gate ]; do sleep 0.02; done; echo cleaned; exit' TERM; touch up; while :; do sleep 0.02; done";
     let dir = site.submit("a", json!({ "steps": [step] }));
     await_file(&dir.join("up"));
@@ -473,8 +468,7 @@ fn a_stop_at_any_moment_of_the_start_is_heeded() {
             submit("first");
         }
         let mut worker = site.idle(traced(&[], command));
-        worker.sigterm();
-        worker.exits_with(0);
+        worker.stop();
         let trace_of_all = read(&trace);
         let count = |call: &str| {
             trace_of_all

@@ -11,7 +11,7 @@ use support::broker::Broker;
 use support::processes::pid_1;
 use support::site::{Site, WORKER, await_file, read, read_json, until_exists, verdict};
 use support::wait::{self, DEADLINE};
-use support::worker::Worker;
+use support::worker::{Worker, with};
 
 fn supervise(site: &Site<Broker>, configure: impl FnOnce(&mut Command)) -> Worker {
     let mut command = site.command(["supervise"]);
@@ -55,8 +55,7 @@ fn each_job_has_a_fresh_worker_without_a_pause() {
         !supervisor.stderr().contains("starting another in"),
         "a failed job is no error of the worker"
     );
-    supervisor.signal(Signal::TERM);
-    supervisor.exits_with(0);
+    supervisor.stop();
 }
 
 #[test]
@@ -118,9 +117,7 @@ fn a_stop_is_passed_on_and_the_worker_s_status_handed_up() {
 #[test]
 fn a_second_stop_is_passed_on_too() {
     let site = Site::scripted();
-    let mut supervisor = idle(&site, |supervisor| {
-        supervisor.env("JOB_STOP_GRACE", "1000");
-    });
+    let mut supervisor = idle(&site, with(&[("JOB_STOP_GRACE", "1000")]));
     let dir = site.submit(
         "a",
         json!({ "steps": ["trap 'touch told' TERM; touch up; while :; do sleep 0.02; done"] }),
@@ -195,8 +192,7 @@ fn ctrl_c_at_a_terminal_is_one_signal_and_not_two() {
 fn a_stop_at_any_moment_is_status_0() {
     let site = Site::scripted();
     let mut first = idle(&site, |_| {}); // for a session
-    first.signal(Signal::TERM);
-    first.exits_with(0);
+    first.stop();
     for round in 0..25 {
         let states = site.mark();
         let mut supervisor = supervise(&site, |_| {});
@@ -209,8 +205,7 @@ fn a_stop_at_any_moment_is_status_0() {
         // somewhere in the lives of its workers, most of which are being born
         site.await_idle(states);
         site.result(&ids[round % ids.len()]).json();
-        supervisor.signal(Signal::TERM);
-        supervisor.exits_with(0);
+        supervisor.stop();
     }
 }
 
@@ -243,8 +238,7 @@ fn what_a_killed_worker_leaves_is_swept_and_its_job_runs_again() {
         (("success", "", 0), &json!(2))
     );
     site.broker.wait_for_queued(WORKER, 0, DEADLINE);
-    supervisor.signal(Signal::TERM);
-    supervisor.exits_with(0);
+    supervisor.stop();
     site.nothing_survives();
 }
 
@@ -259,8 +253,7 @@ fn a_job_that_kills_its_workers_is_given_up() {
     let result = site.result("a").json();
     assert_eq!(verdict(&result), ("failed", "interrupted", 1));
     assert_eq!(result["attempt"], 2);
-    supervisor.signal(Signal::TERM);
-    supervisor.exits_with(0);
+    supervisor.stop();
     site.nothing_survives();
 }
 
@@ -285,9 +278,7 @@ fn zombies_are_reaped_while_a_worker_lives() {
 #[test]
 fn a_configuration_error_is_said_at_once() {
     let site = Site::scripted();
-    let mut supervisor = supervise(&site, |supervisor| {
-        supervisor.env("JOB_ON_STOP", "never");
-    });
+    let mut supervisor = supervise(&site, with(&[("JOB_ON_STOP", "never")]));
     supervisor.exits_with(78);
     assert!(supervisor.stderr().contains("JOB_ON_STOP"));
 }
@@ -330,8 +321,7 @@ fn a_job_that_stops_its_workers_is_not_restarted_without_a_pause() {
     let result = site.result("a").json();
     assert_eq!(verdict(&result).0, "success");
     assert_eq!(read(&site.drive.path().join("starts")).lines().count(), 4);
-    supervisor.signal(Signal::TERM);
-    supervisor.exits_with(0);
+    supervisor.stop();
 }
 
 #[test]

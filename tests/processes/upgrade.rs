@@ -2,7 +2,6 @@
 
 use crate::support;
 
-use rustix::process::Signal;
 use serde_json::json;
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -111,8 +110,7 @@ fn a_new_program_is_taken_after_the_job_under_the_same_pid() {
         assert!(installed.is_run_by(supervisor.pid()), "{id}");
     }
     site.broker.wait_for_queued(WORKER, 0, DEADLINE);
-    supervisor.signal(Signal::TERM);
-    supervisor.exits_with(0);
+    supervisor.stop();
     site.nothing_survives();
 }
 
@@ -159,8 +157,7 @@ fn a_new_program_that_does_not_run_stops_nobody() {
     installed.set_mode(0o755);
     let_go(&site, "good", &dir);
     assert!(installed.is_run_by(supervisor.pid()));
-    supervisor.signal(Signal::TERM);
-    supervisor.exits_with(0);
+    supervisor.stop();
 }
 
 #[test]
@@ -184,7 +181,6 @@ fn a_stop_in_mid_upgrade_is_not_lost() {
             });
             std::thread::sleep(std::time::Duration::from_micros(400 * (round % 5)));
         }
-        supervisor.signal(Signal::TERM);
-        supervisor.exits_with(0);
+        supervisor.stop();
     }
 }

@@ -299,8 +299,7 @@ fn check_takes_nothing_from_a_worker_whose_client_id_it_is_given() {
         let controller = connect(&broker, "controller");
         let site = Site::with(broker, controller);
         let mut worker = site.idle_worker(as_worker(version));
-        worker.sigterm();
-        worker.exits_with(0);
+        worker.stop();
         site.submit("a", json!({ "steps": ["true"] }));
         let (good, wrong, status) = check(&site.broker, "worker", PASSWORD);
         assert_eq!(status, Some(78), "{good}");

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use support::site::{Site, names, read};
 use support::temp_dir::TempDir;
 use support::wait::DEADLINE;
+use support::worker::with;
 
 /// A drive with a root, a directory `job` inside, and a directory `outside` beside it.
 struct Drive(TempDir);
@@ -478,7 +479,7 @@ fn denied_payload_steps_leave_everything_that_runs_to_job_json() {
         "a",
         json!({ "steps": ["echo from the file: $WHO"], "env": { "WHO": "nobody" } }),
     );
-    let worker = site.idle_worker(|command| _ = command.env("JOB_PAYLOAD_STEPS", "deny"));
+    let worker = site.idle_worker(with(&[("JOB_PAYLOAD_STEPS", "deny")]));
     for (what, value) in [
         ("steps", json!(["touch ran"])),
         ("steps", json!([])),

@@ -8,7 +8,7 @@ use serde_json::json;
 use support::log::untimed;
 use support::site::Site;
 use support::wait;
-use support::worker::job_worker;
+use support::worker::{job_worker, with};
 
 /// What a terminal or a reader of logs takes for the end of a line, for a command, or for another order of the letters.
 const TRICKS: [&str; 10] = [
@@ -51,8 +51,7 @@ fn assert_honest(log: &str, starts: &[&str]) {
 #[test]
 fn nothing_in_a_message_forges_a_line_of_the_worker_s_log() {
     let site = Site::start();
-    let mut worker =
-        site.idle_worker(|command| _ = command.env("JOB_DIR_WAIT", "0").env("RUST_LOG", "debug"));
+    let mut worker = site.idle_worker(with(&[("JOB_DIR_WAIT", "0")]).env("RUST_LOG", "debug"));
     let dir = site.directory("dir");
     for trick in TRICKS {
         let text = format!("a{trick}{FORGED}");

@@ -14,7 +14,7 @@ use support::mosquitto::{Mosquitto, free_port, tool};
 use support::site::{Site, names};
 use support::temp_dir::TempDir;
 use support::wait;
-use support::worker::{Worker, speaking};
+use support::worker::{Worker, speaking, with};
 
 const NAMES: &str = "DNS:localhost,IP:127.0.0.1,IP:::1";
 
@@ -294,11 +294,14 @@ fn the_secure_broker_of_the_examples_serves_controller_and_worker() {
         site: Site::with(broker, controller),
         port,
     };
-    secure.runs_a_job("localhost", &ca.file(), |command| {
-        command
-            .env("MQTT_USERNAME", "worker")
-            .env("MQTT_PASSWORD", "correct horse");
-    });
+    secure.runs_a_job(
+        "localhost",
+        &ca.file(),
+        with(&[
+            ("MQTT_USERNAME", "worker"),
+            ("MQTT_PASSWORD", "correct horse"),
+        ]),
+    );
     refuses(
         secure.worker("localhost", &ca.file(), |_| {}),
         &["user name and password"],
@@ -335,8 +338,7 @@ fn a_certificate_of_tomorrow_is_waited_for() {
         worker.stderr().contains("is our clock right?")
     });
     assert!(worker.ended().is_none());
-    worker.sigterm();
-    worker.exits_with(0);
+    worker.stop();
 }
 
 #[test]

@@ -22,7 +22,7 @@ use super::mosquitto::Mosquitto;
 use super::processes::{Marked, survivors};
 use super::temp_dir::TempDir;
 use super::wait;
-use super::worker::{Worker, job_worker, without_configuration};
+use super::worker::{Worker, job_worker, with, without_configuration};
 
 /// The id of a worker that is not given another one.
 pub const WORKER: &str = "node-worker-01";
@@ -259,6 +259,14 @@ impl<B: Hub> Site<B> {
         dir
     }
 
+    /// Submits a job that runs until [`release`] lets it end, and waits until it runs.
+    pub fn hold(&self, id: &str) -> PathBuf {
+        let step = format!("echo $PPID > worker; touch up; {}", until_exists("gate"));
+        let dir = self.submit(id, json!({ "steps": [step] }));
+        await_file(&dir.join("up"));
+        dir
+    }
+
     /// The binary with these arguments, not started yet, with none of the configuration of whoever runs the tests.
     pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = job_worker();
@@ -345,6 +353,13 @@ impl<B: Hub> Site<B> {
             .next(&self.controller, &format!("jobs/results/{id}"))
     }
 
+    /// The next result of a job is a success.
+    #[track_caller]
+    pub fn succeeds(&self, id: &str) {
+        let result = self.result(id).json();
+        assert_eq!(verdict(&result), ("success", "", 0), "{result}");
+    }
+
     /// Waits for `n` results of a job in all.
     #[track_caller]
     pub fn results(&self, id: &str, n: usize) -> Vec<Value> {
@@ -360,6 +375,54 @@ impl<B: Hub> Site<B> {
     #[track_caller]
     pub fn run(&self, id: &str, definition: Value) -> Finished {
         self.run_on(self.idle_worker(|_| {}), id, definition)
+    }
+
+    /// The same with these variables in the worker's environment.
+    #[track_caller]
+    pub fn run_with(&self, variables: &[(&str, &str)], id: &str, definition: Value) -> Finished {
+        self.run_on(self.idle_worker(with(variables)), id, definition)
+    }
+
+    /// Runs each job of a table with a worker of its own. A case has the `job`, what is in `env` of the worker, further fields
+    /// of the `request`; and what must come of it: it `ends` with status, reason and exit code, its steps with `codes` and
+    /// with this `output`, and these texts are in the `error`, the `warning` and the `log`.
+    #[track_caller]
+    pub fn jobs(&self, cases: &Value) -> Vec<Finished> {
+        let run = |(number, case): (usize, &Value)| {
+            let variables = case["env"].as_object().into_iter().flatten();
+            let variables: Vec<_> = variables
+                .map(|(name, value)| (name.as_str(), value.as_str().expect("a text")))
+                .collect();
+            let id = format!("job-{number}");
+            let dir = self.prepare(&id, case["job"].clone());
+            let mut request = json!({ "id": id, "workDir": dir });
+            for (field, value) in case["request"].as_object().into_iter().flatten() {
+                request[field] = value.clone();
+            }
+            let job = self.run_request(self.idle_worker(with(&variables)), dir, request);
+            let result = &job.result;
+            assert_eq!(json!(job.verdict()), case["ends"], "{case}: {result}");
+            let steps = result["steps"].as_array().into_iter().flatten();
+            let codes: Value = steps.map(|step| step["exitCode"].clone()).collect();
+            let output = json!(job.output());
+            for (name, found) in [("codes", &codes), ("output", &output)] {
+                let expected = case.get(name).unwrap_or(found);
+                assert_eq!(found, expected, "{case}: {result}");
+            }
+            let said = |field: &str| result[field].as_str().unwrap_or_default();
+            for (name, said) in [
+                ("error", said("error")),
+                ("warning", said("warning")),
+                ("log", &job.log),
+            ] {
+                let text = case[name].as_str().unwrap_or_default();
+                assert!(said.contains(text), "{case}: {said}");
+            }
+            self.nothing_survives();
+            job
+        };
+        let cases = cases.as_array().expect("a table").iter();
+        cases.enumerate().map(run).collect()
     }
 
     #[track_caller]
@@ -418,6 +481,11 @@ pub fn read_json(path: &Path) -> Value {
 #[track_caller]
 pub fn await_file(path: &Path) {
     wait::until(&format!("{} to exist", path.display()), || path.exists());
+}
+
+/// Lets a job end whose step waits for the file `gate`.
+pub fn release(dir: &Path) {
+    fs::write(dir.join("gate"), "").unwrap();
 }
 
 /// The names of what is in a directory, sorted.

@@ -32,10 +32,14 @@ pub fn job_worker() -> Command {
     command
 }
 
+/// Sets these variables.
+pub fn with(variables: &[(&str, &str)]) -> impl Fn(&mut Command) {
+    move |command| _ = command.envs(variables.iter().copied())
+}
+
 /// Makes a worker speak this version of MQTT.
-pub fn speaking(version: &str) -> impl Fn(&mut Command) + use<> {
-    let version = version.to_owned();
-    move |command| _ = command.env("MQTT_PROTOCOL_VERSION", &version)
+pub fn speaking(version: &str) -> impl Fn(&mut Command) {
+    move |command| _ = command.env("MQTT_PROTOCOL_VERSION", version)
 }
 
 /// Takes the configuration of whoever runs the tests away from a command.
@@ -161,6 +165,13 @@ impl Worker {
 
     pub fn sigterm(&self) {
         self.signal(Signal::TERM);
+    }
+
+    /// Asks it to end, which it does with 0.
+    #[track_caller]
+    pub fn stop(&mut self) {
+        self.sigterm();
+        self.exits_with(0);
     }
 
     /// Stops its clock: it neither reads nor writes until [`Worker::thaw`].
