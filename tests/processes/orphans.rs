@@ -3,28 +3,29 @@
 
 use crate::support;
 
-use rustix::process::{Pid, Signal, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::json;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use support::broker::{Broker, Packet, Step, Verdict};
 use support::log::untimed;
 use support::processes::{survivors, zombies_of};
-use support::site::{Site, await_file, read, until_exists, verdict};
+use support::site::{Site, await_file, read, release, until_exists, verdict};
 use support::wait;
-use support::worker::{Worker, with, without};
+use support::worker::{Worker, binary, without};
 
-const PLAIN: &str = "sleep 1000 &";
-const SETSID: &str = "setsid sleep 1000 &";
-const DOUBLE_FORK: &str = "(setsid sh -c 'sleep 1000 & sleep 1000' &)";
-const NOHUP: &str = "nohup sleep 1000 > /dev/null 2>&1 &";
-const IMMUNE: &str = "(setsid sh -c 'trap \"\" TERM HUP INT; while :; do sleep 0.02; done' &)";
-const BOMB: &str = "bomb() { n=$1; if [ $n -gt 0 ]; then bomb $((n - 1)) & bomb $((n - 1)) & fi; sleep 1000; }; bomb 7 &";
-
-/// Every `n`th process of the bomb is 2^8 - 1 shells, each with a sleep.
-const KINDS: [&str; 6] = [PLAIN, SETSID, DOUBLE_FORK, NOHUP, IMMUNE, BOMB];
+/// The last one is 2^8 - 1 shells, each with a sleep.
+const KINDS: [&str; 6] = [
+    "sleep 1000 &",
+    "setsid sleep 1000 &",
+    "(setsid sh -c 'sleep 1000 & sleep 1000' &)",
+    "nohup sleep 1000 > /dev/null 2>&1 &",
+    "(setsid sh -c 'trap \"\" TERM HUP INT; while :; do sleep 0.02; done' &)",
+    "bomb() { n=$1; if [ $n -gt 0 ]; then bomb $((n - 1)) & bomb $((n - 1)) & fi; sleep 1000; }; bomb 7 &",
+];
 
 /// Runs a job of these steps, and counts what is alive when its result arrives at the broker.
 #[track_caller]
@@ -42,17 +43,9 @@ fn alive_at_the_result(steps: serde_json::Value, wanted: (&str, &str, i64)) {
     });
     let finished = site.run("a", json!({ "steps": steps }));
     assert_eq!(finished.verdict(), wanted, "{}", finished.log);
-    assert_eq!(
-        counts.try_recv(),
-        Ok(0),
-        "processes were alive when the result came"
-    );
-    let before_last = finished.log.lines().rev().nth(1).unwrap();
-    assert!(
-        untimed(before_last).starts_with("==> killed "),
-        "{}",
-        finished.log
-    );
+    assert_eq!(counts.try_recv(), Ok(0), "alive when the result came");
+    let before_last = untimed(finished.log.lines().rev().nth(1).unwrap());
+    assert!(before_last.starts_with("==> killed "), "{before_last}");
 }
 
 #[test]
@@ -107,15 +100,32 @@ fn what_cannot_be_killed_is_told_after_one_try() {
 }
 
 #[test]
-fn a_step_may_leave_something_running_for_the_next() {
+fn every_exit_status_is_the_right_one_and_nothing_is_left() {
     let site = Site::scripted();
-    let finished = site.run(
-        "a",
-        json!({ "steps": ["(setsid sleep 1000 & echo $! > pid); sleep 1000 & echo $! >> pid",
-        "for pid in $(cat pid); do kill -0 $pid || exit 1; done"] }),
-    );
-    assert_eq!(finished.verdict(), ("success", "", 0), "{}", finished.log);
-    site.nothing_survives();
+    let shell = site.drive.path().join("shell");
+    fs::copy("/bin/sh", &shell).unwrap();
+    let always = |run: String| json!({ "run": run, "always": true });
+    let orphans = |code| format!("(true &); (false &); setsid sh -c 'exit 9' & exit {code}");
+    let many: Vec<_> = (0..120).map(|code| always(orphans(code))).collect();
+    let codes: Vec<_> = (0..120).collect();
+    // more than the kernel takes as one argument
+    let long = "#".repeat(300_000);
+    let cases = json!([
+        { "job": { "steps": many }, "ends": ["failed", "step", 1], "codes": codes },
+        // a step may leave something running for the next
+        { "job": { "steps": ["(setsid sleep 1000 & echo $! > pid); sleep 1000 & echo $! >> pid",
+            "for pid in $(cat pid); do kill -0 $pid || exit 1; done"] }, "ends": ["success", "", 0] },
+        // one that kills its own group has failed
+        { "job": { "steps": ["sleep 1000 & kill -9 0; sleep 1000", "true"] }, "ends": ["failed", "step", 137],
+            "codes": [137, null] },
+        // what cannot be started says why
+        { "job": { "steps": ["true", long, "true", always("true".into())] }, "ends": ["failed", "internal", 1],
+            "codes": [0, null, null, 0], "error": "step 2/4" },
+        { "job": { "steps": ["true"], "env": { "LONG": long } }, "ends": ["failed", "internal", 1] },
+        { "job": { "steps": [format!("rm {}", shell.display()), "true"] }, "env": { "JOB_SHELL": shell },
+            "ends": ["failed", "internal", 1], "error": "could not be started" },
+    ]);
+    site.jobs(&cases);
 }
 
 #[test]
@@ -129,102 +139,26 @@ fn zombies_are_reaped_while_a_long_step_runs() {
     let dir = site.submit("a", json!({ "steps": [step] }));
     await_file(&dir.join("up"));
     wait::until("no zombie to be left", || zombies_of(worker.pid()) == 0);
-    fs::write(dir.join("gate"), "").unwrap();
-    assert_eq!(verdict(&site.result("a").json()), ("success", "", 0));
+    release(&dir);
+    site.succeeds("a");
     worker.exits_with(0);
-}
-
-#[test]
-fn no_exit_status_is_stolen() {
-    let site = Site::scripted();
-    let steps: Vec<_> = (0..120)
-        .map(|code| json!({ "run": format!("(true &); (false &); setsid sh -c 'exit 9' & exit {code}"), "always": true }))
-        .collect();
-    let finished = site.run("a", json!({ "steps": steps }));
-    let codes: Vec<_> = finished.result["steps"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|step| step["exitCode"].as_i64())
-        .collect();
-    assert_eq!(codes, (0..120).map(Some).collect::<Vec<_>>());
-    assert_eq!(finished.verdict(), ("failed", "step", 1));
-}
-
-#[test]
-fn a_step_that_kills_its_own_group_has_failed() {
-    let site = Site::scripted();
-    let finished = site.run(
-        "a",
-        json!({ "steps": ["sleep 1000 & kill -9 0; sleep 1000", "touch next"] }),
-    );
-    assert_eq!(finished.verdict(), ("failed", "step", 137));
-    assert_eq!(finished.result["steps"][0]["signal"], "SIGKILL");
-    site.nothing_survives();
-}
-
-#[test]
-fn a_step_that_cannot_be_started_says_why() {
-    let site = Site::scripted();
-    // more than the kernel takes as one argument
-    let steps = json!(["touch first", "#".repeat(300_000), "touch next", { "run": "touch last", "always": true }]);
-    let finished = site.run("long", json!({ "steps": steps }));
-    assert_eq!(finished.result["status"], "failed");
-    let error = finished.result["error"].as_str().unwrap();
-    assert!(error.contains("step 2/4"), "{error}");
-    let exists = |file: &str| finished.dir.join(file).exists();
-    assert_eq!(
-        [exists("first"), exists("next"), exists("last")],
-        [true, false, true]
-    );
-
-    let env = json!({ "LONG": "x".repeat(300_000) });
-    let finished = site.run("env", json!({ "steps": ["true"], "env": env }));
-    assert_eq!(finished.result["status"], "failed");
-}
-
-#[test]
-fn a_shell_that_vanishes_fails_the_step() {
-    let site = Site::scripted();
-    let shell = site.drive.path().join("shell");
-    fs::copy("/bin/sh", &shell).unwrap();
-    let finished = site.run_on(
-        site.idle_worker(|worker| _ = worker.env("JOB_SHELL", &shell)),
-        "a",
-        json!({ "steps": [format!("rm {}", shell.display()), "true"] }),
-    );
-    assert_eq!(finished.result["status"], "failed");
-    assert!(
-        finished.result["error"]
-            .as_str()
-            .unwrap()
-            .contains("could not be started"),
-        "{}",
-        finished.result
-    );
 }
 
 /// The binary, started by a shell that had a child already and became it: as a log writer or a companion is started.
 fn with_companion(site: &Site<Broker>, arguments: &str) -> (Worker, Pid) {
     let mut command = Command::new("sh");
-    let binary = support::worker::binary();
-    command.args([
-        "-c",
-        &format!(
-            "sleep 1000 & echo $! > companion; exec {} {arguments}",
-            binary.display()
-        ),
-    ]);
-    site.equip(&mut command);
+    let binary = binary().display().to_string();
+    let script = format!("sleep 1000 & echo $! > companion; exec {binary} {arguments}");
+    site.equip(command.args(["-c", &script]));
     command.env("JOB_STOP_GRACE", "1000");
     let states = site.mark();
     let process = site.start_as(command);
     site.await_idle(states);
-    let pid = read(&site.drive.path().join("companion"))
-        .trim()
-        .parse()
-        .unwrap();
-    (process, Pid::from_raw(pid).unwrap())
+    (process, pid_in(&site.drive.path().join("companion")))
+}
+
+fn pid_in(file: &Path) -> Pid {
+    Pid::from_raw(read(file).trim().parse().unwrap()).unwrap()
 }
 
 #[test]
@@ -234,10 +168,7 @@ fn who_was_there_before_is_no_part_of_a_job() {
     // its end would be waited for, for the whole grace, if it counted
     let steps = json!(["(setsid sleep 1000 &)", { "run": "sleep 1000", "timeoutSeconds": 0.1 }]);
     site.submit("a", json!({ "steps": steps }));
-    assert_eq!(
-        verdict(&site.result("a").json()),
-        ("failed", "timeout", 124)
-    );
+    assert_eq!(site.result("a").json()["reason"], "timeout");
     worker.exits_with(0);
     site.nothing_survives();
     test_kill_process(companion).expect("the companion is alive");
@@ -245,7 +176,7 @@ fn who_was_there_before_is_no_part_of_a_job() {
     let (mut supervisor, companion) = with_companion(&site, "supervise");
     for id in ["b", "c"] {
         site.submit(id, json!({ "steps": ["(setsid sleep 1000 &)"] }));
-        assert_eq!(verdict(&site.result(id).json()), ("success", "", 0));
+        site.succeeds(id);
     }
     supervisor.stop();
     site.nothing_survives();
@@ -258,75 +189,60 @@ fn starving(chains: u32) -> String {
     let chain =
         "$SIG{TERM} = q(IGNORE); while (-e q(chains) && time < $^T + 60) { if (fork) { exit } }";
     format!(
-        "trap '' TERM; touch chains; for i in $(seq {chains}); do perl -e '{chain}' & done; touch up; while :; do sleep 0.1; done"
+        "trap '' TERM; echo $PPID > worker; touch chains; for i in $(seq {chains}); do perl -e '{chain}' & done; \
+         touch up; while :; do sleep 0.1; done"
     )
-}
-
-/// One storm of processes at a time, so that none starves the other.
-static STORM: Mutex<()> = Mutex::new(());
-
-fn only_storm() -> MutexGuard<'static, ()> {
-    STORM.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Half a second is promised, where nothing else uses the machine. Starved, it took as long as the chains went on.
 const NOT_STARVED: Duration = Duration::from_secs(8);
 
+/// One storm of processes at a time, so that none starves the other.
 #[test]
-fn who_forks_and_exits_all_the_time_delays_no_timeout() {
-    let _alone = only_storm();
+fn who_forks_and_exits_all_the_time_delays_no_end() {
     let site = Site::scripted();
-    let step = json!({ "run": starving(100), "timeoutSeconds": 0.5 });
-    let worker = site.idle_worker(with(&[("JOB_STOP_GRACE", "0.5")]));
-    let finished = site.run_on(worker, "a", json!({ "steps": [step] }));
-    site.nothing_survives();
-    assert_eq!(finished.verdict(), ("failed", "timeout", 124));
-    let took = Duration::from_millis(finished.result["durationMs"].as_u64().unwrap());
-    assert!(took < NOT_STARVED, "{took:?}");
-}
-
-#[test]
-fn who_forks_and_exits_all_the_time_delays_no_cancel_and_no_stop() {
-    let _alone = only_storm();
-    let site = Site::scripted();
-    for (id, grace) in [("cancel", "0.5"), ("stop", "0.5"), ("second", "1000")] {
-        let mut worker = site.idle_worker(with(&[("JOB_STOP_GRACE", grace)]));
-        let dir = site.submit(id, json!({ "steps": [starving(50)] }));
-        await_file(&dir.join("up"));
+    for (id, grace) in [
+        ("timeout", "0.5"),
+        ("cancel", "0.5"),
+        ("stop", "0.5"),
+        ("second", "1000"),
+        ("sweep", "0.5"),
+    ] {
+        let is_supervised = id == "sweep";
+        let mut command = site.command(is_supervised.then_some("supervise"));
+        command.env("JOB_STOP_GRACE", grace);
+        let mut process = site.idle(command);
+        let limit = (id == "timeout").then_some(0.5);
+        let step = json!({ "run": starving(if id == "timeout" { 100 } else { 50 }), "timeoutSeconds": limit });
+        let dir = site.submit(id, json!({ "steps": [step], "maxAttempts": 1 }));
+        if limit.is_none() {
+            await_file(&dir.join("up"));
+        }
         let asked = Instant::now();
         match id {
+            "timeout" => _ = site.result(id),
             "cancel" => site.broker.publish(&format!("jobs/cancel/{id}"), ""),
-            "stop" => worker.signal(Signal::TERM),
+            "stop" => process.sigterm(),
+            "second" => {
+                process.sigterm();
+                process.await_stderr("SIGTERM: stopping");
+                process.insist(Signal::TERM);
+            }
             _ => {
-                worker.signal(Signal::TERM);
-                worker.await_stderr("SIGTERM: stopping");
-                worker.insist(Signal::TERM);
+                kill_process(pid_in(&dir.join("worker")), Signal::KILL).unwrap();
+                process.await_stderr("status 137");
             }
         }
-        worker.exits_with(0);
+        if !is_supervised {
+            process.exits_with(0);
+        }
         let took = asked.elapsed();
         assert!(took < NOT_STARVED, "{id}: {took:?}");
         site.nothing_survives();
+        if is_supervised {
+            process.sigterm();
+            process.wait(); // with 137, unless the next worker is there already
+        }
         fs::remove_dir_all(dir).unwrap(); // the request that was given back is rejected by the next worker
     }
-}
-
-#[test]
-fn who_forks_and_exits_all_the_time_delays_no_sweep_of_a_supervisor() {
-    let _alone = only_storm();
-    let site = Site::scripted();
-    let mut supervisor = site.start_as(site.command(["supervise"]));
-    site.await_idle(0);
-    let step = format!("echo $PPID > worker; {}", starving(50));
-    let dir = site.submit("a", json!({ "steps": [step], "maxAttempts": 1 }));
-    await_file(&dir.join("up"));
-    let worker = read(&dir.join("worker")).trim().parse().unwrap();
-    let asked = Instant::now();
-    rustix::process::kill_process(Pid::from_raw(worker).unwrap(), Signal::KILL).unwrap();
-    supervisor.await_stderr("status 137");
-    let took = asked.elapsed();
-    assert!(took < NOT_STARVED, "{took:?}");
-    site.nothing_survives();
-    supervisor.signal(Signal::TERM);
-    supervisor.wait(); // with 137, unless the next worker is there already
 }

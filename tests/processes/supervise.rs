@@ -4,12 +4,13 @@ use crate::support;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use std::fs;
+use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use support::broker::Broker;
-use support::processes::pid_1;
-use support::site::{Site, WORKER, await_file, read, read_json, until_exists, verdict};
+use support::processes::{child_of, marked, pid_1, zombies_of};
+use support::site::{Site, WORKER, await_file, read, read_json, release, verdict};
 use support::wait::{self, DEADLINE};
 use support::worker::{Worker, with};
 
@@ -27,33 +28,30 @@ fn idle(site: &Site<Broker>, configure: impl FnOnce(&mut Command)) -> Worker {
 }
 
 /// Notes the worker that runs it, and waits for `gate` with a daemon that ignores everything.
-const STAYS: &str = "echo $PPID >> workers; (setsid sh -c 'trap \"\" TERM HUP INT; touch up; sleep 1000' &); \
+const STAYS: &str = "echo $PPID >> worker; (setsid sh -c 'trap \"\" TERM HUP INT; touch up; sleep 1000' &); \
                      until [ -e gate ]; do sleep 0.02; done";
 
 #[test]
 fn each_job_has_a_fresh_worker_without_a_pause() {
     let site = Site::scripted();
     let mut supervisor = idle(&site, |_| {});
-    let ids: Vec<String> = (0..5).map(|number| format!("job{number}")).collect();
-    for (number, id) in ids.iter().enumerate() {
-        site.submit(
-            id,
-            json!({ "steps": [format!("echo $PPID $(cat /proc/$PPID/comm) >> ../workers; exit {number}")] }),
-        );
+    let id = |number: i32| format!("job{number}");
+    for number in 0..5 {
+        let step = format!("echo $PPID $(cat /proc/$PPID/comm) >> ../workers; exit {number}");
+        site.submit(&id(number), json!({ "steps": [step] }));
     }
-    for (number, id) in ids.iter().enumerate() {
-        assert_eq!(site.result(id).json()["exitCode"], number);
+    for number in 0..5 {
+        assert_eq!(site.result(&id(number)).json()["exitCode"], number);
     }
     let workers = read(&site.drive.path().join("workers"));
-    let mut workers: Vec<_> = workers.lines().collect();
-    workers.sort_unstable();
-    workers.dedup();
+    let workers: BTreeSet<_> = workers.lines().collect();
     assert_eq!(workers.len(), 5);
     let has_its_name = |worker: &&str| worker.ends_with(" job-worker");
     assert!(workers.iter().all(has_its_name), "{workers:?}");
+    let said = supervisor.stderr();
     assert!(
-        !supervisor.stderr().contains("starting another in"),
-        "a failed job is no error of the worker"
+        !said.contains("starting another in"),
+        "a failed job is no error: {said}"
     );
     supervisor.stop();
 }
@@ -95,52 +93,46 @@ fn errors_make_it_back_off_and_a_success_resets_that() {
 fn a_stop_is_passed_on_and_the_worker_s_status_handed_up() {
     for signal in [Signal::TERM, Signal::INT] {
         let site = Site::scripted();
-        let mut supervisor = idle(&site, |supervisor| {
-            // a stop waits for the drive only as long as the grace
-            supervisor
-                .env("JOB_STOP_GRACE", "0.2")
-                .env("JOB_SYNC", "off");
-        });
+        // a stop waits for the drive only as long as the grace
+        let variables = [("JOB_STOP_GRACE", "0.2"), ("JOB_SYNC", "off")];
+        let mut supervisor = idle(&site, with(&variables));
         let dir = site.submit("a", json!({ "steps": [STAYS] }));
         await_file(&dir.join("up"));
         supervisor.signal(signal);
         supervisor.exits_with(0);
         site.nothing_survives();
-        assert_eq!(
-            read_json(&dir.join("job.status.json"))["status"],
-            "interrupted"
-        );
+        is_interrupted(&dir);
         assert_eq!(site.broker.queued(WORKER), 1);
     }
+}
+
+fn is_interrupted(dir: &Path) {
+    let journal = read_json(&dir.join("job.status.json"));
+    assert_eq!(journal["status"], "interrupted");
 }
 
 #[test]
 fn a_second_stop_is_passed_on_too() {
     let site = Site::scripted();
     let mut supervisor = idle(&site, with(&[("JOB_STOP_GRACE", "1000")]));
-    let dir = site.submit(
-        "a",
-        json!({ "steps": ["trap 'touch told' TERM; touch up; while :; do sleep 0.02; done"] }),
-    );
+    let step = "trap 'touch told' TERM; touch up; while :; do sleep 0.02; done";
+    let dir = site.submit("a", json!({ "steps": [step] }));
     await_file(&dir.join("up"));
-    supervisor.signal(Signal::TERM);
+    supervisor.sigterm();
     await_file(&dir.join("told"));
     supervisor.insist(Signal::TERM);
     supervisor.exits_with(0);
-    assert_eq!(
-        read_json(&dir.join("job.status.json"))["status"],
-        "interrupted"
-    );
+    is_interrupted(&dir);
 }
 
-/// As systemd's default kill mode and `killall5` do: both get it at once, in whatever order.
+/// As systemd's default kill mode, `killall5` and Ctrl-C at a terminal do: both get it at once, in whatever order.
 #[test]
 fn one_stop_that_reaches_supervisor_and_worker_twice_is_one() {
     let site = Site::scripted();
     for round in 0..12 {
-        let finishes = round % 3 == 0;
+        let (finishes, is_ctrl_c) = (round % 3 == 0, round % 3 == 1);
         let mut supervisor = idle(&site, |supervisor| {
-            supervisor.env("JOB_STOP_GRACE", "30");
+            supervisor.env("JOB_STOP_GRACE", "30").process_group(0);
             supervisor.env("JOB_ON_STOP", if finishes { "finish" } else { "requeue" });
         });
         let id = format!("job-{round}");
@@ -152,13 +144,17 @@ fn one_stop_that_reaches_supervisor_and_worker_twice_is_one() {
         let worker = read(&dir.join("worker")).trim().parse().unwrap();
         let pids = [supervisor.pid() as i32, worker];
         for turn in 0..4 {
+            if is_ctrl_c {
+                supervisor.signal_group(Signal::INT);
+                break;
+            }
             let pid = Pid::from_raw(pids[(round + turn) % 2]).unwrap();
             let _ = kill_process(pid, Signal::TERM); // it may have ended
         }
         if finishes {
             supervisor.await_stderr("finishing the job first");
-            fs::write(dir.join("gate"), "").unwrap();
-            assert_eq!(verdict(&site.result(&id).json()).0, "success");
+            release(&dir);
+            site.succeeds(&id);
         }
         supervisor.exits_with(0);
         assert_eq!(dir.join("cleaned").exists(), !finishes, "round {round}");
@@ -166,46 +162,9 @@ fn one_stop_that_reaches_supervisor_and_worker_twice_is_one() {
         assert!(!log.contains("once more"), "{log}");
         if !finishes {
             let mut next = site.worker(|_| {});
-            site.result(&id).json();
+            site.succeeds(&id);
             next.exits_with(0);
         }
-    }
-}
-
-#[test]
-fn ctrl_c_at_a_terminal_is_one_signal_and_not_two() {
-    let site = Site::scripted();
-    let mut supervisor = idle(&site, |supervisor| {
-        supervisor.env("JOB_STOP_GRACE", "30").process_group(0);
-    });
-    let dir = site.submit(
-        "a",
-        json!({ "steps": ["trap 'sleep 0.5; touch cleaned; exit' TERM; touch up; while :; do sleep 0.02; done"] }),
-    );
-    await_file(&dir.join("up"));
-    supervisor.signal_group(Signal::INT);
-    supervisor.exits_with(0);
-    assert!(dir.join("cleaned").exists(), "the step had its grace");
-}
-
-#[test]
-fn a_stop_at_any_moment_is_status_0() {
-    let site = Site::scripted();
-    let mut first = idle(&site, |_| {}); // for a session
-    first.stop();
-    for round in 0..25 {
-        let states = site.mark();
-        let mut supervisor = supervise(&site, |_| {});
-        let ids: Vec<_> = (0..4)
-            .map(|number| format!("job-{round}-{number}"))
-            .collect();
-        for id in &ids {
-            site.submit(id, json!({ "steps": ["true"] }));
-        }
-        // somewhere in the lives of its workers, most of which are being born
-        site.await_idle(states);
-        site.result(&ids[round % ids.len()]).json();
-        supervisor.stop();
     }
 }
 
@@ -215,72 +174,38 @@ fn what_a_killed_worker_leaves_is_swept_and_its_job_runs_again() {
     let mut supervisor = idle(&site, |_| {});
     let dir = site.submit("a", json!({ "steps": [STAYS] }));
     await_file(&dir.join("up"));
-    let worker = || {
-        read(&dir.join("workers"))
-            .lines()
-            .last()
-            .and_then(|pid| pid.parse().ok())
-    };
-    let daemon_of = |attempt: &str| {
-        let wanted = format!("JOB_ATTEMPT={attempt}");
-        support::processes::marked(&site.label(), wanted.as_bytes()).len()
-    };
-    kill_process(Pid::from_raw(worker().unwrap()).unwrap(), Signal::KILL).unwrap();
+    kill_worker(&dir);
     supervisor.await_stderr("status 137; starting another in 100ms");
     wait::until("the second attempt", || {
-        read(&dir.join("workers")).lines().count() == 2
+        read(&dir.join("worker")).lines().count() == 2
     });
-    assert_eq!(daemon_of("1"), 0);
-    fs::write(dir.join("gate"), "").unwrap();
+    let daemons = marked(&site.label(), b"JOB_ATTEMPT=1");
+    assert!(daemons.is_empty(), "{daemons:?}");
+    release(&dir);
     let result = site.result("a").json();
     assert_eq!(
-        (verdict(&result), &result["attempt"]),
-        (("success", "", 0), &json!(2))
+        (verdict(&result).0, &result["attempt"]),
+        ("success", &json!(2))
     );
     site.broker.wait_for_queued(WORKER, 0, DEADLINE);
     supervisor.stop();
     site.nothing_survives();
 }
 
-#[test]
-fn a_job_that_kills_its_workers_is_given_up() {
-    let site = Site::scripted();
-    let mut supervisor = idle(&site, |_| {});
-    site.submit(
-        "a",
-        json!({ "steps": ["kill -9 $PPID; sleep 1000"], "maxAttempts": 2 }),
-    );
-    let result = site.result("a").json();
-    assert_eq!(verdict(&result), ("failed", "interrupted", 1));
-    assert_eq!(result["attempt"], 2);
-    supervisor.stop();
-    site.nothing_survives();
+/// Kills the worker of a job that has noted it.
+fn kill_worker(dir: &Path) {
+    let pid = read(&dir.join("worker")).trim().parse().expect("one pid");
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
 }
 
 #[test]
 fn zombies_are_reaped_while_a_worker_lives() {
     let site = Site::scripted();
     let supervisor = idle(&site, |_| {});
-    let dir = site.submit(
-        "a",
-        json!({ "steps": ["echo $PPID > workers; touch up; ".to_owned() + &until_exists("gate")] }),
-    );
-    await_file(&dir.join("up"));
     // an orphan of the supervisor's own: its worker is not there to adopt it
-    let worker = read(&dir.join("workers")).trim().parse().unwrap();
-    kill_process(Pid::from_raw(worker).unwrap(), Signal::KILL).unwrap();
+    kill_worker(&site.hold("a"));
     supervisor.await_stderr("status 137");
-    wait::until("no zombie to be left", || {
-        support::processes::zombies_of(supervisor.pid()) == 0
-    });
-}
-
-#[test]
-fn a_configuration_error_is_said_at_once() {
-    let site = Site::scripted();
-    let mut supervisor = supervise(&site, with(&[("JOB_ON_STOP", "never")]));
-    supervisor.exits_with(78);
-    assert!(supervisor.stderr().contains("JOB_ON_STOP"));
+    wait::until("no zombie to be left", || zombies_of(supervisor.pid()) == 0);
 }
 
 #[test]
@@ -296,10 +221,10 @@ fn pid_1_supervises_and_survives_a_step_that_kills_everything() {
     );
     assert_eq!(site.result("a").json()["reason"], "interrupted");
     let dir = site.submit("b", json!({ "steps": ["(setsid sleep 1000 &); echo ran"] }));
-    assert_eq!(verdict(&site.result("b").json()), ("success", "", 0));
+    site.succeeds("b");
     assert!(read(&dir.join("job.log")).contains("running, processes: 1"));
     site.broker.wait_for_queued(WORKER, 0, DEADLINE);
-    kill_process(support::processes::child_of(&supervisor), Signal::TERM).unwrap();
+    kill_process(child_of(&supervisor), Signal::TERM).unwrap();
     supervisor.exits_with(0);
     site.nothing_survives();
 }
@@ -308,18 +233,14 @@ fn pid_1_supervises_and_survives_a_step_that_kills_everything() {
 fn a_job_that_stops_its_workers_is_not_restarted_without_a_pause() {
     let site = Site::scripted();
     let mut supervisor = idle(&site, |_| {});
-    let dir = site.submit(
-        "a",
-        json!({ "steps": ["echo >> ../starts; [ -e gate ] && exit; kill -TERM $PPID; sleep 1000"] }),
-    );
+    let step = "echo >> ../starts; [ -e gate ] && exit; kill -TERM $PPID; sleep 1000";
+    let dir = site.submit("a", json!({ "steps": [step] }));
     for pause in ["100ms", "200ms", "400ms"] {
-        supervisor.await_stderr(&format!(
-            "stopped, and not by us; starting another in {pause}"
-        ));
+        let said = format!("stopped, and not by us; starting another in {pause}");
+        supervisor.await_stderr(&said);
     }
-    fs::write(dir.join("gate"), "").unwrap();
-    let result = site.result("a").json();
-    assert_eq!(verdict(&result).0, "success");
+    release(&dir);
+    site.succeeds("a");
     assert_eq!(read(&site.drive.path().join("starts")).lines().count(), 4);
     supervisor.stop();
 }

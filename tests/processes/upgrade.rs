@@ -5,10 +5,10 @@ use crate::support;
 use serde_json::json;
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use support::broker::Broker;
-use support::site::{Site, WORKER, await_file, read, until_exists, verdict};
+use support::site::{Site, WORKER, read, release};
 use support::wait::{self, DEADLINE};
 use support::worker::{Worker, binary};
 
@@ -71,24 +71,13 @@ impl Installed {
     }
 }
 
-/// A job that names its worker and waits for `gate`.
-fn held_job(site: &Site<Broker>, id: &str) -> (PathBuf, u32) {
-    let steps = ["echo $PPID >worker; touch up; ".to_owned() + &until_exists("gate")];
-    let dir = site.submit(id, json!({ "steps": steps }));
-    await_file(&dir.join("up"));
-    let worker = read(&dir.join("worker")).trim().parse().expect("a pid");
-    (dir, worker)
-}
-
 /// Lets the job end, and waits for the next worker.
-fn let_go(site: &Site<Broker>, id: &str, dir: &std::path::Path) {
+fn let_go(site: &Site<Broker>, id: &str, dir: &Path) {
     let states = site.mark();
-    fs::write(dir.join("gate"), "").unwrap();
+    release(dir);
     let result = site.result(id).json();
-    assert_eq!(
-        (verdict(&result), &result["attempt"]),
-        (("success", "", 0), &json!(1))
-    );
+    let ends = json!([result["status"], result["attempt"]]);
+    assert_eq!(ends, json!(["success", 1]));
     site.await_idle(states);
 }
 
@@ -102,7 +91,8 @@ fn a_new_program_is_taken_after_the_job_under_the_same_pid() {
         ("symlink", Installed::relink),
         ("file-again", Installed::upgrade),
     ] {
-        let (dir, worker) = held_job(&site, id);
+        let dir = site.hold(id);
+        let worker = read(&dir.join("worker")).trim().parse().expect("a pid");
         assert!(installed.is_run_by(worker) && installed.is_run_by(supervisor.pid()));
         upgrade(&installed);
         assert!(!installed.is_run_by(supervisor.pid()));
@@ -121,7 +111,7 @@ fn a_new_program_that_does_not_run_stops_nobody() {
     let mut supervisor = installed.supervise(&site);
     let mut written = None;
     for (number, id) in ["text", "written", "rights"].into_iter().enumerate() {
-        let (dir, _) = held_job(&site, id);
+        let dir = site.hold(id);
         match id {
             "text" => {
                 let text = installed.path.with_extension("new");
@@ -140,19 +130,19 @@ fn a_new_program_that_does_not_run_stops_nobody() {
             }
         }
         let_go(&site, id, &dir);
-        let warnings = supervisor.stderr().matches("cannot be executed").count();
-        assert_eq!(warnings, number + 1, "{}", supervisor.stderr());
+        supervisor.await_stderr("cannot be executed");
         // told once, not at each job
-        let (dir, _) = held_job(&site, &format!("{id}-again"));
-        let_go(&site, &format!("{id}-again"), &dir);
-        let warnings = supervisor.stderr().matches("cannot be executed").count();
-        assert_eq!(warnings, number + 1, "{}", supervisor.stderr());
+        let again = format!("{id}-again");
+        let_go(&site, &again, &site.hold(&again));
+        let said = supervisor.stderr();
+        let warnings = said.matches("cannot be executed").count();
+        assert_eq!(warnings, number + 1, "{said}");
     }
-    let (dir, _) = held_job(&site, "gone");
+    let dir = site.hold("gone");
     drop(written);
     fs::remove_file(&installed.path).unwrap();
     let_go(&site, "gone", &dir);
-    let (dir, _) = held_job(&site, "good");
+    let dir = site.hold("good");
     installed.upgrade();
     installed.set_mode(0o755);
     let_go(&site, "good", &dir);
@@ -168,10 +158,10 @@ fn a_stop_in_mid_upgrade_is_not_lost() {
         let mut supervisor = installed.supervise(&site);
         let id = format!("job-{round}");
         let states = site.mark();
-        let (dir, _) = held_job(&site, &id);
+        let dir = site.hold(&id);
         installed.upgrade();
-        fs::write(dir.join("gate"), "").unwrap();
-        site.result(&id).json();
+        release(&dir);
+        site.succeeds(&id);
         // from the end of the worker on, through the whole change, to the start of the next one
         if round % 5 == 0 {
             site.await_idle(states);

@@ -51,7 +51,7 @@ fn assert_honest(log: &str, starts: &[&str]) {
 #[test]
 fn nothing_in_a_message_forges_a_line_of_the_worker_s_log() {
     let site = Site::start();
-    let mut worker = site.idle_worker(with(&[("JOB_DIR_WAIT", "0")]).env("RUST_LOG", "debug"));
+    let mut worker = site.idle_worker(with(&[("RUST_LOG", "debug")]));
     let dir = site.directory("dir");
     for trick in TRICKS {
         let text = format!("a{trick}{FORGED}");
