@@ -28,6 +28,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
+use support::broker::Message;
 use support::controller::Controller;
 use support::cut_drive::{CutDrive, DiskCache, FILE_SYSTEMS, FileSystem};
 use support::mosquitto::Mosquitto;
@@ -541,7 +542,7 @@ impl Campaign {
     fn await_moment(&mut self, moment: Moment) {
         // the queue keeps its order, so only the first of those that are open can begin or end soon
         let watch = |it: &Self| match moment {
-            Moment::Result => it.controller.count_since(it.mark, "jobs/results/"),
+            Moment::Result => it.new_results().len(),
             Moment::Begin => it.open().take(4).map(|it| it.begins().len()).sum(),
             Moment::FinalDocument => it.open().take(4).filter(|it| it.is_over()).count(),
             Moment::Random => 0,
@@ -566,6 +567,12 @@ impl Campaign {
         self.requests.iter().filter(|it| it.result.is_none())
     }
 
+    fn new_results(&self) -> Vec<Message> {
+        let mut news = self.controller.news(self.mark);
+        news.retain(|message| message.topic.starts_with("jobs/results/"));
+        news
+    }
+
     /// What a controller reads of a job when its result is there, before the power goes.
     fn remember_logs(&mut self) {
         for message in self.controller.news(self.mark) {
@@ -588,7 +595,7 @@ impl Campaign {
             let mark = self.controller.mark();
             self.controller.publish("marker", "");
             wait::until("the marker", || {
-                self.controller.count_since(mark, "marker") > 0
+                !self.controller.heard_since(mark, "marker").is_empty()
             });
         }
         self.collect();

@@ -7,7 +7,6 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use rumqttc::QoS;
 use serde_json::{Value, json};
 use support::controller::Controller;
 use support::site::{Site, names, read};
@@ -128,7 +127,7 @@ fn when_the_result_arrives_log_and_status_are_whole_and_all_that_is_added() {
         let mut worker = site.idle_worker(|_| {});
         let dir = site.submit(id, json!({ "steps": steps }));
         let published = site.result(id);
-        assert_eq!(published.qos, QoS::AtLeastOnce);
+        assert_eq!(published.qos, 1);
         let status = fs::read(dir.join("job.status.json")).expect("a status file");
         assert_eq!(status, published.payload, "byte for byte");
         let log = read(&dir.join("job.log"));

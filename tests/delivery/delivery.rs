@@ -16,7 +16,7 @@ use support::site::{Site, read, while_exists};
 use support::wait;
 use support::worker::speaking;
 
-fn ids(results: &[support::controller::Message]) -> Vec<String> {
+fn ids(results: &[support::broker::Message]) -> Vec<String> {
     results
         .iter()
         .map(|message| message.topic.trim_start_matches("jobs/results/").to_owned())

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::json;
-use support::broker::{Broker, Entry, Packet, Step, Verdict};
+use support::broker::{Broker, Entry, Message, Packet, Verdict};
+use support::cases;
 use support::proxy::Proxy;
 use support::site::{Site, WORKER, read_json, until_exists};
 use support::wait::{self, DEADLINE};
@@ -44,9 +45,7 @@ fn a_connection_that_dies_is_noticed_within_one_and_a_half_keep_alives() {
     let died = proxy.kill_connections();
     proxy.await_connection(1);
     assert!(died.elapsed() < NOTICED, "{:?}", died.elapsed());
-    site.submit("a", json!({ "steps": ["true"] }));
-    assert_eq!(site.result("a").json()["status"], "success");
-    worker.exits_with(0);
+    site.runs_a_job(&mut worker);
 }
 
 #[test]
@@ -84,10 +83,7 @@ fn one_of_two_idle_workers_under_one_id_leaves(version: &str) {
     for named in ["worker_id", "node-worker-01", "jobs/workers/node-worker-01"] {
         assert!(gone.contains(named), "{named}: {gone}");
     }
-    // the other one is as good as ever
-    site.submit("a", json!({ "steps": ["true"] }));
-    assert_eq!(site.result("a").json()["status"], "success");
-    workers[1].exits_with(0);
+    site.runs_a_job(&mut workers[1]);
 }
 
 fn an_acknowledgement_of_something_else_is_none_of_the_result(version: &str) {
@@ -117,23 +113,20 @@ on_both_protocols!(
     a_worker_says_idle_when_its_queue_is_there_and_not_before,
 );
 
-/// The short form of "session taken over" (MQTT 5, section 3.14.2.1), which Mosquitto 2.1 sends.
-const SHORT_TAKEOVER: [u8; 3] = [0xe0, 0x01, 0x8e];
-
+/// Mosquitto 2.1 says "session taken over" in the short form (MQTT 5, section 3.14.2.1).
 #[test]
 fn a_takeover_said_in_the_short_form_is_one_too() {
     let site = Site::scripted();
     site.broker.set_script(|step| match step.packet {
         Packet::Disconnect { .. } if !step.from_client => {
-            Verdict::Replace(Packet::Raw(SHORT_TAKEOVER.to_vec()))
+            Verdict::Replace(Packet::Raw(vec![0xe0, 0x01, 0x8e]))
         }
         _ => Verdict::Pass,
     });
     let mut workers = [site.idle_worker(|_| {}), site.worker(|_| {})];
     let gone = wait::until_some("one of them to leave", || {
-        workers
-            .iter_mut()
-            .position(|worker| worker.ended().is_some())
+        let mut workers = workers.iter_mut();
+        workers.position(|worker| worker.ended().is_some())
     });
     workers[gone].exits_with(75);
     assert!(workers[gone].stderr().contains("WORKER_ID"));
@@ -195,9 +188,7 @@ fn the_brokers_of_a_url_are_tried_in_turn() {
     other.stop_listening();
     worker.await_stderr(&format!("connected to the broker at 127.0.0.1:{second}"));
     site.broker.wait_for_message("jobs/workers/+", 1, DEADLINE);
-    site.submit("a", json!({ "steps": ["true"] }));
-    assert_eq!(site.result("a").json()["status"], "success");
-    worker.exits_with(0);
+    site.runs_a_job(&mut worker);
 }
 
 #[test]
@@ -212,46 +203,105 @@ fn the_password_file_is_read_for_each_connection() {
     });
     fs::write(&file, "\u{feff}second\r\n").unwrap();
     site.broker.kick(WORKER);
-    let is_second = |entry: &Entry| matches!(entry, Entry::Packet { packet: Packet::Connect { password, .. }, .. } if password == "second");
-    site.broker
-        .wait_until(DEADLINE, |log| log.iter().any(is_second));
-}
-
-/// Treats the greetings in their order: the versions that they must have, and what becomes of them.
-fn greeted_as(expected: &'static [(u8, Verdict)]) -> impl FnMut(&Step) -> Verdict {
-    let mut greetings = expected.iter();
-    move |step| match (step.packet, greetings.as_slice()) {
-        (Packet::Connect { version, .. }, [_, ..]) => {
-            let (expected, verdict) = greetings.next().unwrap();
-            assert_eq!(version, expected);
-            verdict.clone()
-        }
-        _ => Verdict::Pass,
-    }
-}
-
-#[test]
-fn a_greeting_gets_more_time_at_each_try() {
-    let site = Site::scripted();
-    let greetings = &[(5, Verdict::Drop), (5, Verdict::Drop), (5, Verdict::Pass)];
-    site.broker.set_script(greeted_as(greetings));
-    let worker = site.idle_worker(|command| {
-        speaking("5")(command);
-        command.env("MQTT_KEEP_ALIVE", KEEP_ALIVE);
+    wait::until("the second password", || {
+        let is_second = |packet: &Packet| matches!(packet, Packet::Connect { password, .. } if password == "second");
+        site.broker.sent().iter().any(is_second)
     });
-    let said = worker.stderr();
-    for words in ["within 5 s", "within 7.5 s"] {
-        assert!(said.contains(words), "{words}: {said}");
-    }
+}
+
+/// The greetings of a worker in their order: the version of each, and what becomes of it.
+type Greetings = Vec<(u8, Verdict)>;
+
+/// Whatever a broker does with a greeting, the worker comes through, and says that it speaks the older version where it does.
+#[test]
+fn the_version_that_is_spoken_follows_from_what_becomes_of_the_greetings() {
+    use Verdict::{CutBefore, Drop, Pass};
+    // as a broker of 3.1.1 may say that it has no version 5
+    let no_5 = || Verdict::Answer(Packet::Raw(vec![0x20, 2, 0, 1]));
+    let older = "speaking 3.1.1";
+    let cases: [(&str, Greetings, &[&str]); 9] = [
+        (
+            "auto",
+            vec![(5, CutBefore), (5, CutBefore), (4, Pass)],
+            &[older],
+        ),
+        ("auto", vec![(5, no_5()), (5, no_5()), (4, Pass)], &[older]),
+        ("auto", vec![(5, Drop), (5, Drop), (4, Pass)], &[older]),
+        (
+            "auto",
+            vec![(5, CutBefore), (5, CutBefore), (4, CutBefore), (5, Pass)],
+            &[],
+        ),
+        // the version that a broker has taken is kept
+        (
+            "auto",
+            vec![(5, Pass), (5, CutBefore), (5, CutBefore), (5, Pass)],
+            &[],
+        ),
+        ("5", vec![(5, CutBefore), (5, CutBefore), (5, Pass)], &[]),
+        ("5", vec![(5, no_5()), (5, no_5()), (5, Pass)], &[]),
+        // a greeting gets more time at each try
+        (
+            "5",
+            vec![(5, Drop), (5, Drop), (5, Pass)],
+            &["within 5 s", "within 7.5 s"],
+        ),
+        ("4", vec![(4, Pass)], &[]),
+    ];
+    cases::try_all(cases.len(), &cases, |(version, greetings, said)| {
+        let site = Site::scripted();
+        let mut left = greetings.clone().into_iter();
+        site.broker.set_script(move |step| match *step.packet {
+            Packet::Connect { version, .. } => {
+                let (expected, verdict) = left.next().expect("one more greeting");
+                assert_eq!(version, expected);
+                verdict
+            }
+            _ => Pass,
+        });
+        let mut worker = site.idle_worker(|command| {
+            speaking(version)(command);
+            command.env("MQTT_KEEP_ALIVE", KEEP_ALIVE);
+        });
+        if greetings[0].1 == Pass && greetings.len() > 1 {
+            site.broker.kick(WORKER);
+        }
+        site.broker.wait_until(DEADLINE, |log| {
+            let is_greeting = |entry: &&Entry| {
+                let Entry::Packet { packet, .. } = entry else {
+                    return false;
+                };
+                matches!(packet, Packet::Connect { .. })
+            };
+            log.iter().filter(is_greeting).count() == greetings.len()
+        });
+        site.runs_a_job(&mut worker);
+        let log = worker.stderr();
+        assert!(said.iter().all(|words| log.contains(words)), "{log}");
+        assert_eq!(log.contains(older), said.contains(&older), "{log}");
+    });
 }
 
 #[test]
-fn where_version_5_is_never_answered_the_older_one_is_spoken() {
-    let site = Site::scripted();
-    let greetings = &[(5, Verdict::Drop), (5, Verdict::Drop), (4, Verdict::Pass)];
-    site.broker.set_script(greeted_as(greetings));
-    let worker = site.idle_worker(|command| _ = command.env("MQTT_KEEP_ALIVE", KEEP_ALIVE));
-    assert!(worker.stderr().contains("speaking 3.1.1"));
+fn a_server_keep_alive_is_heeded_and_one_of_0_is_no_reason_to_ping_without_a_pause() {
+    for (properties, own, least, most) in [(&[0x13, 0, 0], "5", 0, 1), (&[0x13, 0, 2], "30", 1, 2)]
+    {
+        let site = Site::scripted();
+        site.broker.offer(properties);
+        let mut worker = site.idle_worker(|command| _ = command.env("MQTT_KEEP_ALIVE", own));
+        let pings = || {
+            site.broker
+                .sent()
+                .iter()
+                .filter(|it| **it == Packet::PingReq)
+                .count()
+        };
+        wait::until("a PINGREQ where one is due", || pings() >= least);
+        // rumqttc has set its clock before it hears of 0, so that one goes out
+        let quiet = Duration::from_millis(500);
+        wait::throughout(quiet, "few PINGREQ", || pings() <= most);
+        site.runs_a_job(&mut worker);
+    }
 }
 
 fn a_worker_says_idle_when_its_queue_is_there_and_not_before(version: &str) {
@@ -271,9 +321,7 @@ fn a_worker_says_idle_when_its_queue_is_there_and_not_before(version: &str) {
     let pkid = subscribed.recv_timeout(DEADLINE).unwrap();
     let codes = vec![1, 0];
     site.broker.send(WORKER, Packet::SubAck { pkid, codes });
-    site.submit("a", json!({ "steps": ["true"] }));
-    assert_eq!(site.result("a").json()["status"], "success");
-    worker.exits_with(0);
+    site.runs_a_job(&mut worker);
     let log = site.broker.log();
     let first = |is_it: &dyn Fn(&Packet) -> bool| {
         log.iter().position(|entry| match entry {
@@ -291,20 +339,6 @@ fn a_worker_says_idle_when_its_queue_is_there_and_not_before(version: &str) {
         &|packet| matches!(packet, Packet::Publish { topic, .. } if topic.starts_with("jobs/workers/")),
     );
     assert!(granted.is_some() && said > granted, "{granted:?} {said:?}");
-}
-
-#[test]
-fn where_the_older_version_does_not_help_version_5_is_tried_again() {
-    let site = Site::scripted();
-    let greetings = &[
-        (5, Verdict::CutBefore),
-        (5, Verdict::CutBefore),
-        (4, Verdict::CutBefore),
-        (5, Verdict::Pass),
-    ];
-    site.broker.set_script(greeted_as(greetings));
-    let worker = site.idle_worker(|_| {});
-    assert!(!worker.stderr().contains("speaking 3.1.1"));
 }
 
 /// With each few descriptors that it may have, in an own queue and in a pool, whose head has a connection of its own.
@@ -348,8 +382,7 @@ fn too_few_descriptors_are_waited_for() {
 #[test]
 fn what_the_broker_says_that_it_does_not_take_is_published_short() {
     let site = Site::scripted();
-    site.broker
-        .configure(|knobs| knobs.max_packet_size = Some(600));
+    site.broker.offer(&[0x27, 0, 0, 2, 88]); // Maximum Packet Size 600
     let mut worker = site.idle_worker(speaking("5"));
     site.broker.publish("jobs/pending", "x".repeat(2000));
     let notices = site.broker.wait_for_message("jobs/rejected", 1, DEADLINE);
@@ -368,15 +401,6 @@ fn what_the_broker_says_that_it_does_not_take_is_published_short() {
     assert_eq!(stored["steps"].as_array().unwrap().len(), 100);
     assert_eq!(stored.get("truncated"), None);
     site.broker.wait_for_queued(WORKER, 0, DEADLINE);
-    // neither the announcements nor the result have ended the connection
-    let connects = |entry: &&Entry| {
-        matches!(
-            entry,
-            Entry::Packet {
-                packet: Packet::Connect { .. },
-                ..
-            }
-        )
-    };
-    assert_eq!(site.broker.log().iter().filter(connects).count(), 1);
+    let is_too_large = |it: &Message| it.topic.len() + it.payload.len() > 590;
+    assert!(!site.broker.received("#").iter().any(is_too_large));
 }

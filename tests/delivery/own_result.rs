@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use support::controller::Message;
+use support::broker::Message;
 use support::mosquitto::Mosquitto;
 use support::site::Site;
 use support::wait;

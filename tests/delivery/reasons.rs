@@ -3,15 +3,19 @@
 use crate::support;
 
 use serde_json::json;
-use support::broker::{Entry, Packet, Verdict};
+use support::broker::{Broker, Packet, Verdict};
 use support::site::{Site, WORKER};
 use support::wait::DEADLINE;
-use support::worker::Worker;
+use support::worker::{Worker, speaking};
 
-type Pair = (Site<support::broker::Broker>, Worker);
+type Pair = (Site<Broker>, Worker);
 
-/// A site whose broker says this in place of the first packet that it fits, or of each.
-fn saying(always: bool, says: impl Fn(&Packet) -> Option<Packet> + Send + 'static) -> Pair {
+/// A site whose broker says this in place of the first packet that it fits, or of each; and a worker with a login.
+fn saying_in(
+    version: &str,
+    always: bool,
+    says: impl Fn(&Packet) -> Option<Packet> + Send + 'static,
+) -> Pair {
     let site = Site::scripted();
     let mut said = false;
     site.broker.set_script(move |step| {
@@ -24,8 +28,15 @@ fn saying(always: bool, says: impl Fn(&Packet) -> Option<Packet> + Send + 'stati
             None => Verdict::Pass,
         }
     });
-    let worker = site.worker(|command| _ = command.env("MQTT_PROTOCOL_VERSION", "5"));
+    let worker = site.worker(|command| {
+        speaking(version)(command);
+        command.envs([("MQTT_USERNAME", "alice"), ("MQTT_PASSWORD", "open sesame")]);
+    });
     (site, worker)
+}
+
+fn saying(always: bool, says: impl Fn(&Packet) -> Option<Packet> + Send + 'static) -> Pair {
+    saying_in("5", always, says)
 }
 
 /// In place of a CONNACK, with this code and these properties.
@@ -77,43 +88,28 @@ fn disconnecting(code: u8) -> impl Fn(&Packet) -> Option<Packet> {
 }
 
 /// Ends with 77, and says this.
+#[track_caller]
 fn gives_up(pair: Pair, said: &str) {
     let (_site, mut worker) = pair;
     worker.exits_with(77);
     let log = worker.stderr();
     assert!(log.contains(said), "{said:?} is not in:\n{log}");
+    assert!(!log.contains("open sesame"), "{log}");
 }
 
 /// Says this, and does its job all the same. Returns what it has sent.
+#[track_caller]
 fn goes_on(pair: Pair, said: &str) -> Vec<Packet> {
     let (site, mut worker) = pair;
     worker.await_stderr(said);
     worker.await_stderr("waiting for a job");
-    site.submit("a", json!({ "steps": ["true"] }));
-    assert_eq!(site.result("a").json()["status"], "success");
-    worker.exits_with(0);
-    site.broker.wait_for_queued(WORKER, 0, DEADLINE);
-    assert_eq!(
-        worker.stderr().matches(said).count(),
-        1,
-        "{said:?} is said once"
-    );
-    let sent = site
-        .broker
-        .log()
-        .into_iter()
-        .filter_map(|entry| match entry {
-            Entry::Packet {
-                from_client: true,
-                packet,
-                ..
-            } => Some(packet),
-            _ => None,
-        });
-    sent.collect()
+    site.runs_a_job(&mut worker);
+    let count = worker.stderr().matches(said).count();
+    assert_eq!(count, 1, "{said:?} is said once");
+    site.broker.sent()
 }
 
-/// MQTT 5, section 2.4 and the properties of section 3.2.2.3.
+/// MQTT 5, section 2.4, table 3-1 and the properties of section 3.2.2.3; MQTT 3.1.1, table 3.1.
 #[test]
 fn what_no_retry_mends_is_exit_77() {
     gives_up(saying(true, greeting(0, &[0x24, 0])), "Maximum QoS 0");
@@ -121,20 +117,34 @@ fn what_no_retry_mends_is_exit_77() {
         saying(true, greeting(0, &[0x21, 0, 0])),
         "Receive Maximum 0",
     );
-    for (code, said) in [
-        (0x90, "denies access (TopicNameInvalid)"),
-        (0x9b, "denies access (QoSNotSupported)"),
-        (0x9d, "denies access (ServerMoved)"),
-        (0x84, "denies access (UnsupportedProtocolVersion)"),
+    for (version, code, said) in [
+        ("5", 0x90, "denies access (TopicNameInvalid)"),
+        ("5", 0x9b, "denies access (QoSNotSupported)"),
+        ("5", 0x9d, "denies access (ServerMoved)"),
+        ("5", 0x84, "denies access (UnsupportedProtocolVersion)"),
+        ("5", 0x86, "user name and password"),
+        ("5", 0x87, "user name and password"),
+        ("5", 0x8a, "user name and password"),
+        ("5", 0x85, "client id"),
+        ("4", 4, "user name and password"),
+        ("4", 5, "user name and password"),
+        ("4", 2, "client id"),
     ] {
-        gives_up(saying(true, greeting(code, &[])), said);
+        gives_up(saying_in(version, true, greeting(code, &[])), said);
     }
-    for (codes, said) in [
-        ([0, 0], "grants jobs/pending at QoS 0"),
-        ([1, 0x8f], "jobs/cancel/+ (TopicFilterInvalid)"),
-        ([0x9e, 0], "jobs/pending (SharedSubscriptionsNotSupported)"),
+    for (version, codes, said) in [
+        ("5", [0, 0], "grants jobs/pending at QoS 0"),
+        ("5", [0x87, 0], "denies the subscription to jobs/pending"),
+        ("5", [1, 0x8f], "jobs/cancel/+ (TopicFilterInvalid)"),
+        (
+            "5",
+            [0x9e, 0],
+            "jobs/pending (SharedSubscriptionsNotSupported)",
+        ),
+        ("4", [0x80, 0], "denies the subscription to jobs/pending"),
+        ("4", [1, 0x80], "denies the subscription to jobs/cancel/+"),
     ] {
-        gives_up(saying(true, granting(codes)), said);
+        gives_up(saying_in(version, true, granting(codes)), said);
     }
     for (code, name) in [
         (0x87, "NotAuthorized"),
@@ -198,21 +208,21 @@ fn a_broker_without_subscription_identifiers_gets_none() {
 
 #[test]
 fn what_may_pass_is_tried_again_with_the_words_of_the_broker() {
-    for (code, said) in [
-        (
-            0x8b,
-            "it disconnects us (ServerShuttingDown: full; it names the server moon)",
-        ),
-        (
-            0x9c,
-            "it disconnects us (UseAnotherServer: full; it names the server moon)",
-        ),
-        (
-            0x97,
-            "it disconnects us (QuotaExceeded: full; it names the server moon)",
-        ),
+    for (version, code, said) in [
+        ("5", 0x88, "ServerUnavailable"),
+        ("5", 0x89, "ServerBusy"),
+        ("5", 0x97, "QuotaExceeded"),
+        ("4", 3, "ServiceUnavailable"),
     ] {
-        goes_on(saying(false, disconnecting(code)), said);
+        goes_on(saying_in(version, false, greeting(code, &[])), said);
+    }
+    for (code, name) in [
+        (0x8b, "ServerShuttingDown"),
+        (0x9c, "UseAnotherServer"),
+        (0x97, "QuotaExceeded"),
+    ] {
+        let said = format!("it disconnects us ({name}: full; it names the server moon)");
+        goes_on(saying(false, disconnecting(code)), &said);
     }
     let (site, mut worker) = saying(false, puback(0x97));
     worker.await_stderr("waiting for a job");

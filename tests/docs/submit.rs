@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use support::broker::{Broker, RefuseV5};
+use support::broker::{Broker, Packet, Verdict};
 use support::ca::{Authority, Valid};
 use support::mosquitto::{Mosquitto, free_port, tool};
 use support::site::{Site, names, read, while_exists};
@@ -521,11 +521,14 @@ fn user_password_and_ca_are_passed_on() {
 /// With the scripted broker, since Mosquitto always has version 5.
 #[test]
 fn a_broker_without_mqtt_5_will_do() {
-    for refusal in [RefuseV5::Close, RefuseV5::Answer] {
-        let broker = Broker::start();
-        broker.configure(|knobs| knobs.refuse_v5 = Some(refusal));
+    let answer = Verdict::Answer(Packet::Raw(vec![0x20, 2, 0, 1]));
+    for refusal in [Verdict::CutBefore, answer] {
+        let broker = Broker::scripted(move |step| match step.packet {
+            Packet::Connect { version: 5, .. } => refusal.clone(),
+            _ => Verdict::Pass,
+        });
         let port = broker.port();
-        let site = Site::with(broker, Default::default());
+        let site = Site::on(broker);
         let mut worker = site.idle_worker(|_| {});
         let command = command(port, &site.directory("drive"), &["exit 3"]);
         Submit::start(command, site.drive.path()).exits_with(3);

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
-use support::broker::Broker;
+use support::broker::{Broker, Verdict};
 use support::processes::{child_of, marked, pid_1, zombies_of};
 use support::site::{Site, WORKER, await_file, read, read_json, release, verdict};
 use support::wait::{self, DEADLINE};
@@ -60,21 +60,19 @@ fn each_job_has_a_fresh_worker_without_a_pause() {
 fn errors_make_it_back_off_and_a_success_resets_that() {
     let site = Site::scripted();
     // not authorised: the worker ends with 77
-    site.broker
-        .configure(|knobs| knobs.connack_code = Some(0x87));
+    site.broker.deny(0x87);
     let mut supervisor = supervise(&site, |_| {});
     for pause in ["100ms", "200ms", "400ms"] {
         supervisor.await_stderr(&format!("status 77; starting another in {pause}"));
     }
-    site.broker.configure(|knobs| knobs.connack_code = None);
+    site.broker.set_script(|_| Verdict::Pass);
     site.await_idle(0);
     let states = site.mark();
     site.submit("a", json!({ "steps": ["true"] }));
     site.result("a").json();
     site.await_idle(states); // the next one
     let said = supervisor.stderr().len();
-    site.broker
-        .configure(|knobs| knobs.connack_code = Some(0x87));
+    site.broker.deny(0x87);
     site.broker.kick(WORKER);
     let first = wait::until_some("another pause", || {
         let log = supervisor.stderr();

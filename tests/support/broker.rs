@@ -8,24 +8,20 @@
 //! are written while it is held, so the transcript has exactly the order of the wire. Whoever changes the
 //! state wakes the condition variable that the `wait_…` methods sleep on.
 //!
-//! Packets from clients are read with rumqttc's codec. Packets to clients are encoded here: a broker must be able to
-//! send any reason code, also a wrong one, and a fault of the codec must not cancel itself out.
-//!
 //! Not served: QoS 2 (refused, as MQTT 5 Maximum QoS 1 announces), topic aliases, message expiry, will delay; a
 //! session with an expiry above 0 is kept until it is forgotten on purpose.
 
 // The paths are spelled out because `examples/quickstart.rs` includes this file by its path too.
 #[path = "broker/packet.rs"]
-mod packet;
+pub mod packet;
 #[path = "broker/state.rs"]
 mod state;
 
-use bytes::BytesMut;
 pub use packet::{Message, Packet};
 use state::{Link, State, Will};
 use std::io::{ErrorKind, Read};
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -37,8 +33,6 @@ const WRITE_LIMIT: Duration = Duration::from_secs(10);
 pub struct Step<'a> {
     /// Client connections are counted from 0.
     pub connection: usize,
-    /// Number of this packet since the broker started, over all connections and both directions.
-    pub index: usize,
     pub from_client: bool,
     /// Client id of the connection; empty until its CONNECT has been accepted.
     pub client: &'a str,
@@ -59,6 +53,8 @@ pub enum Verdict {
     ForgetAndCut,
     /// Process or send this packet instead.
     Replace(Packet),
+    /// Send this packet instead of processing one, then close the connection.
+    Answer(Packet),
 }
 
 /// One line of the transcript.
@@ -77,31 +73,6 @@ pub enum Entry {
     },
 }
 
-/// How a broker without MQTT 5 turns a version 5 client away.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum RefuseV5 {
-    /// Close without a word (NATS, aedes).
-    Close,
-    /// Answer with a 3.1.1 CONNACK, "unacceptable protocol version", and close.
-    Answer,
-}
-
-/// Ways in which brokers differ. The default is a broker that accepts everything.
-#[derive(Clone, Debug, Default)]
-pub struct Knobs {
-    pub refuse_v5: Option<RefuseV5>,
-    /// Refuse every CONNECT with this code (of the client's protocol version).
-    pub connack_code: Option<u8>,
-    /// Refuse exactly these filters with these codes (3.1.1 knows only 0x80).
-    pub suback_failures: Vec<(String, u8)>,
-    /// Do not take messages whose topic matches the filter: PUBACK with this code in MQTT 5, a silent loss in 3.1.1.
-    pub puback_failures: Vec<(String, u8)>,
-    /// Seconds; overrides what an MQTT 5 client asked for.
-    pub server_keep_alive: Option<u16>,
-    /// Bytes; a larger packet of an MQTT 5 client ends its connection with 0x95.
-    pub max_packet_size: Option<u32>,
-}
-
 /// The broker; it stops with all its threads when it is dropped.
 pub struct Broker {
     shared: Arc<Shared>,
@@ -114,15 +85,11 @@ impl Broker {
     pub fn start() -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free loopback port");
         let port = listener.local_addr().expect("the port just bound").port();
-        let shared = Arc::new(Shared {
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        });
-        let acceptor = Mutex::new(Some(accept(&shared, listener)));
+        let shared = Arc::default();
         Self {
+            acceptor: Mutex::new(Some(accept(&shared, listener))),
             shared,
             port,
-            acceptor,
         }
     }
 
@@ -140,9 +107,31 @@ impl Broker {
             .change(|state| state.script = Some(Box::new(script)));
     }
 
-    /// Changes the knobs, for whatever happens next.
-    pub fn configure(&self, change: impl FnOnce(&mut Knobs)) {
-        self.shared.change(|state| change(&mut state.knobs));
+    /// Denies each CONNECT with this code, of the client's protocol version, until there is another script.
+    pub fn deny(&self, code: u8) {
+        let answer = Packet::ConnAck {
+            session_present: false,
+            code,
+            properties: Vec::new(),
+        };
+        self.set_script(move |step| match step.packet {
+            Packet::Connect { .. } => Verdict::Answer(answer.clone()),
+            _ => Verdict::Pass,
+        });
+    }
+
+    /// Says these encoded properties of MQTT 5 in each CONNACK, until there is another script.
+    pub fn offer(&self, properties: &'static [u8]) {
+        self.set_script(move |step| {
+            let mut packet = step.packet.clone();
+            if let Packet::ConnAck {
+                properties: said, ..
+            } = &mut packet
+            {
+                *said = properties.to_vec();
+            }
+            Verdict::Replace(packet)
+        });
     }
 
     pub fn port(&self) -> u16 {
@@ -164,18 +153,14 @@ impl Broker {
     }
 
     fn publish_message(&self, topic: &str, payload: Vec<u8>, retain: bool) {
-        let (client, topic) = (String::new(), topic.to_owned());
-        self.shared.change(|state| {
-            state.publish(Message {
-                client,
-                topic,
-                payload,
-                qos: 1,
-                retain,
-                dup: false,
-                subscription: None,
-            })
-        });
+        let message = Message {
+            topic: topic.to_owned(),
+            payload,
+            qos: 1,
+            retain,
+            ..Message::default()
+        };
+        self.shared.change(|state| state.publish(message));
     }
 
     /// Everything that clients and their last wills have published to matching topics, in order.
@@ -191,6 +176,19 @@ impl Broker {
     /// The transcript so far.
     pub fn log(&self) -> Vec<Entry> {
         self.shared.lock().log.clone()
+    }
+
+    /// The packets of clients so far.
+    pub fn sent(&self) -> Vec<Packet> {
+        let sent = self.log().into_iter().filter_map(|entry| match entry {
+            Entry::Packet {
+                from_client: true,
+                packet,
+                ..
+            } => Some(packet),
+            _ => None,
+        });
+        sent.collect()
     }
 
     /// Messages that the session holds: in flight and queued.
@@ -240,30 +238,18 @@ impl Broker {
 
     /// Goes down: closes all connections (without last wills, as a broker that stops) and refuses new ones.
     pub fn stop_listening(&self) {
-        // A poisoned lock means that a script panicked; stopping still has to work, also while unwinding.
-        let mut acceptor = self.acceptor.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(thread) = acceptor.take() else {
+        let Some(thread) = self.acceptor.lock().unwrap().take() else {
             return;
         };
-        {
-            let mut state = self
-                .shared
-                .state
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+        self.shared.change(|state| {
             state.away = true;
             let open: Vec<_> = state.links.keys().copied().collect();
             open.iter()
                 .for_each(|&connection| state.close(connection, "broker went down", Will::Drop));
-        }
-        self.shared.changed.notify_all();
+        });
         // Wakes the acceptor. If this is refused, a client has woken it before.
         drop(TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)));
-        let stopped = thread.join();
-        debug_assert!(
-            stopped.is_ok() || std::thread::panicking(),
-            "the acceptor panicked"
-        );
+        thread.join().expect("the acceptor");
     }
 
     /// Comes up again on the same port, with the sessions and retained messages it had.
@@ -302,24 +288,19 @@ impl Broker {
     /// Waits until the session holds exactly `n` messages, in flight and queued.
     #[track_caller]
     pub fn wait_for_queued(&self, client: &str, n: usize, within: Duration) {
+        let what = format!("session {client} with {n} messages");
         let reached = |state: &State| (state.queued(client) == n).then_some(());
-        self.wait(
-            within,
-            &format!("session {client} with {n} messages"),
-            reached,
-        );
+        self.wait(within, &what, reached);
     }
 
     /// Waits until the client is connected (or is not).
     #[track_caller]
     pub fn wait_for_connected(&self, client: &str, connected: bool, within: Duration) {
-        let reached =
-            |state: &State| (state.connection_of(client).is_some() == connected).then_some(());
-        self.wait(
-            within,
-            &format!("client {client} with connected = {connected}"),
-            reached,
-        );
+        let what = format!("client {client} with connected = {connected}");
+        let is_connected = |state: &State| state.connection_of(client).is_some();
+        self.wait(within, &what, |state| {
+            (is_connected(state) == connected).then_some(())
+        });
     }
 
     #[track_caller]
@@ -336,20 +317,12 @@ impl Broker {
             }
             let left = patience.saturating_sub(start.elapsed());
             if left.is_zero() {
-                let transcript: String = state
-                    .log
-                    .iter()
-                    .map(|entry| format!("  {entry:?}\n"))
-                    .collect();
+                let log = std::mem::take(&mut state.log);
                 drop(state);
-                panic!("no {what} within {within:?}; transcript:\n{transcript}");
+                panic!("no {what} within {within:?}; transcript: {log:#?}");
             }
-            state = self
-                .shared
-                .changed
-                .wait_timeout(state, left)
-                .expect("an earlier panic")
-                .0;
+            let changed = self.shared.changed.wait_timeout(state, left);
+            state = changed.expect("an earlier panic").0;
         }
     }
 }
@@ -364,29 +337,18 @@ pub fn slowness() -> f64 {
 
 impl Drop for Broker {
     fn drop(&mut self) {
-        self.stop_listening();
-        let readers = {
-            let mut state = self
-                .shared
-                .state
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            for (_, socket) in std::mem::take(&mut state.sockets) {
-                // Ends the reader that still waits for its client to close; one that has ended does not mind.
-                drop(socket.shutdown(Shutdown::Both));
-            }
-            std::mem::take(&mut state.readers)
-        };
-        for reader in readers {
-            let ended = reader.join();
-            assert!(
-                ended.is_ok() || std::thread::panicking(),
-                "a script or the broker panicked"
-            );
+        let has_panicked = self.shared.state.is_poisoned();
+        if !has_panicked {
+            self.stop_listening();
         }
+        assert!(
+            !has_panicked || std::thread::panicking(),
+            "a script or the broker panicked"
+        );
     }
 }
 
+#[derive(Default)]
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
@@ -424,9 +386,8 @@ fn accept(shared: &Arc<Shared>, listener: TcpListener) -> JoinHandle<()> {
                 return;
             }
             stream.set_nodelay(true).expect("TCP_NODELAY");
-            stream
-                .set_write_timeout(Some(WRITE_LIMIT))
-                .expect("a write timeout");
+            let bounded = stream.set_write_timeout(Some(WRITE_LIMIT));
+            bounded.expect("a write timeout");
             let connection = state.connections;
             state.connections += 1;
             let link = Link {
@@ -436,15 +397,8 @@ fn accept(shared: &Arc<Shared>, listener: TcpListener) -> JoinHandle<()> {
                 will: None,
             };
             state.links.insert(connection, link);
-            state
-                .sockets
-                .insert(connection, stream.try_clone().expect("a third handle"));
             let shared = Arc::clone(&shared);
-            // Thousands of short connections must not keep the stacks of their threads.
-            state.readers.retain(|reader| !reader.is_finished());
-            state.readers.push(std::thread::spawn(move || {
-                read(&shared, connection, stream)
-            }));
+            std::thread::spawn(move || read(&shared, connection, stream));
         }
     })
 }
@@ -452,24 +406,18 @@ fn accept(shared: &Arc<Shared>, listener: TcpListener) -> JoinHandle<()> {
 /// Reads a connection to its end. After a cut it goes on, without listening to the client, until the client closes too:
 /// closing a socket with unread data would reset the connection, and the client could lose the last packets sent to it.
 fn read(shared: &Shared, connection: usize, mut stream: TcpStream) {
-    let mut buffer = BytesMut::new();
+    let mut pending = Vec::new();
     let mut chunk = [0; 16 * 1024];
     let why = loop {
         match stream.read(&mut chunk) {
             Ok(0) => break "closed by the client",
-            Ok(n) => buffer.extend_from_slice(&chunk[..n]),
+            Ok(n) => pending.extend_from_slice(&chunk[..n]),
             Err(error) if error.kind() == ErrorKind::WouldBlock => break "keep-alive passed",
             Err(_) => break "reset by the client",
         }
-        while let Some((header, length)) =
-            packet::frame_length(&buffer).filter(|(_, length)| *length <= buffer.len())
-        {
-            let frame = buffer.split_to(length);
-            shared.change(|state| state.receive(connection, header, frame));
+        while let Some(packet) = packet::take_packet(&mut pending) {
+            shared.change(|state| state.receive(connection, &packet));
         }
     };
-    shared.change(|state| {
-        state.close(connection, why, Will::Publish);
-        state.sockets.remove(&connection);
-    });
+    shared.change(|state| state.close(connection, why, Will::Publish));
 }

@@ -5,35 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use rumqttc::{Client, Connection, Event, MqttOptions, Outgoing, Packet, QoS};
-use serde_json::Value;
-
+use super::broker::Message;
 use super::mosquitto::Mosquitto;
 use super::wait;
-
-#[derive(Clone, Debug)]
-pub struct Message {
-    pub topic: String,
-    pub payload: Vec<u8>,
-    pub qos: QoS,
-    pub retain: bool,
-}
-
-impl Message {
-    pub fn text(&self) -> String {
-        String::from_utf8(self.payload.clone()).expect("what the worker publishes is UTF-8")
-    }
-
-    pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.payload).unwrap_or_else(|error| {
-            panic!(
-                "{} carries no JSON ({error}): {:?}",
-                self.topic,
-                self.text()
-            )
-        })
-    }
-}
+use rumqttc::{Client, Connection, Event, MqttOptions, Outgoing, Packet, QoS};
 
 /// An MQTT client with a persistent session that hears every topic, unless it is told to hear less.
 pub struct Controller {
@@ -64,30 +39,26 @@ impl Controller {
         Self::connect_as(broker, "controller", None)
     }
 
-    pub fn connect_as(
-        broker: &Mosquitto,
-        client_id: &str,
-        credentials: Option<(&str, &str)>,
-    ) -> Self {
-        Self::subscribed_to("#", broker, client_id, credentials)
+    pub fn connect_as(broker: &Mosquitto, id: &str, login: Option<(&str, &str)>) -> Self {
+        Self::subscribed_to("#", broker, id, login)
     }
 
     /// One that hears only what `filter` matches.
-    pub fn hearing(filter: &str, broker: &Mosquitto, client_id: &str) -> Self {
-        Self::subscribed_to(filter, broker, client_id, None)
+    pub fn hearing(filter: &str, broker: &Mosquitto, id: &str) -> Self {
+        Self::subscribed_to(filter, broker, id, None)
     }
 
     fn subscribed_to(
         filter: &str,
         broker: &Mosquitto,
-        client_id: &str,
-        credentials: Option<(&str, &str)>,
+        id: &str,
+        login: Option<(&str, &str)>,
     ) -> Self {
-        let mut options = MqttOptions::new(client_id, "127.0.0.1", broker.port());
+        let mut options = MqttOptions::new(id, "127.0.0.1", broker.port());
         options.set_clean_session(false);
         options.set_keep_alive(Duration::from_secs(60));
         options.set_max_packet_size(64 << 20, 64 << 20);
-        if let Some((user, password)) = credentials {
+        if let Some((user, password)) = login {
             options.set_credentials(user, password);
         }
         let (client, mut connection) = Client::new(options, 1000);
@@ -125,18 +96,18 @@ impl Controller {
 
     /// Publishes at QoS 1 and waits until the broker has it.
     pub fn publish(&self, topic: &str, payload: impl Into<Vec<u8>>) {
-        self.publish_with(topic, false, payload.into());
+        self.publish_with(topic, false, &payload.into());
     }
 
     pub fn publish_retained(&self, topic: &str, payload: impl Into<Vec<u8>>) {
-        self.publish_with(topic, true, payload.into());
+        self.publish_with(topic, true, &payload.into());
     }
 
     /// Publishes at QoS 0: the broker does not say that it has it.
     pub fn publish_at_qos_0(&self, topic: &str, payload: impl Into<Vec<u8>>) {
-        self.client
-            .publish(topic, QoS::AtMostOnce, false, payload.into())
-            .expect("the controller is connected");
+        let payload = payload.into();
+        let told = self.client.publish(topic, QoS::AtMostOnce, false, payload);
+        told.expect("the controller is connected");
     }
 
     /// Disconnects for good.
@@ -145,16 +116,17 @@ impl Controller {
         self.await_loss();
     }
 
-    fn publish_with(&self, topic: &str, retain: bool, payload: Vec<u8>) {
+    fn publish_with(&self, topic: &str, retain: bool, payload: &[u8]) {
         loop {
             let (number, sessions) = {
                 let mut state = self.state();
                 state.published += 1;
                 (state.published, state.fresh_sessions.len())
             };
-            self.client
-                .publish(topic, QoS::AtLeastOnce, retain, payload.clone())
-                .expect("the controller is connected");
+            let told = self
+                .client
+                .publish(topic, QoS::AtLeastOnce, retain, payload);
+            told.expect("the controller is connected");
             let is_acknowledged = || self.state().acknowledged >= number;
             let is_lost = || self.state().fresh_sessions.len() > sessions;
             wait::until("the broker to acknowledge the controller's message", || {
@@ -172,13 +144,9 @@ impl Controller {
     pub fn next(&self, topic: &str) -> Message {
         wait::until_some(&format!("a message on {topic}"), || {
             let mut state = self.state();
-            let taken = state.taken.get(topic).copied().unwrap_or(0);
-            let message = state
-                .messages
-                .iter()
-                .filter(|message| message.topic == topic)
-                .nth(taken)
-                .cloned()?;
+            let taken = *state.taken.get(topic).unwrap_or(&0);
+            let same = |message: &&Message| message.topic == topic;
+            let message = state.messages.iter().filter(same).nth(taken).cloned()?;
             state.taken.insert(topic.to_owned(), taken + 1);
             Some(message)
         })
@@ -186,15 +154,12 @@ impl Controller {
 
     /// Everything heard so far on topics that start with `prefix`, in order.
     pub fn heard(&self, prefix: &str) -> Vec<Message> {
-        self.state()
-            .messages
-            .iter()
-            .filter(|message| message.topic.starts_with(prefix))
-            .cloned()
-            .collect()
+        let mut heard = self.news(0);
+        heard.retain(|message| message.topic.starts_with(prefix));
+        heard
     }
 
-    /// How many messages have been heard so far: a mark for [`Controller::heard_since`].
+    /// How many messages have been heard so far: a mark for what is asked for later.
     pub fn mark(&self) -> usize {
         self.state().messages.len()
     }
@@ -204,20 +169,10 @@ impl Controller {
         self.state().messages[mark..].to_vec()
     }
 
-    /// How many messages on topics that start with `prefix` have been heard after `mark`.
-    pub fn count_since(&self, mark: usize, prefix: &str) -> usize {
-        self.state().messages[mark..]
-            .iter()
-            .filter(|message| message.topic.starts_with(prefix))
-            .count()
-    }
-
     pub fn heard_since(&self, mark: usize, topic: &str) -> Vec<Message> {
-        self.state().messages[mark..]
-            .iter()
-            .filter(|message| message.topic == topic)
-            .cloned()
-            .collect()
+        let mut heard = self.news(mark);
+        heard.retain(|message| message.topic == topic);
+        heard
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -276,8 +231,9 @@ impl State {
             Event::Incoming(Packet::Publish(publish)) => self.messages.push(Message {
                 topic: publish.topic,
                 payload: publish.payload.to_vec(),
-                qos: publish.qos,
+                qos: publish.qos as u8,
                 retain: publish.retain,
+                ..Message::default()
             }),
             _ => {}
         }

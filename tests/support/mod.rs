@@ -19,6 +19,7 @@
 
 pub mod broker;
 pub mod ca;
+pub mod cases;
 pub mod controller;
 pub mod corpus;
 pub mod cut_drive;

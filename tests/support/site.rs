@@ -13,11 +13,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
-use rumqttc::QoS;
 use serde_json::{Value, json};
 
-use super::broker::Broker;
-use super::controller::{Controller, Message};
+use super::broker::{Broker, Message};
+use super::controller::Controller;
 use super::mosquitto::Mosquitto;
 use super::processes::{Marked, survivors};
 use super::temp_dir::TempDir;
@@ -35,12 +34,8 @@ pub trait Hub {
     fn controller(&self) -> Self::Controller;
     fn url(&self) -> String;
     fn publish(&self, controller: &Self::Controller, topic: &str, payload: Vec<u8>);
-    /// How many messages have been heard so far.
-    fn mark(&self, controller: &Self::Controller) -> usize;
-    /// What was heard on this topic after `mark`, in order.
-    fn heard_since(&self, controller: &Self::Controller, mark: usize, topic: &str) -> Vec<Message>;
-    /// The first message on `topic` that this function has not handed out yet.
-    fn next(&self, controller: &Self::Controller, topic: &str) -> Message;
+    /// All that has been published so far, in order.
+    fn heard(&self, controller: &Self::Controller) -> Vec<Message>;
     /// Waits until the session of a worker that has left is empty, where the broker tells.
     fn settle(&self, _worker: &str) {}
 }
@@ -60,71 +55,32 @@ impl Hub for Mosquitto {
         controller.publish(topic, payload);
     }
 
-    fn mark(&self, controller: &Controller) -> usize {
-        controller.mark()
-    }
-
-    fn heard_since(&self, controller: &Controller, mark: usize, topic: &str) -> Vec<Message> {
-        controller.heard_since(mark, topic)
-    }
-
-    fn next(&self, controller: &Controller, topic: &str) -> Message {
-        controller.next(topic)
+    fn heard(&self, controller: &Controller) -> Vec<Message> {
+        controller.news(0)
     }
 }
 
-/// How many messages of a topic have been handed out.
-type Taken = Mutex<HashMap<String, usize>>;
-
 /// The scripted broker publishes and hears by itself, so that nothing but the worker is in its transcript.
 impl Hub for Broker {
-    type Controller = Taken;
+    type Controller = ();
 
-    fn controller(&self) -> Taken {
-        Taken::default()
-    }
+    fn controller(&self) {}
 
     fn url(&self) -> String {
         self.url()
     }
 
-    fn publish(&self, _: &Taken, topic: &str, payload: Vec<u8>) {
+    fn publish(&self, (): &(), topic: &str, payload: Vec<u8>) {
         self.publish(topic, payload);
     }
 
-    fn mark(&self, _: &Taken) -> usize {
-        self.received("#").len()
-    }
-
-    fn heard_since(&self, _: &Taken, mark: usize, topic: &str) -> Vec<Message> {
-        let heard = self.received("#").into_iter().skip(mark);
-        heard
-            .filter(|message| message.topic == topic)
-            .map(|message| Message {
-                topic: message.topic,
-                payload: message.payload,
-                qos: if message.qos == 0 {
-                    QoS::AtMostOnce
-                } else {
-                    QoS::AtLeastOnce
-                },
-                retain: message.retain,
-            })
-            .collect()
+    fn heard(&self, (): &()) -> Vec<Message> {
+        self.received("#")
     }
 
     /// A worker that came before the acknowledgement was read would be given the request once more.
     fn settle(&self, worker: &str) {
         self.wait_for_queued(worker, 0, wait::DEADLINE);
-    }
-
-    fn next(&self, taken: &Taken, topic: &str) -> Message {
-        let mut taken = taken.lock().unwrap();
-        let taken = taken.entry(topic.to_owned()).or_default();
-        *taken += 1;
-        self.wait_for_message(topic, *taken, wait::DEADLINE);
-        self.heard_since(&Taken::default(), 0, topic)
-            .remove(*taken - 1)
     }
 }
 
@@ -134,6 +90,8 @@ pub struct Site<B: Hub = Mosquitto> {
     pub controller: B::Controller,
     pub broker: B,
     pub drive: TempDir,
+    /// How many results of a job have been handed out.
+    taken: Mutex<HashMap<String, usize>>,
 }
 
 /// What is left when a job is over.
@@ -219,6 +177,7 @@ impl<B: Hub> Site<B> {
             controller,
             broker,
             drive,
+            taken: Mutex::default(),
         }
     }
 
@@ -229,7 +188,13 @@ impl<B: Hub> Site<B> {
 
     /// How many messages have been heard so far: for what waits for something after it.
     pub fn mark(&self) -> usize {
-        self.broker.mark(&self.controller)
+        self.broker.heard(&self.controller).len()
+    }
+
+    fn heard_since(&self, mark: usize, topic: &str) -> Vec<Message> {
+        let mut heard = self.broker.heard(&self.controller).split_off(mark);
+        heard.retain(|message| message.topic == topic);
+        heard
     }
 
     /// A directory on the shared drive.
@@ -319,8 +284,7 @@ impl<B: Hub> Site<B> {
         let topic = format!("{}/workers/{}", worker.topic_root, worker.id);
         wait::until(&format!("worker {} to be {state}", worker.id), || {
             let there = |message: &Message| message.json()["state"] == state;
-            let heard = self.broker.heard_since(&self.controller, mark, &topic);
-            let arrived = heard.iter().any(there);
+            let arrived = self.heard_since(mark, &topic).iter().any(there);
             if !arrived && let Some(status) = worker.ended() {
                 panic!("the worker ended with {status} before it was {state}");
             }
@@ -331,10 +295,8 @@ impl<B: Hub> Site<B> {
     /// The states that the presence of [`WORKER`] has had since `mark`, in order.
     pub fn states(&self, mark: usize) -> Vec<String> {
         let topic = format!("jobs/workers/{WORKER}");
-        let heard = self.broker.heard_since(&self.controller, mark, &topic);
-        let states = heard
-            .iter()
-            .map(|message| message.json()["state"].as_str().map(str::to_owned));
+        let heard = self.heard_since(mark, &topic).into_iter();
+        let states = heard.map(|message| message.json()["state"].as_str().map(str::to_owned));
         states.flatten().collect()
     }
 
@@ -349,8 +311,10 @@ impl<B: Hub> Site<B> {
     /// The next result of a job, as it was published.
     #[track_caller]
     pub fn result(&self, id: &str) -> Message {
-        self.broker
-            .next(&self.controller, &format!("jobs/results/{id}"))
+        let taken = *self.taken.lock().unwrap().get(id).unwrap_or(&0);
+        let result = self.heard_results(id, taken + 1).swap_remove(taken);
+        self.taken.lock().unwrap().insert(id.to_owned(), taken + 1);
+        result
     }
 
     /// The next result of a job is a success.
@@ -363,12 +327,25 @@ impl<B: Hub> Site<B> {
     /// Waits for `n` results of a job in all.
     #[track_caller]
     pub fn results(&self, id: &str, n: usize) -> Vec<Value> {
-        let topic = format!("jobs/results/{id}");
-        let heard = wait::until_some(&format!("{n} results of {id}"), || {
-            let heard = self.broker.heard_since(&self.controller, 0, &topic);
-            (heard.len() >= n).then_some(heard)
-        });
+        let heard = self.heard_results(id, n);
         heard.iter().map(Message::json).collect()
+    }
+
+    #[track_caller]
+    fn heard_results(&self, id: &str, n: usize) -> Vec<Message> {
+        let topic = format!("jobs/results/{id}");
+        wait::until_some(&format!("{n} results of {id}"), || {
+            Some(self.heard_since(0, &topic)).filter(|heard| heard.len() >= n)
+        })
+    }
+
+    /// The worker is as good as ever: it runs a job, and leaves.
+    #[track_caller]
+    pub fn runs_a_job(&self, worker: &mut Worker) {
+        self.submit("a-job", json!({ "steps": ["true"] }));
+        assert_eq!(self.result("a-job").json()["status"], "success");
+        worker.exits_with(0);
+        self.broker.settle(&worker.id);
     }
 
     /// One job of a fresh worker, from its request to the end of the worker.
@@ -447,10 +424,9 @@ impl<B: Hub> Site<B> {
         let published = self.result(id);
         worker.exits_with(0);
         self.broker.settle(&worker.id);
-        let log =
-            fs::read(dir.join("job.log")).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        let log = fs::read(dir.join("job.log")).unwrap_or_default();
         Finished {
-            log: log.unwrap_or_default(),
+            log: String::from_utf8_lossy(&log).into_owned(),
             result: published.json(),
             published,
             dir,
@@ -492,14 +468,9 @@ pub fn release(dir: &Path) {
 pub fn names(dir: &Path) -> Vec<String> {
     let entries =
         fs::read_dir(dir).unwrap_or_else(|error| panic!("cannot list {}: {error}", dir.display()));
-    let mut names: Vec<String> = entries
-        .map(|entry| {
-            entry
-                .expect("a directory entry")
-                .file_name()
-                .to_string_lossy()
-                .into_owned()
-        })
+    let names = entries.map(|entry| entry.expect("a directory entry").file_name());
+    let mut names: Vec<String> = names
+        .map(|name| name.to_string_lossy().into_owned())
         .collect();
     names.sort();
     names

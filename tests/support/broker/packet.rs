@@ -1,11 +1,9 @@
 //! MQTT packets of both versions in one type, and their bytes.
 //!
-//! Packets from clients are read with rumqttc's codec. Packets to clients are encoded here: a broker of the tests must be
-//! able to send any reason code, also a wrong one, and a fault of the codec must not cancel itself out.
+//! Written after the specification, without rumqttc's codec: a broker of the tests must be able to send any reason code, also a wrong one,
+//! and a fault of that codec must not cancel itself out. The proxies of the campaigns read with it, too.
 
-use bytes::BytesMut;
-use rumqttc::mqttbytes::v4;
-use rumqttc::v5::mqttbytes::v5;
+use std::collections::BTreeMap;
 
 /// One MQTT packet of either version.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,7 +19,6 @@ pub enum Packet {
         receive_maximum: Option<u16>,
         /// Seconds; 0 in 3.1.1, where `clean` alone decides.
         session_expiry: u32,
-        max_packet_size: Option<u32>,
         /// 5, or 4 for 3.1.1.
         version: u8,
     },
@@ -56,14 +53,6 @@ pub enum Packet {
         pkid: u16,
         codes: Vec<u8>,
     },
-    Unsubscribe {
-        pkid: u16,
-        filters: Vec<String>,
-    },
-    UnsubAck {
-        pkid: u16,
-        codes: Vec<u8>,
-    },
     PingReq,
     PingResp,
     Disconnect {
@@ -73,32 +62,36 @@ pub enum Packet {
     Raw(Vec<u8>),
 }
 
-/// A message as it was published: by a client, by its last will, or (with an empty `client`) by [`Broker::publish`].
-#[derive(Clone, Debug, PartialEq)]
+/// A message as it was published: by a client, by its last will, or (with an empty `client`) by the broker itself.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Message {
     pub client: String,
     pub topic: String,
     pub payload: Vec<u8>,
     pub qos: u8,
     pub retain: bool,
-    pub dup: bool,
     /// The Subscription Identifier under which it was queued.
     pub subscription: Option<u32>,
 }
 
 impl Message {
     /// The payload as text.
+    #[track_caller]
     pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.payload).into_owned()
+        String::from_utf8(self.payload.clone()).expect("what a worker publishes is UTF-8")
     }
-}
 
-impl Message {
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        let json = serde_json::from_slice(&self.payload);
+        json.unwrap_or_else(|error| panic!("{} has no JSON ({error})", self.topic))
+    }
+
     pub(super) fn packet(&self, pkid: u16, dup: bool) -> Packet {
-        let (topic, payload) = (self.topic.clone(), self.payload.clone());
+        let message = self.clone();
         Packet::Publish {
-            topic,
-            payload,
+            topic: message.topic,
+            payload: message.payload,
             qos: self.qos,
             dup,
             retain: self.retain,
@@ -108,164 +101,164 @@ impl Message {
     }
 }
 
-/// Lengths of the fixed header and of the whole packet at the start of `bytes`, once its length can be read.
-pub(super) fn frame_length(bytes: &[u8]) -> Option<(usize, usize)> {
-    let last = bytes
-        .iter()
-        .skip(1)
-        .take(4)
-        .position(|byte| byte & 0x80 == 0)?;
-    let remaining = bytes[1..=last + 1]
-        .iter()
-        .rev()
-        .fold(0, |sum, byte| sum << 7 | usize::from(byte & 0x7F));
-    Some((last + 2, last + 2 + remaining))
+/// Takes the first packet, once it is whole.
+pub fn take_packet(bytes: &mut Vec<u8>) -> Option<Vec<u8>> {
+    let mut rest = Fields(bytes.get(1..)?);
+    let length = rest.length()?;
+    rest.take(length)?;
+    let length = bytes.len() - rest.0.len();
+    Some(bytes.drain(..length).collect())
 }
 
-/// A packet from a client; `None` if it is malformed or not served.
-pub(super) fn decode(version: u8, header: usize, mut frame: BytesMut) -> Option<Packet> {
-    // Two packets that rumqttc's codec for MQTT 5 does not read in all their valid forms: a DISCONNECT without
-    // properties (or without anything), and a PUBACK with a reason that it does not know.
-    match frame[0] {
-        0xE0 => {
-            return Some(Packet::Disconnect {
-                code: frame.get(header).copied().unwrap_or(0),
-            });
-        }
-        0x40 => {
-            let pkid = u16::from_be_bytes([*frame.get(header)?, *frame.get(header + 1)?]);
-            return Some(Packet::PubAck {
+/// Reads a packet; `None` if it is malformed or not served.
+pub fn decode(version: u8, bytes: &[u8]) -> Option<Packet> {
+    let mut fields = Fields(&bytes[1..]);
+    fields.length()?;
+    let flags = bytes[0] & 0xF;
+    Some(match bytes[0] >> 4 {
+        1 => connect(&mut fields)?,
+        3 => {
+            let (topic, qos) = (fields.text()?, flags >> 1 & 3);
+            let pkid = if qos > 0 { fields.number()? } else { 0 };
+            Packet::Publish {
+                topic,
+                qos,
+                dup: flags & 8 != 0,
+                retain: flags & 1 != 0,
                 pkid,
-                code: frame.get(header + 2).copied().unwrap_or(0),
-            });
-        }
-        _ => {}
-    }
-    match version {
-        4 => decode_v4(v4::Packet::read(&mut frame, usize::MAX).ok()?),
-        5 => decode_v5(v5::Packet::read(&mut frame, None).ok()?),
-        _ => None,
-    }
-}
-
-fn decode_v4(packet: v4::Packet) -> Option<Packet> {
-    Some(match packet {
-        v4::Packet::Connect(connect) => {
-            let (username, password) = connect
-                .login
-                .map(|l| (l.username, l.password))
-                .unwrap_or_default();
-            Packet::Connect {
-                client_id: connect.client_id,
-                clean: connect.clean_session,
-                will: connect
-                    .last_will
-                    .map(|w| will(w.topic, &w.message, w.qos as u8, w.retain)),
-                username,
-                password,
-                keep_alive: connect.keep_alive,
-                receive_maximum: None,
-                session_expiry: 0,
-                max_packet_size: None,
-                version: 4,
+                subscription: fields.properties(version)?.get(&0x0B).copied(),
+                payload: fields.0.to_vec(),
             }
         }
-        v4::Packet::Publish(p) => Packet::Publish {
-            topic: p.topic,
-            payload: p.payload.to_vec(),
-            qos: p.qos as u8,
-            dup: p.dup,
-            retain: p.retain,
-            pkid: p.pkid,
-            subscription: None,
+        4 => Packet::PubAck {
+            pkid: fields.number()?,
+            code: fields.byte().unwrap_or(0),
         },
-        v4::Packet::Subscribe(s) => {
-            let filters = s
-                .filters
-                .into_iter()
-                .map(|filter| (filter.path, filter.qos as u8));
+        8 => {
+            let pkid = fields.number()?;
+            let identifier = fields.properties(version)?.get(&0x0B).copied();
+            let mut filters = Vec::new();
+            while !fields.0.is_empty() {
+                filters.push((fields.text()?, fields.byte()?));
+            }
             Packet::Subscribe {
-                pkid: s.pkid,
-                filters: filters.collect(),
-                identifier: None,
+                pkid,
+                filters,
+                identifier,
             }
         }
-        v4::Packet::Unsubscribe(u) => Packet::Unsubscribe {
-            pkid: u.pkid,
-            filters: u.topics,
+        9 => {
+            let pkid = fields.number()?;
+            fields.properties(version)?;
+            let codes = fields.0.to_vec();
+            Packet::SubAck { pkid, codes }
+        }
+        12 => Packet::PingReq,
+        14 => Packet::Disconnect {
+            code: fields.byte().unwrap_or(0),
         },
-        v4::Packet::PingReq => Packet::PingReq,
         _ => return None,
     })
 }
 
-fn decode_v5(packet: v5::Packet) -> Option<Packet> {
-    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
-    Some(match packet {
-        v5::Packet::Connect(connect, last_will, login) => {
-            let (username, password) = login.map(|l| (l.username, l.password)).unwrap_or_default();
-            let properties = connect.properties.unwrap_or_default();
-            Packet::Connect {
-                client_id: connect.client_id,
-                clean: connect.clean_start,
-                will: match last_will {
-                    Some(w) => Some(will(text(&w.topic)?, &w.message, w.qos as u8, w.retain)),
-                    None => None,
-                },
-                username,
-                password,
-                keep_alive: connect.keep_alive,
-                receive_maximum: properties.receive_maximum,
-                session_expiry: properties.session_expiry_interval.unwrap_or(0),
-                max_packet_size: properties.max_packet_size,
-                version: 5,
+fn connect(fields: &mut Fields) -> Option<Packet> {
+    if fields.text()? != "MQTT" {
+        return None;
+    }
+    let (version, flags, keep_alive) = (fields.byte()?, fields.byte()?, fields.number()?);
+    let properties = fields.properties(version)?;
+    let client_id = fields.text()?;
+    let has = |flag: u8| flags & flag != 0;
+    let will = match has(4) {
+        false => None,
+        true => {
+            fields.properties(version)?;
+            let topic = fields.text()?;
+            let length = fields.number()?;
+            Some(Message {
+                client: client_id.clone(),
+                topic,
+                payload: fields.take(length.into())?.to_vec(),
+                qos: flags >> 3 & 3,
+                retain: has(0x20),
+                subscription: None,
+            })
+        }
+    };
+    let mut login = |flag| match has(flag) {
+        true => fields.text(),
+        false => Some(String::new()),
+    };
+    Some(Packet::Connect {
+        client_id,
+        clean: has(2),
+        will,
+        username: login(0x80)?,
+        password: login(0x40)?,
+        keep_alive,
+        receive_maximum: properties.get(&0x21).map(|maximum| *maximum as u16),
+        session_expiry: properties.get(&0x11).copied().unwrap_or(0),
+        version,
+    })
+}
+
+/// What is left to read of a packet.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn byte(&mut self) -> Option<u8> {
+        Some(self.take(1)?[0])
+    }
+
+    fn number(&mut self) -> Option<u16> {
+        Some(u16::from_be_bytes([self.byte()?, self.byte()?]))
+    }
+
+    fn text(&mut self) -> Option<String> {
+        let length = self.number()?;
+        String::from_utf8(self.take(length.into())?.to_vec()).ok()
+    }
+
+    /// A variable byte integer (MQTT 5, 1.5.5).
+    fn length(&mut self) -> Option<usize> {
+        let mut length = 0;
+        for shift in [0, 7, 14, 21] {
+            let byte = self.byte()?;
+            length |= usize::from(byte & 0x7F) << shift;
+            if byte & 0x80 == 0 {
+                return Some(length);
             }
         }
-        v5::Packet::Publish(p) => Packet::Publish {
-            topic: text(&p.topic)?,
-            payload: p.payload.to_vec(),
-            qos: p.qos as u8,
-            dup: p.dup,
-            retain: p.retain,
-            pkid: p.pkid,
-            subscription: None,
-        },
-        v5::Packet::Subscribe(s) => {
-            let options = |filter: &v5::Filter| {
-                let mut bytes = BytesMut::new();
-                filter.write(&mut bytes);
-                bytes[bytes.len() - 1]
+        None
+    }
+
+    /// The properties of MQTT 5 that are numbers, by their identifiers (MQTT 5, 2.2.2.2).
+    fn properties(&mut self, version: u8) -> Option<BTreeMap<u8, u32>> {
+        let mut numbers = BTreeMap::new();
+        let length = if version == 5 { self.length()? } else { 0 };
+        let mut rest = Fields(self.take(length)?);
+        while let Some(identifier) = rest.byte() {
+            let number = match identifier {
+                0x0B => rest.length()? as u32,
+                0x01 | 0x17 | 0x19 | 0x24 | 0x25 | 0x28..=0x2A => rest.byte()?.into(),
+                0x13 | 0x21..=0x23 => rest.number()?.into(),
+                0x02 | 0x11 | 0x18 | 0x27 => {
+                    u32::from(rest.number()?) << 16 | u32::from(rest.number()?)
+                }
+                _ => {
+                    rest.text()?;
+                    continue;
+                }
             };
-            let filters = s
-                .filters
-                .iter()
-                .map(|filter| (filter.path.clone(), options(filter)));
-            Packet::Subscribe {
-                pkid: s.pkid,
-                filters: filters.collect(),
-                identifier: s
-                    .properties
-                    .and_then(|properties| u32::try_from(properties.id?).ok()),
-            }
+            numbers.insert(identifier, number);
         }
-        v5::Packet::Unsubscribe(u) => Packet::Unsubscribe {
-            pkid: u.pkid,
-            filters: u.filters,
-        },
-        v5::Packet::PingReq(_) => Packet::PingReq,
-        _ => return None,
-    })
-}
-
-fn will(topic: String, payload: &[u8], qos: u8, retain: bool) -> Message {
-    Message {
-        client: String::new(),
-        topic,
-        payload: payload.to_vec(),
-        qos,
-        retain,
-        dup: false,
-        subscription: None,
+        Some(numbers)
     }
 }
 
@@ -318,16 +311,13 @@ pub(super) fn encode(version: u8, packet: &Packet) -> Vec<u8> {
             }
             0x40
         }
-        Packet::SubAck { pkid, codes } | Packet::UnsubAck { pkid, codes } => {
-            let subscribed = matches!(packet, Packet::SubAck { .. });
+        Packet::SubAck { pkid, codes } => {
             body.extend(pkid.to_be_bytes());
             if v5 {
                 body.push(0);
             }
-            if v5 || subscribed {
-                body.extend(codes);
-            }
-            if subscribed { 0x90 } else { 0xB0 }
+            body.extend(codes);
+            0x90
         }
         Packet::PingResp => 0xD0,
         Packet::Disconnect { code } => {
@@ -352,7 +342,6 @@ pub(super) fn put_string(bytes: &mut Vec<u8>, text: &str) {
     bytes.extend(text.as_bytes());
 }
 
-/// A variable byte integer (MQTT 5, 1.5.5).
 fn put_length(bytes: &mut Vec<u8>, mut length: usize) {
     while length > 0x7F {
         bytes.push(length as u8 | 0x80);

@@ -1,33 +1,28 @@
 //! What the broker knows, and what each packet does to it.
 
 use super::packet::{self, Message, Packet};
-use super::{Entry, Knobs, RefuseV5, Step, Verdict};
-use bytes::BytesMut;
+use super::{Entry, Step, Verdict};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// In-flight window of 3.1.1, which has no Receive Maximum: Mosquitto's `max_inflight_messages`.
 const WINDOW_OF_3_1_1: usize = 20;
 
+/// Why a connection ended, in the transcript.
+const CUT: &str = "cut by the script";
+
 pub(super) type Script = Box<dyn FnMut(&Step) -> Verdict + Send>;
 
 #[derive(Default)]
 pub(super) struct State {
-    pub(super) knobs: Knobs,
     pub(super) script: Option<Script>,
     pub(super) log: Vec<Entry>,
-    /// Packets asked about so far.
-    pub(super) packets: usize,
     /// Connections accepted so far.
     pub(super) connections: usize,
     /// The connections in use; one that was cut is not among them, even if its client has not noticed.
     pub(super) links: BTreeMap<usize, Link>,
-    /// The sockets that a reader thread still reads.
-    pub(super) sockets: BTreeMap<usize, TcpStream>,
-    pub(super) readers: Vec<JoinHandle<()>>,
     pub(super) sessions: BTreeMap<String, Session>,
     pub(super) retained: BTreeMap<String, Message>,
     pub(super) received: Vec<Message>,
@@ -52,7 +47,6 @@ pub(super) struct Session {
     persistent: bool,
     /// Receive Maximum.
     window: usize,
-    max_packet_size: Option<u32>,
     subscriptions: BTreeMap<String, Subscription>,
     in_flight: Vec<InFlight>,
     queue: VecDeque<Message>,
@@ -127,102 +121,82 @@ impl State {
         &mut self,
         connection: usize,
         from_client: bool,
-        packet: Packet,
+        mut packet: Packet,
     ) -> Option<(Packet, bool)> {
         let client = self.links.get(&connection)?.client.clone();
         let step = Step {
             connection,
-            index: self.packets,
             from_client,
             client: &client,
             packet: &packet,
         };
-        let verdict = self
-            .script
-            .as_mut()
-            .map_or(Verdict::Pass, |script| script(&step));
-        self.packets += 1;
-        let passed = !matches!(
-            verdict,
-            Verdict::CutBefore | Verdict::Drop | Verdict::ForgetAndCut
-        );
+        let script = self.script.as_mut();
+        let verdict = script.map_or(Verdict::Pass, |script| script(&step));
         let cut_after = verdict == Verdict::CutAfter;
-        let forget = verdict == Verdict::ForgetAndCut;
-        let cut_before = forget || verdict == Verdict::CutBefore;
-        let packet = if let Verdict::Replace(other) = verdict {
-            other
-        } else {
-            packet
-        };
+        let passed = cut_after || matches!(verdict, Verdict::Pass | Verdict::Replace(_));
+        if let Verdict::Replace(other) = &verdict {
+            packet = other.clone();
+        }
         self.log.push(Entry::Packet {
             connection,
             from_client,
             packet: packet.clone(),
             passed,
         });
-        if forget {
-            // At its CONNECT the connection has no name yet.
-            let named = if let Packet::Connect { client_id, .. } = &packet {
-                client_id
-            } else {
-                &client
-            };
-            self.forget(named);
+        match &verdict {
+            Verdict::ForgetAndCut => match &packet {
+                // At its CONNECT the connection has no name yet.
+                Packet::Connect { client_id, .. } => self.forget(client_id),
+                _ => self.forget(&client),
+            },
+            Verdict::Answer(answer) => self.write(connection, answer),
+            _ => {}
         }
-        if cut_before {
-            self.close(connection, "cut by the script", Will::Publish);
+        if !passed && verdict != Verdict::Drop {
+            self.close(connection, CUT, Will::Publish);
         }
         passed.then_some((packet, cut_after))
     }
 
     pub(super) fn send(&mut self, connection: usize, packet: Packet) {
-        let Some((packet, cut_after)) = self.ask(connection, false, packet) else {
-            return;
-        };
-        let Some(link) = self.links.get_mut(&connection) else {
-            return;
-        };
-        if link
-            .stream
-            .write_all(&packet::encode(link.version, &packet))
-            .is_err()
-        {
-            self.close(connection, "write failed", Will::Publish);
-        } else if cut_after {
-            self.close(connection, "cut by the script", Will::Publish);
-        }
-    }
-
-    pub(super) fn receive(&mut self, connection: usize, header: usize, frame: BytesMut) {
-        // A connection that was cut is read, but not heard.
-        let Some(link) = self.links.get_mut(&connection) else {
-            return;
-        };
-        if frame[0] >> 4 == 1 {
-            // The protocol level follows the protocol name "MQTT".
-            link.version = frame.get(header + 6).copied().unwrap_or(0);
-        }
-        let version = link.version;
-        if version == 5
-            && self
-                .knobs
-                .max_packet_size
-                .is_some_and(|limit| frame.len() > limit as usize)
-        {
-            return self.refuse(connection, 0x95, "packet too large");
-        }
-        let Some(packet) = packet::decode(version, header, frame) else {
-            return self.close(connection, "malformed packet", Will::Publish);
-        };
-        if let Some((packet, cut_after)) = self.ask(connection, true, packet) {
-            self.process(connection, version, packet);
+        if let Some((packet, cut_after)) = self.ask(connection, false, packet) {
+            self.write(connection, &packet);
             if cut_after {
-                self.close(connection, "cut by the script", Will::Publish);
+                self.close(connection, CUT, Will::Publish);
             }
         }
     }
 
-    fn process(&mut self, connection: usize, version: u8, packet: Packet) {
+    fn write(&mut self, connection: usize, packet: &Packet) {
+        let Some(link) = self.links.get_mut(&connection) else {
+            return;
+        };
+        let bytes = packet::encode(link.version, packet);
+        if link.stream.write_all(&bytes).is_err() {
+            self.close(connection, "write failed", Will::Publish);
+        }
+    }
+
+    pub(super) fn receive(&mut self, connection: usize, bytes: &[u8]) {
+        // A connection that was cut is read, but not heard.
+        let Some(link) = self.links.get_mut(&connection) else {
+            return;
+        };
+        let Some(packet) = packet::decode(link.version, bytes) else {
+            return self.close(connection, "malformed packet", Will::Publish);
+        };
+        if let Packet::Connect { version, .. } = packet {
+            link.version = version;
+        }
+        if let Some((packet, cut_after)) = self.ask(connection, true, packet) {
+            self.process(connection, packet);
+            if cut_after {
+                self.close(connection, CUT, Will::Publish);
+            }
+        }
+    }
+
+    fn process(&mut self, connection: usize, packet: Packet) {
         let Some(client) = self.links.get(&connection).map(|link| link.client.clone()) else {
             return;
         };
@@ -238,31 +212,20 @@ impl State {
                 topic,
                 payload,
                 qos,
-                dup,
                 retain,
                 pkid,
                 ..
             } => {
-                let failure = self
-                    .knobs
-                    .puback_failures
-                    .iter()
-                    .find(|(filter, _)| matches(filter, &topic));
-                let failure = failure.map(|(_, code)| *code);
-                if failure.is_none() {
-                    self.publish(Message {
-                        client,
-                        topic,
-                        payload,
-                        qos,
-                        retain,
-                        dup,
-                        subscription: None,
-                    });
-                }
+                self.publish(Message {
+                    client,
+                    topic,
+                    payload,
+                    qos,
+                    retain,
+                    subscription: None,
+                });
                 if qos == 1 {
-                    let code = failure.filter(|_| version == 5).unwrap_or(0);
-                    self.send(connection, Packet::PubAck { pkid, code });
+                    self.send(connection, Packet::PubAck { pkid, code: 0 });
                 }
             }
             Packet::PubAck { pkid, .. } => {
@@ -276,27 +239,10 @@ impl State {
                 filters,
                 identifier,
             } => self.subscribe(connection, &client, pkid, filters, identifier),
-            Packet::Unsubscribe { pkid, filters } => {
-                let Some(session) = self.sessions.get_mut(&client) else {
-                    return;
-                };
-                let remove = |filter| {
-                    if session.subscriptions.remove(filter).is_some() {
-                        0
-                    } else {
-                        0x11
-                    }
-                };
-                let codes = filters.iter().map(remove).collect();
-                self.send(connection, Packet::UnsubAck { pkid, codes });
-            }
             Packet::PingReq => self.send(connection, Packet::PingResp),
             Packet::Disconnect { code } => {
-                let will = if code == 0x04 {
-                    Will::Publish
-                } else {
-                    Will::Drop
-                };
+                let says_will = code == 0x04;
+                let will = if says_will { Will::Publish } else { Will::Drop };
                 self.close(connection, "disconnected", will);
             }
             _ => self.close(connection, "a packet that only brokers send", Will::Publish),
@@ -311,7 +257,6 @@ impl State {
             keep_alive,
             receive_maximum,
             session_expiry,
-            max_packet_size,
             version,
             ..
         } = packet
@@ -319,34 +264,9 @@ impl State {
             unreachable!("called for CONNECT only")
         };
         let v5 = version == 5;
-        if let Some(how) = self.knobs.refuse_v5.filter(|_| v5) {
-            if how == RefuseV5::Answer {
-                self.send(connection, Packet::Raw(vec![0x20, 0x02, 0x00, 0x01]));
-            }
-            return self.close(connection, "no MQTT 5 here", Will::Drop);
-        }
-        if let Some(code) = self.knobs.connack_code {
-            self.send(
-                connection,
-                Packet::ConnAck {
-                    session_present: false,
-                    code,
-                    properties: Vec::new(),
-                },
-            );
-            return self.close(connection, "refused", Will::Drop);
-        }
         let mut properties = Vec::new();
         if v5 {
             properties.extend([0x24, 1]); // Maximum QoS
-            if let Some(size) = self.knobs.max_packet_size {
-                properties.push(0x27);
-                properties.extend(size.to_be_bytes());
-            }
-            if let Some(seconds) = self.knobs.server_keep_alive {
-                properties.push(0x13);
-                properties.extend(seconds.to_be_bytes());
-            }
         }
         if client_id.is_empty() {
             client_id = format!("auto-{connection}");
@@ -370,38 +290,22 @@ impl State {
         } else {
             WINDOW_OF_3_1_1
         };
-        session.max_packet_size = max_packet_size;
-        session
-            .in_flight
-            .iter_mut()
-            .for_each(|message| message.sent = false);
-
-        let link = self
-            .links
-            .get_mut(&connection)
-            .expect("the connection whose CONNECT is being processed");
-        let keep_alive = self
-            .knobs
-            .server_keep_alive
-            .filter(|_| v5)
-            .unwrap_or(keep_alive);
+        for message in &mut session.in_flight {
+            message.sent = false;
+        }
+        let link = self.links.get_mut(&connection);
+        let link = link.expect("the connection whose CONNECT is being processed");
         let silence = (keep_alive > 0).then(|| Duration::from_secs(keep_alive.into()) * 3 / 2);
-        link.stream
-            .set_read_timeout(silence)
-            .expect("a read timeout");
-        link.will = will.map(|message| Message {
-            client: client_id.clone(),
-            ..message
-        });
+        let bounded = link.stream.set_read_timeout(silence);
+        bounded.expect("a read timeout");
+        link.will = will;
         link.client.clone_from(&client_id);
-        self.send(
-            connection,
-            Packet::ConnAck {
-                session_present,
-                code: 0,
-                properties,
-            },
-        );
+        let greeting = Packet::ConnAck {
+            session_present,
+            code: 0,
+            properties,
+        };
+        self.send(connection, greeting);
         self.pump(&client_id);
     }
 
@@ -419,31 +323,18 @@ impl State {
         let mut codes = Vec::new();
         let mut retained = Vec::new();
         for (filter, options) in filters {
-            if let Some((_, code)) = self
-                .knobs
-                .suback_failures
-                .iter()
-                .find(|(refused, _)| *refused == filter)
-            {
-                codes.push(*code);
-                continue;
-            }
             let qos = (options & 3).min(1);
             codes.push(qos);
-            let new = session
-                .subscriptions
-                .insert(filter.clone(), (options, identifier))
-                .is_none();
+            let subscribed = (options, identifier);
+            let before = session.subscriptions.insert(filter.clone(), subscribed);
             let wanted = match options >> 4 & 3 {
                 0 => true,
-                1 => new,
+                1 => before.is_none(),
                 _ => false,
             };
             if wanted {
-                let matching = self
-                    .retained
-                    .values()
-                    .filter(|message| matches(&filter, &message.topic));
+                let matching = self.retained.values();
+                let matching = matching.filter(|message| matches(&filter, &message.topic));
                 retained.extend(matching.map(|message| Message {
                     qos: message.qos.min(qos),
                     subscription: identifier,
@@ -515,38 +406,22 @@ impl State {
             && let Some(connection) = session.connection
             && let Some(packet) = session.next_to_send()
         {
-            let version = self.links.get(&connection).map_or(4, |link| link.version);
-            let too_large = |limit: u32| packet::encode(version, &packet).len() > limit as usize;
-            if session.max_packet_size.is_some_and(too_large) {
-                // MQTT 5, 3.1.2.11.4: discarded in silence, as if it had been acknowledged.
-                let Packet::Publish { pkid, .. } = packet else {
-                    unreachable!("only PUBLISH is queued")
-                };
-                session.in_flight.retain(|message| message.pkid != pkid);
-                continue;
-            }
             self.send(connection, packet);
         }
     }
 
     /// Ends a connection for the broker's reasons; an MQTT 5 client is told the code.
     fn refuse(&mut self, connection: usize, code: u8, why: &'static str) {
-        if self
-            .links
-            .get(&connection)
-            .is_some_and(|link| link.version == 5)
-        {
+        let link = self.links.get(&connection);
+        if link.is_some_and(|link| link.version == 5) {
             self.send(connection, Packet::Disconnect { code });
         }
         self.close(connection, why, Will::Publish);
     }
 
     pub(super) fn forget(&mut self, client: &str) {
-        let connection = self
-            .sessions
-            .remove(client)
-            .and_then(|session| session.connection);
-        if let Some(connection) = connection {
+        let session = self.sessions.remove(client);
+        if let Some(connection) = session.and_then(|session| session.connection) {
             self.close(connection, "session forgotten", Will::Publish);
         }
     }
@@ -572,8 +447,7 @@ impl State {
     }
 }
 
-/// Whether the topic matches the filter. rumqttc's own function panics if the topic starts with a character beyond
-/// ASCII, and finds no match for a topic that starts with `$`.
+/// Whether the topic matches the filter.
 fn matches(filter: &str, topic: &str) -> bool {
     if topic.starts_with('$') && filter.starts_with(['+', '#']) {
         return false;
