@@ -65,6 +65,15 @@ impl OpenError {
         };
         Self::Missing { what, why, then }
     }
+
+    /// The drive of `dir` is full: no job could be run there.
+    pub fn no_room(dir: &WorkDir, error: &io::Error) -> Self {
+        Self::Missing {
+            what: format!("room on the drive of {}", dir.path().display()),
+            why: format!("is missing: {error}"),
+            then: Then::WaitOn,
+        }
+    }
 }
 
 /// Whether an error is of this machine or its drive, and not of what a request says.
@@ -79,6 +88,12 @@ pub fn is_ours(error: &io::Error) -> bool {
         Errno::INVAL,
     ];
     Errno::from_io_error(error).is_some_and(|error| !OF_REQUESTS.contains(&error))
+}
+
+/// Whether the drive is full, or the worker's share of it.
+pub fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
 }
 
 impl Display for OpenError {

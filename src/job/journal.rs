@@ -5,6 +5,7 @@ use super::directory::is_ours;
 use super::{OpenError, WorkDir};
 use crate::config::Durability;
 use crate::contract::{Document, EarlierRun, JobId, JobState, StepState, Timestamp, millis};
+use std::io;
 use std::time::{Duration, Instant};
 
 const NAME: &str = "job.status.json";
@@ -46,17 +47,20 @@ pub fn read(dir: &WorkDir, id: &JobId) -> Result<Option<(EarlierRun, Vec<u8>)>, 
 ///
 /// # Errors
 /// A sentence, with what the drive said.
-pub fn write(dir: &WorkDir, document: &[u8], durability: Durability) -> Result<(), String> {
-    let path = dir.path().display();
-    dir.replace(NAME, document, durability)
-        .map_err(|error| format!("{path}/{NAME} cannot be written: {error}"))
+pub fn write(dir: &WorkDir, document: &[u8], durability: Durability) -> io::Result<()> {
+    let replaced = dir.replace(NAME, document, durability);
+    replaced.map_err(|error| io::Error::new(error.kind(), unwritten(dir, &error)))
+}
+
+fn unwritten(dir: &WorkDir, error: &io::Error) -> String {
+    format!("{}/{NAME} cannot be written: {error}", dir.path().display())
 }
 
 /// Writes a journal that must be found by its name after a power cut.
 ///
 /// # Errors
 /// A sentence, with what the drive said.
-pub fn store(dir: &WorkDir, document: &Document, durability: Durability) -> Result<(), String> {
+pub fn store(dir: &WorkDir, document: &Document, durability: Durability) -> io::Result<()> {
     write(dir, &document.to_json(), durability)?;
     sync_name(dir, durability)
 }
@@ -64,15 +68,13 @@ pub fn store(dir: &WorkDir, document: &Document, durability: Durability) -> Resu
 /// Makes sure that a stored journal is found by its name after a power cut: who wrote it may have died before that.
 ///
 /// # Errors
-/// A sentence, with what the drive said.
-pub fn sync_name(dir: &WorkDir, durability: Durability) -> Result<(), String> {
-    let path = dir.path().display();
-    match durability {
+/// A sentence, with what the drive said. It has no kind of its own: the journal is there.
+pub fn sync_name(dir: &WorkDir, durability: Durability) -> io::Result<()> {
+    let synced = match durability {
         Durability::Cache => Ok(()),
-        Durability::Disk => dir
-            .sync()
-            .map_err(|error| format!("{path}/{NAME} cannot be written: {error}")),
-    }
+        Durability::Disk => dir.sync(),
+    };
+    synced.map_err(|error| io::Error::other(unwritten(dir, &error)))
 }
 
 /// The status document of a job that runs, and when its journal gets it.
@@ -93,11 +95,7 @@ impl Journal {
     ///
     /// # Errors
     /// A sentence, with what the drive said.
-    pub fn begin(
-        dir: &WorkDir,
-        document: Document,
-        durability: Durability,
-    ) -> Result<Self, String> {
+    pub fn begin(dir: &WorkDir, document: Document, durability: Durability) -> io::Result<Self> {
         store(dir, &document, durability)?;
         let now = Instant::now();
         Ok(Self {

@@ -213,9 +213,14 @@ impl JobLog {
 
     /// Takes the last line back. Nothing of the job runs any more, so nothing is behind it.
     pub fn retract_verdict(&mut self) {
-        if let Some(start) = self.verdict_at.take()
-            && let Err(error) = self.file.set_len(start)
-        {
+        if let Some(start) = self.verdict_at.take() {
+            self.cut(start);
+        }
+    }
+
+    /// Takes back what was written from `start` on, in bytes. Nothing of the job runs.
+    pub fn cut(&self, start: u64) {
+        if let Err(error) = self.file.set_len(start) {
             log::warn!("{}: {error}", self.path);
         }
     }

@@ -2,7 +2,7 @@
 //! be done (docs/reference.md, "Request", "Job definition" and "Attempts and stops"). What may have to be waited for
 //! is tried again: by [`Preparation::look`].
 
-use super::directory::{explained, is_ours};
+use super::directory::{explained, is_full, is_ours};
 use super::log::{JobLog, Lock, while_nothing_runs};
 use super::prepared::PreparedJob;
 use super::running::Running;
@@ -223,6 +223,7 @@ impl Preparation {
             Err(error) => {
                 let place = format!("{}/job.log", dir.path().display());
                 return match is_ours(&error) {
+                    true if is_full(&error) => Err(OpenError::no_room(&dir, &error)),
                     true => Err(OpenError::of(place, error)),
                     false => {
                         let error = format!("{place} cannot be opened: {}", explained(&error));
@@ -268,10 +269,7 @@ impl Preparation {
                     is_lost: self.is_lost.clone(),
                     is_by_hand: self.origin == RequestOrigin::ByHand,
                 };
-                match Running::start(job, config, worker) {
-                    Ok(running) => Look::Run(Box::new(running)),
-                    Err(document) => Look::Over(Outcome::Final(document)),
-                }
+                Running::start(job, config, worker)?
             }
         })
     }
@@ -364,7 +362,7 @@ impl Preparation {
             document.warn(&error);
         }
         if let Err(error) = journal::store(dir, &document, durability) {
-            document.warn(&error);
+            document.warn(&error.to_string());
         }
         if let Some(warning) = &document.warning {
             log::warn!("{warning}");
@@ -385,7 +383,7 @@ fn store_unrun(dir: &WorkDir, document: &Document, durability: Durability) {
     }
 }
 
-fn final_result(document: Document) -> Look {
+pub fn final_result(document: Document) -> Look {
     Look::Over(Outcome::Final(Box::new(document)))
 }
 

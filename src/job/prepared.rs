@@ -6,6 +6,7 @@ use crate::contract::{
     Attempt, Document, Follows, JobId, Plan, Reason, StepState, StepStatus, Timestamp,
 };
 use crate::host;
+use std::io;
 
 /// A job that runs next. Its lock is that of `log`.
 pub struct PreparedJob {
@@ -65,12 +66,15 @@ impl PreparedJob {
     ///
     /// # Errors
     /// A sentence, where the log cannot be written.
-    pub fn begin_log(&mut self, worker: &str) -> Result<(), String> {
+    pub fn begin_log(&mut self, worker: &str) -> io::Result<()> {
         let begun = match self.attempt.follows {
             Follows::Nothing => self.log.begin(&self.id, &self.dir),
             Follows::Crash | Follows::Stop => self.log.resume(&self.id, &self.dir),
         };
-        begun.map_err(|error| format!("{} cannot be written: {error}", self.log.path()))?;
+        begun.map_err(|error| {
+            let path = self.log.path();
+            io::Error::new(error.kind(), format!("{path} cannot be written: {error}"))
+        })?;
         let (number, most) = (self.attempt.number, self.plan.max_attempts);
         let (again, before) = match self.attempt.follows {
             Follows::Nothing => ("", ""),

@@ -1,13 +1,15 @@
 //! A job whose steps run: one after the other until the first failure, each within its limits.
 
+use super::directory::is_full;
 use super::interruption::Limit;
 use super::journal::Journal;
+use super::prepare::{Look, final_result};
 use super::prepared::PreparedJob;
 use super::save::{self, Begun, Ending};
 use super::step::{Due, EndedStep, RunningStep};
-use super::{Interruption, environment, journal};
+use super::{Interruption, OpenError, environment, journal};
 use crate::config::{Durability, JobConfig};
-use crate::contract::{Attempt, Document, JobState, Reason, StepState, Timestamp, millis};
+use crate::contract::{Attempt, JobState, Reason, StepState, Timestamp, millis};
 use crate::process::{self, Swept};
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -55,13 +57,15 @@ struct LogLimit {
 impl Running {
     /// Begins the log, writes the first journal, and starts the first step: what has no journal could be run again and again.
     ///
+    /// Where the drive does not take log or journal, the job is over: nothing has been run.
+    ///
     /// # Errors
-    /// The result, where the drive does not take log or journal. Nothing has been run then.
+    /// The drive is full, so it is waited for: the next jobs would only fail, too. A person at a terminal is told at once.
     pub fn start(
         mut job: PreparedJob,
         config: &JobConfig,
         worker: &str,
-    ) -> Result<Self, Box<Document>> {
+    ) -> Result<Look, OpenError> {
         let log_start = match job.attempt == Attempt::FIRST {
             true => 0,
             false => job.log.size(),
@@ -74,13 +78,20 @@ impl Running {
             let document = job.document(worker);
             Journal::begin(&job.dir, document, durability)
         });
-        let journal = begun.map_err(|error| {
-            job.log.verdict(&format!("job failed: {error}"));
-            let document = job.not_begun(worker, error);
-            // the journal may say by now that the job runs; the first error is the one to tell
-            let _ = journal::write(&job.dir, &document.to_json(), Durability::Cache);
-            Box::new(document)
-        })?;
+        let journal = match begun {
+            Ok(journal) => journal,
+            Err(error) if is_full(&error) && !job.is_by_hand => {
+                job.log.cut(log_start);
+                return Err(OpenError::no_room(&job.dir, &error));
+            }
+            Err(error) => {
+                job.log.verdict(&format!("job failed: {error}"));
+                let document = job.not_begun(worker, error.to_string());
+                // the journal may say by now that the job runs; the first error is the one to tell
+                let _ = journal::write(&job.dir, &document.to_json(), Durability::Cache);
+                return Ok(final_result(document));
+            }
+        };
         let mut running = Self {
             env: environment::of(&job, worker),
             journal,
@@ -102,7 +113,7 @@ impl Running {
             is_over: false,
         };
         running.run_next();
-        Ok(running)
+        Ok(Look::Run(Box::new(running)))
     }
 
     /// Its workDir.

@@ -183,6 +183,7 @@ fn finish(ending: Ending, durability: Durability) -> Outcome {
     if log.is_taken() {
         log::warn!("the journal is another worker's by now");
     } else if let Err(error) = journal::store(&dir, &document, durability) {
+        let error = error.to_string();
         match dir.is_removed() {
             // a step may remove the directory of its own job: then its journal is not missed
             true => document.warn(&error),

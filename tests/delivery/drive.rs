@@ -5,39 +5,47 @@ use crate::support;
 use serde_json::json;
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 use support::cut_drive::{CutDrive, DiskCache, FILE_SYSTEMS};
 use support::mount::{Mount, mount};
 use support::site::{Site, await_file, until_exists};
+use support::wait;
 
 #[test]
 #[ignore = "needs root to mount"]
-fn on_a_full_drive_nothing_is_run_and_the_result_says_why() {
-    let site = Site::start();
-    let ran = site.drive.path().join("ran");
-    let drive = Mount::on(&site.directory("full"), "size=64k");
-    let dir = site.prepare(
-        "full",
-        json!({ "steps": [format!("touch {}", ran.display())] }),
-    );
-    drive.fill();
-    let worker = site.idle_worker(|_| {});
-    let finished = site.run_request(worker, dir.clone(), json!({ "id": "full", "workDir": dir }));
-    assert_eq!(
-        (&finished.result["status"], &finished.result["reason"]),
-        (&json!("failed"), &json!("internal"))
-    );
-    assert_eq!(finished.result["exitCode"], 1);
-    assert!(
-        finished.result["error"]
-            .as_str()
-            .is_some_and(|error| error.contains("No space left")),
-        "{}",
-        finished.result
-    );
-    assert!(
-        !ran.exists(),
-        "a job without a journal could be run again and again"
-    );
+fn on_a_full_drive_nothing_is_run_or_lost_and_presence_says_why() {
+    for job_log in [None, Some("of an earlier attempt\n")] {
+        let site = Site::start();
+        let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_DIR_WAIT", "0"));
+        let drive = Mount::on(&site.directory("full"), "size=64k");
+        let dir = site.prepare("full", json!({ "steps": ["echo ran"] }));
+        if let Some(text) = job_log {
+            let journal = json!({ "id": "full", "status": "running", "attempt": 1 });
+            fs::write(dir.join("job.status.json"), journal.to_string()).unwrap();
+            fs::write(dir.join("job.log"), text).unwrap();
+        }
+        drive.fill();
+        site.request(json!({ "id": "full", "workDir": dir }));
+        let says_why = || {
+            let said = site.controller.heard("jobs/workers/").pop().unwrap().json();
+            said["waitingFor"] == format!("room on the drive of {}", dir.display())
+        };
+        wait::until("presence to say so", says_why);
+        wait::throughout(Duration::from_millis(1500), "nothing is run", || {
+            says_why() && site.controller.heard("jobs/results/").is_empty()
+        });
+        let said = worker.stderr();
+        assert_eq!(said.matches("No space left").count(), 1, "{said}");
+        fs::remove_file(dir.join("filler")).unwrap();
+        assert_eq!(site.result("full").json()["status"], "success");
+        worker.exits_with(0);
+        let log = fs::read_to_string(dir.join("job.log")).unwrap();
+        assert!(
+            log.starts_with(job_log.unwrap_or("Job ID: full\n")),
+            "{log}"
+        );
+        assert_eq!(log.matches(", job-worker ").count(), 1, "{log}");
+    }
 }
 
 #[test]

@@ -173,14 +173,14 @@ fn fails(what: &str, arguments: &[&str], steps: &[&str]) -> (Finished, Site) {
 #[ignore = "needs strace"]
 fn a_drive_that_takes_no_first_journal_runs_nothing() {
     for fsync in ["1", "2"] {
-        let error = format!("inject=fsync:error=ENOSPC:when={fsync}");
+        let error = format!("inject=fsync:error=EIO:when={fsync}");
         let (finished, _site) = fails(&format!("fsync {fsync}"), &["-e", &error], &["touch ran"]);
         assert!(!finished.dir.join("ran").exists());
         assert!(
             finished.result["error"]
                 .as_str()
                 .unwrap()
-                .contains("No space left")
+                .contains("Input/output error")
         );
     }
 }
