@@ -49,27 +49,24 @@ pub fn run(config: Config, _: Outbox<Infallible>, mut inbox: Inbox<Infallible>) 
                 Exit::Defect.status()
             }
         };
+        if status == 0 {
+            backoff.reset();
+        } else {
+            let pause = backoff.next_pause();
+            let ended = match status {
+                // a step of its job does this, which would have a fresh worker at once, again and again
+                STOPPED => "was stopped, and not by us".to_owned(),
+                status => format!("ended with status {status}"),
+            };
+            log::warn!("the worker {ended}; starting another in {pause:?}");
+            if stop_asked_within(pause, &mut inbox) {
+                return Exit::Of(if status == STOPPED { 0 } else { status });
+            }
+        }
         if let Some(path) = program.as_mut().and_then(Program::replaced)
             && become_program(path, &mut inbox).is_break()
         {
             return Exit::Done;
-        }
-        if status == 0 {
-            backoff.reset();
-            continue;
-        }
-        let pause = backoff.next_pause();
-        match status {
-            // a step of its job does this, which would have a fresh worker at once, again and again
-            STOPPED => {
-                log::warn!("the worker was stopped, and not by us; starting another in {pause:?}")
-            }
-            status => {
-                log::warn!("the worker ended with status {status}; starting another in {pause:?}")
-            }
-        }
-        if stop_asked_within(pause, &mut inbox) {
-            return Exit::Of(if status == STOPPED { 0 } else { status });
         }
     }
 }
@@ -124,7 +121,7 @@ fn become_program(path: &Path, inbox: &mut Inbox<Infallible>) -> ControlFlow<()>
         return ControlFlow::Break(());
     }
     let shown = path.display();
-    log::info!("{shown} was replaced: going on as the new program");
+    log::info!("{shown} was replaced: executing the new program");
     let text = |text: &OsStr| CString::new(text.as_bytes()).unwrap_or_default();
     let arguments: Vec<_> = std::env::args_os()
         .map(|argument| text(&argument))

@@ -2,12 +2,14 @@
 
 use crate::support;
 
+use rustix::process::{Signal, kill_process};
 use serde_json::json;
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use support::broker::Broker;
+use support::processes::child_of;
 use support::site::{Site, WORKER, read, release};
 use support::wait::{self, DEADLINE};
 use support::worker::{Worker, binary};
@@ -99,6 +101,13 @@ fn a_new_program_is_taken_after_the_job_under_the_same_pid() {
         let_go(&site, id, &dir);
         assert!(installed.is_run_by(supervisor.pid()), "{id}");
     }
+    let dir = site.hold("killed");
+    installed.upgrade();
+    kill_process(child_of(&supervisor), Signal::KILL).unwrap();
+    supervisor.await_stderr("the worker ended with status 137; starting another in 100ms");
+    release(&dir);
+    assert_eq!(site.result("killed").json()["attempt"], 2);
+    assert!(installed.is_run_by(supervisor.pid()));
     site.broker.wait_for_queued(WORKER, 0, DEADLINE);
     supervisor.stop();
     site.nothing_survives();
