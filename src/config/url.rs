@@ -12,7 +12,7 @@ pub struct Url {
     pub password: Option<String>,
 }
 
-const EXPECTED: &str = "expected mqtt://[user:password@]host[:port][,host[:port]…], or mqtts://, an IPv6 address in brackets";
+const EXPECTED: &str = "expected mqtt://[user:password@]host[:port][,host[:port]…], or mqtts://, a port from 1 to 65535, an IPv6 address in brackets";
 
 impl Url {
     /// Parses `mqtt[s]://[user[:password]@]host[:port][,host[:port]…]`.

@@ -1,5 +1,6 @@
 //! Every variable that a worker's environment may set, named here and only here (docs/reference.md, "Configuration").
 
+use crate::contract::nearest;
 use std::ffi::OsString;
 
 /// Each variable: its name, its value unless set, and what it may be, in the words of `--help` and of an error.
@@ -41,6 +42,15 @@ const OF_STEPS: [&str; 6] = [
     "JOB_WORK_DIR",
 ];
 
+/// What other programs have variables for, and what says that here.
+const OF_OTHERS: [(&str, &str); 5] = [
+    ("HOST", "MQTT_URL"),
+    ("PORT", "MQTT_URL"),
+    ("BROKER", "MQTT_URL"),
+    ("SERVER", "MQTT_URL"),
+    ("CLIENT", "WORKER_ID"),
+];
+
 /// The names of all.
 pub fn names() -> impl Iterator<Item = &'static str> {
     TABLE.iter().map(|(name, ..)| *name)
@@ -73,7 +83,7 @@ pub fn unknown(variables: impl Iterator<Item = (OsString, OsString)>) -> Option<
         let is_known = is_own(name) || OF_STEPS.contains(&name);
         (!is_known && !value.is_empty() && !is_kubernetes()).then(|| name.to_owned())
     });
-    let named = unknown.map(|name| match nearest(&name) {
+    let named = unknown.map(|name| match meant(&name) {
         Some(meant) => format!("{name} (did you mean {meant}?)"),
         None => name,
     });
@@ -82,20 +92,15 @@ pub fn unknown(variables: impl Iterator<Item = (OsString, OsString)>) -> Option<
     (!named.is_empty()).then(|| format!("unknown variables are ignored: {}", named.join(", ")))
 }
 
-/// The first variable that this name becomes where letters are added at one place, or one letter is changed.
-fn nearest(name: &str) -> Option<&'static str> {
-    let letters = |name: &str| name.to_ascii_uppercase().replace('_', "").into_bytes();
-    let given = letters(name);
-    let is_near = |ours: &&str| {
-        let ours = letters(ours);
-        let room = given.len().min(ours.len());
-        let same = |pair: &(&u8, &u8)| pair.0 == pair.1;
-        let start = given.iter().zip(&ours).take_while(same).count();
-        let ends = given.iter().rev().zip(ours.iter().rev());
-        let end = ends.take(room - start).take_while(same).count();
-        start + end + 1 >= given.len().max(7) // a name as short as MQTT_ begins many
-    };
-    names().find(is_near)
+/// The variable of ours that may be meant.
+fn meant(name: &str) -> Option<String> {
+    let (prefix, rest) = name.split_at(name.find('_')? + 1);
+    let ours: Vec<_> = names()
+        .filter_map(|ours| ours.strip_prefix(prefix))
+        .collect();
+    let is_part = |(theirs, _): &&(&str, &str)| rest.split('_').any(|part| part == *theirs);
+    let near = nearest(rest, &ours).map(|near| format!("{prefix}{near}"));
+    near.or_else(|| Some(OF_OTHERS.iter().find(is_part)?.1.to_owned()))
 }
 
 #[cfg(test)]
@@ -117,8 +122,12 @@ mod tests {
             ("MQTT_USER", Some("MQTT_USERNAME")),
             ("MQTT_PASS", Some("MQTT_PASSWORD")),
             ("MQTT_URI", Some("MQTT_URL")),
-            ("MQTT_HOST", None),
-            ("MQTT_PORT", None),
+            ("MQTT_ULR", Some("MQTT_URL")),
+            ("MQTT_HOST", Some("MQTT_URL")),
+            ("MQTT_PORT", Some("MQTT_URL")),
+            ("MQTT_BROKER_URL", Some("MQTT_URL")),
+            ("MQTT_CLIENT_ID", Some("WORKER_ID")),
+            ("MQTT_TIDE", None),
             ("JOB_", None),
         ] {
             let named = match meant {

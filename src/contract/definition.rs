@@ -119,24 +119,24 @@ fn unknown_in(rest: Object, place: &str, ours: &[&str]) -> impl Iterator<Item = 
     })
 }
 
-/// The one of `ours` that `name` is, apart from case, `_` and one misspelt place of two letters; else the shortest one that goes
-/// on where `name` ends.
+/// The one of `ours` that `name` is, apart from case, `_` and one misspelt place of two letters; else the shortest one that has
+/// more letters at one place.
 pub fn nearest<'a>(name: &str, ours: &[&'a str]) -> Option<&'a str> {
     let letters = |name: &str| name.to_ascii_lowercase().replace('_', "").into_bytes();
     let given = letters(name);
-    let wrong = |ours: &&&str| {
+    let right = |ours: &&&str| {
         let ours = letters(ours);
-        let (short, long) = (given.len().min(ours.len()), given.len().max(ours.len()));
         let same = |(one, other): &(&u8, &u8)| one == other;
         let start = given.iter().zip(&ours).take_while(same).count();
-        let ends = given.iter().rev().zip(ours.iter().rev());
-        long - start - ends.take(short - start).take_while(same).count()
+        let ends = given[start..].iter().rev().zip(ours[start..].iter().rev());
+        start + ends.take_while(same).count()
     };
-    let misspelt = |ours: &&&str| wrong(ours) <= 2 && 2 * wrong(ours) <= ours.len();
-    let goes_on = |ours: &&&str| given.len() >= 3 && letters(ours).starts_with(&given);
+    let wrong = |ours: &&&str| letters(ours).len().max(given.len()) - right(ours);
+    let misspelt = |ours: &&&str| wrong(ours) <= 2 && 2 * wrong(ours) <= ours.len() + 1;
+    let has_more = |ours: &&&str| given.len() >= 3 && right(ours) == given.len();
     let nearest = ours.iter().filter(misspelt).min_by_key(wrong);
     nearest
-        .or_else(|| ours.iter().filter(goes_on).min_by_key(|ours| ours.len()))
+        .or_else(|| ours.iter().filter(has_more).min_by_key(|ours| ours.len()))
         .copied()
 }
 
