@@ -2,7 +2,7 @@
 
 use crate::config::{Config, PoolConfig, unknown_variables, variables};
 use crate::contract::{Definition, MAX_DEFINITION_BYTES, Plan};
-use crate::job::{CANCEL_FILE, WorkDir};
+use crate::job::{CANCEL_FILE, WorkDir, missing_root};
 use crate::mqtt::{self, Life, Session, Subscription};
 use crate::pool::Place;
 use std::ffi::OsStr;
@@ -21,9 +21,9 @@ pub fn check(dir: Option<&OsStr>, connect: bool) -> Vec<Finding> {
     let config = Config::from_env();
     let mut findings = vec![Finding::Good(settings())];
     match &config {
-        Ok(config) => findings.push(match config.missing_root() {
-            Some(root) => Finding::Wrong(format!(
-                "configuration: JOB_ROOT={root:?} does not exist; a worker waits until it is there"
+        Ok(config) => findings.push(match missing_root(&config.job) {
+            Some(missing) => Finding::Wrong(format!(
+                "configuration: {missing}; a worker waits until it is there"
             )),
             None => Finding::Good(format!(
                 "configuration: good; {} serves {} of {}",
@@ -39,7 +39,7 @@ pub fn check(dir: Option<&OsStr>, connect: bool) -> Vec<Finding> {
     findings.extend(unknown.map(|names| Finding::Doubtful(format!("configuration: {names}"))));
     if let Ok(config) = &config
         && let Some(pool) = &config.pool
-        && config.missing_root().is_none()
+        && missing_root(&config.job).is_none()
     {
         check_pool(pool, &mut findings);
     }
@@ -146,15 +146,13 @@ fn check_job(dir: &OsStr, findings: &mut Vec<Finding>) -> Result<(), String> {
         .map_err(|error| format!("{}: {error}", place.display()))?;
     let content = content.ok_or_else(|| format!("{} does not exist", place.display()))?;
     let plan = Definition::parse(&content).and_then(|definition| {
-        let nothing = Definition::default();
-        let plan = Plan::merge(&nothing, Some(definition), None, u32::MAX);
-        plan.map_err(|error| vec![error.replacen(", and neither has the request", "", 1)])
+        Plan::merge(&Definition::default(), Some(definition), None, u32::MAX)
     });
     match plan {
         Ok(plan) => {
             findings.extend(plan.warnings.into_iter().map(doubtful));
             let steps = plan.steps.len();
-            findings.push(Finding::Good(format!("job: good; {steps} steps")));
+            findings.push(Finding::Good(format!("job: good; steps: {steps}")));
         }
         Err(faults) => findings.extend(
             faults

@@ -4,6 +4,7 @@ use crate::check::Finding;
 use crate::config::{Config, RunConfig, TABLE, unknown_variables};
 use crate::contract::single_line;
 use crate::inbox::{self, Event, Inbox, Outbox};
+use crate::job::missing_root;
 use crate::{Exit, check, logging, process, run, supervise, worker};
 use std::ffi::OsString;
 use std::io::Write;
@@ -212,12 +213,12 @@ fn on_drive<T>(
             Ok(config) => config,
             Err(errors) => return unusable(errors),
         };
-        let Some(root) = config.missing_root() else {
+        let Some(missing) = missing_root(&config.job) else {
             let _name = (!is_supervised).then(|| config.take_name());
             return work(config, outbox, inbox);
         };
         if !std::mem::replace(&mut is_told, true) {
-            log::warn!("JOB_ROOT={root:?} does not exist: waiting until it is there");
+            log::warn!("{missing}: waiting until it is there");
         }
         match inbox.next(Some(Instant::now() + DRIVE_LOOK)) {
             Some(Event::Stop(_)) => return Exit::Stopped,

@@ -135,11 +135,6 @@ impl Config {
         };
         env.result(config)
     }
-
-    /// `JOB_ROOT`, where it is not there (yet): a drive that is mounted late.
-    pub fn missing_root(&self) -> Option<&Path> {
-        self.job.root.as_deref().filter(|root| !root.is_dir())
-    }
 }
 
 impl RunConfig {

@@ -26,13 +26,13 @@ impl Plan {
     /// `max_attempts` are what a job gets that asks for nothing, and the most that it can ask for.
     ///
     /// # Errors
-    /// A sentence, when neither of the two says which steps to run.
+    /// Neither of the two says which steps to run. The first sentence is of job.json alone.
     pub fn merge(
         request: &Definition,
         file: Option<Definition>,
         timeout: Option<Duration>,
         max_attempts: u32,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Vec<String>> {
         let file = file.unwrap_or_default();
         let mut warnings = Vec::new();
         for (place, unknown) in [
@@ -44,8 +44,8 @@ impl Plan {
             }
         }
         let mut steps = request.steps.clone().or(file.steps).ok_or_else(|| {
-            let missing = "job.json has no `steps`, and neither has the request";
-            [&[missing.to_owned()], &*warnings].concat().join("; ")
+            let missing = "job.json has no `steps`".to_owned();
+            [&[missing], &*warnings].concat()
         })?;
         let mut env = file.env;
         env.extend(request.env.clone());
@@ -121,8 +121,7 @@ mod tests {
         );
         let none = request(r#"{"id": 1, "workDir": "x"}"#);
         assert!(
-            Plan::merge(&none.definition, Some(Definition::default()), None, 3)
-                .unwrap_err()
+            Plan::merge(&none.definition, Some(Definition::default()), None, 3).unwrap_err()[0]
                 .contains("no `steps`")
         );
     }

@@ -2,7 +2,7 @@
 //! between the check and the use. `JOB_ROOT` is the fence that it must lie inside.
 
 use super::fence::Fence;
-use crate::config::Durability;
+use crate::config::{Durability, JobConfig};
 use rustix::fs::{
     AtFlags, CWD, Dir, Mode, OFlags, Stat, fstat, fstatfs, openat, renameat, stat, statat, unlinkat,
 };
@@ -116,6 +116,13 @@ pub fn explained(error: &io::Error) -> String {
     }
 }
 
+/// Why `JOB_ROOT` cannot be entered; nothing where it can be, or is not set.
+pub fn missing_root(config: &JobConfig) -> Option<String> {
+    let root = config.root.as_deref()?;
+    let error = open_directory(root).err()?;
+    Some(OpenError::of(format!("JOB_ROOT={root:?}"), error.into()).to_string())
+}
+
 impl WorkDir {
     /// Opens `path`, an absolute path, which must lie inside `fence` where there is one, after all symlinks.
     ///
@@ -127,6 +134,7 @@ impl WorkDir {
     pub fn open(path: PathBuf, fence: Option<&Path>) -> Result<Self, OpenError> {
         let unopened =
             |error: Errno| OpenError::of(format!("workDir {}", path.display()), error.into());
+        let path: PathBuf = path.components().collect(); // without a / at its end
         let Some(root) = fence else {
             let handle = open_directory(&path).map_err(unopened)?;
             return Ok(Self {
@@ -146,10 +154,12 @@ impl WorkDir {
         let start = open_directory(root).map_err(|error| no_root(error.into()))?;
         let real = std::fs::read_link(path_of(&start)).map_err(no_root)?;
         let fence = Fence::new(root, real);
-        let found = fence
-            .below(&path)
-            .ok_or(None)
-            .and_then(|(base, names)| Ok((base.join(names), fence.walk(start, names)?)));
+        let found = fence.below(&path).ok_or(None).and_then(|(base, names)| {
+            Ok((
+                base.iter().chain(names).collect(),
+                fence.walk(start, names)?,
+            ))
+        });
         match found {
             Ok((path, handle)) => Ok(Self {
                 handle,
@@ -382,13 +392,10 @@ pub fn close(file: File) -> io::Result<()> {
     Ok(nix::unistd::close(file)?)
 }
 
+/// Opens a directory that this user may enter.
 fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
-    openat(
-        CWD,
-        path,
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(CWD, path.join("."), flags, Mode::empty())
 }
 
 fn path_of(directory: &OwnedFd) -> PathBuf {

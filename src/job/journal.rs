@@ -6,6 +6,7 @@ use super::{OpenError, WorkDir};
 use crate::config::Durability;
 use crate::contract::{Document, EarlierRun, JobId, JobState, StepState, Timestamp, millis};
 use std::io;
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 const NAME: &str = "job.status.json";
@@ -33,10 +34,13 @@ pub fn read(dir: &WorkDir, id: &JobId) -> Result<Option<(EarlierRun, Vec<u8>)>, 
             return Err(OpenError::of(place, error));
         }
         Err(error) => {
-            log::warn!(
-                "{}/{NAME} cannot be read: {error}; taken for a job that was begun and died",
-                dir.path().display()
-            );
+            let path = dir.path().display();
+            static WARN: Once = Once::new(); // a job that waits looks again and again
+            WARN.call_once(|| {
+                log::warn!(
+                    "{path}/{NAME} cannot be read: {error}; taken for a job that was begun and died"
+                );
+            });
             Vec::new()
         }
     };

@@ -15,7 +15,7 @@ use crate::contract::{
 };
 use serde::de::IgnoredAny;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 /// Pause between two looks for a file or a lock: short at first, since most come soon.
@@ -235,7 +235,13 @@ impl Preparation {
         match log.try_lock(&dir) {
             Lock::Ours => {}
             Lock::Replaced => return Ok(self.wait(config)),
-            Lock::Unsupported(error) => warn_once(&log, &error),
+            Lock::Unsupported(error) => {
+                static WARN: Once = Once::new();
+                WARN.call_once(|| {
+                    let path = log.path();
+                    log::warn!("{path} cannot be locked: {error}; going on, so never let two workers have one directory");
+                });
+            }
             held @ (Lock::Busy | Lock::HeldByReader) => {
                 let why = match held {
                     Lock::HeldByReader => {
@@ -287,11 +293,9 @@ impl Preparation {
         let own = &self.request.definition;
         match &content {
             None if own.steps.is_none() => {
-                let no_file = match self.origin {
-                    RequestOrigin::ByHand => "does not exist",
-                    RequestOrigin::Queue { .. } | RequestOrigin::Pool { .. } => {
-                        "does not exist, and the request has no `steps`"
-                    }
+                let no_file = match self.origin == RequestOrigin::ByHand {
+                    true => "does not exist",
+                    false => "does not exist, and the request has no `steps`",
                 };
                 let unknown = own.told_unknown().into_iter();
                 let why: Vec<_> = [no_file.to_owned()].into_iter().chain(unknown).collect();
@@ -310,11 +314,14 @@ impl Preparation {
             config.timeout,
             config.max_attempts,
         );
-        let plan = plan.map_err(|error| match self.origin {
-            RequestOrigin::ByHand => error.replacen(", and neither has the request", "", 1),
-            RequestOrigin::Queue { .. } | RequestOrigin::Pool { .. } => error,
-        });
-        plan.map_err(OpenError::Unusable)
+        plan.map_err(|mut faults| {
+            if self.origin != RequestOrigin::ByHand
+                && let Some(missing) = faults.first_mut()
+            {
+                missing.push_str(", and neither has the request");
+            }
+            OpenError::Unusable(told(&faults))
+        })
     }
 
     /// What is to be done, and the document of the earlier run that says so.
@@ -400,16 +407,6 @@ fn incomplete(json: &[u8]) -> Option<&'static str> {
         _ if text.contains(&0) => Some("has gaps, which are NUL bytes"),
         _ if is_cut() => Some("ends in the middle of its JSON"),
         _ => None,
-    }
-}
-
-fn warn_once(log: &JobLog, error: &std::io::Error) {
-    static WARNED: AtomicBool = AtomicBool::new(false);
-    if !WARNED.swap(true, Ordering::Relaxed) {
-        log::warn!(
-            "{} cannot be locked: {error}; going on, so never let two workers have one directory",
-            log.path()
-        );
     }
 }
 

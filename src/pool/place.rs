@@ -81,11 +81,12 @@ impl Place {
     pub fn survey(pool: &PoolConfig) -> Result<String, String> {
         let path = path(pool);
         let shown = path.display();
-        if !path.exists() {
-            return Ok(format!("{shown} does not exist: the first member makes it"));
-        }
         let survey = || {
-            rustix::fs::access(&path, Access::WRITE_OK | Access::EXEC_OK)?;
+            let there = path.ancestors().find(|path| path.exists()).unwrap_or(&path);
+            rustix::fs::access(there, Access::WRITE_OK | Access::EXEC_OK)?;
+            if there != path {
+                return Ok(format!("{shown} does not exist: the first member makes it"));
+            }
             let (place, _) = Self::open(pool, Durability::Cache)?;
             let claims = place.list()?.0.iter().filter(|n| n.taken.is_some()).count();
             let held = match place.dir.contains(LOCK) {

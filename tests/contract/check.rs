@@ -5,6 +5,7 @@ use crate::support;
 use rustix::process::Signal;
 use serde_json::json;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 use support::broker::{Broker, Entry, Packet, Verdict};
@@ -60,7 +61,10 @@ fn a_good_configuration_and_a_good_job() {
         (output.status.code(), &*text(&output.stderr)),
         (Some(0), warning)
     );
-    assert!(text(&output.stdout).contains("2 steps"), "{output:?}");
+    assert!(
+        text(&output.stdout).contains("job: good; steps: 2"),
+        "{output:?}"
+    );
     assert_eq!(contents(&dir), before, "nothing is run, nothing is written");
     assert!(site.broker.log().is_empty(), "nobody is asked");
 }
@@ -137,20 +141,38 @@ fn whether_this_user_may_write_there_is_told() {
     // not in the drive, which only its owner may enter
     let program = Path::new("/tmp").join(format!("check-{}", std::process::id()));
     fs::copy(support::worker::binary(), &program).unwrap();
-    let mut command = Command::new("setpriv");
-    command
-        .args(["--reuid=65534", "--clear-groups"])
-        .arg(&program);
-    command.args(["check", "/"]);
-    site.equip(&mut command);
-    let output = command.current_dir("/").output().expect("setpriv runs");
+    let private = site.directory("private");
+    fs::set_permissions(&private, fs::Permissions::from_mode(0o700)).unwrap();
+    let private = private.to_str().unwrap();
+    for (dir, root, pool, expected) in [
+        ("/", "", "", "job: / cannot be written: "),
+        (
+            "/",
+            "/",
+            "p",
+            "pool p: /.job-worker/p cannot be written by this user (uid 65534, ",
+        ),
+        (
+            "/usr",
+            private,
+            "",
+            "JOB_ROOT=\"{private}\" cannot be opened: Permission denied",
+        ),
+    ] {
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--reuid=65534", "--clear-groups"])
+            .arg(&program);
+        command.args(["check", dir]);
+        site.equip(&mut command);
+        command.env("JOB_ROOT", root).env("JOB_POOL", pool);
+        let output = command.current_dir("/").output().expect("setpriv runs");
+        let said = text(&output.stderr);
+        let expected = expected.replace("{private}", private);
+        assert!(said.contains(&expected) && said.contains("65534"), "{said}");
+        assert_eq!(output.status.code(), Some(78));
+    }
     fs::remove_file(&program).unwrap();
-    let said = text(&output.stderr);
-    assert!(
-        said.contains("job: / cannot be written: ") && said.contains("user 65534"),
-        "{said}"
-    );
-    assert_eq!(output.status.code(), Some(78));
 }
 
 #[test]
@@ -162,14 +184,14 @@ fn a_withdrawn_job_is_told() {
     let (good, said) = (text(&output.stdout), text(&output.stderr));
     assert_eq!(output.status.code(), Some(0), "{said}");
     assert!(said.starts_with("warning: job: withdrawn by ") && said.contains("a/job.cancel"));
-    assert!(good.contains("job: good; 1 steps"), "{good}");
+    assert!(good.contains("job: good; steps: 1"), "{good}");
 }
 
 #[test]
 fn unknown_variables_are_named_by_check_and_at_start() {
     let site = Site::scripted();
     site.prepare("a", json!({ "steps": [] }));
-    let said = "unknown variables are ignored: JOB_MAXATTEMPTS (did you mean JOB_MAX_ATTEMPTS?), MQTT_HOST";
+    let said = "unknown variables are ignored: JOB_MAXATTEMPTS (did you mean JOB_MAX_ATTEMPTS?), MQTT_HOST (did you mean MQTT_URL?)";
     let configure = |command: &mut Command| {
         command
             .env("JOB_MAXATTEMPTS", "2")

@@ -5,6 +5,7 @@ use crate::support;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 use support::broker::{Broker, Message};
 use support::controller::Controller;
@@ -60,11 +61,17 @@ fn a_lock_that_another_run_or_a_reader_holds_is_told_and_waited_for() {
         let holder = fs::File::create(&log).unwrap();
         take(&holder).unwrap();
         let mark = site.controller.mark();
-        site.request(json!({ "id": "a", "workDir": dir }));
+        let journal = dir.join("job.status.json");
+        let made = Command::new("mkfifo").arg(&journal).status();
+        assert!(made.unwrap().success());
+        site.request(json!({ "id": "a", "workDir": format!("{}/", dir.display()) }));
         await_waiting_for(&site, mark, &format!("the lock on {}", log.display()));
-        let said = worker.stderr();
-        let warning = format!("{} {warning}", log.display());
-        assert_eq!(said.matches(&warning).count(), 1, "{warning}: {said}");
+        wait::throughout(Duration::from_secs(1), "each thing is said once", || {
+            let said = worker.stderr();
+            let unread = format!("{} cannot be read: ", journal.display());
+            let warnings = [format!("{} {warning}", log.display()), unread];
+            warnings.iter().all(|one| said.matches(one).count() == 1)
+        });
         drop(holder);
         assert_eq!(site.result("a").json()["status"], "success");
         let told = site.controller.heard_since(mark, TOPIC);
