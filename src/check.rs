@@ -5,57 +5,55 @@ use crate::contract::{Definition, MAX_DEFINITION_BYTES, Plan};
 use crate::job::{CANCEL_FILE, WorkDir, missing_root};
 use crate::mqtt::{self, Life, Session, Subscription};
 use crate::pool::Place;
+use Verdict::{Doubtful, Good, Wrong};
 use std::ffi::OsStr;
 use std::hash::{BuildHasher, RandomState};
 
-/// What was found, in one line.
-pub enum Finding {
-    Good(String),
+/// What a line of `check` says.
+pub enum Verdict {
+    Good,
     /// Worth a word, and nothing fails by it.
-    Doubtful(String),
-    Wrong(String),
+    Doubtful,
+    Wrong,
 }
 
-/// Validates the configuration, tries the broker if it is to `connect`, and validates the job in `dir`.
-pub fn check(dir: Option<&OsStr>, connect: bool) -> Vec<Finding> {
+/// Validates the configuration, tries the broker if it is to `connect`, and validates the job in `dir`. Tells what is found, line by line.
+pub fn check(dir: Option<&OsStr>, connect: bool, tell: &mut dyn FnMut(Verdict, String)) {
     let config = Config::from_env();
-    let mut findings = vec![Finding::Good(settings())];
+    tell(Good, settings());
+    if let Some(names) = unknown_variables(std::env::vars_os()) {
+        tell(Doubtful, format!("configuration: {names}"));
+    }
     match &config {
-        Ok(config) => findings.push(match missing_root(&config.job) {
-            Some(missing) => Finding::Wrong(format!(
-                "configuration: {missing}; a worker waits until it is there"
-            )),
-            None => Finding::Good(format!(
-                "configuration: good; {} serves {} of {}",
-                config.worker_id, config.topics.pending, config.broker
-            )),
-        }),
+        Ok(config) => {
+            if let Some(missing) = missing_root(&config.job) {
+                let line = format!("configuration: {missing}; a worker waits until it is there");
+                tell(Wrong, line);
+            } else {
+                let (id, pending) = (&config.worker_id, &config.topics.pending);
+                let line = format!("good; {id} serves {pending} of {}", config.broker);
+                tell(Good, format!("configuration: {line}"));
+                config.pool.iter().for_each(|pool| check_pool(pool, tell));
+            }
+            if connect {
+                check_broker(config, tell);
+            }
+        }
         Err(errors) => {
-            let line = |error| Finding::Wrong(format!("configuration: {error}"));
-            findings.extend(errors.iter().map(line));
+            for error in errors {
+                tell(Wrong, format!("configuration: {error}"));
+            }
+            if connect {
+                let line = "broker: not tried, since the configuration is not usable";
+                tell(Wrong, line.to_owned());
+            }
         }
     }
-    let unknown = unknown_variables(std::env::vars_os());
-    findings.extend(unknown.map(|names| Finding::Doubtful(format!("configuration: {names}"))));
-    if let Ok(config) = &config
-        && let Some(pool) = &config.pool
-        && missing_root(&config.job).is_none()
+    if let Some(dir) = dir
+        && let Err(error) = check_job(dir, tell)
     {
-        check_pool(pool, &mut findings);
+        tell(Wrong, format!("job: {error}"));
     }
-    if connect {
-        match &config {
-            Ok(config) => check_broker(config, &mut findings),
-            Err(_) => findings.push(Finding::Wrong(
-                "broker: not tried, since the configuration is not usable".to_owned(),
-            )),
-        }
-    }
-    if let Some(dir) = dir {
-        check_job(dir, &mut findings)
-            .unwrap_or_else(|error| findings.push(Finding::Wrong(format!("job: {error}"))));
-    }
-    findings
 }
 
 /// Where the settings come from. Those of a service are not in the shell of the person who asks.
@@ -71,7 +69,7 @@ fn settings() -> String {
 }
 
 /// Does what a worker does at its start, under a client id of its own: the worker may be there at this moment.
-fn check_broker(config: &Config, findings: &mut Vec<Finding>) {
+fn check_broker(config: &Config, tell: &mut dyn FnMut(Verdict, String)) {
     let (id, topics) = (&config.worker_id, &config.topics);
     // seeded with what the system calls random
     let random = RandomState::new().hash_one(());
@@ -95,50 +93,47 @@ fn check_broker(config: &Config, findings: &mut Vec<Finding>) {
         };
         let mut settings = settings.clone();
         settings.broker.hosts = vec![host.clone()];
-        let mut tell = |finding| {
-            findings.push(match finding {
-                Finding::Good(line) => Finding::Good(format!("{broker}: {line}")),
-                Finding::Doubtful(line) => Finding::Doubtful(format!("{broker}: {line}")),
-                Finding::Wrong(line) => Finding::Wrong(format!("{broker}: {line}")),
-            })
-        };
-        let end = mqtt::probe(&settings, &mut tell);
-        tell(match end {
-            Err(error) => Finding::Wrong(error),
-            Ok(()) => Finding::Good(format!(
-                "not checked: whether it takes the client id {id}, keeps its session, and lets it write to {root}results/+, \
+        let mut tell = |verdict, line| tell(verdict, format!("{broker}: {line}"));
+        match mqtt::probe(&settings, &mut tell) {
+            Err(error) => tell(Wrong, error),
+            Ok(()) => tell(
+                Good,
+                format!(
+                    "not checked: whether it takes the client id {id}, keeps its session, and lets it write to {root}results/+, \
                  {root}status/+, {root}workers/{id} and {root}rejected",
-                root = topics.rejected.trim_end_matches("rejected"),
-            )),
-        });
+                    root = topics.rejected.trim_end_matches("rejected"),
+                ),
+            ),
+        }
     }
 }
 
 /// Looks at the place of the pool, and changes nothing there.
-fn check_pool(pool: &PoolConfig, findings: &mut Vec<Finding>) {
+fn check_pool(pool: &PoolConfig, tell: &mut dyn FnMut(Verdict, String)) {
     let name = &pool.name;
-    findings.push(match Place::survey(pool) {
-        Ok(found) => Finding::Good(format!(
-            "pool {name}: {found}; not checked: whether all members see the same drive and each other's locks, and whether the broker \
+    match Place::survey(pool) {
+        Ok(found) => tell(
+            Good,
+            format!(
+                "pool {name}: {found}; not checked: whether all members see the same drive and each other's locks, and whether the broker \
              takes the client id {name} and keeps its session"
-        )),
-        Err(error) => Finding::Wrong(format!("pool {name}: {error}")),
-    });
+            ),
+        ),
+        Err(error) => tell(Wrong, format!("pool {name}: {error}")),
+    }
 }
 
-fn check_job(dir: &OsStr, findings: &mut Vec<Finding>) -> Result<(), String> {
+fn check_job(dir: &OsStr, tell: &mut dyn FnMut(Verdict, String)) -> Result<(), String> {
     let path = std::path::absolute(dir).map_err(|error| format!("{dir:?}: {error}"))?;
     let dir = WorkDir::open(path, None).map_err(|error| error.to_string())?;
-    let doubtful = |what: String| Finding::Doubtful(format!("job: {what}"));
     if dir.contains(CANCEL_FILE) {
         let file = dir.path().join(CANCEL_FILE);
         let file = file.display();
-        findings.push(doubtful(format!(
-            "withdrawn by {file}; it does not run while that file is there"
-        )));
+        let line = format!("job: withdrawn by {file}; it does not run while that file is there");
+        tell(Doubtful, line);
     }
     if let Err(error) = dir.may_write() {
-        findings.push(Finding::Wrong(format!("job: {error}")));
+        tell(Wrong, format!("job: {error}"));
     }
     let place = dir.path().join("job.json");
     let content = dir
@@ -150,15 +145,16 @@ fn check_job(dir: &OsStr, findings: &mut Vec<Finding>) -> Result<(), String> {
     });
     match plan {
         Ok(plan) => {
-            findings.extend(plan.warnings.into_iter().map(doubtful));
-            let steps = plan.steps.len();
-            findings.push(Finding::Good(format!("job: good; steps: {steps}")));
+            for warning in plan.warnings {
+                tell(Doubtful, format!("job: {warning}"));
+            }
+            tell(Good, format!("job: good; steps: {}", plan.steps.len()));
         }
-        Err(faults) => findings.extend(
-            faults
-                .iter()
-                .map(|fault| Finding::Wrong(format!("job: {fault}"))),
-        ),
+        Err(faults) => {
+            for fault in faults {
+                tell(Wrong, format!("job: {fault}"));
+            }
+        }
     }
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! Arguments → command → exit status (docs/reference.md, "Commands").
 
-use crate::check::Finding;
+use crate::check::Verdict;
 use crate::config::{Config, RunConfig, TABLE, unknown_variables};
 use crate::contract::single_line;
 use crate::inbox::{self, Event, Inbox, Outbox};
 use crate::job::missing_root;
 use crate::{Exit, check, logging, process, run, supervise, worker};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::time::{Duration, Instant};
 
@@ -115,7 +115,7 @@ impl Call {
         match self.command.as_str() {
             _ if self.help => say(&format!("{HELP}{}", shown_table())),
             "--version" | "-V" => say(VERSION),
-            "check" => show(&check::check(dir, self.connect)),
+            "check" => show(dir, self.connect),
             "run" => {
                 begin(false, true);
                 match RunConfig::from_env() {
@@ -154,22 +154,20 @@ fn say(text: &str) -> Exit {
 }
 
 /// What is good goes to stdout, and what is wrong to stderr.
-fn show(findings: &[Finding]) -> Exit {
-    for finding in findings {
-        match finding {
-            Finding::Good(line) => write(std::io::stdout(), &format!("{}\n", single_line(line))),
-            Finding::Doubtful(line) => {
-                let line = single_line(line);
-                write(std::io::stderr(), &format!("warning: {line}\n"));
+fn show(dir: Option<&OsStr>, connect: bool) -> Exit {
+    let mut exit = Exit::Done;
+    check::check(dir, connect, &mut |verdict, line| {
+        let line = single_line(&line);
+        match verdict {
+            Verdict::Good => write(std::io::stdout(), &format!("{line}\n")),
+            Verdict::Doubtful => write(std::io::stderr(), &format!("warning: {line}\n")),
+            Verdict::Wrong => {
+                write(std::io::stderr(), &format!("{line}\n"));
+                exit = Exit::Config;
             }
-            Finding::Wrong(line) => write(std::io::stderr(), &format!("{}\n", single_line(line))),
         }
-    }
-    let is_wrong = |finding: &Finding| matches!(finding, Finding::Wrong(_));
-    match findings.iter().any(is_wrong) {
-        false => Exit::Done,
-        true => Exit::Config,
-    }
+    });
+    exit
 }
 
 /// Into a closed pipe, too, which `println!` and `eprintln!` would answer with a panic: a reader who has gone wants no more.

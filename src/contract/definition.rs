@@ -55,9 +55,9 @@ impl Definition {
             .map_err(|faults| faults.iter().map(|e| format!("job.json: {e}")).collect())
     }
 
-    /// Names the unknown fields of a request, if there are any.
-    pub fn told_unknown(&self) -> Option<String> {
-        (!self.unknown.is_empty()).then(|| told_unknown("the request", &self.unknown))
+    /// Names the unknown fields of `place`, if there are any.
+    pub fn told_unknown(&self, place: &str) -> Option<String> {
+        told_unknown(place, &self.unknown)
     }
 
     /// Takes the fields of a definition out of an object that had `others` of its owner.
@@ -92,7 +92,7 @@ impl Definition {
         unknown.truncate(NAMED);
         if !faults.is_empty() {
             // perhaps a misspelt one is what is missing
-            faults.extend((!unknown.is_empty()).then(|| told_unknown("it", &unknown)));
+            faults.extend(told_unknown("it", &unknown));
             return Err(faults);
         }
         Ok(Self {
@@ -105,10 +105,9 @@ impl Definition {
     }
 }
 
-/// Names the unknown fields of `place`.
-pub(super) fn told_unknown(place: &str, unknown: &[String]) -> String {
+fn told_unknown(place: &str, unknown: &[String]) -> Option<String> {
     let names = unknown.join(", ");
-    format!("unknown fields in {place} are ignored: {names}")
+    (!unknown.is_empty()).then(|| format!("unknown fields in {place} are ignored: {names}"))
 }
 
 fn unknown_in(rest: Object, place: &str, ours: &[&str]) -> impl Iterator<Item = String> {

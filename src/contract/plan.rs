@@ -1,6 +1,6 @@
 //! What a job will do: the request, `job.json` and the worker's limits, merged.
 
-use super::definition::{Definition, Step, told_unknown};
+use super::definition::{Definition, Step};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -34,15 +34,8 @@ impl Plan {
         max_attempts: u32,
     ) -> Result<Self, Vec<String>> {
         let file = file.unwrap_or_default();
-        let mut warnings = Vec::new();
-        for (place, unknown) in [
-            ("the request", &request.unknown),
-            ("job.json", &file.unknown),
-        ] {
-            if !unknown.is_empty() {
-                warnings.push(told_unknown(place, unknown));
-            }
-        }
+        let unknown = request.told_unknown("the request").into_iter();
+        let mut warnings: Vec<_> = unknown.chain(file.told_unknown("job.json")).collect();
         let mut steps = request.steps.clone().or(file.steps).ok_or_else(|| {
             let missing = "job.json has no `steps`".to_owned();
             [&[missing], &*warnings].concat()

@@ -162,11 +162,11 @@ impl Document {
         }
     }
 
-    /// A document that says why no step of the job was run (exit code 1).
+    /// A document that says why no step of the job was run.
     pub fn not_run(id: JobId, worker: &str, reason: Reason, error: String) -> Self {
         Self {
             status: JobState::Failed,
-            exit_code: Some(1),
+            exit_code: Some(if reason == Reason::Cancelled { 130 } else { 1 }),
             reason: Some(reason),
             error: Some(error),
             finished_at: Some(Timestamp::now()),

@@ -35,16 +35,10 @@ pub struct Preparation {
     started: Instant,
     next_look: Instant,
     backoff: Backoff,
-    waiting: Option<Waiting>,
+    /// What it waits for, and why.
+    waiting: Option<(String, String)>,
     /// See [`super::Run::ask_at_the_end`].
     pub is_lost: Option<IsLost>,
-}
-
-/// What a job waits for.
-#[derive(PartialEq)]
-struct Waiting {
-    what: String,
-    why: String,
 }
 
 /// What a look has found.
@@ -80,10 +74,7 @@ impl Preparation {
     /// there and no other run has that.
     pub fn cancelled(&self, by: &str, config: &JobConfig, worker: &str) -> Document {
         let error = format!("cancelled by {by} before its first step");
-        let document = Document {
-            exit_code: Some(130),
-            ..self.document(worker, Reason::Cancelled, error)
-        };
+        let document = self.document(worker, Reason::Cancelled, error);
         if let Ok(dir) = self.open_dir(config) {
             store_unrun(&dir, &document, config.durability);
         }
@@ -130,17 +121,16 @@ impl Preparation {
 
     /// What the job waits for before it can run, if that is worth a word.
     pub fn waiting_for(&self) -> Option<&str> {
-        self.waiting.as_ref().map(|waiting| &*waiting.what)
+        self.waiting.as_ref().map(|(what, _)| &**what)
     }
 
     /// Says once what is waited for.
     fn wait_for(&mut self, what: String, why: String) {
-        let waiting = Some(Waiting { what, why });
-        if self.waiting != waiting {
-            self.waiting = waiting;
-            if let Some(Waiting { what, why }) = &self.waiting {
-                log::warn!("job {}: {what} {why}; waiting", self.request.id.as_str());
-            }
+        let id = self.request.id.as_str();
+        let waiting = (what, why);
+        if self.waiting.as_ref() != Some(&waiting) {
+            log::warn!("job {id}: {} {}; waiting", waiting.0, waiting.1);
+            self.waiting = Some(waiting);
         }
     }
 
@@ -210,10 +200,7 @@ impl Preparation {
             let file = dir.path().join(CANCEL_FILE);
             let file = file.display();
             let error = format!("withdrawn by {file}; remove that file to have the job run");
-            let document = Document {
-                exit_code: Some(130),
-                ..self.document(worker, Reason::Cancelled, error)
-            };
+            let document = self.document(worker, Reason::Cancelled, error);
             store_unrun(&dir, &document, config.durability);
             return Ok(final_result(document));
         }
@@ -297,7 +284,7 @@ impl Preparation {
                     true => "does not exist",
                     false => "does not exist, and the request has no `steps`",
                 };
-                let unknown = own.told_unknown().into_iter();
+                let unknown = own.told_unknown("the request").into_iter();
                 let why: Vec<_> = [no_file.to_owned()].into_iter().chain(unknown).collect();
                 return Err(missing(&why.join("; ")));
             }

@@ -2,9 +2,7 @@
 
 use super::log::JobLog;
 use super::{IsLost, WorkDir};
-use crate::contract::{
-    Attempt, Document, Follows, JobId, Plan, Reason, StepState, StepStatus, Timestamp,
-};
+use crate::contract::{Attempt, Document, Follows, JobId, Plan, StepState, StepStatus, Timestamp};
 use crate::host;
 use std::io;
 
@@ -49,16 +47,6 @@ impl PreparedJob {
             origin: self.origin.clone(),
             stops: self.attempt.stops,
             ..Document::new(self.id.clone(), worker)
-        }
-    }
-
-    /// Its result where the drive does not let it begin.
-    pub fn not_begun(&self, worker: &str, error: String) -> Document {
-        Document {
-            key: self.key.clone(),
-            origin: self.origin.clone(),
-            work_dir: Some(self.work_dir.clone()),
-            ..Document::not_run(self.id.clone(), worker, Reason::Internal, error)
         }
     }
 

@@ -9,7 +9,7 @@ use super::save::{self, Begun, Ending};
 use super::step::{Due, EndedStep, RunningStep};
 use super::{Interruption, OpenError, environment, journal};
 use crate::config::{Durability, JobConfig};
-use crate::contract::{Attempt, JobState, Reason, StepState, Timestamp, millis};
+use crate::contract::{Attempt, Document, JobState, Reason, StepState, Timestamp, millis};
 use crate::process::{self, Swept};
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -86,7 +86,13 @@ impl Running {
             }
             Err(error) => {
                 job.log.verdict(&format!("job failed: {error}"));
-                let document = job.not_begun(worker, error.to_string());
+                let (id, error) = (job.id.clone(), error.to_string());
+                let document = Document {
+                    key: job.key,
+                    origin: job.origin,
+                    work_dir: Some(job.work_dir),
+                    ..Document::not_run(id, worker, Reason::Internal, error)
+                };
                 // the journal may say by now that the job runs; the first error is the one to tell
                 let _ = journal::write(&job.dir, &document.to_json(), Durability::Cache);
                 return Ok(final_result(document));

@@ -4,7 +4,7 @@ use super::adapter::{End, Failure};
 use super::driver::{Driver, unresolved};
 use super::reasons::Lack;
 use super::{Event, Host, Life, Protocol, Session, Settings, without_brackets};
-use crate::check::Finding;
+use crate::check::Verdict;
 use std::cell::{Cell, RefCell};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::mpsc;
@@ -17,7 +17,7 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// The step that went wrong, and why.
-pub fn probe(settings: &Settings, tell: &mut dyn FnMut(Finding)) -> Result<(), String> {
+pub fn probe(settings: &Settings, tell: &mut dyn FnMut(Verdict, String)) -> Result<(), String> {
     let broker = &settings.broker;
     let Host { name, port } = &broker.hosts[0];
     let name = without_brackets(name);
@@ -25,13 +25,11 @@ pub fn probe(settings: &Settings, tell: &mut dyn FnMut(Finding)) -> Result<(), S
     let addresses = addresses.map_err(|error| format!("name {name}: {}", unresolved(name, &error)));
     let addresses: Vec<_> = addresses?.collect();
     let list: Vec<_> = addresses.iter().map(|a| a.ip().to_string()).collect();
-    tell(Finding::Good(format!(
-        "name: {name} is {}",
-        list.join(", ")
-    )));
+    let line = format!("name: {name} is {}", list.join(", "));
+    tell(Verdict::Good, line);
 
     let address = reach(&addresses).map_err(|error| format!("TCP: {error}"))?;
-    tell(Finding::Good(format!("TCP: {address} answers")));
+    tell(Verdict::Good, format!("TCP: {address} answers"));
 
     // Beginning a session that ends with the connection throws away the one that the broker has for this client id. That of a
     // fresh id has none, unless the broker puts something else for it, as the user's name, and it is that of a worker with all
@@ -66,7 +64,7 @@ fn log_in(
     settings: &Settings,
     session: Session,
     protocol: Option<Protocol>,
-    tell: &mut dyn FnMut(Finding),
+    tell: &mut dyn FnMut(Verdict, String),
 ) -> Result<(bool, Protocol), String> {
     let mut settings = Settings {
         session,
@@ -140,9 +138,9 @@ fn log_in(
         .lacks
         .iter()
         .filter(is_told)
-        .for_each(|lack| tell(Finding::Doubtful(format!("login: {lack}"))));
+        .for_each(|lack| tell(Verdict::Doubtful, format!("login: {lack}")));
     if session == Session::Fleeting {
-        good.into_iter().map(Finding::Good).for_each(tell);
+        good.into_iter().for_each(|line| tell(Verdict::Good, line));
     }
     match failure {
         Failure(End::Closed, _) => Ok((resumed, version)),
