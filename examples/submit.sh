@@ -71,6 +71,8 @@ while [ $# -gt 0 ]; do
         [ $# -gt 1 ] || usage "$1 needs a value"
         case $1=$2 in
         --id=*) id=$2 ;;
+        -h=*) MQTT_HOST=$2 ;;
+        -p=*) MQTT_PORT=$2 ;;
         --timeout=*[!0-9.]* | --timeout=*.*.* | --timeout=. | --timeout=) usage "--timeout takes seconds: '$2'" ;;
         --timeout=*) limits="$limits, \"timeoutSeconds\": $(number "$2")" ;;
         --max-attempts=*[!0-9]* | --max-attempts=) usage "--max-attempts takes a number: '$2'" ;;
@@ -101,7 +103,7 @@ listen() { sub -i "submit_$id" -t "$root/results/$id" "$@"; }
 for program in mosquitto_pub mosquitto_sub awk; do
     command -v $program >/dev/null || fail "$program is missing; nothing is published"
 done
-drive=$(cd "${JOBS_DIR:-.}" && pwd) || fail "JOBS_DIR cannot be entered; nothing is published"
+drive=$(cd "${JOBS_DIR:-.}" && pwd) || fail "JOBS_DIR=${JOBS_DIR:-.} cannot be entered; nothing is published"
 dir=$drive/$id
 scratch=$(mktemp -d) || fail "there is no room for our own files; nothing is published"
 pause=0.2
@@ -109,10 +111,10 @@ sleep 0.01 2>/dev/null || pause=1
 
 # The directory: mkdir fails where there is one, so nobody else has it.
 [ ! -e "$dir" ] || usage "$dir is there already"
-mkdir "$dir" || fail "the job's directory cannot be made; nothing is published"
+mkdir "$dir" || fail "the job's directory $dir cannot be made (JOBS_DIR is the drive); nothing is published"
 new=$dir
 if [ -n "${INPUT:-}" ]; then
-    input=$(cd "$INPUT" && pwd -P) || fail "INPUT cannot be entered; nothing is published"
+    input=$(cd "$INPUT" && pwd -P) || fail "INPUT=$INPUT cannot be entered; nothing is published"
     inside=$(cd "$drive" && pwd -P)
     case $inside in "$input"/*/*) fail "JOBS_DIR lies deep in INPUT, which would be copied into itself; nothing is published" ;; esac
     for entry in "$input"/* "$input"/.[!.]* "$input"/..?*; do
@@ -130,7 +132,8 @@ fi
     for step; do printf '%s"%s"' "$comma" "$(json "$step")"; comma=', '; done
     printf ']%s, "env": { %s } }\n' "$limits" "${env#, }"
 } > "$dir/job.json" || fail "job.json cannot be written; nothing is published"
-listen -c -E -W 10 || fail "the broker does not let us listen for the result; nothing is published"
+listen -c -E -W 10 ||
+    fail "no broker at ${MQTT_HOST:-localhost}${MQTT_PORT:+:$MQTT_PORT} (-h, -p) lets us listen for the result; nothing is published"
 heard_of=yes
 
 # Ctrl-C from now on. The file is for a job that is still in the queue, the message for one that runs; the file first, or a
