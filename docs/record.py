@@ -100,7 +100,7 @@ def draw(shown):
 
 def main():
     target = sys.argv[1] if len(sys.argv) > 1 else os.path.join(HERE, "first-screen.svg")
-    for program in ("job-worker", "mosquitto_pub", "mosquitto_sub"):
+    for program in ("job-worker", "mosquitto_rr", "mosquitto_sub"):
         if not shutil.which(program):
             sys.exit(f"record.py: {program} is not on the PATH")
     mosquitto = shutil.which("mosquitto", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
@@ -115,7 +115,7 @@ def main():
         configuration = os.path.join(scratch, "mosquitto.conf")
         with open(configuration, "w", encoding="utf-8") as file:
             file.write(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
-        for client in ("mosquitto_pub", "mosquitto_sub"):
+        for client in ("mosquitto_rr", "mosquitto_sub"):
             with open(os.path.join(scratch, client), "w", encoding="utf-8") as file:
                 file.write(f"-h 127.0.0.1\n-p {port}\n")
         ours = ("JOB_", "MQTT_", "WORKER_", "RUST_LOG")

@@ -53,12 +53,15 @@ pub fn run(config: Config, _: Outbox<Infallible>, mut inbox: Inbox<Infallible>) 
             backoff.reset();
         } else {
             let pause = backoff.next_pause();
-            let ended = match status {
+            match status {
                 // a step of its job does this, which would have a fresh worker at once, again and again
-                STOPPED => "was stopped, and not by us".to_owned(),
-                status => format!("ended with status {status}"),
-            };
-            log::warn!("the worker {ended}; starting another in {pause:?}");
+                STOPPED => log::warn!(
+                    "the worker was stopped, and not by us; starting another in {pause:?}"
+                ),
+                status => log::warn!(
+                    "the worker ended with status {status}; starting another in {pause:?}"
+                ),
+            }
             if stop_asked_within(pause, &mut inbox) {
                 return Exit::Of(if status == STOPPED { 0 } else { status });
             }

@@ -430,7 +430,10 @@ fn where_it_cannot_start_nothing_is_published() {
     );
     for (place, why) in [
         ("/proc", "the job's directory /proc/"),
-        ("/proc/1/nothing", "JOBS_DIR=/proc/1/nothing cannot be entered"),
+        (
+            "/proc/1/nothing",
+            "JOBS_DIR=/proc/1/nothing cannot be entered",
+        ),
     ] {
         fails(&site, command(port, Path::new(place), &["true"]), why);
     }
