@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -82,9 +83,9 @@ pub fn adopt_orphans() {
     }
 }
 
-/// Starts `shell -c run` in a session of its own, with `log` as stdout and stderr and nothing on stdin. So it has no
-/// controlling terminal to ask a question at, and leads a process group. The kernel shares the processors out by session, too: a
-/// step that forks all the time in the session of the worker would keep it from killing that step.
+/// Starts `shell -c run` in a process group of its own, with `log` as stdout and stderr and nothing on stdin. Where this process
+/// has a controlling terminal, the group has a session of its own, so that no step asks a question there. For that std has to
+/// fork, which takes several times as long.
 ///
 /// # Errors
 /// What the kernel said, when the shell could not be started.
@@ -104,10 +105,14 @@ pub fn spawn<'a>(
         .env_clear()
         .envs(env);
     command.stdin(Stdio::null()).stdout(log).stderr(errors);
-    let mut command = CommandWrap::from(command);
-    command.wrap(ProcessSession);
-    // the handle is let go: reaping is ours alone, see `reap`
-    let pid = command.spawn()?.id();
+    // the handles are let go: reaping is ours alone, see `reap`
+    let pid = match File::open("/dev/tty") {
+        Err(_) => command.process_group(0).spawn()?.id(),
+        Ok(_) => CommandWrap::from(command)
+            .wrap(ProcessSession)
+            .spawn()?
+            .id(),
+    };
     i32::try_from(pid)
         .ok()
         .and_then(Pid::from_raw)
@@ -192,6 +197,15 @@ pub fn terminate(group: Pid) {
         for signal in signals {
             process.signal(signal);
         }
+    }
+}
+
+/// Kills a group of the job at once. To be called before [`sweep`]: where the group forks all the time, this process gets too
+/// little of the processors to look for it. `leads`: the leader has not been reaped yet.
+pub fn kill_group(group: Pid, leads: bool) {
+    // without its leader the number is another process's by now, or still that of the group
+    if leads || test_kill_process(group) == Err(Errno::SRCH) {
+        let _ = kill_process_group(group, Signal::KILL); // ESRCH: the group is empty already
     }
 }
 

@@ -115,6 +115,7 @@ impl RunningStep {
 
     /// Kills all of it.
     pub fn kill(&mut self) -> Swept {
+        process::kill_group(self.group, self.exit.is_none());
         process::sweep(|pid, exit| {
             if pid == self.group {
                 self.exit = Some(exit);

@@ -6,6 +6,7 @@ use crate::support;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use support::site::{Finished, Site, read, verdict};
 
 const SECRET: &str = "hunter2-do-not-tell";
@@ -229,12 +230,15 @@ fn blocked_signals_of_a_parent_do_no_harm() {
 }
 
 #[test]
-fn a_step_has_no_terminal_and_a_session_of_its_own() {
+fn a_step_has_no_terminal_and_a_group_of_its_own() {
     let site = Site::scripted();
-    let dir = site.prepare(
-        "a",
-        json!({ "steps": ["(: < /dev/tty) 2> tty || echo no terminal; ps -o sid= -p $$ | tr -d ' ' > sid; echo $$ > pid"] }),
-    );
+    let look = "(: < /dev/tty) 2> tty || echo no terminal; for of in sid pgid; do ps -o $of= -p $$ | tr -d ' ' > $of; done; echo $$ > pid";
+    let finished = site.run("plain", json!({ "steps": [look] }));
+    let ids = |dir: &Path| ["pid", "pgid", "sid"].map(|of| read(&dir.join(of)));
+    let [pid, group, _] = ids(&finished.dir);
+    assert_eq!(group, pid);
+
+    let dir = site.prepare("a", json!({ "steps": [look] }));
     // script(1) gives the worker a terminal
     let run = format!(
         "{} run {}",
@@ -249,5 +253,6 @@ fn a_step_has_no_terminal_and_a_session_of_its_own() {
     assert!(read(&dir.join("job.log")).contains("\nno terminal\n"));
     let tty = read(&dir.join("tty"));
     assert!(tty.contains("No such device or address"), "{tty}");
-    assert_eq!(read(&dir.join("sid")), read(&dir.join("pid")));
+    let [pid, group, session] = ids(&dir);
+    assert_eq!((&group, &session), (&pid, &pid));
 }
