@@ -3,8 +3,7 @@
 use crate::support;
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -12,39 +11,28 @@ use serde_json::{Value, json};
 use support::mosquitto::tool;
 use support::site::{Finished, Site, names};
 use support::wait;
-use support::worker::{Worker, speaking, with, without_privileges};
+use support::worker::{speaking, with, without_privileges};
 
 const MIB: usize = 1 << 20;
 
-fn assert_success(finished: &Finished) {
-    assert_eq!(
-        finished.result["status"],
-        "success",
-        "{}",
-        finished.published.text()
-    );
-    assert_eq!(finished.result["exitCode"], 0);
-}
-
-fn waits_for_files(seconds: &str) -> impl FnOnce(&mut Command) {
-    let seconds = seconds.to_owned();
-    move |command| {
-        command.env("JOB_DIR_WAIT", seconds);
-    }
+#[track_caller]
+fn assert_success(job: &Finished) {
+    assert_eq!(job.verdict(), ("success", "", 0), "{}", job.result);
 }
 
 #[test]
-fn steps_of_the_request_override_those_of_job_json() {
-    let site = Site::start();
-    let dir = site.prepare(
-        "steps",
-        json!({ "steps": ["echo from the file"], "env": { "KEPT": "yes" } }),
-    );
-    let request =
-        json!({ "id": "steps", "workDir": dir, "steps": ["echo from the request, kept: $KEPT"] });
-    let finished = site.run_request(site.idle_worker(|_| {}), dir, request);
-    assert_success(&finished);
-    assert_eq!(finished.output(), "from the request, kept: yes\n");
+fn job_json_is_read_once_and_the_request_wins() {
+    let good = json!(["success", "", 0]);
+    Site::start().jobs(&json!([
+        { "job": { "steps": ["echo from the file"], "env": { "KEPT": "yes" } },
+            "request": { "steps": ["echo from the request, kept: $KEPT"] }, "ends": good,
+            "output": "from the request, kept: yes\n" },
+        { "job": { "steps": ["echo '{\"steps\": []}' > job.json", "echo still here"] }, "ends": good,
+            "output": "still here\n" },
+        // it is not waited for where the request has the steps
+        { "request": { "steps": ["echo one", { "run": "echo two", "name": "second" }] }, "ends": good,
+            "env": { "JOB_DIR_WAIT": "3600" }, "output": "one\ntwo\n" },
+    ]));
 }
 
 #[test]
@@ -90,9 +78,8 @@ fn a_number_as_id_keeps_its_json_type_and_its_digits() {
 
 #[test]
 fn any_character_but_topic_and_control_characters_may_be_in_an_id() {
-    let site = Site::start();
     let longest = "é".repeat(128);
-    for id in [
+    let ids = [
         "with space",
         "007",
         "dots.and:colons",
@@ -100,52 +87,51 @@ fn any_character_but_topic_and_control_characters_may_be_in_an_id() {
         "quote\"d",
         "日本語",
         "..",
-        longest.as_str(),
-    ] {
-        let dir = site.prepare("job", json!({ "steps": ["true"] }));
-        let request = json!({ "id": id, "workDir": dir });
-        let finished = site.run_request(site.idle_worker(|_| {}), dir, request);
-        assert_success(&finished);
-        assert_eq!(finished.result["id"], id);
-    }
+        &longest,
+    ];
+    let case =
+        |id| json!({ "job": { "steps": [] }, "request": { "id": id }, "ends": ["success", "", 0] });
+    let site = Site::start();
+    let jobs = site.jobs(&ids.map(case).into_iter().collect());
+    let answered: Vec<_> = jobs.iter().map(|job| job.result["id"].clone()).collect();
+    assert_eq!(answered, ids);
 }
 
 #[test]
 fn what_is_not_whole_or_not_readable_yet_is_waited_for() {
-    type Make = fn(&Path);
-    let makes: [(&str, Make); 6] = [
-        ("empty", |path| fs::write(path, "").unwrap()),
-        ("cut", |path| fs::write(path, r#"{"steps": ["to"#).unwrap()),
-        ("cut in a character", |path| {
-            fs::write(path, b"{\"steps\": [\"touch \xc3").unwrap();
-        }),
-        ("not readable", |path| {
-            fs::write(path, "{}").unwrap();
-            fs::set_permissions(path, Permissions::from_mode(0o000)).unwrap();
-        }),
-        ("an error of the drive", |path| {
-            symlink("/proc/self/mem", path).unwrap();
-        }),
-        ("in a directory that is closed", |path| {
-            fs::set_permissions(path.parent().unwrap(), Permissions::from_mode(0o000)).unwrap();
-        }),
-    ];
-    for (what, make) in makes {
-        let site = Site::start();
+    let site = Site::start();
+    for (number, make) in [
+        ": > job.json",
+        r#"printf '{"steps": ["to' > job.json"#,
+        r#"printf '{"steps": ["touch \303' > job.json"#,
+        "echo '{}' > job.json; chmod 0 job.json",
+        "ln -s /proc/self/mem job.json", // an error of the drive
+        "chmod 0 .",
+    ]
+    .iter()
+    .enumerate()
+    {
         let worker = site.idle_worker(|command| {
-            waits_for_files("100")(command);
+            command.env("JOB_DIR_WAIT", "100");
             without_privileges(command);
         });
-        let dir = site.directory("slow");
-        make(&dir.join("job.json"));
-        site.request(json!({ "id": "slow", "workDir": dir }));
-        nothing_is_answered(&site, "slow");
+        let id = number.to_string();
+        let dir = site.directory(&id);
+        let made = Command::new("sh")
+            .args(["-c", make])
+            .current_dir(&dir)
+            .status();
+        assert!(made.unwrap().success(), "{make}");
+        site.request(json!({ "id": id, "workDir": dir }));
+        let topic = format!("jobs/results/{id}");
+        wait::throughout(Duration::from_millis(300), make, || {
+            site.controller.heard(&topic).is_empty()
+        });
         fs::set_permissions(&dir, Permissions::from_mode(0o755)).unwrap();
         fs::write(dir.join("new"), r#"{"steps": ["echo whole"]}"#).unwrap();
         fs::rename(dir.join("new"), dir.join("job.json")).unwrap();
-        let finished = site.finish(worker, dir, "slow");
-        assert_success(&finished);
-        assert_eq!(finished.output(), "whole\n", "{what}");
+        let finished = site.finish(worker, dir, &id);
+        assert_eq!(finished.output(), "whole\n", "{make}");
     }
 }
 
@@ -153,7 +139,7 @@ fn what_is_not_whole_or_not_readable_yet_is_waited_for() {
 fn what_never_gets_whole_is_rejected_after_the_wait_with_what_is_wrong() {
     let site = Site::start();
     let mut worker = site.idle_worker(|command| {
-        waits_for_files("0.2")(command);
+        command.env("JOB_DIR_WAIT", "0.2");
         without_privileges(command);
     });
     for (text, error) in [
@@ -187,108 +173,57 @@ fn what_never_gets_whole_is_rejected_after_the_wait_with_what_is_wrong() {
 
 #[test]
 fn a_missing_directory_may_have_had_its_result_where_the_request_comes_again() {
-    const HINT: &str = "a result may have been published before";
     let site = Site::start();
     let gone = site.drive.path().join("gone");
-    let mut patient = site.idle_worker(waits_for_files("100"));
-    site.request(json!({ "id": "gone", "workDir": gone }));
-    wait::until("the request to be taken", || {
-        patient.stderr().contains("request taken")
-    });
+    let mut patient = site.idle_worker(with(&[("JOB_DIR_WAIT", "100")]));
+    site.request(json!({ "id": "again", "workDir": gone }));
+    patient.await_stderr("request taken");
     patient.kill9();
-    let _worker = site.worker(waits_for_files("0"));
-    let error = |message: &Value| message["error"].as_str().unwrap_or_default().to_owned();
-    let redelivered = error(&site.result("gone").json());
-    assert!(
-        redelivered.contains("does not exist") && redelivered.contains(HINT),
-        "{redelivered}"
-    );
+    let _worker = site.worker(|_| {});
     site.request(json!({ "id": "fresh", "workDir": gone }));
-    let fresh = error(&site.result("fresh").json());
-    assert!(
-        fresh.contains("does not exist") && !fresh.contains(HINT),
-        "{fresh}"
-    );
-}
-
-#[test]
-fn job_json_is_not_waited_for_where_the_request_has_the_steps() {
-    let site = Site::start();
-    let dir = site.directory("bare");
-    let worker = site.idle_worker(waits_for_files("3600"));
-    let steps = json!(["echo one", { "run": "echo two", "name": "second" }]);
-    let request = json!({ "id": "bare", "workDir": dir, "steps": steps });
-    let finished = site.run_request(worker, dir, request);
-    assert_success(&finished);
-    assert_eq!(finished.output(), "one\ntwo\n");
-}
-
-fn nothing_is_answered(site: &Site, id: &str) {
-    let topic = format!("jobs/results/{id}");
-    wait::throughout(Duration::from_millis(300), "no answer yet", || {
-        site.controller.heard(&topic).is_empty()
-    });
+    for (id, hints) in [("again", true), ("fresh", false)] {
+        let result = site.result(id).json();
+        let error = result["error"].as_str().unwrap_or_default();
+        assert!(error.contains("does not exist"), "{error}");
+        let hint = "a result may have been published before";
+        assert_eq!(error.contains(hint), hints, "{error}");
+    }
 }
 
 #[test]
 fn unknown_fields_are_ignored_and_named_once_in_each_log_and_in_the_result() {
     let site = Site::start();
-    let definition = json!({ "steps": [{ "run": "true", "flavour": 1 }, { "run": "true", "flavour": 2 }], "colour": "red" });
-    let dir = site.prepare("unknown", definition);
-    let request = json!({ "id": "unknown", "workDir": dir, "priority": { "colour": "not a field of its own" } });
-    let finished = site.run_request(site.idle_worker(|_| {}), dir, request);
-    assert_success(&finished);
-    let warning = finished.result["warning"].as_str().unwrap_or_default();
-    let own_log = finished.worker.stderr();
-    for place in [&own_log, &finished.log, warning] {
+    let steps = json!([{ "run": "true", "flavour": 1 }, { "run": "true", "flavour": 2 }]);
+    let jobs = site.jobs(
+        &json!([{ "job": { "steps": steps, "colour": "red" }, "ends": ["success", "", 0],
+        "request": { "priority": { "colour": "not a field of its own" } }, "log": " warning: " }]),
+    );
+    let warning = jobs[0].result["warning"].as_str().unwrap_or_default();
+    for place in [&jobs[0].worker.stderr(), &jobs[0].log, warning] {
         for field in ["flavour", "colour", "priority"] {
             assert_eq!(place.matches(field).count(), 1, "`{field}` in:\n{place}");
         }
     }
-    assert!(finished.log.contains(&format!(
-        " warning: {}",
-        warning.split("; ").next().unwrap()
-    )));
-}
-
-#[test]
-fn job_json_is_read_once_before_the_first_step() {
-    let site = Site::start();
-    let finished = site.run(
-        "once",
-        json!({ "steps": ["echo '{\"steps\": []}' > job.json", "echo still here"] }),
-    );
-    assert_success(&finished);
-    assert_eq!(finished.output(), "still here\n");
 }
 
 #[test]
 fn topics_start_with_the_configured_root() {
     let site = Site::start();
-    let worker = site.idle_worker(with(&[("MQTT_TOPIC_ROOT", "plant/7/jobs")]));
-    let mut worker: Worker = worker;
+    let mut worker = site.idle_worker(with(&[("MQTT_TOPIC_ROOT", "plant/7/jobs")]));
     let dir = site.prepare("rooted", json!({ "steps": ["true"] }));
-    site.controller.publish(
-        "plant/7/jobs/pending",
-        json!({ "id": "rooted", "workDir": dir }).to_string(),
-    );
-    assert_eq!(
-        site.controller.next("plant/7/jobs/results/rooted").json()["status"],
-        "success"
-    );
+    let request = json!({ "id": "rooted", "workDir": dir }).to_string();
+    site.controller.publish("plant/7/jobs/pending", request);
+    let result = site.controller.next("plant/7/jobs/results/rooted").json();
+    assert_eq!(result["status"], "success");
     worker.exits_with(0);
     assert_eq!(site.controller.heard("jobs/").len(), 0);
-    assert!(
-        !site
-            .controller
-            .heard("plant/7/jobs/status/rooted")
-            .is_empty()
-    );
+    let told = site.controller.heard("plant/7/jobs/status/rooted");
+    assert!(!told.is_empty());
 }
 
-/// A request whose payload has exactly `size` bytes; the padding is white space, which means nothing.
-fn request_of_size(size: usize, request: &Value) -> String {
-    let mut payload = request.to_string();
+/// A document that has exactly `size` bytes; the padding is white space, which means nothing.
+fn json_of_size(size: usize, document: &Value) -> String {
+    let mut payload = document.to_string();
     let padding = " ".repeat(size - payload.len());
     payload.insert_str(1, &padding);
     assert_eq!(payload.len(), size);
@@ -303,7 +238,7 @@ fn a_request_of_1_mebibyte_is_taken(version: &str) {
     let step = format!("echo taken # {}", "x".repeat(64 << 10));
     let request = json!({ "id": "full", "workDir": dir, "steps": [step] });
     site.controller
-        .publish("jobs/pending", request_of_size(MIB, &request));
+        .publish("jobs/pending", json_of_size(MIB, &request));
     let finished = site.finish(worker, dir, "full");
     assert_success(&finished);
     assert!(finished.log.contains("\ntaken\n"));
@@ -318,7 +253,7 @@ fn a_larger_request_is_rejected_and_the_worker_lives_on(version: &str) {
     const LARGEST: usize = 32 * MIB;
     for size in [MIB + 1, LARGEST] {
         let request = json!({ "id": "oversized", "workDir": dir, "steps": ["touch ran"] });
-        fs::write(&file, request_of_size(size, &request)).unwrap();
+        fs::write(&file, json_of_size(size, &request)).unwrap();
         let mut publish = Command::new(tool("mosquitto_pub"));
         publish
             .args(["-p", &site.broker.port().to_string(), "-h", "127.0.0.1"])
@@ -349,21 +284,18 @@ on_both_protocols!(
     a_larger_request_is_rejected_and_the_worker_lives_on,
 );
 
-fn definition_of_size(size: usize) -> String {
-    request_of_size(size, &json!({ "steps": ["echo read"] }))
-}
-
 #[test]
 fn job_json_may_have_1_mebibyte_and_no_more() {
     let site = Site::start();
     let worker = site.idle_worker(|_| {});
     let dir = site.directory("sized");
     let path = dir.join("job.json");
-    fs::write(&path, definition_of_size(MIB + 1)).unwrap();
+    let definition = json!({ "steps": ["echo read"] });
+    fs::write(&path, json_of_size(MIB + 1, &definition)).unwrap();
     let request = json!({ "id": "sized", "workDir": dir });
     site.request(request.clone());
     assert_eq!(site.result("sized").json()["reason"], "rejected");
     assert_eq!(names(&dir), ["job.json"]);
-    fs::write(&path, definition_of_size(MIB)).unwrap();
+    fs::write(&path, json_of_size(MIB, &definition)).unwrap();
     assert_success(&site.run_request(worker, dir, request));
 }

@@ -371,7 +371,10 @@ impl<B: Hub> Site<B> {
                 .map(|(name, value)| (name.as_str(), value.as_str().expect("a text")))
                 .collect();
             let id = format!("job-{number}");
-            let dir = self.prepare(&id, case["job"].clone());
+            let dir = match case.get("job") {
+                Some(job) => self.prepare(&id, job.clone()),
+                None => self.directory(&id),
+            };
             let mut request = json!({ "id": id, "workDir": dir });
             for (field, value) in case["request"].as_object().into_iter().flatten() {
                 request[field] = value.clone();
