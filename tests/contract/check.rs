@@ -2,88 +2,72 @@
 
 use crate::support;
 
-use rustix::process::Signal;
 use serde_json::json;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 use support::broker::{Broker, Entry, Packet, Verdict};
-use support::site::{Site, WORKER};
+use support::site::{Site, WORKER, names, read_json};
 use support::wait::DEADLINE;
-use support::worker::{job_worker, with};
+use support::worker::job_worker;
 
-fn check(site: &Site<Broker>, dir: Option<&str>, configure: impl FnOnce(&mut Command)) -> Output {
+/// What a command says on stdout and stderr, and its exit status.
+fn said(mut command: Command) -> (String, String, Option<i32>) {
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    let status = output.status.code();
+    (text(output.stdout), text(output.stderr), status)
+}
+
+fn check(
+    site: &Site<Broker>,
+    dir: Option<&str>,
+    variables: &[(&str, &str)],
+) -> (String, String, Option<i32>) {
     let mut command = site.command(["check"].into_iter().chain(dir));
-    configure(&mut command);
-    command.output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// All files below, with their content.
-fn contents(dir: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
-    let mut files: Vec<_> = fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    files.sort();
-    files
-        .into_iter()
-        .map(|path| (path.clone(), fs::read(&path).unwrap_or_default()))
-        .collect()
+    command.envs(variables.iter().copied());
+    said(command)
 }
 
 #[test]
 fn a_good_configuration_and_a_good_job() {
     let site = Site::scripted();
-    let output = check(&site, None, |_| {});
-    assert_eq!(
-        (output.status.code(), text(&output.stderr)),
-        (Some(0), String::new())
-    );
-    let said = text(&output.stdout);
-    assert!(said.contains("jobs/pending"), "{said}");
-    let first = said.lines().next().unwrap_or_default();
-    assert!(
-        first.starts_with("settings: from this environment: MQTT_URL, "),
-        "{said}"
-    );
+    let (good, wrong, status) = check(&site, None, &[]);
+    assert_eq!((status, &*wrong), (Some(0), ""));
+    assert!(good.contains("jobs/pending"), "{good}");
+    let settings = "settings: from this environment: MQTT_URL, ";
+    assert!(good.starts_with(settings), "{good}");
 
     let definition = json!({ "steps": ["touch ran", { "run": "touch ran", "allways": true }] });
-    let dir = site.prepare("a", definition);
-    let before = contents(&dir);
-    let output = check(&site, Some("a"), |_| {});
+    let dir = site.prepare("a", definition.clone());
+    let (good, wrong, status) = check(&site, Some("a"), &[]);
     let warning = "warning: job: unknown fields in job.json are ignored: steps[].allways (did you mean always?)\n";
-    assert_eq!(
-        (output.status.code(), &*text(&output.stderr)),
-        (Some(0), warning)
-    );
-    assert!(
-        text(&output.stdout).contains("job: good; steps: 2"),
-        "{output:?}"
-    );
-    assert_eq!(contents(&dir), before, "nothing is run, nothing is written");
+    assert_eq!((status, &*wrong), (Some(0), warning));
+    assert!(good.contains("job: good; steps: 2"), "{good}");
+    assert_eq!(names(&dir), ["job.json"], "nothing is run");
+    assert_eq!(read_json(&dir.join("job.json")), definition);
     assert!(site.broker.log().is_empty(), "nobody is asked");
+
+    fs::write(dir.join("job.cancel"), "").unwrap();
+    let (good, wrong, status) = check(&site, Some("a"), &[]);
+    assert_eq!(status, Some(0), "{wrong}");
+    let withdrawn = wrong.contains("warning: job: withdrawn by ");
+    assert!(withdrawn && wrong.contains("a/job.cancel"), "{wrong}");
+    assert!(good.contains("job: good; steps: 2"), "{good}");
 }
 
 #[test]
 fn every_fault_of_configuration_and_job_is_named_at_once() {
     let site = Site::scripted();
-    let output = check(
-        &site,
-        Some("missing"),
-        with(&[
-            ("JOB_TIMEOUT", "soon"),
-            ("RUST_LOG", "dbug"),
-            ("JOB_ON_STOP", "never"),
-            ("MQTT_URL", "mqtt://me:hunter2@host:x"),
-        ]),
-    );
-    assert_eq!(output.status.code(), Some(78));
-    let said = text(&output.stderr);
+    let variables = [
+        ("JOB_TIMEOUT", "soon"),
+        ("RUST_LOG", "dbug"),
+        ("JOB_ON_STOP", "never"),
+        ("MQTT_URL", "mqtt://me:hunter2@host:x"),
+    ];
+    let (_, wrong, status) = check(&site, Some("missing"), &variables);
+    assert_eq!(status, Some(78));
     for word in [
         "JOB_TIMEOUT",
         "soon",
@@ -95,41 +79,39 @@ fn every_fault_of_configuration_and_job_is_named_at_once() {
         "job: ",
         "missing does not exist",
     ] {
-        assert!(said.contains(word), "{word}: {said}");
+        assert!(wrong.contains(word), "{word}: {wrong}");
     }
-    assert!(!said.contains("hunter2"), "{said}");
+    assert!(!wrong.contains("hunter2"), "{wrong}");
 }
 
 #[test]
 fn a_fault_of_the_job_is_named() {
     let site = Site::scripted();
-    fs::create_dir(site.drive.path().join("empty")).unwrap();
+    site.directory("empty");
     fs::write(site.drive.path().join("file"), "").unwrap();
-    site.prepare("no-steps", json!({ "env": {} }));
-    site.prepare(
-        "wrong-step",
-        json!({ "steps": ["true", 7, {}], "maxAttempts": 0 }),
-    );
-    site.prepare("wrong-time", json!({ "steps": [], "timeoutSeconds": -1 }));
-    fs::write(site.prepare("no-json", json!({})).join("job.json"), "{").unwrap();
-    for (dir, word) in [
-        ("missing", "does not exist"),
-        ("file", "not a directory"),
-        ("empty", "job.json does not exist"),
-        ("no-steps", "no `steps`"),
-        ("wrong-step", "item 2"),
-        ("wrong-step", "\njob: job.json: `steps` item 3"),
-        ("wrong-step", "\njob: job.json: `maxAttempts`"),
-        ("wrong-time", "timeoutSeconds"),
-        ("no-json", "job.json"),
+    let steps = r#"{"steps": ["true", 7, {}], "maxAttempts": 0}"#;
+    for (dir, definition, word) in [
+        ("missing", None, "does not exist"),
+        ("file", None, "not a directory"),
+        ("empty", None, "job.json does not exist"),
+        ("a", Some(r#"{"env": {}}"#), "no `steps`"),
+        ("a", Some(steps), "item 2"),
+        ("a", Some(steps), "\njob: job.json: `steps` item 3"),
+        ("a", Some(steps), "\njob: job.json: `maxAttempts`"),
+        (
+            "a",
+            Some(r#"{"steps": [], "timeoutSeconds": -1}"#),
+            "timeoutSeconds",
+        ),
+        ("a", Some("{"), "job.json"),
     ] {
-        let output = check(&site, Some(dir), |_| {});
-        assert_ne!(output.status.code(), Some(0), "{dir}");
-        let said = text(&output.stderr);
-        assert!(
-            said.starts_with("job: ") && said.contains(word),
-            "{dir}: {said}"
-        );
+        if let Some(text) = definition {
+            fs::write(site.directory(dir).join("job.json"), text).unwrap();
+        }
+        let (_, wrong, status) = check(&site, Some(dir), &[]);
+        assert_eq!(status, Some(78), "{dir}, {word}");
+        let is_told = wrong.starts_with("job: ") && wrong.contains(word);
+        assert!(is_told, "{dir}, {word}: {wrong}");
     }
 }
 
@@ -137,80 +119,51 @@ fn a_fault_of_the_job_is_named() {
 #[ignore = "needs root to become another user"]
 fn whether_this_user_may_write_there_is_told() {
     let site = Site::scripted();
-    site.prepare("a", json!({ "steps": ["true"] }));
     // not in the drive, which only its owner may enter
     let program = Path::new("/tmp").join(format!("check-{}", std::process::id()));
     fs::copy(support::worker::binary(), &program).unwrap();
     let private = site.directory("private");
     fs::set_permissions(&private, fs::Permissions::from_mode(0o700)).unwrap();
     let private = private.to_str().unwrap();
-    for (dir, root, pool, expected) in [
+    let of_pool = "pool p: /.job-worker/p cannot be written by this user (uid 65534, ";
+    let of_root = format!("JOB_ROOT={private:?} cannot be opened: Permission denied");
+    for (dir, root, pool, told) in [
         ("/", "", "", "job: / cannot be written: "),
-        (
-            "/",
-            "/",
-            "p",
-            "pool p: /.job-worker/p cannot be written by this user (uid 65534, ",
-        ),
-        (
-            "/usr",
-            private,
-            "",
-            "JOB_ROOT=\"{private}\" cannot be opened: Permission denied",
-        ),
+        ("/", "/", "p", of_pool),
+        ("/usr", private, "", &of_root),
     ] {
         let mut command = Command::new("setpriv");
-        command
-            .args(["--reuid=65534", "--clear-groups"])
-            .arg(&program);
-        command.args(["check", dir]);
-        site.equip(&mut command);
+        command.args(["--reuid=65534", "--clear-groups"]);
+        site.equip(command.arg(&program).args(["check", dir]));
         command.env("JOB_ROOT", root).env("JOB_POOL", pool);
-        let output = command.current_dir("/").output().expect("setpriv runs");
-        let said = text(&output.stderr);
-        let expected = expected.replace("{private}", private);
-        assert!(said.contains(&expected) && said.contains("65534"), "{said}");
-        assert_eq!(output.status.code(), Some(78));
+        command.current_dir("/");
+        let (_, wrong, status) = said(command);
+        assert!(wrong.contains(told) && wrong.contains("65534"), "{wrong}");
+        assert_eq!(status, Some(78));
     }
     fs::remove_file(&program).unwrap();
-}
-
-#[test]
-fn a_withdrawn_job_is_told() {
-    let site = Site::scripted();
-    let dir = site.prepare("a", json!({ "steps": ["true"] }));
-    fs::write(dir.join("job.cancel"), "").unwrap();
-    let output = check(&site, Some("a"), |_| {});
-    let (good, said) = (text(&output.stdout), text(&output.stderr));
-    assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.starts_with("warning: job: withdrawn by ") && said.contains("a/job.cancel"));
-    assert!(good.contains("job: good; steps: 1"), "{good}");
 }
 
 #[test]
 fn unknown_variables_are_named_by_check_and_at_start() {
     let site = Site::scripted();
     site.prepare("a", json!({ "steps": [] }));
-    let said = "unknown variables are ignored: JOB_MAXATTEMPTS (did you mean JOB_MAX_ATTEMPTS?), MQTT_HOST (did you mean MQTT_URL?)";
-    let configure = |command: &mut Command| {
-        command
-            .env("JOB_MAXATTEMPTS", "2")
-            .env("MQTT_HOST", "hunter2");
-    };
-    let output = check(&site, None, configure);
-    assert_eq!(output.status.code(), Some(0));
-    assert_eq!(
-        text(&output.stderr),
-        format!("warning: configuration: {said}\n")
-    );
+    let told = "unknown variables are ignored: JOB_MAXATTEMPTS (did you mean JOB_MAX_ATTEMPTS?), MQTT_HOST (did you mean MQTT_URL?)";
+    let variables = [("JOB_MAXATTEMPTS", "2"), ("MQTT_HOST", "hunter2")];
+    let (_, wrong, status) = check(&site, None, &variables);
+    assert_eq!(status, Some(0));
+    assert_eq!(wrong, format!("warning: configuration: {told}\n"));
     for arguments in [&["supervise"][..], &["run", "a"], &[]] {
         let mut command = site.command(arguments);
-        configure(&mut command);
-        let mut process = site.start_as(command);
-        process.await_stderr(said);
-        if arguments != ["run", "a"] {
-            site.await_idle(site.mark().saturating_sub(1));
-            process.signal(Signal::TERM);
+        command.envs(variables);
+        let is_run = arguments == ["run", "a"];
+        let mut process = match is_run {
+            true => site.start_as(command),
+            false => site.idle(command),
+        };
+        process.await_stderr(told);
+        if !is_run {
+            process.sigterm();
         }
         process.exits_with(0);
         let log = process.stderr();
@@ -218,17 +171,12 @@ fn unknown_variables_are_named_by_check_and_at_start() {
     }
 }
 
-/// The lines of `check --connect` on stdout and stderr, in this order, and its exit status.
-fn connect(url: &str, configure: impl FnOnce(&mut Command)) -> (String, String, Option<i32>) {
+/// [`said`] by `check --connect`.
+fn connect(url: &str, variables: &[(&str, &str)]) -> (String, String, Option<i32>) {
     let mut command = job_worker();
     command.args(["check", "--connect"]).env("MQTT_URL", url);
-    configure(&mut command);
-    let output = command.output().unwrap();
-    (
-        text(&output.stdout),
-        text(&output.stderr),
-        output.status.code(),
-    )
+    command.envs(variables.iter().copied());
+    said(command)
 }
 
 #[test]
@@ -236,10 +184,8 @@ fn connect_tells_each_step_and_leaves_no_trace() {
     for version in ["5", "4"] {
         let site = Site::start();
         let mark = site.controller.mark();
-        let (good, wrong, status) = connect(
-            &site.broker.url(),
-            with(&[("MQTT_PROTOCOL_VERSION", version)]),
-        );
+        let (good, wrong, status) =
+            connect(&site.broker.url(), &[("MQTT_PROTOCOL_VERSION", version)]);
         assert_eq!((status, &*wrong), (Some(0), ""));
         let version = if version == "5" { "5" } else { "3.1.1" };
         for line in [
@@ -267,7 +213,7 @@ fn connect_tries_each_of_several_brokers_and_tells_what_one_does_not_have() {
     brokers[1].offer(&[0x25, 0, 0x11, 0, 0, 0, 60]); // Retain Available, Session Expiry Interval
     let [one, two] = [brokers[0].port(), brokers[1].port()];
     let url = format!("mqtt://127.0.0.1:{one},127.0.0.1:1,127.0.0.1:{two}");
-    let (good, wrong, status) = connect(&url, |_| {});
+    let (good, wrong, status) = connect(&url, &[]);
     assert_eq!(status, Some(78));
     for port in [one, two] {
         let line = format!("broker 127.0.0.1:{port}: subscriptions: granted to ");
@@ -287,61 +233,53 @@ fn connect_tries_each_of_several_brokers_and_tells_what_one_does_not_have() {
 
 #[test]
 fn connect_says_which_step_goes_wrong() {
-    let (good, wrong, status) = connect("mqtt://no-such-host.invalid", |_| {});
-    assert_eq!(status, Some(78));
-    assert!(
-        wrong.starts_with("broker: name no-such-host.invalid: "),
-        "{wrong}"
-    );
-    assert!(!good.contains("TCP"), "{good}");
-
-    let (good, wrong, status) = connect("mqtt://127.0.0.1:1", |_| {});
-    assert_eq!(status, Some(78));
-    assert!(wrong.starts_with("broker: TCP: 127.0.0.1:1: "), "{wrong}");
-    assert!(good.contains("broker: name: "), "{good}");
-
-    let (_, wrong, status) = connect("mqtt://127.0.0.1:1", with(&[("JOB_SYNC", "maybe")]));
-    assert_eq!(status, Some(78));
-    assert!(wrong.contains("broker: not tried"), "{wrong}");
-}
-
-#[test]
-fn connect_names_a_subscription_that_is_denied() {
-    let broker = Broker::scripted(|step| match *step.packet {
+    let denying = Broker::scripted(|step| match *step.packet {
         Packet::SubAck { pkid, .. } => Verdict::Replace(Packet::SubAck {
             pkid,
             codes: vec![1, 0x87],
         }),
         _ => Verdict::Pass,
     });
-    let (good, wrong, status) = connect(&broker.url(), |_| {});
-    assert_eq!(status, Some(78), "{good}");
-    let said = "broker: subscriptions: the broker denies the subscription to jobs/cancel/+";
-    assert!(wrong.starts_with(said), "{wrong}");
-    assert!(good.contains("broker: login: accepted"), "{good}");
+    let denied = "broker: subscriptions: the broker denies the subscription to jobs/cancel/+";
+    let (nowhere, nobody) = ("mqtt://no-such-host.invalid", "mqtt://127.0.0.1:1");
+    for (url, before, told) in [
+        (
+            nowhere,
+            "configuration: ",
+            "broker: name no-such-host.invalid: ",
+        ),
+        (nobody, "broker: name: ", "broker: TCP: 127.0.0.1:1: "),
+        (&denying.url(), "broker: login: accepted", denied),
+    ] {
+        let (good, wrong, status) = connect(url, &[]);
+        assert_eq!(status, Some(78), "{good}");
+        assert!(wrong.starts_with(told), "{wrong}");
+        let last = good.lines().last().unwrap_or_default();
+        assert!(last.starts_with(before), "no further step: {good}");
+    }
+    let (_, wrong, status) = connect(nobody, &[("JOB_SYNC", "maybe")]);
+    assert_eq!(status, Some(78));
+    assert!(wrong.contains("broker: not tried"), "{wrong}");
 }
 
 #[test]
 fn connect_says_nothing_to_anybody_and_takes_no_request() {
     for version in ["5", "4"] {
         let site = Site::scripted();
-        site.idle_worker(|_| {}).signal(Signal::TERM);
+        site.idle_worker(|_| {}).stop();
         site.broker.wait_for_connected(WORKER, false, DEADLINE);
         let before = site.broker.log().len();
         // requests come as soon as there is somebody to take them
         let url = site.broker.url();
         site.broker.publish_retained("jobs/pending", "{}");
-        let (good, wrong, status) = connect(&url, |command| {
-            command
-                .env("WORKER_ID", WORKER)
-                .env("MQTT_PROTOCOL_VERSION", version);
-        });
+        let variables = [("WORKER_ID", WORKER), ("MQTT_PROTOCOL_VERSION", version)];
+        let (good, wrong, status) = connect(&url, &variables);
         assert_eq!((status, &*wrong), (Some(0), ""), "{good}");
         let mut clients = Vec::new();
         for entry in &site.broker.log()[before..] {
             let Entry::Packet {
-                from_client: true,
                 packet,
+                from_client: true,
                 ..
             } = entry
             else {
