@@ -3,14 +3,15 @@
 use crate::support;
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use support::broker::Broker;
 use support::log::untimed;
-use support::site::{Site, await_file, read, read_json, until_exists};
+use support::site::{Site, await_file, names, read, read_json, release, until_exists};
 use support::wait;
 use support::worker::Worker;
 
@@ -28,38 +29,41 @@ fn run(site: &Site<Broker>, arguments: &[&str]) -> Worker {
 #[test]
 fn it_runs_the_job_writes_the_same_files_and_shows_the_log() {
     let site = Site::scripted();
-    let dir = site.prepare(
-        "a",
-        json!({ "steps": ["echo out; echo err >&2; echo $JOB_ID $WORKER_ID", "true"] }),
-    );
-    let mut process = run(&site, &["a"]);
+    let step = "echo out; echo err >&2; echo $JOB_ID $WORKER_ID";
+    let dir = site.prepare("a", json!({ "steps": [step, "true"] }));
+    // what is set for a broker does not stop it
+    let mut command = command(&site, &["a"]);
+    command.env("MQTT_URL", "no URL");
+    command.env("MQTT_PASSWORD_FILE", "/does/not/exist");
+    let mut process = site.start_as(command);
     process.exits_with(0);
     let log = read(&dir.join("job.log"));
     assert!(log.contains("\nout\nerr\na node-worker-01\n"), "{log}");
     assert_eq!(process.stdout(), log);
-    let status = read_json(&dir.join("job.status.json"));
-    assert_eq!(
-        (&status["id"], &status["status"], &status["exitCode"]),
-        (&json!("a"), &json!("success"), &json!(0))
-    );
+    let status = journal(&dir);
+    let ends = json!([status["id"], status["status"], status["exitCode"]]);
+    assert_eq!(ends, json!(["a", "success", 0]));
     assert_eq!(status["logFile"], json!(dir.join("job.log")));
 }
 
+fn journal(dir: &Path) -> Value {
+    read_json(&dir.join("job.status.json"))
+}
+
 #[test]
-fn it_exits_with_the_job_s_exit_code() {
+fn it_exits_with_the_job_s_exit_code_and_nothing_outlives_it() {
     let site = Site::scripted();
-    for (id, step, code) in [
-        ("failed", json!("exit 3"), 3),
-        ("signalled", json!("kill -9 $$"), 137),
-        ("missing", json!("no-such-program-of-ours"), 127),
-        (
-            "timeout",
-            json!({ "run": "sleep 1000", "timeoutSeconds": 0.1 }),
-            124,
-        ),
+    let timeout = json!({ "run": "sleep 1000", "timeoutSeconds": 0.1 });
+    for (step, code) in [
+        (json!("exit 3"), 3),
+        (json!("kill -9 $$"), 137),
+        (json!("no-such-program-of-ours"), 127),
+        (timeout, 124),
+        (json!("(setsid sleep 1000 &); sleep 1000 &"), 0),
     ] {
-        site.prepare(id, json!({ "steps": [step] }));
-        run(&site, &[id]).exits_with(code);
+        site.prepare("a", json!({ "steps": [step] }));
+        run(&site, &["a"]).exits_with(code);
+        site.nothing_survives();
     }
 }
 
@@ -70,32 +74,23 @@ fn it_runs_a_final_job_again_and_takes_an_id() {
     run(&site, &["a"]).exits_with(0);
     run(&site, &["--id", "other", dir.to_str().unwrap()]).exits_with(0);
     run(&site, &["./a/../a/", "--id", "7"]).exits_with(0);
-    assert_eq!(read(&dir.join("ids")), "a\nother\n7\n");
-    assert_eq!(read_json(&dir.join("job.status.json"))["attempt"], 1);
-}
-
-#[test]
-fn the_current_directory_is_a_directory_too() {
-    let site = Site::scripted();
-    let dir = site.prepare("a", json!({ "steps": ["echo $JOB_ID > id"] }));
-    let mut command = command(&site, &["."]);
-    command.current_dir(&dir);
-    site.start_as(command).exits_with(0);
-    assert_eq!(read(&dir.join("id")), "a\n");
+    let mut inside = command(&site, &["."]);
+    inside.current_dir(&dir);
+    site.start_as(inside).exits_with(0);
+    assert_eq!(read(&dir.join("ids")), "a\nother\n7\na\n");
+    assert_eq!(journal(&dir)["attempt"], 1);
 }
 
 #[test]
 fn the_log_is_shown_while_it_grows() {
     let site = Site::scripted();
-    let dir = site.prepare(
-        "a",
-        json!({ "steps": ["echo early; ".to_owned() + &until_exists("gate"), "echo late"] }),
-    );
+    let early = format!("echo early; {}", until_exists("gate"));
+    let dir = site.prepare("a", json!({ "steps": [early, "echo late"] }));
     let mut process = run(&site, &["a"]);
     wait::until("the first line on the terminal", || {
         process.stdout().contains("\nearly\n")
     });
-    fs::write(dir.join("gate"), "").unwrap();
+    release(&dir);
     process.exits_with(0);
     assert!(process.stdout().contains("\nlate\n"));
 }
@@ -107,91 +102,67 @@ fn what_a_step_puts_in_the_place_of_the_log_is_neither_waited_for_nor_shown() {
     for place in ["mkfifo new", "ln -s ../secret new"] {
         let step =
             format!("for i in $(seq 30); do rm -f new; {place}; mv new job.log; sleep 0.01; done");
-        let dir = site.prepare("a", json!({ "steps": [step, "echo later"] }));
-        let mut worker = run(&site, &[&dir.display().to_string()]);
-        worker.exits_with(0);
-        let shown = worker.stdout();
-        assert!(
-            shown.contains("later") && !shown.contains("of another"),
-            "{shown}"
-        );
+        site.prepare("a", json!({ "steps": [step, "echo later"] }));
+        let mut process = run(&site, &["a"]);
+        process.exits_with(0);
+        let shown = process.stdout();
+        let is_good = shown.contains("later") && !shown.contains("of another");
+        assert!(is_good, "{shown}");
     }
 }
 
 #[test]
 fn an_attempt_after_a_crash_shows_only_what_is_new() {
     let site = Site::scripted();
-    let dir = site
-        .prepare("a", json!({ "steps": ["echo once >> runs; wc -l < runs; ".to_owned() + &until_exists("gate")] }));
+    let step = format!("touch up; {}", until_exists("gate"));
+    let dir = site.prepare("a", json!({ "steps": [step] }));
     let mut process = run(&site, &["a"]);
-    await_file(&dir.join("runs"));
+    await_file(&dir.join("up"));
     process.kill9();
-    process.wait();
-    fs::write(dir.join("gate"), "").unwrap();
+    release(&dir);
     let mut process = run(&site, &["a"]);
     process.exits_with(0);
-    assert!(
-        read(&dir.join("job.log")).starts_with("Job ID: a\n"),
-        "it is appended to"
-    );
-    assert!(
-        untimed(&process.stdout()).starts_with("==> attempt 2 of 3, "),
-        "{}",
-        process.stdout()
-    );
+    let log = read(&dir.join("job.log"));
+    assert!(log.starts_with("Job ID: a\n"), "it is appended to: {log}");
+    let shown = untimed(&process.stdout());
+    assert!(shown.starts_with("==> attempt 2 of 3, "), "{shown}");
 }
 
 #[test]
 fn bad_directories_are_told_and_left_alone() {
     let site = Site::scripted();
-    fs::create_dir(site.drive.path().join("empty")).unwrap();
+    site.directory("empty");
     fs::write(site.drive.path().join("file"), "").unwrap();
     site.prepare("no-steps", json!({ "env": {} }));
     fs::write(site.prepare("no-json", json!({})).join("job.json"), "{").unwrap();
-    for (dir, said) in [
-        ("missing", "missing"),
-        ("file", "not a directory"),
-        ("empty", "job.json"),
-        ("no-steps", "steps"),
-        ("no-json", "job.json"),
+    for (dir, code, word) in [
+        ("missing", 64, "missing"),
+        ("file", 64, "not a directory"),
+        ("empty", 1, "job.json"),
+        ("no-steps", 1, "steps"),
+        ("no-json", 1, "job.json"),
     ] {
         let mut process = run(&site, &[dir]);
-        let status = process.wait();
+        process.exits_with(code);
         let told = process.stderr();
-        let of_others = ["the request", "controller"];
-        assert!(!of_others.iter().any(|word| told.contains(word)), "{told}");
-        assert!(matches!(status.code(), Some(1 | 64)), "{dir}: {status}");
-        assert!(
-            process.stderr().contains(said),
-            "{dir}: {}",
-            process.stderr()
-        );
+        let of_others = told.contains("the request") || told.contains("controller");
+        assert!(told.contains(word) && !of_others, "{dir}: {told}");
         assert_eq!(process.stdout(), "");
-        assert!(
-            !site.drive.path().join(dir).join("job.log").exists(),
-            "{dir}"
-        );
+        let log = site.drive.path().join(dir).join("job.log");
+        assert!(!log.exists(), "{dir}");
     }
     let dir = site.prepare("a", json!({ "steps": ["true"] }));
     run(&site, &["a"]).exits_with(0);
     fs::write(dir.join("job.json"), "{").unwrap();
     run(&site, &["a"]).exits_with(1);
-    let stored = read_json(&dir.join("job.status.json"));
-    assert_eq!(stored["reason"], "rejected", "not the success before");
+    assert_eq!(
+        journal(&dir)["reason"],
+        "rejected",
+        "not the success before"
+    );
     site.prepare("a", json!({ "steps": ["true"] }));
     run(&site, &["a", "--id=no/id"]).exits_with(64);
     run(&site, &["/"]).exits_with(64);
-}
-
-#[test]
-fn what_is_set_for_a_broker_does_not_stop_it() {
-    let site = Site::scripted();
-    site.prepare("a", json!({ "steps": ["true"] }));
-    let mut command = command(&site, &["a"]);
-    command
-        .env("MQTT_URL", "no URL")
-        .env("MQTT_PASSWORD_FILE", "/does/not/exist");
-    site.start_as(command).exits_with(0);
 }
 
 /// Ctrl-C at a terminal reaches the whole group.
@@ -204,34 +175,20 @@ fn in_own_group(site: &Site<Broker>, grace: &str) -> Worker {
 #[test]
 fn ctrl_c_is_a_cancel() {
     let site = Site::scripted();
-    let steps = json!(["trap 'sleep 0.3; touch cleaned; exit' TERM; touch up; while :; do sleep 0.02; done", "touch next",
-        { "run": "touch last", "always": true }]);
+    let cleans =
+        "trap 'sleep 0.3; touch cleaned; exit' TERM; touch up; while :; do sleep 0.02; done";
+    let steps = json!([cleans, "touch next", { "run": "touch last", "always": true }]);
     let dir = site.prepare("a", json!({ "steps": steps }));
     let mut process = in_own_group(&site, "30");
     await_file(&dir.join("up"));
     process.signal_group(Signal::INT);
     process.exits_with(130);
-    let status = read_json(&dir.join("job.status.json"));
-    assert_eq!(
-        (&status["status"], &status["reason"]),
-        (&json!("failed"), &json!("cancelled"))
-    );
-    let exists = |file: &str| dir.join(file).exists();
-    assert_eq!(
-        [exists("cleaned"), exists("next"), exists("last")],
-        [true, false, true]
-    );
-    let last = process
-        .stdout()
-        .lines()
-        .last()
-        .map(str::to_owned)
-        .unwrap_or_default();
-    assert!(
-        untimed(&last) == "==> job failed: cancelled by ^C\n",
-        "to its last line: {}",
-        process.stdout()
-    );
+    assert_eq!(journal(&dir)["reason"], "cancelled");
+    let made = ["cleaned", "next", "last"].map(|file| dir.join(file).exists());
+    assert_eq!(made, [true, false, true]);
+    let shown = untimed(&process.stdout());
+    let last = "\n==> job failed: cancelled by ^C\n";
+    assert!(shown.ends_with(last), "to its last line: {shown}");
 }
 
 #[test]
@@ -250,8 +207,7 @@ fn a_second_ctrl_c_is_at_once_whatever_runs_by_then() {
         process.exits_with(130);
         site.nothing_survives();
         assert!(!dir.join("last").exists(), "nor are `always` steps run");
-        let stored = read_json(&dir.join("job.status.json"));
-        assert_eq!(stored["reason"], "cancelled");
+        assert_eq!(journal(&dir)["reason"], "cancelled");
     }
 }
 
@@ -265,44 +221,27 @@ fn ctrl_c_while_it_waits_for_another_worker_runs_nothing() {
     process.await_stderr("is in use");
     process.signal_group(Signal::INT);
     process.exits_with(130);
-    assert_eq!(
-        [
-            dir.join("ran").exists(),
-            dir.join("job.status.json").exists()
-        ],
-        [false, false]
-    );
+    assert_eq!(names(&dir), ["job.json", "job.log"]);
 }
 
-#[test]
-fn nothing_outlives_it() {
-    let site = Site::scripted();
-    site.prepare(
-        "a",
-        json!({ "steps": ["(setsid sleep 1000 &); sleep 1000 &"] }),
-    );
-    run(&site, &["a"]).exits_with(0);
-    site.nothing_survives();
+/// A run of the job `id` whose log goes to a pipe.
+fn piped(site: &Site<Broker>, id: &str) -> Child {
+    let mut command = command(site, &[id]);
+    command.stdout(Stdio::piped()).stderr(Stdio::null());
+    command.spawn().unwrap()
 }
 
 #[test]
 fn a_reader_that_goes_away_does_not_end_the_job() {
     let site = Site::scripted();
-    let dir = site.prepare(
-        "a",
-        json!({ "steps": [until_exists("gate") + "; head -c 1000000 /dev/zero; exit 5"] }),
-    );
-    let mut command = command(&site, &["a"]);
-    let mut child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let step = until_exists("gate") + "; head -c 1000000 /dev/zero; exit 5";
+    let dir = site.prepare("a", json!({ "steps": [step] }));
+    let mut child = piped(&site, "a");
     let mut first = [0; 1];
     child.stdout.take().unwrap().read_exact(&mut first).unwrap(); // and closes it
-    fs::write(dir.join("gate"), "").unwrap();
+    release(&dir);
     assert_eq!(child.wait().unwrap().code(), Some(5));
-    assert_eq!(read_json(&dir.join("job.status.json"))["exitCode"], 5);
+    assert_eq!(journal(&dir)["exitCode"], 5);
 }
 
 #[test]
@@ -311,25 +250,18 @@ fn a_reader_that_does_not_read_holds_up_neither_a_timeout_nor_ctrl_c() {
     for (id, limit) in [("timeout", 0.5), ("cancel", 1000.0)] {
         let step = json!({ "run": "head -c 1000000 /dev/zero; touch up; sleep 1000", "timeoutSeconds": limit });
         let dir = site.prepare(id, json!({ "steps": [step] }));
-        let mut command = command(&site, &[id]);
-        let child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child = piped(&site, id);
+        let ctrl_c = |child: &Child| kill_process(Pid::from_child(child), Signal::INT).unwrap();
         await_file(&dir.join("up"));
         if id == "cancel" {
-            kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+            ctrl_c(&child);
         }
-        wait::until("the end of the job", || {
-            read_json(&dir.join("job.status.json"))["status"] == "failed"
-        });
+        wait::until("the end of the job", || journal(&dir)["status"] == "failed");
         // what is left is for the drive and the reader; who does not want to wait for them interrupts again
-        let mut child = child;
-        wait::until_some("the process to end", || {
-            let ended = child.try_wait().unwrap();
-            if ended.is_none() {
-                kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+        wait::until("the process to end", || {
+            let ended = child.try_wait().unwrap().is_some();
+            if !ended {
+                ctrl_c(&child);
             }
             ended
         });
