@@ -165,11 +165,12 @@ fn step(raw: &RawValue, unknown: &mut Vec<String>) -> Result<Step, Vec<String>> 
         timeout: object.take("timeoutSeconds", json::seconds),
         always: object.take("always", json::boolean).unwrap_or(false),
     };
-    if !object.faults.is_empty() {
-        return Err(object.faults);
-    }
+    let faults = std::mem::take(&mut object.faults);
     unknown.extend(unknown_in(object, "steps[].", &FIELDS_OF_A_STEP));
-    Ok(step)
+    match faults.is_empty() {
+        true => Ok(step),
+        false => Err(faults),
+    }
 }
 
 /// Numbers and booleans are taken as their text: `{"PORT": 8080}` is what people write.

@@ -89,7 +89,7 @@ fn a_fault_of_the_job_is_named() {
     let site = Site::scripted();
     site.directory("empty");
     fs::write(site.drive.path().join("file"), "").unwrap();
-    let steps = r#"{"steps": ["true", 7, {}], "maxAttempts": 0}"#;
+    let steps = r#"{"steps": ["true", 7, {"rum": "true"}], "maxAttempts": 0}"#;
     for (dir, definition, word) in [
         ("missing", None, "does not exist"),
         ("file", None, "not a directory"),
@@ -97,6 +97,7 @@ fn a_fault_of_the_job_is_named() {
         ("a", Some(r#"{"env": {}}"#), "no `steps`"),
         ("a", Some(steps), "item 2"),
         ("a", Some(steps), "\njob: job.json: `steps` item 3"),
+        ("a", Some(steps), "steps[].rum (did you mean run?)"),
         ("a", Some(steps), "\njob: job.json: `maxAttempts`"),
         (
             "a",
