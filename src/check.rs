@@ -1,6 +1,6 @@
 //! `job-worker check [DIR]`: says what is wrong before anything runs (docs/reference.md, "Commands").
 
-use crate::config::{Config, PoolConfig, unknown_variables, variables};
+use crate::config::{Config, JobConfig, PoolConfig, unknown_variables, variables};
 use crate::contract::{Definition, MAX_DEFINITION_BYTES, Plan};
 use crate::job::{CANCEL_FILE, WorkDir, missing_root};
 use crate::mqtt::{self, Life, Session, Subscription};
@@ -17,8 +17,11 @@ pub enum Verdict {
     Wrong,
 }
 
-/// Validates the configuration, tries the broker if it is to `connect`, and validates the job in `dir`. Tells what is found, line by line.
-pub fn check(dir: Option<&OsStr>, connect: bool, tell: &mut dyn FnMut(Verdict, String)) {
+/// Takes what is found, line by line.
+type Tell<'a> = &'a mut dyn FnMut(Verdict, String);
+
+/// Validates the configuration, tries the broker if it is to `connect`, and validates the job in `dir`.
+pub fn check(dir: Option<&OsStr>, connect: bool, tell: Tell) {
     let config = Config::from_env();
     tell(Good, settings());
     if let Some(names) = unknown_variables(std::env::vars_os()) {
@@ -50,7 +53,7 @@ pub fn check(dir: Option<&OsStr>, connect: bool, tell: &mut dyn FnMut(Verdict, S
         }
     }
     if let Some(dir) = dir
-        && let Err(error) = check_job(dir, tell)
+        && let Err(error) = check_job(dir, config.ok().map(|config| config.job), tell)
     {
         tell(Wrong, format!("job: {error}"));
     }
@@ -69,7 +72,7 @@ fn settings() -> String {
 }
 
 /// Does what a worker does at its start, under a client id of its own: the worker may be there at this moment.
-fn check_broker(config: &Config, tell: &mut dyn FnMut(Verdict, String)) {
+fn check_broker(config: &Config, tell: Tell) {
     let (id, topics) = (&config.worker_id, &config.topics);
     // seeded with what the system calls random
     let random = RandomState::new().hash_one(());
@@ -109,7 +112,7 @@ fn check_broker(config: &Config, tell: &mut dyn FnMut(Verdict, String)) {
 }
 
 /// Looks at the place of the pool, and changes nothing there.
-fn check_pool(pool: &PoolConfig, tell: &mut dyn FnMut(Verdict, String)) {
+fn check_pool(pool: &PoolConfig, tell: Tell) {
     let name = &pool.name;
     match Place::survey(pool) {
         Ok(found) => tell(
@@ -123,7 +126,8 @@ fn check_pool(pool: &PoolConfig, tell: &mut dyn FnMut(Verdict, String)) {
     }
 }
 
-fn check_job(dir: &OsStr, tell: &mut dyn FnMut(Verdict, String)) -> Result<(), String> {
+/// What a worker with this configuration would make of the job.
+fn check_job(dir: &OsStr, config: Option<JobConfig>, tell: Tell) -> Result<(), String> {
     let path = std::path::absolute(dir).map_err(|error| format!("{dir:?}: {error}"))?;
     let dir = WorkDir::open(path, None).map_err(|error| error.to_string())?;
     if dir.contains(CANCEL_FILE) {
@@ -135,13 +139,19 @@ fn check_job(dir: &OsStr, tell: &mut dyn FnMut(Verdict, String)) -> Result<(), S
     if let Err(error) = dir.may_write() {
         tell(Wrong, format!("job: {error}"));
     }
+    let (root, timeout, attempts) = config.map_or((None, None, u32::MAX), |config| {
+        (config.root, config.timeout, config.max_attempts)
+    });
+    if let Err(error) = WorkDir::open(dir.real_path().unwrap_or_default(), root.as_deref()) {
+        tell(Doubtful, format!("job: {error}"));
+    }
     let place = dir.path().join("job.json");
     let content = dir
         .read("job.json", MAX_DEFINITION_BYTES)
         .map_err(|error| format!("{}: {error}", place.display()))?;
     let content = content.ok_or_else(|| format!("{} does not exist", place.display()))?;
     let plan = Definition::parse(&content).and_then(|definition| {
-        Plan::merge(&Definition::default(), Some(definition), None, u32::MAX)
+        Plan::merge(&Definition::default(), Some(definition), timeout, attempts)
     });
     match plan {
         Ok(plan) => {

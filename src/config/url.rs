@@ -70,19 +70,13 @@ fn percent_decode(text: &str) -> Result<Option<String>, String> {
 }
 
 fn decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        if first == b'%' {
-            let digits = tail
-                .get(..2)
-                .filter(|digits| digits.iter().all(u8::is_ascii_hexdigit))?;
-            bytes.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
-            rest = &tail[2..];
-        } else {
-            bytes.push(first);
-            rest = tail;
-        }
+    let mut parts = text.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        let (digits, rest) = part.split_at_checked(2)?;
+        let byte = u8::from_str_radix(digits, 16).ok();
+        bytes.push(byte.filter(|_| !digits.starts_with('+'))?);
+        bytes.extend(rest.as_bytes());
     }
     String::from_utf8(bytes).ok()
 }
@@ -137,6 +131,16 @@ mod tests {
             assert!(Url::parse(wrong).is_err(), "{wrong}");
         }
         assert_eq!(url("mqtt://u:a@b@host").password.as_deref(), Some("a@b"));
+        assert_eq!(
+            url("mqtt://u:%25%e2%82%ac@h").password.as_deref(),
+            Some("%€")
+        );
+        for wrong in ["%", "%4", "%+f", "%zz", "%ff", "%€"] {
+            assert!(
+                Url::parse(&format!("mqtt://u:{wrong}@h")).is_err(),
+                "{wrong}"
+            );
+        }
     }
 
     #[cfg(feature = "tls")]

@@ -39,11 +39,24 @@ fn a_good_configuration_and_a_good_job() {
     let settings = "settings: from this environment: MQTT_URL, ";
     assert!(good.starts_with(settings), "{good}");
 
-    let definition = json!({ "steps": ["touch ran", { "run": "touch ran", "allways": true }] });
+    let steps = json!(["touch ran", { "run": "touch ran", "allways": true }]);
+    let definition = json!({ "steps": steps, "timeoutSeconds": 8 });
     let dir = site.prepare("a", definition.clone());
-    let (good, wrong, status) = check(&site, Some("a"), &[]);
-    let warning = "warning: job: unknown fields in job.json are ignored: steps[].allways (did you mean always?)\n";
-    assert_eq!((status, &*wrong), (Some(0), warning));
+    let bounds = [("JOB_TIMEOUT", "7"), ("JOB_ROOT", "/usr")];
+    let (good, wrong, status) = check(&site, Some("a"), &bounds);
+    let outside = format!("workDir {} lies outside of JOB_ROOT /usr", dir.display());
+    let warnings = [
+        &*outside,
+        "unknown fields in job.json are ignored: steps[].allways (did you mean always?)",
+        "asks for timeoutSeconds 8, more than JOB_TIMEOUT allows: 7",
+    ];
+    let warnings = warnings.map(|warning| {
+        format!(
+            "warning: job: {warning}
+"
+        )
+    });
+    assert_eq!((status, wrong), (Some(0), warnings.concat()));
     assert!(good.contains("job: good; steps: 2"), "{good}");
     assert_eq!(names(&dir), ["job.json"], "nothing is run");
     assert_eq!(read_json(&dir.join("job.json")), definition);
