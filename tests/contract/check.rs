@@ -135,7 +135,10 @@ fn whether_this_user_may_write_there_is_told() {
     let site = Site::scripted();
     // not in the drive, which only its owner may enter
     let program = Path::new("/tmp").join(format!("check-{}", std::process::id()));
-    fs::copy(support::worker::binary(), &program).unwrap();
+    // by another process: a child that another test starts now would have the file open for writing
+    let mut copy = Command::new("cp");
+    copy.arg(support::worker::binary()).arg(&program);
+    assert!(copy.status().unwrap().success());
     let private = site.directory("private");
     fs::set_permissions(&private, fs::Permissions::from_mode(0o700)).unwrap();
     let private = private.to_str().unwrap();
