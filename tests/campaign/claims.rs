@@ -20,6 +20,7 @@ pub struct Claim {
     /// The identity of the request, in the order of taking: `SEQ-RAND`.
     pub request: String,
     /// The rest of the name: `DIR-ID-N`.
+    #[expect(dead_code, reason = "it is there to be read by a person")]
     pub rest: String,
     /// What the campaign knows the request by.
     pub token: String,

@@ -303,7 +303,7 @@ fn campaign(crowd: Crowd, version: &str, memory: Broker) {
     };
     if let Ok(file) = std::env::var("CAMPAIGN_TIMELINE") {
         let tokens: Vec<&str> = requests.keys().map(String::as_str).collect();
-        fs::write(file, evidence.timeline(&tokens.join(" "))).unwrap();
+        fs::write(file, evidence.timeline(&tokens)).unwrap();
     }
     let verdict = evidence.verdict();
     println!(
@@ -787,7 +787,7 @@ impl Desk<'_> {
             memory: Broker::Remembers,
         };
         let outstanding: Vec<&str> = self.outstanding.iter().map(String::as_str).collect();
-        let story = evidence.timeline(&outstanding[..outstanding.len().min(3)].join(" "));
+        let story = evidence.timeline(&outstanding[..outstanding.len().min(3)]);
         format!("stuck: no result of {outstanding:?}{story}")
     }
 

@@ -27,9 +27,8 @@ pub fn token_of(result: &Value, requests: &Requests) -> Option<String> {
 
 /// The request of the process that published a result which names none: nothing was run for it.
 pub fn token_held(result: &Value, events: &[Event]) -> Option<String> {
-    let event = events.iter().find(
-        |event| matches!(&event.packet, Packet::Result { document, .. } if document == result),
-    )?;
+    let is_it = |event: &&Event| matches!(&event.packet, Packet::Result { document, .. } if document == result);
+    let event = events.iter().find(is_it)?;
     if let Packet::Result {
         claim: Some(claim), ..
     } = &event.packet
@@ -45,9 +44,8 @@ pub fn token_held(result: &Value, events: &[Event]) -> Option<String> {
 
 /// The requests that were claims of a pool when something went over the wire.
 pub fn claimed(events: &[Event]) -> BTreeSet<String> {
-    let claims = events
-        .iter()
-        .filter_map(|event| pool::claim_in(&event.packet));
+    let claims = events.iter();
+    let claims = claims.filter_map(|event| pool::claim_in(&event.packet));
     claims.map(|claim| claim.token.clone()).collect()
 }
 
@@ -66,62 +64,38 @@ pub struct Evidence<'a> {
 }
 
 /// Why a request was run once more.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-enum Cause {
-    /// A kill or a stop had ended the run before.
-    Interrupted,
-    /// The controller had published the request again.
-    PublishedAgain,
-    /// The acknowledgement got lost, and the redelivery could not be known to be one (MQTT 3.1.1).
-    Doubtful,
-    /// The acknowledgement got lost, and another request had run in the directory, where the result would be.
-    Overwritten,
-    /// The broker had lost the acknowledgement in a crash.
-    GoneBack,
-}
+type Cause = &'static str;
 
-/// The campaign in numbers.
+/// A kill or a stop had ended the run before.
+const INTERRUPTED: Cause = "run again after a kill or stop in mid-run";
+/// The controller had published the request again.
+const PUBLISHED_AGAIN: Cause = "run again as the controller had published again";
+/// The acknowledgement got lost, and the redelivery could not be known to be one (MQTT 3.1.1).
+const DOUBTFUL: Cause = "run again in doubt";
+/// The acknowledgement got lost, and another request had run in the directory, where the result would be.
+const OVERWRITTEN: Cause = "run again after another run in the directory";
+/// The broker had lost the acknowledgement in a crash.
+const GONE_BACK: Cause = "run again after the broker had gone back";
+
+/// The campaign in numbers, and what must not be.
 #[derive(Default)]
 pub struct Verdict {
-    succeeded: usize,
-    given_up: usize,
-    /// Requests that were given up for what happened to another one, which could not be told from it (MQTT 3.1.1).
-    given_up_for_others: usize,
-    runs: usize,
-    again: BTreeMap<Cause, usize>,
-    repeated_results: usize,
-    /// Ended as failed since its step was killed.
-    step_killed: usize,
-    /// A request that ran in a directory before one for it that was published earlier.
-    overtaken: usize,
-    stale: usize,
+    counts: BTreeMap<&'static str, usize>,
     pub violations: Vec<String>,
+}
+
+impl Verdict {
+    fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
 }
 
 impl Display for Verdict {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let again = |cause| self.again.get(&cause).copied().unwrap_or(0);
-        write!(
-            f,
-            "{} succeeded, {} given up after {MAX_ATTEMPTS} attempts, {} after those of another request, {} failed by a killed step, \
-             {} runs, of these after a kill or stop in mid-run {}, published again by the controller {}, \
-             doubtful redelivery {}, redelivery after another run in the directory {}, after the broker had gone back {}; \
-             {} results twice; {} overtaken in their directory; {} stale; {} violations",
-            self.succeeded,
-            self.given_up,
-            self.given_up_for_others,
-            self.step_killed,
-            self.runs,
-            again(Cause::Interrupted),
-            again(Cause::PublishedAgain),
-            again(Cause::Doubtful),
-            again(Cause::Overwritten),
-            again(Cause::GoneBack),
-            self.repeated_results,
-            self.overtaken,
-            self.stale,
-            self.violations.len()
-        )
+        for (what, count) in &self.counts {
+            write!(f, "{count} {what}, ")?;
+        }
+        write!(f, "{} violations", self.violations.len())
     }
 }
 
@@ -160,16 +134,10 @@ impl Evidence<'_> {
         let wires: BTreeMap<usize, Wire> = self
             .lives
             .keys()
-            .map(|life| {
-                let wire = match self.crowd {
-                    Crowd::Loners => self.read_wire(*life, &mut verdict),
-                    Crowd::Pool => self.read_member(*life, &mut verdict),
-                };
-                (*life, wire)
-            })
+            .map(|life| (*life, self.read_wire(*life, &mut verdict)))
             .collect();
         let starts = self.read_marks(&mut verdict);
-        verdict.runs = starts.len();
+        verdict.counts.insert("runs", starts.len());
         if self.crowd == Crowd::Pool {
             self.check_order(&starts, &mut verdict);
         }
@@ -182,76 +150,182 @@ impl Evidence<'_> {
                 request,
             };
             if let Err(problem) = case.judge(&mut verdict) {
-                self.violation(&mut verdict, token, &problem);
+                self.violation(&mut verdict, &[token], &problem);
             }
         }
         verdict
     }
 
-    fn violation(&self, verdict: &mut Verdict, token: &str, problem: &str) {
-        // the first ones in full
+    /// Notes what must not be with requests. The first ones come in full.
+    fn violation(&self, verdict: &mut Verdict, tokens: &[&str], problem: &str) {
         let story = match verdict.violations.len() {
-            0..3 => self.timeline(token),
+            0..3 => self.timeline(tokens),
             _ => String::new(),
         };
-        let violation = format!("{token}: {problem}{story}");
+        let violation = format!("{tokens:?}: {problem}{story}");
         verdict.violations.push(violation);
     }
 
-    /// Checks that a process publishes the result of the request that it holds, and acknowledges that one and then.
+    /// Checks that a process publishes the result of the request that it holds, and acknowledges that one and then. A member
+    /// acknowledges what is a claim, publishes what the claim has, and keeps the claim until the broker has that.
     fn read_wire(&self, life: usize, verdict: &mut Verdict) -> Wire {
+        let (how, is_member) = (&self.lives[&life], self.crowd == Crowd::Pool);
         let mut wire = Wire::default();
         let mut given: BTreeMap<(usize, u16), &str> = BTreeMap::new();
-        let mut published: Option<String> = None;
-        let mut arrived = false;
+        let (mut published, mut has_arrived) = (None, false);
         for event in self.events.iter().filter(|event| event.life == life) {
-            match &event.packet {
+            let lives_on = how.end != End::Killed && event.at <= how.ended;
+            let (token, problem) = match &event.packet {
+                Packet::Connect { level } => {
+                    wire.old_protocol |= *level == 4;
+                    continue;
+                }
                 Packet::Request {
                     packet_id, token, ..
                 } => {
-                    if given.keys().all(|(other, _)| *other != event.connection) {
+                    let is_first = given.keys().all(|(other, _)| *other != event.connection);
+                    if is_first && !is_member {
                         wire.held.push(token.clone());
                     }
                     given.insert((event.connection, *packet_id), token);
+                    continue;
                 }
-                Packet::Result { document, .. } => {
+                Packet::Result { document, claim } => {
                     wire.results += 1;
                     wire.identified = document["origin"].is_string();
+                    let claimed = claim.as_ref().map(|claim| claim.token.clone());
+                    let token = claimed.or_else(|| token_of(document, self.requests));
                     // where nothing was run the result may name nothing
-                    let token = token_of(document, self.requests)
-                        .or_else(|| wire.held.first().cloned())
-                        .unwrap_or_default();
-                    if !wire.held.contains(&token) {
-                        verdict.stale += 1;
-                        let problem = format!(
-                            "stale: process {life} was given {:?} and published the result of {token}",
-                            wire.held
-                        );
-                        self.violation(verdict, &wire.held.join(" "), &problem);
+                    let token = token.or_else(|| wire.held.first().cloned());
+                    let token = token.unwrap_or_default();
+                    let is_held = wire.held.contains(&token);
+                    let problem = match is_member {
+                        true => self.wrong_result(document, claim.as_ref(), lives_on),
+                        false => (!is_held).then_some("stale: the process was not given it"),
+                    };
+                    if is_member && !is_held {
+                        wire.held.push(token.clone());
                     }
-                    published = Some(token);
+                    published = Some(token.clone());
+                    (token, problem)
                 }
-                Packet::ResultAck { .. } => arrived = true,
-                Packet::RequestAck { packet_id, .. } => {
-                    let acknowledged = given.get(&(event.connection, *packet_id)).copied();
-                    let token = acknowledged.unwrap_or_default();
+                Packet::ResultAck {
+                    of_result: Some(document),
+                    claim: None,
+                    ..
+                } if is_member && lives_on => (
+                    token_of(document, self.requests).unwrap_or_default(),
+                    Some("its claim is removed, and the broker does not have its result"),
+                ),
+                Packet::ResultAck { .. } => {
+                    has_arrived = true;
+                    continue;
+                }
+                Packet::RequestAck { packet_id, claim } => {
+                    let token = given.get(&(event.connection, *packet_id)).copied();
+                    let token = token.unwrap_or_default().to_owned();
                     wire.acknowledged = Some(event.at);
-                    if !arrived || published.as_deref() != Some(token) {
-                        let problem = format!(
-                            "acknowledged by process {life}, which had published {published:?}"
-                        );
-                        self.violation(verdict, token, &problem);
-                    }
+                    let is_due = has_arrived && published.as_ref() == Some(&token);
+                    let claim = claim.as_ref();
+                    let problem = match is_member {
+                        true => self.wrong_acknowledgement(&token, event.at, claim, lives_on),
+                        false => (!is_due).then_some("acknowledged before it had its result"),
+                    };
+                    (token, problem)
                 }
-                Packet::Connect { level } => wire.old_protocol |= *level == 4,
-                Packet::End | Packet::Subscribed | Packet::Trapped(_) => {}
+                Packet::End | Packet::Subscribed | Packet::Trapped(_) => continue,
+            };
+            if let Some(problem) = problem {
+                if problem.starts_with("stale") {
+                    verdict.count("stale");
+                }
+                let problem = format!("{problem} (process {life})");
+                self.violation(verdict, &[&token], &problem);
             }
         }
-        if self.lives[&life].end == End::Done && wire.results == 0 {
+        if is_member {
+            // it says so when it takes one
+            wire.held.extend(self.taken_by(how));
+        }
+        if how.end == End::Done && wire.results == 0 {
+            let held: Vec<&str> = wire.held.iter().map(String::as_str).collect();
             let problem = format!("process {life} ended with 0 and no result");
-            self.violation(verdict, &wire.held.join(" "), &problem);
+            self.violation(verdict, &held, &problem);
         }
         wire
+    }
+
+    /// All that has to do with some requests, one line a moment.
+    pub fn timeline(&self, tokens: &[&str]) -> String {
+        let about = |text: &str| tokens.iter().any(|token| text.contains(token));
+        let of_event = |event: &Event| about(&format!("{:?}", event.packet));
+        let events = self.events.iter().filter(|event| of_event(event));
+        let mut lives: BTreeSet<usize> = events.map(|event| event.life).collect();
+        let has_left = |life: &Life| life.left.iter().any(|claim| about(&claim.token));
+        let leaves = self.lives.iter().filter(|(_, life)| has_left(life));
+        lives.extend(leaves.map(|(number, _)| *number));
+        // what else ran in the directory may have taken the place of the journal
+        let id_of = |token: &str| Some(&self.requests.get(token)?.id);
+        let ids: BTreeSet<_> = tokens.iter().filter_map(|token| id_of(token)).collect();
+        let of_directory = |mark: &&str| {
+            let id = mark.split(' ').nth(1).and_then(id_of);
+            id.is_some_and(|id| ids.contains(id))
+        };
+        let marks: Vec<&str> = self.marks.lines().filter(of_directory).collect();
+        let runs = marks.iter().filter(|mark| about(mark));
+        lives.extend(runs.filter_map(|mark| mark.split(' ').nth(2)?.parse::<usize>().ok()));
+
+        let mut lines: Vec<(Instant, String)> = Vec::new();
+        for (token, request) in self.requests.iter().filter(|(token, _)| about(token)) {
+            let (id, key) = (&request.id, &request.key);
+            for (from, to) in &request.published {
+                let line = format!("controller: publishes {token} for {id}, {key:?}");
+                lines.push((*from, line));
+                lines.push((*to, format!("controller: the broker has {token}")));
+            }
+        }
+        let crashes = self
+            .crashes
+            .iter()
+            .map(|at| (*at, "-- the broker is killed"));
+        let cuts = self.cuts.iter().map(|at| (*at, "-- a link is cut"));
+        lines.extend(crashes.chain(cuts).map(|(at, what)| (at, what.to_owned())));
+        let lived = || {
+            self.lives
+                .iter()
+                .filter(|(number, _)| lives.contains(number))
+        };
+        for (number, life) in lived() {
+            let who = format!("{}, process {number}", life.worker);
+            lines.push((life.started, format!("{who}: starts")));
+            let (end, count, left) = (life.end, life.marks, &life.left);
+            let line = format!("{who}: {end:?}, {count} marks so far, left {left:?}");
+            lines.push((life.ended, line));
+        }
+        for event in self
+            .events
+            .iter()
+            .filter(|event| lives.contains(&event.life))
+        {
+            let (life, connection, packet) = (event.life, event.connection, &event.packet);
+            let line = format!("process {life}, connection {connection}: {packet:?}");
+            lines.push((event.at, line));
+        }
+        lines.sort_by_key(|(at, _)| *at);
+        let zero = self.lives.values().map(|life| life.started).min();
+        let mut story = String::from("\n  its timeline:");
+        for (at, line) in lines {
+            let after = at
+                .saturating_duration_since(zero.unwrap_or(at))
+                .as_secs_f64();
+            story += &format!("\n  {:10.1} ms  {line}", after * 1000.0);
+        }
+        story += &format!("\n  marks of its directory: {}", marks.join("; "));
+        for (number, life) in lived() {
+            let log = life.stderr.replace('\n', "\n    | ");
+            story += &format!("\n  log of {}, process {number}:\n    | {log}", life.worker);
+        }
+        story
     }
 
     fn read_marks(&self, verdict: &mut Verdict) -> Vec<Start<'_>> {
@@ -270,12 +344,12 @@ impl Evidence<'_> {
                 (Some("end"), Some(_), None) => {}
                 (Some("journal"), Some(_), None) => {
                     let problem = format!("another journal in its directory while it ran: {line}");
-                    self.violation(verdict, token, &problem);
+                    self.violation(verdict, &[token], &problem);
                 }
                 (Some("overlap"), ..) => {
-                    self.violation(verdict, token, &format!("two runs at once: {line}"));
+                    self.violation(verdict, &[token], &format!("two runs at once: {line}"));
                 }
-                _ => self.violation(verdict, token, &format!("a mark: {line}")),
+                _ => self.violation(verdict, &[token], &format!("a mark: {line}")),
             }
         }
         starts
@@ -300,11 +374,8 @@ impl Case<'_> {
         if self.request.id.starts_with(LAST) {
             return Ok(());
         }
-        let own: Vec<&Start> = self
-            .starts
-            .iter()
-            .filter(|start| start.token == self.token)
-            .collect();
+        let own = self.starts.iter().filter(|start| start.token == self.token);
+        let own: Vec<&Start> = own.collect();
         let mut copies = self.copies();
         let mut doubts = match self.notes.crowd {
             Crowd::Loners => Vec::new(),
@@ -313,8 +384,8 @@ impl Case<'_> {
         let mut anew = 0;
         for pair in own.windows(2) {
             let cause = self.explain(pair[0], pair[1], &mut copies, &mut doubts)?;
-            anew += usize::from(cause != Cause::Interrupted);
-            *verdict.again.entry(cause).or_default() += 1;
+            anew += usize::from(cause != INTERRUPTED);
+            verdict.count(cause);
         }
 
         let (mut runs, mut given_up) = (BTreeSet::new(), BTreeSet::new());
@@ -326,7 +397,9 @@ impl Case<'_> {
                 false => runs.insert(identity("startedAt")),
             };
         }
-        verdict.repeated_results += results.len() - runs.len() - given_up.len();
+        for _ in runs.len() + given_up.len()..results.len() {
+            verdict.count("results twice");
+        }
         // a request that is run anew has another result; so has one that was given up, over 3.1.1, or where another run has
         // taken the place of the journal that said so
         let anew = anew + self.request.published.len() - 1;
@@ -342,11 +415,11 @@ impl Case<'_> {
         {
             return Err(format!("results of several runs: {results:#?}"));
         }
-        match (last["status"].as_str(), last["reason"].as_str()) {
-            (Some("success"), _) => verdict.succeeded += 1,
-            (_, Some("step")) => verdict.step_killed += 1,
-            _ => verdict.given_up += 1,
-        }
+        verdict.count(match (last["status"].as_str(), last["reason"].as_str()) {
+            (Some("success"), _) => "succeeded",
+            (_, Some("step")) => "failed by a killed step",
+            _ => "given up",
+        });
         match self.notes.crowd {
             Crowd::Loners => self.check_publications(),
             Crowd::Pool => self.check_publications_in_pool(),
@@ -381,7 +454,7 @@ impl Case<'_> {
             return Err(format!("{story}: twice in one process"));
         }
         if results == 0 && life.end != End::Done && !self.was_over(life, later) {
-            return Ok(Cause::Interrupted);
+            return Ok(INTERRUPTED);
         }
         let overwritten = self.is_overwritten(earlier, later);
         let had_result = self.request.key.is_some() && !overwritten;
@@ -391,7 +464,7 @@ impl Case<'_> {
         }
         if *copies > 0 {
             *copies -= 1;
-            return Ok(Cause::PublishedAgain);
+            return Ok(PUBLISHED_AGAIN);
         }
         if is_member {
             return match doubts.pop() {
@@ -416,9 +489,9 @@ impl Case<'_> {
             || any_between(self.notes.cuts, from, to);
         let unknown = later.old_protocol || !earlier.identified;
         match lost {
-            true if unknown => Ok(Cause::Doubtful),
-            true if overwritten => Ok(Cause::Overwritten),
-            true if crashed => Ok(Cause::GoneBack),
+            true if unknown => Ok(DOUBTFUL),
+            true if overwritten => Ok(OVERWRITTEN),
+            true if crashed => Ok(GONE_BACK),
             _ => Err(format!("{story}: without cause")),
         }
     }
@@ -480,12 +553,11 @@ impl Case<'_> {
                     || self.notes.crowd == Crowd::Pool && result["attempt"].is_null() =>
             {
                 let kills = self.kills();
-                match kills < MAX_ATTEMPTS {
-                    true if !self.unknown() => {
-                        return Err(format!("given up after {kills} kills: {result}"));
-                    }
-                    true => verdict.given_up_for_others += 1,
-                    false => {}
+                if kills < MAX_ATTEMPTS && !self.unknown() {
+                    return Err(format!("given up after {kills} kills: {result}"));
+                }
+                if kills < MAX_ATTEMPTS {
+                    verdict.count("given up for what happened to another request"); // MQTT 3.1.1
                 }
                 Ok(())
             }

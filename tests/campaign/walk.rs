@@ -13,21 +13,19 @@ use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::BTreeSet;
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::thread;
+use support::cases;
 use support::random::number;
-use support::site::{Site, names};
+use support::site::{Site, names, read, read_json};
 use support::wait;
 use support::worker::binary;
 
 const POINTS: u64 = 10;
-const AT_ONCE: usize = 4;
 const POOL: &str = "the-pool";
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -50,38 +48,17 @@ fn walk(queue: Queue, version: &str) {
     let points = number("WALK_POINTS", POINTS) as usize;
     let calls = kill_at(queue, version, usize::MAX).expect("it does not end by itself");
     let step = calls.checked_div(points).unwrap_or(1).max(1);
-    let (next, killed, failed) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::default());
-    thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
-            scope.spawn(|| {
-                loop {
-                    let point = next.fetch_add(step, Relaxed);
-                    if point >= calls {
-                        break;
-                    }
-                    match catch_unwind(AssertUnwindSafe(|| kill_at(queue, version, point))) {
-                        Ok(None) => _ = killed.fetch_add(1, Relaxed),
-                        Ok(Some(_)) => {} // it made fewer calls this time
-                        Err(_) => {
-                            let failed: &Mutex<Vec<usize>> = &failed;
-                            failed.lock().unwrap().push(point);
-                        }
-                    }
-                }
-            });
-        }
+    let points: Vec<usize> = (0..calls).step_by(step).collect();
+    let killed = AtomicUsize::new(0);
+    cases::try_all(cases::AT_ONCE, &points, |point| {
+        // it may make fewer calls this time
+        let is_killed = kill_at(queue, version, *point).is_none();
+        killed.fetch_add(usize::from(is_killed), Relaxed);
     });
-    let failed = failed.into_inner().unwrap();
     let killed = killed.into_inner();
     println!("walk ({queue:?}, MQTT {version}): {calls} system calls, killed at {killed} of them");
-    assert!(
-        failed.is_empty(),
-        "{queue:?}, {version}: it failed at {failed:?} of {calls}"
-    );
-    assert!(
-        killed * 10 >= calls / step * 8,
-        "only {killed} were reached"
-    );
+    let is_walked = killed * 10 >= points.len() * 8;
+    assert!(is_walked, "only {killed} were reached");
 }
 
 /// Two requests for one directory; the worker that takes the first is killed at this call. Returns how many calls it made, where it was
@@ -101,16 +78,12 @@ fn kill_at(queue: Queue, version: &str, point: usize) -> Option<usize> {
             command.env("JOB_POOL", POOL).env("WORKER_ID", "m");
         }
     };
-    let idle = |mark| {
-        let heard = site.broker.received("jobs/workers/+");
-        let idle = |said: &Value| said["state"] == "idle" && said["waitingFor"].is_null();
-        let said = heard
-            .iter()
-            .map(|said| serde_json::from_slice(&said.payload).unwrap());
-        said.filter(idle).count() > mark
-    };
     let mut opener = site.worker(configure);
-    wait::until("the queue", || idle(0));
+    wait::until("the queue", || {
+        let heard = site.broker.received("jobs/workers/+");
+        let mut heard = heard.iter().map(|message| message.json());
+        heard.any(|said| said["state"] == "idle" && said["waitingFor"].is_null())
+    });
     opener.sigterm();
     opener.exits_with(0);
     wait::until("its end", || !site.broker.is_connected(session));
@@ -155,52 +128,35 @@ fn kill_at(queue: Queue, version: &str, point: usize) -> Option<usize> {
     next.sigterm();
     next.exits_with(0);
 
-    let runs = fs::read_to_string(dir.with_file_name("runs")).unwrap();
+    let runs = read(&dir.with_file_name("runs"));
     let runs: Vec<(&str, u64)> = runs
         .lines()
         .filter_map(|line| line.split_once(' '))
         .map(|(id, attempt)| (id, attempt.parse().unwrap()))
         .collect();
-    assert!(
-        runs.is_sorted(),
-        "not in their order, or not counted: {runs:?}"
-    );
+    let is_in_order = runs.is_sorted();
+    assert!(is_in_order, "not in their order, or not counted: {runs:?}");
+    let stored = read_json(&dir.join("job.status.json"));
     for id in ["one", "two"] {
-        let documents: BTreeSet<String> = results(id)
-            .iter()
-            .map(|result| String::from_utf8_lossy(&result.payload).into_owned())
-            .collect();
-        assert_eq!(documents.len(), 1, "results of several runs: {documents:?}");
-        let result: Value = serde_json::from_str(documents.first().unwrap()).unwrap();
-        let own: Vec<u64> = runs
-            .iter()
-            .filter(|(run, _)| *run == id)
-            .map(|(_, n)| *n)
-            .collect();
-        assert_eq!(result["status"], "success", "{result}");
-        assert_eq!(
-            own.last().copied(),
-            result["attempt"].as_u64(),
-            "{result}: {own:?}"
-        );
+        let results = site.results(id, 1);
+        let result = &results[0];
+        let is_one = results.iter().all(|other| other == result);
+        assert!(is_one, "results of several runs: {results:?}");
+        let own = runs.iter().filter(|(run, _)| *run == id);
+        let own: Vec<u64> = own.map(|(_, attempt)| *attempt).collect();
         assert!(matches!(own[..], [1 | 2] | [1, 2]), "{id} ran as {own:?}");
+        assert_eq!(result["status"], "success", "{result}");
+        assert_eq!(own.last().copied(), result["attempt"].as_u64(), "{result}");
+        assert!(id == "one" || stored == *result, "{stored} and {result}");
     }
-    let stored = fs::read_to_string(dir.join("job.status.json")).unwrap();
-    let last = results("two").last().map(|result| result.payload.clone());
-    assert_eq!(Some(stored.trim_end().as_bytes()), last.as_deref());
     let mut files = names(&dir);
-    files.retain(|name| name.starts_with("job."));
+    files.retain(|name| name.starts_with("job.") || name.starts_with(".job"));
     assert_eq!(files, ["job.log", "job.status.json"]);
-    assert!(
-        !names(&dir).iter().any(|name| name.starts_with(".job")),
-        "{:?}",
-        names(&dir)
-    );
     calls
 }
 
 /// Runs a command that stops itself and then becomes the worker. Kills that at its call number `point`; else tells how many it made.
-fn trace(mut command: Command, point: usize, stderr: &std::path::Path) -> Option<usize> {
+fn trace(mut command: Command, point: usize, stderr: &Path) -> Option<usize> {
     command.stderr(fs::File::create(stderr).unwrap());
     let mut child = command.spawn().unwrap();
     let leader = Pid::from_raw(child.id() as i32);

@@ -3,10 +3,12 @@
 //! also notes what lies on the drive at that very moment, before it passes the packet on.
 
 use super::claims::Claim;
+use super::support::broker::packet::{Packet as Mqtt, decode, take_packet};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::Instant;
@@ -30,7 +32,6 @@ pub enum Packet {
     },
     /// A result on its way to the broker; `claim`: of a pool, the one that has this very document.
     Result {
-        topic: String,
         document: Value,
         claim: Option<Claim>,
     },
@@ -155,10 +156,8 @@ impl Proxy {
             return false;
         };
         let ends = links.remove(index);
-        ends.iter()
-            .filter(|end| end.shutdown(Shutdown::Both).is_ok())
-            .count()
-            == 2
+        let cut = ends.map(|end| end.shutdown(Shutdown::Both).is_ok());
+        cut == [true, true]
     }
 
     /// Sets a trap in the place of the one that is set, or takes that away.
@@ -175,7 +174,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Who sends.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 enum Side {
     Worker,
     Broker,
@@ -219,24 +218,13 @@ fn pump(mut from: TcpStream, mut to: TcpStream, side: Side, reader: Arc<Mutex<Re
     });
 }
 
-/// The first whole packet: its first byte, and what stands behind the length.
-fn take_packet(pending: &mut Vec<u8>) -> Option<(u8, Vec<u8>)> {
-    let mut rest = Fields(pending.get(1..)?);
-    let length = rest.variable_length()?;
-    let body = rest.take(length)?.to_vec();
-    let (first, whole) = (pending[0], pending.len() - rest.0.len());
-    pending.drain(..whole);
-    Some((first, body))
-}
-
 /// Reads the packets of one connection.
 struct Reader {
     world: World,
     trap: Arc<Mutex<Option<Trap>>>,
     connection: usize,
     life: usize,
-    /// MQTT 5, so that there are properties.
-    five: bool,
+    version: u8,
     /// The requests by their packet identifiers, and the results.
     requests: BTreeMap<u16, String>,
     results: BTreeMap<u16, Value>,
@@ -246,14 +234,13 @@ struct Reader {
 
 impl Reader {
     fn new(world: &World, trap: &Arc<Mutex<Option<Trap>>>) -> Self {
-        use std::sync::atomic::{AtomicUsize, Ordering};
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         Self {
             world: world.clone(),
             trap: trap.clone(),
-            connection: NEXT.fetch_add(1, Ordering::Relaxed),
+            connection: NEXT.fetch_add(1, Relaxed),
             life: usize::MAX,
-            five: false,
+            version: 4,
             requests: BTreeMap::new(),
             results: BTreeMap::new(),
             subscribes_for_requests: false,
@@ -277,39 +264,72 @@ impl Reader {
     }
 
     /// Notes a packet, and tells whether a trap has waited for it.
-    fn read(&mut self, side: Side, (first, body): &(u8, Vec<u8>)) -> Option<Trap> {
-        let mut fields = Fields(body);
-        let packet = match (first >> 4, side) {
-            (1, Side::Worker) => self.connect(&mut fields),
-            (3, _) if first & 6 != 0 => self.publish(first & 8 != 0, &mut fields),
-            (4, Side::Worker) => fields.number().map(|packet_id| {
-                let token = self.requests.get(&packet_id);
-                Packet::RequestAck {
-                    packet_id,
-                    claim: token.and_then(|token| self.claim(|claim| claim.token == *token)),
-                }
-            }),
-            (4, Side::Broker) => fields.number().map(|packet_id| {
-                let result = self.results.remove(&packet_id);
-                Packet::ResultAck {
-                    reason: fields.0.first().copied().unwrap_or(0),
-                    claim: result.as_ref().and_then(|result| self.claim_with(result)),
-                    of_result: result,
-                }
-            }),
-            (8, Side::Worker) => {
-                self.subscribes_for_requests |= contains(body, b"/pending");
-                None
+    fn read(&mut self, side: Side, bytes: &[u8]) -> Option<Trap> {
+        let (packet, kind) = match decode(self.version, bytes)? {
+            Mqtt::Connect {
+                version, username, ..
+            } => {
+                (self.version, self.life) = (version, username.parse().ok()?);
+                (Packet::Connect { level: version }, None)
             }
-            (9, Side::Broker) if self.subscribes_for_requests => Some(Packet::Subscribed),
-            _ => None,
-        }?;
-        let kind = match &packet {
-            Packet::Request { .. } => Some(Kind::Request),
-            Packet::RequestAck { .. } => Some(Kind::RequestAck),
-            Packet::Result { .. } => Some(Kind::Result),
-            Packet::ResultAck { .. } => Some(Kind::ResultAck),
-            _ => None,
+            Mqtt::Publish {
+                topic,
+                payload,
+                qos: 1,
+                dup,
+                pkid,
+                ..
+            } => {
+                let document: Value = serde_json::from_slice(&payload).ok()?;
+                match topic.split('/').nth(1)? {
+                    "pending" => {
+                        let token = document["env"]["TOKEN"].as_str()?.to_owned();
+                        self.requests.insert(pkid, token.clone());
+                        let packet_id = pkid;
+                        (
+                            Packet::Request {
+                                packet_id,
+                                dup,
+                                token,
+                            },
+                            Some(Kind::Request),
+                        )
+                    }
+                    "results" => {
+                        let claim = self.claim_with(&document);
+                        self.results.insert(pkid, document.clone());
+                        (Packet::Result { document, claim }, Some(Kind::Result))
+                    }
+                    _ => return None,
+                }
+            }
+            Mqtt::PubAck {
+                pkid: packet_id, ..
+            } if side == Side::Worker => {
+                let token = self.requests.get(&packet_id);
+                let claim = token.and_then(|token| self.claim(|claim| claim.token == *token));
+                (
+                    Packet::RequestAck { packet_id, claim },
+                    Some(Kind::RequestAck),
+                )
+            }
+            Mqtt::PubAck { pkid, code: reason } => {
+                let of_result = self.results.remove(&pkid);
+                let claim = of_result.as_ref().and_then(|it| self.claim_with(it));
+                let packet = Packet::ResultAck {
+                    reason,
+                    of_result,
+                    claim,
+                };
+                (packet, Some(Kind::ResultAck))
+            }
+            Mqtt::Subscribe { filters, .. } => {
+                let is_queue = |(filter, _): &(String, u8)| filter.ends_with("/pending");
+                self.subscribes_for_requests |= filters.iter().any(is_queue);
+                return None;
+            }
+            Mqtt::SubAck { .. } if self.subscribes_for_requests => (Packet::Subscribed, None),
+            _ => return None,
         };
         self.note(packet);
         lock(&self.trap).take_if(|trap| Some(trap.kind) == kind)
@@ -322,95 +342,4 @@ impl Reader {
     fn claim_with(&self, result: &Value) -> Option<Claim> {
         self.claim(|claim| claim.document.as_ref() == Some(result))
     }
-
-    fn connect(&mut self, fields: &mut Fields) -> Option<Packet> {
-        fields.text()?;
-        let [level, flags, _, _] = *fields.take(4)? else {
-            return None;
-        };
-        self.five = level == 5;
-        self.skip_properties(fields);
-        fields.text()?;
-        if flags & 4 != 0 {
-            self.skip_properties(fields);
-            fields.text()?;
-            fields.text()?;
-        }
-        let user = fields.text()?;
-        self.life = std::str::from_utf8(user).ok()?.parse().ok()?;
-        Some(Packet::Connect { level })
-    }
-
-    fn publish(&mut self, dup: bool, fields: &mut Fields) -> Option<Packet> {
-        let topic = String::from_utf8(fields.text()?.to_vec()).ok()?;
-        let packet_id = fields.number()?;
-        self.skip_properties(fields);
-        let document: Value = serde_json::from_slice(fields.0).ok()?;
-        match topic.split('/').nth(1)? {
-            "pending" => {
-                let token = document["env"]["TOKEN"].as_str()?.to_owned();
-                self.requests.insert(packet_id, token.clone());
-                Some(Packet::Request {
-                    packet_id,
-                    dup,
-                    token,
-                })
-            }
-            "results" => {
-                let claim = self.claim_with(&document);
-                self.results.insert(packet_id, document.clone());
-                Some(Packet::Result {
-                    topic,
-                    document,
-                    claim,
-                })
-            }
-            _ => None,
-        }
-    }
-
-    fn skip_properties(&self, fields: &mut Fields) {
-        if self.five
-            && let Some(length) = fields.variable_length()
-        {
-            fields.take(length);
-        }
-    }
-}
-
-/// What is left to read of a packet.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(length)?;
-        self.0 = rest;
-        Some(taken)
-    }
-
-    fn number(&mut self) -> Option<u16> {
-        let bytes = self.take(2)?;
-        Some(u16::from_be_bytes([bytes[0], bytes[1]]))
-    }
-
-    fn text(&mut self) -> Option<&'a [u8]> {
-        let length = self.number()?;
-        self.take(length.into())
-    }
-
-    fn variable_length(&mut self) -> Option<usize> {
-        let mut length = 0;
-        for shift in [0, 7, 14, 21] {
-            let byte = self.take(1)?[0];
-            length |= usize::from(byte & 0x7f) << shift;
-            if byte & 0x80 == 0 {
-                return Some(length);
-            }
-        }
-        None
-    }
-}
-
-fn contains(bytes: &[u8], part: &[u8]) -> bool {
-    bytes.windows(part.len()).any(|window| window == part)
 }

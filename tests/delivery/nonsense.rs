@@ -2,11 +2,10 @@
 
 use crate::support;
 
-use serde_json::json;
-use std::process::Command;
 use support::broker::{Packet, Verdict};
+use support::cases;
 use support::site::{Site, WORKER};
-use support::wait::DEADLINE;
+use support::worker::speaking;
 
 /// The packets by name. Those of MQTT 5 have empty properties unless they say otherwise.
 fn packets(version: &str) -> Vec<(&'static str, Vec<u8>)> {
@@ -66,48 +65,29 @@ fn packets(version: &str) -> Vec<(&'static str, Vec<u8>)> {
 
 /// It comes before the CONNACK, while the worker is idle, and before the acknowledgement of the result. The worker goes on,
 /// on this connection or the next one.
-fn the_worker_goes_on(version: &str, name: &str, nonsense: &[u8]) {
+fn the_worker_goes_on(version: &str, nonsense: &[u8]) {
     let site = Site::scripted();
     let (mut greeting, mut result) = (Some(nonsense.to_vec()), Some(nonsense.to_vec()));
-    site.broker.set_script(move |step| match *step.packet {
-        Packet::ConnAck { .. } => match greeting.take() {
-            Some(nonsense) => Verdict::Replace(Packet::Raw(nonsense)),
-            None => Verdict::Pass,
-        },
-        Packet::PubAck { pkid, .. } if !step.from_client => match result.take() {
-            Some(nonsense) => {
+    site.broker.set_script(move |step| {
+        let nonsense = match *step.packet {
+            Packet::ConnAck { .. } => greeting.take(),
+            Packet::PubAck { pkid, .. } if !step.from_client => result.take().map(|nonsense| {
                 let [high, low] = pkid.to_be_bytes();
-                let acknowledged = [&nonsense[..], &[0x40, 2, high, low]].concat();
-                Verdict::Replace(Packet::Raw(acknowledged))
-            }
-            None => Verdict::Pass,
-        },
-        _ => Verdict::Pass,
+                [&nonsense[..], &[0x40, 2, high, low]].concat()
+            }),
+            _ => None,
+        };
+        nonsense.map_or(Verdict::Pass, |it| Verdict::Replace(Packet::Raw(it)))
     });
-    println!("{name}");
-    let mut worker = site.idle_worker(|command: &mut Command| {
-        command.env("MQTT_PROTOCOL_VERSION", version);
-    });
+    let mut worker = site.idle_worker(speaking(version));
     site.broker.send(WORKER, Packet::Raw(nonsense.to_vec()));
-    site.submit("a", json!({ "steps": ["true"] }));
-    assert_eq!(site.result("a").json()["status"], "success", "{name}");
-    worker.exits_with(0);
-    site.broker.wait_for_queued(WORKER, 0, DEADLINE);
+    site.runs_a_job(&mut worker);
 }
 
 fn nonsense_ends_a_connection_and_no_worker(version: &str) {
     let packets = packets(version);
-    std::thread::scope(|scope| {
-        let running = packets.iter().map(|(name, bytes)| {
-            let worker = scope.spawn(move || the_worker_goes_on(version, name, bytes));
-            (name, worker)
-        });
-        let running: Vec<_> = running.collect();
-        let failed: Vec<_> = running
-            .into_iter()
-            .filter_map(|(name, worker)| worker.join().is_err().then_some(name))
-            .collect();
-        assert!(failed.is_empty(), "{failed:?}");
+    cases::try_all(packets.len(), &packets, |(_, bytes)| {
+        the_worker_goes_on(version, bytes);
     });
 }
 
