@@ -65,24 +65,18 @@ enum Crowd {
 impl Crowd {
     /// The topic root of each queue; of a loner, also its id.
     fn queues(self) -> &'static [&'static str] {
-        match self {
-            Self::Loners => &["a", "b"],
-            Self::Pool => &["p"],
-        }
+        self.pick(&["a", "b"], &["p"])
     }
 
     fn workers(self) -> &'static [&'static str] {
-        match self {
-            Self::Loners => self.queues(),
-            Self::Pool => &["m0", "m1", "m2", "m3", "m4", "m5"],
-        }
+        self.pick(self.queues(), &["m0", "m1", "m2", "m3", "m4", "m5"])
     }
 
-    /// How long a worker lives that is ended at a random moment: a member of a pool spends most of its life waiting.
-    fn longest_life(self) -> u64 {
+    /// Which of two settings is this crowd's.
+    fn pick<T>(self, loners: T, pool: T) -> T {
         match self {
-            Self::Loners => 150,
-            Self::Pool => 600,
+            Self::Loners => loners,
+            Self::Pool => pool,
         }
     }
 }
@@ -237,13 +231,8 @@ fn campaign(crowd: Crowd, version: &str, memory: Broker) {
         calm: AtomicBool::new(false),
         over: AtomicBool::new(false),
     };
-    match crowd {
-        Crowd::Loners => {
-            for worker in 0..crowd.workers().len() {
-                crew.open_queue(&controller, worker);
-            }
-        }
-        Crowd::Pool => crew.open_queue(&controller, 0),
+    for worker in 0..crowd.queues().len() {
+        crew.open_queue(&controller, worker);
     }
     let lull = AtomicBool::new(false);
     let faults = Mutex::new(Faults::default());
@@ -290,7 +279,7 @@ fn campaign(crowd: Crowd, version: &str, memory: Broker) {
     let marks = fs::read_to_string(drive.path().join("marks")).unwrap_or_default();
     let ended = |end| lives.values().filter(|life| life.end == end).count();
     let (kills, stops) = (ended(End::Killed), ended(End::Stopped));
-    let trapped = |event: &&wire::Event| matches!(event.packet, wire::Packet::Trapped(_));
+    let is_trapped = |event: &&wire::Event| matches!(event.packet, wire::Packet::Trapped(_));
     let evidence = verdict::Evidence {
         crowd,
         requests: &requests,
@@ -307,39 +296,25 @@ fn campaign(crowd: Crowd, version: &str, memory: Broker) {
     }
     let verdict = evidence.verdict();
     println!(
-        "campaign ({crowd:?}, MQTT_PROTOCOL_VERSION={version}, broker {}, seed {seed}): {count} requests for {IDS} ids in {:.1} s; \
+        "campaign ({crowd:?}, MQTT_PROTOCOL_VERSION={version}, broker {memory:?}, seed {seed}): {count} requests for {IDS} ids in {:.1} s; \
          {} workers, {kills} killed, {stops} stopped; {} steps killed; {} broker kills; {} links cut; {} traps sprung; {verdict}",
-        match memory {
-            Broker::Remembers => "remembers",
-            Broker::Forgets => "forgets",
-        },
         started.elapsed().as_secs_f64(),
         lives.len(),
         lives.values().filter(|life| life.step_killed).count(),
         crashes.len(),
         cuts.len(),
-        events.iter().filter(trapped).count(),
+        events.iter().filter(is_trapped).count(),
     );
-    assert!(
-        verdict.violations.is_empty(),
-        "seed {seed}: {}",
-        verdict.violations.join("\n")
-    );
+    let found = verdict.violations.join("\n");
+    assert!(found.is_empty(), "seed {seed}: {found}");
     for id in 0..IDS {
         let left = names(&drive.path().join(format!("id-{id:02}")));
-        assert!(
-            !left.iter().any(|name| name.starts_with(".job")),
-            "a killed worker leaves nothing behind for good: {left:?}"
-        );
+        let is_clean = !left.iter().any(|name| name.starts_with(".job"));
+        assert!(is_clean, "a killed worker leaves nothing behind: {left:?}");
     }
-    let share = match crowd {
-        Crowd::Loners => 8,
-        Crowd::Pool => 20,
-    };
-    let enough = match count < LONG_FORM {
-        true => 1, // the short form may be over within two seconds
-        false => count / share,
-    };
+    let share = crowd.pick(8, 20);
+    // the short form may be over within two seconds
+    let enough = if count < LONG_FORM { 1 } else { count / share };
     assert!(kills >= enough, "only {kills} workers were killed");
     assert!(!crashes.is_empty(), "no broker kill");
 }
@@ -399,13 +374,15 @@ impl Crew<'_> {
         let url = format!("mqtt://127.0.0.1:{}", self.proxies[worker].port);
         let name = self.crowd.workers()[worker];
         command
-            .env("MQTT_URL", url)
-            .env("MQTT_USERNAME", life.to_string())
-            .env("MQTT_PROTOCOL_VERSION", self.version)
-            .env("WORKER_ID", name)
-            .env("JOB_MAX_ATTEMPTS", MAX_ATTEMPTS.to_string())
-            .env("JOB_STOP_GRACE", "1")
-            .env("CAMPAIGN_LIFE", life.to_string())
+            .envs([
+                ("MQTT_URL", url),
+                ("MQTT_USERNAME", life.to_string()),
+                ("MQTT_PROTOCOL_VERSION", self.version.to_owned()),
+                ("WORKER_ID", name.to_owned()),
+                ("JOB_MAX_ATTEMPTS", MAX_ATTEMPTS.to_string()),
+                ("JOB_STOP_GRACE", "1".to_owned()),
+                ("CAMPAIGN_LIFE", life.to_string()),
+            ])
             .env("CAMPAIGN_DIR", self.drive)
             .current_dir(self.drive);
         match self.crowd {
@@ -483,7 +460,6 @@ impl Crew<'_> {
             Crowd::Loners => Vec::new(),
             Crowd::Pool => claims::claims(&pool::directory(self.drive)),
         };
-        let mut lives = self.lives.lock().unwrap();
         let life = Life {
             worker: name,
             started: birth.started,
@@ -494,16 +470,18 @@ impl Crew<'_> {
             left,
             marks: marks.lines().count(),
         };
-        lives.insert(birth.life, life);
+        self.lives.lock().unwrap().insert(birth.life, life);
     }
 
     /// Starts one process after the other, and ends most of them at some moment of their life.
     fn supervise(&self, number: usize, mut random: Random) {
+        // a member of a pool spends most of its life waiting
+        let longest_life = self.crowd.pick(150, 600);
         while !self.over.load(Relaxed) {
             let (birth, mut worker) = self.start(number);
             let end_at = random
                 .percent(75)
-                .then(|| birth.started + random.millis(0, self.crowd.longest_life()));
+                .then(|| birth.started + random.millis(0, longest_life));
             let how = random.below(100);
             let mut end = End::Done;
             let mut step_killed = false;
@@ -566,20 +544,13 @@ impl Crew<'_> {
                 next_crash = Instant::now() + random.millis(1000, 5000);
             } else if now >= next_cut {
                 let proxy = &self.proxies[random.below(self.proxies.len() as u64) as usize];
-                let older = match self.crowd {
-                    Crowd::Loners => 0,
-                    Crowd::Pool => random.below(2) as usize,
-                };
+                let older = random.below(self.crowd.pick(1, 2)) as usize;
                 if self.crowd == Crowd::Pool && random.percent(60) {
                     proxy.set(Some(pool::trap(&mut random)));
                 } else if proxy.cut(older) {
                     faults.lock().unwrap().cuts.push(now);
                 }
-                let most = match self.crowd {
-                    Crowd::Loners => 600,
-                    Crowd::Pool => 300,
-                };
-                next_cut = now + random.millis(50, most);
+                next_cut = now + random.millis(50, self.crowd.pick(600, 300));
             } else {
                 thread::sleep(Duration::from_millis(1));
             }
@@ -645,10 +616,7 @@ impl Desk<'_> {
             }
             assert!(progress.elapsed() < STUCK, "{}", self.story_of_a_halt());
             self.lull.store(silence.elapsed() > LULL, Relaxed);
-            let patience = match self.crew.crowd {
-                Crowd::Loners => PATIENCE,
-                Crowd::Pool => pool::PATIENCE,
-            };
+            let patience = self.crew.crowd.pick(PATIENCE, pool::PATIENCE);
             // who reads all notes at each turn keeps the proxies from writing theirs
             let may_look = looked.elapsed() > LULL && silence.elapsed() > patience;
             if self.has_lost_its_session() || may_look {
@@ -697,15 +665,12 @@ impl Desk<'_> {
 
     /// One request for an id that has none, as a careful controller does it, or several for one id in a row.
     fn submit_some(&mut self, random: &mut Random) {
-        let busy: BTreeSet<String> = self
-            .outstanding
-            .iter()
-            .map(|token| self.requests[token].id.clone())
-            .collect();
-        let free: Vec<String> = (0..IDS)
-            .map(|id| format!("id-{id:02}"))
-            .filter(|id| !busy.contains(id))
-            .collect();
+        let is_busy = |id: &String| {
+            let mut outstanding = self.outstanding.iter();
+            outstanding.any(|token| self.requests[token].id == *id)
+        };
+        let ids = (0..IDS).map(|id| format!("id-{id:02}"));
+        let free: Vec<String> = ids.filter(|id| !is_busy(id)).collect();
         let queues = self.crew.crowd.queues().len();
         let queue = random.below(queues as u64) as usize;
         if !free.is_empty() && random.percent(60) {
@@ -749,10 +714,8 @@ impl Desk<'_> {
             pointer["key"] = json!(key);
         }
         let started = Instant::now();
-        self.controller.publish(
-            &format!("{}/pending", self.crew.crowd.queues()[request.queue]),
-            pointer.to_string(),
-        );
+        let topic = format!("{}/pending", self.crew.crowd.queues()[request.queue]);
+        self.controller.publish(&topic, pointer.to_string());
         request.published.push((started, Instant::now()));
     }
 

@@ -67,37 +67,30 @@ fn every_result_is_on_the_drive() {
         assert!(report.violations.is_empty(), "{report}");
     }
     // a campaign that never comes to these moments shows nothing
-    let met =
-        |count: fn(&Counts) -> u64| reports.iter().map(|it| count(&it.counts)).sum::<u64>() > 0;
-    let all = met(|it| it.results_checked) && met(|it| it.interrupted);
-    assert!(
-        reports.is_empty() || all,
-        "no cut met a result, or none met an attempt"
-    );
-    let long =
-        met(|it| it.stored_results_checked) && met(|it| it.given_up) && met(|it| it.results_twice);
-    assert!(
-        reports.is_empty() || cuts < 50 || long,
-        "no cut met a stored result that was not sent, and so on"
-    );
+    met(&reports, &["results looked up", "attempts cut off"]);
+    if cuts >= 50 {
+        let rare = ["stored results looked up", "given up", "results twice"];
+        met(&reports, &rare);
+    }
+}
+
+/// Some cut met each of these.
+fn met(reports: &[Report], all: &[&str]) {
+    for what in all {
+        let is_met = reports.iter().any(|it| it.counts.contains_key(what));
+        assert!(is_met || reports.is_empty(), "no cut met {what}");
+    }
 }
 
 #[test]
 #[ignore = "needs root and loop devices"]
 fn every_request_that_a_pool_has_acknowledged_is_on_the_drive() {
-    let reports = campaigns(
-        Queue::Pool,
-        "on",
-        number("POWER_CUTS", SHORT_FORM_OF_A_POOL),
-    );
+    let cuts = number("POWER_CUTS", SHORT_FORM_OF_A_POOL);
+    let reports = campaigns(Queue::Pool, "on", cuts);
     for report in &reports {
         assert!(report.violations.is_empty(), "{report}");
     }
-    let met = |count: fn(&Counts) -> u64| reports.iter().map(|it| count(&it.counts)).sum::<u64>();
-    assert!(
-        reports.is_empty() || met(|it| it.claims_checked) > 0,
-        "no cut met a request that was acknowledged and had no result"
-    );
+    met(&reports, &["claims looked up"]);
 }
 
 /// A campaign that cannot fail is worth nothing.
@@ -105,17 +98,11 @@ fn every_request_that_a_pool_has_acknowledged_is_on_the_drive() {
 #[ignore = "needs root and loop devices"]
 fn without_syncs_the_campaign_finds_what_is_lost() {
     use Violation::*;
-    let what: [(Queue, &[&[Violation]]); 2] = [
-        (
-            Queue::Own,
-            &[
-                &[JournalLost, LogLost, FilesLost],
-                &[AttemptNotCounted, RunAgain],
-            ],
-        ),
-        (Queue::Pool, &[&[ClaimLost]]),
+    let own: &[&[Violation]] = &[
+        &[JournalLost, LogLost, FilesLost],
+        &[AttemptNotCounted, RunAgain],
     ];
-    for (queue, all) in what {
+    for (queue, all) in [(Queue::Own, own), (Queue::Pool, &[&[ClaimLost]])] {
         for report in campaigns(queue, "off", number("POWER_CUTS", 4).min(4)) {
             println!("as it must be: {report}");
             let found =
@@ -167,6 +154,17 @@ const MOMENTS: [Moment; 4] = [
     Moment::Random,
 ];
 
+impl Moment {
+    fn cut(self) -> &'static str {
+        match self {
+            Self::Result => "cuts at a result",
+            Self::Begin => "cuts at a begin",
+            Self::FinalDocument => "cuts at a final document",
+            Self::Random => "cuts at random",
+        }
+    }
+}
+
 /// What must not be.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum Violation {
@@ -193,6 +191,7 @@ enum Violation {
 }
 
 /// A publication of a job.
+#[derive(Default)]
 struct Request {
     id: String,
     dir: PathBuf,
@@ -269,52 +268,21 @@ fn is_given_up(document: &Value) -> bool {
     document["reason"] == "interrupted"
 }
 
-#[derive(Default)]
-struct Counts {
-    cuts: BTreeMap<Moment, u64>,
-    requests: usize,
-    attempts: usize,
-    results_checked: u64,
-    /// Requests without a result that were acknowledged before a cut.
-    claims_checked: u64,
-    /// Final documents that a cut left without a result.
-    stored_results_checked: u64,
-    looked_up_at_the_end: u64,
-    /// Attempts that a cut ended.
-    interrupted: u64,
-    given_up: u64,
-    results_twice: u64,
-}
-
 struct Report {
     name: String,
     seconds: f64,
-    counts: Counts,
+    counts: BTreeMap<&'static str, usize>,
     violations: BTreeMap<Violation, Vec<String>>,
 }
 
 impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let counts = &self.counts;
-        write!(
-            f,
-            "{}: {} cuts in {:.1} s ({:?}); {} requests, {} attempts, {} of them cut off, {} given up; looked up: {} results \
-                          that had come and {} that had not, all {} at the end, {} claims; {} results came twice; {} violations",
-            self.name,
-            counts.cuts.values().sum::<u64>(),
-            self.seconds,
-            counts.cuts,
-            counts.requests,
-            counts.attempts,
-            counts.interrupted,
-            counts.given_up,
-            counts.results_checked,
-            counts.stored_results_checked,
-            counts.looked_up_at_the_end,
-            counts.claims_checked,
-            counts.results_twice,
-            self.violations.values().map(Vec::len).sum::<usize>()
-        )?;
+        write!(f, "{} in {:.1} s", self.name, self.seconds)?;
+        for (what, count) in &self.counts {
+            write!(f, ", {count} {what}")?;
+        }
+        let violations = self.violations.values().map(Vec::len).sum::<usize>();
+        write!(f, ", {violations} violations")?;
         for (kind, cases) in &self.violations {
             write!(f, "\n  {kind:?}: {}", cases.len())?;
             for case in cases.iter().take(4) {
@@ -332,7 +300,7 @@ struct Campaign {
     random: Random,
     // dropped in this order: a worker that is left would hold the drive
     controller: Controller,
-    broker: Mosquitto,
+    _broker: Mosquitto,
     /// What members of the pool and the broker say to each other.
     wire: wire::Log,
     proxy: Proxy,
@@ -341,7 +309,7 @@ struct Campaign {
     requests: Vec<Request>,
     mark: usize,
     cuts: u64,
-    counts: Counts,
+    counts: BTreeMap<&'static str, usize>,
     violations: BTreeMap<Violation, Vec<String>>,
 }
 
@@ -357,13 +325,13 @@ impl Campaign {
             wire,
             random: Random::new(number("POWER_SEED", SEED)),
             controller: Controller::connect(&broker),
-            broker,
+            _broker: broker,
             drive,
             outside: TempDir::new(),
             requests: Vec::new(),
             mark: 0,
             cuts: 0,
-            counts: Counts::default(),
+            counts: BTreeMap::new(),
             violations: BTreeMap::new(),
         }
     }
@@ -383,10 +351,9 @@ impl Campaign {
             self.bring_to_an_end();
             self.cut_at_the_end();
         }
-        for request in &self.requests {
-            self.counts.attempts += request.begins().len();
-        }
-        self.counts.requests = self.requests.len();
+        let attempts = self.requests.iter().map(|it| it.begins().len()).sum();
+        self.count("attempts", attempts);
+        self.count("requests", self.requests.len());
         Report {
             name: self.name,
             seconds: started.elapsed().as_secs_f64(),
@@ -395,20 +362,18 @@ impl Campaign {
         }
     }
 
+    fn count(&mut self, what: &'static str, more: usize) {
+        if more > 0 {
+            *self.counts.entry(what).or_default() += more;
+        }
+    }
+
     /// Makes the broker keep requests, by workers that come, subscribe and are stopped.
     fn open_queue(&mut self) {
         let mut workers = self.supervise();
-        wait::until("the workers to be idle", || {
-            let presence = self.controller.heard("jobs/workers/");
-            let mut idle = presence
-                .iter()
-                .filter(|message| message.json()["state"] == "idle");
-            let wire = self.wire.lock().unwrap();
-            let subscribed = |event: &wire::Event| matches!(event.packet, Packet::Subscribed);
-            match self.queue {
-                Queue::Own => idle.next().is_some(),
-                Queue::Pool => wire.iter().any(subscribed),
-            }
+        wait::until("the subscription", || {
+            let mut wire = self.wire.lock().unwrap().clone().into_iter();
+            wire.any(|event| matches!(event.packet, Packet::Subscribed))
         });
         for worker in &mut workers {
             worker.sigterm();
@@ -417,32 +382,30 @@ impl Campaign {
     }
 
     fn supervise(&self) -> Vec<Worker> {
-        let names = match self.queue {
-            Queue::Own => &MEMBERS[..1],
-            Queue::Pool => &MEMBERS,
-        };
-        names.iter().map(|name| self.supervise_one(name)).collect()
-    }
-
-    fn supervise_one(&self, name: &str) -> Worker {
-        let mut command = job_worker();
-        command
-            .arg("supervise")
-            .env("MQTT_PROTOCOL_VERSION", "5")
-            .env("JOB_SYNC", self.sync)
-            .current_dir(self.outside.path());
-        match self.queue {
-            Queue::Own => command.env("MQTT_URL", self.broker.url()),
-            Queue::Pool => command
+        let supervise = |name: &&str| {
+            let mut command = job_worker();
+            command
+                .arg("supervise")
                 .env(
                     "MQTT_URL",
                     format!("mqtt://0@127.0.0.1:{}", self.proxy.port),
                 )
-                .env("JOB_POOL", pool::NAME)
-                .env("JOB_ROOT", self.drive.path())
-                .env("WORKER_ID", name),
+                .env("MQTT_PROTOCOL_VERSION", "5")
+                .env("JOB_SYNC", self.sync)
+                .env("WORKER_ID", name)
+                .current_dir(self.outside.path());
+            if self.queue == Queue::Pool {
+                command
+                    .env("JOB_POOL", pool::NAME)
+                    .env("JOB_ROOT", self.drive.path());
+            }
+            Worker::start(command, self.outside.path())
         };
-        Worker::start(command, self.outside.path())
+        let members = match self.queue {
+            Queue::Own => 1,
+            Queue::Pool => MEMBERS.len(),
+        };
+        MEMBERS[..members].iter().map(supervise).collect()
     }
 
     /// From a sound drive over a cut to a sound drive.
@@ -467,33 +430,26 @@ impl Campaign {
         for worker in &mut workers {
             worker.wait();
         }
-        *self.counts.cuts.entry(moment).or_default() += 1;
+        self.count(moment.cut(), 1);
         self.hear_the_rest();
         self.come_back();
     }
 
     /// Publishes jobs until the queue is as long as it should be. Their directories are on the disk before.
     fn fill_the_queue(&mut self) {
-        let open = self
-            .requests
-            .iter()
-            .filter(|it| it.result.is_none())
-            .count();
+        let open = self.open().count();
         let mut fresh = Vec::new();
         while open + fresh.len() < WINDOW {
             let number = self.requests.len() + fresh.len();
             let id = format!("job-{number:04}");
-            let again = self.random.one_in(6);
-            let first = if again {
-                11
+            if self.random.one_in(6) {
+                // the same job twice, in the same directory
+                fresh.push(self.prepare(&id, 11, 3));
+                fresh.push(self.prepare(&id, 12, 3));
             } else {
-                10 * self.random.below(2) as i64
-            };
-            let max_attempts = if again { 3 } else { 1 + self.random.below(3) };
-            fresh.push(self.prepare(&id, first, max_attempts));
-            if again {
-                // the same job once more, in the same directory
-                fresh.push(self.prepare(&id, 12, max_attempts));
+                let exit = 10 * self.random.below(2) as i64;
+                let max_attempts = 1 + self.random.below(3);
+                fresh.push(self.prepare(&id, exit, max_attempts));
             }
         }
         self.drive.sync();
@@ -530,11 +486,7 @@ impl Campaign {
             bytes,
             lines,
             cuts_before: self.cuts,
-            begins_seen: 0,
-            result: None,
-            settled: None,
-            log_before: None,
-            looked_up: false,
+            ..Request::default()
         };
         (request, payload)
     }
@@ -575,12 +527,9 @@ impl Campaign {
 
     /// What a controller reads of a job when its result is there, before the power goes.
     fn remember_logs(&mut self) {
-        for message in self.controller.news(self.mark) {
-            let (topic, document) = (message.topic.as_str(), || message.json());
-            let Some(id) = topic.strip_prefix("jobs/results/") else {
-                continue;
-            };
-            if let Some(index) = self.owner(id, &document())
+        for message in self.new_results() {
+            let id = &message.topic["jobs/results/".len()..];
+            if let Some(index) = self.owner(id, &message.json())
                 && !self.is_followed(index)
             {
                 let log = self.requests[index].dir.join("job.log");
@@ -615,24 +564,21 @@ impl Campaign {
 
     /// The request that a result belongs to.
     fn owner(&self, id: &str, result: &Value) -> Option<usize> {
-        let mut own = (0..self.requests.len()).filter(|index| self.requests[*index].id == id);
-        if is_given_up(result) {
-            let same = |it: &Request| {
-                let first = it.result.as_ref();
-                first.is_none_or(|first| first == result || has_no_journal(first))
-            };
-            own.find(|index| same(&self.requests[*index]))
-        } else {
-            own.find(|index| self.requests[*index].exit == result["exitCode"])
-        }
+        let is_own = |it: &Request| {
+            let first = it.result.as_ref();
+            it.id == id
+                && match is_given_up(result) {
+                    true => first.is_none_or(|first| first == result || has_no_journal(first)),
+                    false => it.exit == result["exitCode"],
+                }
+        };
+        self.requests.iter().position(is_own)
     }
 
     fn receive(&mut self, id: &str, result: Value) {
         let Some(index) = self.owner(id, &result) else {
-            return self.violate(
-                Violation::WrongResult,
-                format!("{id}: nobody's result: {result}"),
-            );
+            let case = format!("{id}: nobody's result: {result}");
+            return self.violate(Violation::WrongResult, case);
         };
         let cuts = self.cuts;
         let request = &mut self.requests[index];
@@ -647,26 +593,26 @@ impl Campaign {
             is_last && request.max_attempts <= cuts - request.cuts_before
         } else {
             let last = request.begins().last().copied();
-            let reason = if request.exit == 0 {
-                Value::Null
-            } else {
-                json!("step")
-            };
-            result["reason"] == reason && last.is_some_and(|attempt| result["attempt"] == attempt)
+            let reason = (request.exit != 0).then_some("step");
+            result["reason"] == json!(reason) && result["attempt"] == json!(last)
         };
+        let mut what = None;
         let mut wrong = (!expected).then(|| format!("not what was asked for: {result}"));
         match (&request.result, &request.settled) {
             (Some(first), _) if *first != result => {
                 wrong = Some(format!("first {first}, then {result}"));
             }
-            (Some(_), _) => self.counts.results_twice += 1,
+            (Some(_), _) => what = Some("results twice"),
             (None, Some((stored, _))) if *stored != result => {
                 wrong = Some(format!("stored was {stored}, sent was {result}"));
             }
-            (None, _) => self.counts.given_up += u64::from(is_given_up(&result)),
+            (None, _) => what = is_given_up(&result).then_some("given up"),
         }
         request.settle(&result);
         request.result.get_or_insert(result);
+        if let Some(what) = what {
+            self.count(what, 1);
+        }
         if let Some(wrong) = wrong {
             self.accuse(index, Violation::WrongResult, wrong);
         }
@@ -702,11 +648,9 @@ impl Campaign {
                 request.settle(document);
             }
             if request.result.is_none() && acknowledged.contains(&token) {
-                self.counts.claims_checked += 1;
+                self.count("claims looked up", 1);
                 if claim.is_none() {
-                    let there: Vec<&str> =
-                        claims.iter().map(|claim| claim.token.as_str()).collect();
-                    let lost = format!("acknowledged; claims are there of {there:?}");
+                    let lost = format!("acknowledged; there are {claims:?}");
                     self.accuse(index, Violation::ClaimLost, lost);
                 }
             }
@@ -755,11 +699,8 @@ impl Campaign {
                 } else {
                     continue;
                 };
-                self.accuse(
-                    index,
-                    kind,
-                    format!("attempts that began: {begins:?} of {most}"),
-                );
+                let what = format!("attempts that began: {begins:?} of {most}");
+                self.accuse(index, kind, what);
             }
         }
     }
@@ -778,43 +719,39 @@ impl Campaign {
                 continue;
             }
             let stored = request.stored();
-            match (&request.result, stored) {
-                (Some(_), stored) if self.is_followed(index) => {
-                    self.counts.results_checked += 1;
-                    self.requests[index].looked_up = true;
-                    // the request behind it may have begun by now, and then the directory is its
-                    if let Err(error) = stored {
-                        self.accuse(index, Violation::JournalLost, error);
-                    }
-                }
-                (Some(result), _) if has_no_journal(result) => {
-                    self.counts.results_checked += 1;
-                    self.requests[index].looked_up = true;
-                }
-                (Some(result), stored) => {
-                    if stored.as_ref() != Ok(result) {
-                        let stored = stored.map_or_else(|error| error, |it| it.to_string());
-                        let lost = format!("on the drive: {stored}; the result was: {result}");
-                        self.accuse(index, Violation::JournalLost, lost);
-                    }
-                    self.counts.results_checked += 1;
-                    self.requests[index].looked_up = true;
-                    self.look_up_contents(index);
-                }
-                (None, Ok(stored)) if request.owns(&stored) => {
+            let Some(result) = request.result.clone() else {
+                match stored {
                     // in a pool the claim says whether it is over
-                    if request.settled.is_none() && self.queue == Queue::Own {
-                        self.requests[index].settle(&stored);
-                        self.counts.stored_results_checked += 1;
-                        self.look_up_contents(index);
+                    Ok(stored) if request.owns(&stored) => {
+                        if request.settled.is_none() && self.queue == Queue::Own {
+                            self.requests[index].settle(&stored);
+                            self.count("stored results looked up", 1);
+                            self.look_up_contents(index);
+                        }
+                    }
+                    // it is not over, so it has to run again
+                    _ => {
+                        let is_cut =
+                            request.cuts_before < self.cuts && !request.begins().is_empty();
+                        self.count("attempts cut off", usize::from(is_cut));
                     }
                 }
-                // it is not over, so it has to run again
-                (None, _) => {
-                    let begun = request.begins().len() as u64;
-                    let cut_off = begun > 0 && request.cuts_before < self.cuts;
-                    self.counts.interrupted += u64::from(cut_off);
+                continue;
+            };
+            self.requests[index].looked_up = true;
+            self.count("results looked up", 1);
+            if self.is_followed(index) {
+                // the request behind it may have begun by now, and then the directory is its
+                if let Err(error) = stored {
+                    self.accuse(index, Violation::JournalLost, error);
                 }
+            } else if !has_no_journal(&result) {
+                if stored.as_ref() != Ok(&result) {
+                    let stored = stored.map_or_else(|error| error, |it| it.to_string());
+                    let lost = format!("on the drive: {stored}; the result was: {result}");
+                    self.accuse(index, Violation::JournalLost, lost);
+                }
+                self.look_up_contents(index);
             }
         }
     }
@@ -827,50 +764,33 @@ impl Campaign {
         };
         let log = fs::read(request.dir.join("job.log")).unwrap_or_default();
         let shown = String::from_utf8_lossy(&log);
-        let given_up = is_given_up(document);
-        let line = |number| format!("line {number} of {}", request.text);
-        let lines = if given_up { 0 } else { request.lines };
-        let whole = shown.starts_with(&format!("Job ID: {}\n", request.id))
+        let is_given_up = is_given_up(document);
+        let line = |number| format!("line {number} of {}\n", request.text);
+        let lines = if is_given_up { 0 } else { request.lines };
+        let is_whole = shown.starts_with(&format!("Job ID: {}\n", request.id))
             && (1..=lines).all(|number| shown.contains(&line(number)))
             && shown.ends_with('\n')
             && shown
                 .lines()
                 .last()
-                .is_some_and(|last| last.starts_with("==> "));
-        let same = request
-            .log_before
-            .as_ref()
-            .is_none_or(|before| *before == log);
+                .is_some_and(|it| it.starts_with("==> "));
+        let is_same = request.log_before.as_ref().is_none_or(|it| *it == log);
         let mut lost = Vec::new();
-        if !whole || !same {
-            let expected = request.log_before.as_ref().map_or(0, Vec::len);
-            let tail: String = shown
-                .chars()
-                .rev()
-                .take(80)
-                .collect::<Vec<_>>()
-                .into_iter()
-                .rev()
-                .collect();
-            let said = format!("{} of {expected} bytes, at the end {tail:?}", log.len());
+        if !is_whole || !is_same {
+            let end = shown.lines().last().unwrap_or_default();
+            let said = format!("{} bytes, at the end {end:?}", log.len());
             lost.push((Violation::LogLost, said));
         }
-        if !given_up {
-            let whole = fs::read_to_string(request.dir.join("whole"));
-            let zeros = fs::read(request.dir.join("deep/er/zeros"));
-            let written = whole
+        let whole = fs::read_to_string(request.dir.join("whole"));
+        let zeros = fs::read(request.dir.join("deep/er/zeros")).ok();
+        let is_written = whole.as_ref().is_ok_and(|it| it.trim_end() == request.text)
+            && zeros
                 .as_ref()
-                .is_ok_and(|text| text.trim_end() == request.text);
-            let filled = zeros
-                .as_ref()
-                .is_ok_and(|it| it.len() == request.bytes && it.iter().all(|b| *b == 0));
-            if !written || !filled {
-                let sizes = zeros.map(|it| it.len());
-                lost.push((
-                    Violation::FilesLost,
-                    format!("whole: {whole:?}; zeros: {sizes:?} of {}", request.bytes),
-                ));
-            }
+                .is_some_and(|it| *it == vec![0; request.bytes]);
+        if !is_given_up && !is_written {
+            let bytes = zeros.map(|it| it.len());
+            let said = format!("whole: {whole:?}; zeros: {bytes:?} of {}", request.bytes);
+            lost.push((Violation::FilesLost, said));
         }
         for (kind, what) in lost {
             self.accuse(index, kind, what);
@@ -909,43 +829,32 @@ impl Campaign {
 
     /// One more cut while nothing runs, and a look at everything that has ever been on the drive.
     fn cut_at_the_end(&mut self) {
-        let before = self.counts.results_checked;
         for request in &mut self.requests {
             request.looked_up = false;
             request.log_before = fs::read(request.dir.join("job.log")).ok();
         }
         self.drive.cut(DiskCache::Lost);
         self.come_back();
-        let after = std::mem::replace(&mut self.counts.results_checked, before);
-        self.counts.looked_up_at_the_end = after - before;
     }
 
     fn accuse(&mut self, index: usize, kind: Violation, what: String) {
         let request = &self.requests[index];
-        let case = format!(
-            "{} ({}), published before cut {}, cut {}: {what}{}",
-            request.id,
-            request.exit,
-            request.cuts_before + 1,
-            self.cuts,
-            self.log_lines(&request.id)
-        );
+        let (id, exit, after) = (&request.id, request.exit, request.cuts_before);
+        let (cut, log) = (self.cuts, self.log_lines(id));
+        let case = format!("{id} ({exit}), published after cut {after}, cut {cut}: {what}{log}");
         self.violate(kind, case);
     }
 
-    /// What the workers' logs say of a job, and when they began.
+    /// What the workers' logs say of a job.
     fn log_lines(&self, id: &str) -> String {
-        let mut lines = Vec::new();
+        let mut lines = String::new();
         for name in support::site::names(self.outside.path()) {
             let log = fs::read_to_string(self.outside.path().join(&name)).unwrap_or_default();
-            let about = |line: &&str| line.contains(id);
-            if name.ends_with(".stderr") && log.lines().any(|line| line.contains(id)) {
-                let first = log.lines().take(1);
-                let all = first.chain(log.lines().filter(about));
-                lines.extend(all.map(|line| format!("\n      {name}: {line}")));
+            for line in log.lines().filter(|line| line.contains(id)) {
+                lines += &format!("\n      {name}: {line}");
             }
         }
-        lines.concat()
+        lines
     }
 
     fn violate(&mut self, kind: Violation, case: String) {
