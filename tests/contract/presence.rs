@@ -4,13 +4,12 @@ use crate::support;
 
 use serde_json::{Value, json};
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use support::broker::{Broker, Message};
 use support::controller::Controller;
 use support::mosquitto::Mosquitto;
-use support::site::{Site, WORKER, while_exists};
+use support::site::{Site, WORKER, release, until_exists};
 use support::wait::{self, DEADLINE};
 use support::worker::speaking;
 
@@ -22,14 +21,6 @@ fn retained(broker: &Mosquitto, observer: &str) -> Value {
     let message = controller.next(TOPIC);
     assert!(message.retain);
     message.json()
-}
-
-fn states(site: &Site) -> Vec<Value> {
-    site.controller
-        .heard(TOPIC)
-        .iter()
-        .map(|message| message.json()["state"].clone())
-        .collect()
 }
 
 /// Waits until the last presence since `mark` says that the worker is busy and waits for `what`.
@@ -116,67 +107,41 @@ fn idle_busy_offline_over_the_life_of_a_worker() {
     let site = Site::start();
     let mut worker = site.idle_worker(|_| {});
     let idle = retained(&site.broker, "observer-1");
-    assert_eq!(
-        (&idle["worker"], &idle["state"], idle.get("job")),
-        (&json!("node-worker-01"), &json!("idle"), None)
-    );
-    assert_eq!(idle["version"], env!("CARGO_PKG_VERSION"));
+    let said = json!([idle["worker"], idle["state"], idle["job"], idle["version"]]);
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(said, json!([WORKER, "idle", null, version]));
     assert!(humantime::parse_rfc3339(idle["since"].as_str().unwrap()).is_ok());
-    let dir = site.prepare("a", json!({ "steps": [while_exists("gate")] }));
-    fs::write(dir.join("gate"), "").unwrap();
+    let dir = site.prepare("a", json!({ "steps": [until_exists("gate")] }));
     site.request(json!({ "id": 7, "workDir": dir }));
     site.await_state(&mut worker, 0, "busy");
     let busy = retained(&site.broker, "observer-2");
-    assert_eq!(
-        (&busy["state"], &busy["job"]),
-        (&json!("busy"), &json!(7)),
-        "in the JSON type of the request"
-    );
-    fs::remove_file(dir.join("gate")).unwrap();
+    let said = json!([busy["state"], busy["job"]]);
+    assert_eq!(said, json!(["busy", 7]), "in the JSON type of the request");
+    release(&dir);
     worker.exits_with(0);
     wait::until("the worker to be offline", || {
-        states(&site).last() == Some(&json!("offline"))
+        site.states(0)
+            .last()
+            .is_some_and(|state| state == "offline")
     });
     let offline = retained(&site.broker, "observer-3");
-    assert_eq!(
-        (&offline["state"], offline.get("job")),
-        (&json!("offline"), None)
-    );
-    assert_eq!(states(&site), ["idle", "busy", "offline"], "each once");
-}
-
-#[test]
-fn a_killed_worker_is_offline_by_its_last_will() {
-    let site = Site::start();
-    let mut worker = site.idle_worker(|_| {});
-    let dir = site.prepare("a", json!({ "steps": ["echo $$ > pid; exec sleep 600"] }));
-    site.request(json!({ "id": "a", "workDir": dir }));
-    site.await_state(&mut worker, 0, "busy");
-    let pid = wait::until_some("the step's pid", || {
-        fs::read_to_string(dir.join("pid"))
-            .ok()?
-            .trim()
-            .parse()
-            .ok()
-    });
-    worker.kill9();
-    wait::until("the last will", || {
-        states(&site).last() == Some(&json!("offline"))
-    });
-    assert_eq!(retained(&site.broker, "observer")["state"], "offline");
-    // the step has outlived its worker
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let said = json!([offline["state"], offline["job"]]);
+    assert_eq!(said, json!(["offline", null]));
+    assert_eq!(site.states(0), ["idle", "busy", "offline"], "each once");
+    // nothing else of a job is retained
+    let latecomer = Controller::connect_as(&site.broker, "latecomer", None);
+    latecomer.next(TOPIC);
+    let heard = latecomer.heard("jobs/");
+    assert_eq!(heard.len(), 1, "{heard:?}");
 }
 
 #[test]
 fn a_rejected_request_leaves_the_worker_idle() {
     let site = Site::start();
-    let worker = site.idle_worker(|_| {});
+    let _worker = site.idle_worker(|_| {});
     site.request(json!({ "id": "bad", "workDir": "/", "steps": 5 }));
     site.result("bad");
-    assert_eq!(states(&site), ["idle"]);
-    worker.sigterm();
+    assert_eq!(site.states(0), ["idle"]);
 }
 
 /// What a site's worker has said of itself, once it has said it so often.
@@ -188,14 +153,6 @@ fn told(site: &Site<Broker>, count: usize) -> Vec<Value> {
     all.iter().map(json).collect()
 }
 
-/// A job that runs while its gate exists.
-fn held_job(site: &Site<Broker>) -> PathBuf {
-    let dir = site.prepare("a", json!({ "steps": [while_exists("gate")] }));
-    fs::write(dir.join("gate"), "").unwrap();
-    site.request(json!({ "id": "a", "workDir": dir }));
-    dir.join("gate")
-}
-
 #[test]
 fn on_each_new_connection_the_present_state_follows_the_last_will() {
     for version in ["5", "4"] {
@@ -203,21 +160,20 @@ fn on_each_new_connection_the_present_state_follows_the_last_will() {
         let mut worker = site.idle_worker(speaking(version));
         site.broker.kick(WORKER);
         told(&site, 3);
-        let gate = held_job(&site);
+        let dir = site.hold("a");
         told(&site, 4);
         site.broker.kick(WORKER);
         told(&site, 6);
-        fs::remove_file(gate).unwrap();
+        release(&dir);
         worker.exits_with(0);
         let all = told(&site, 7);
-        let states: Vec<_> = all.iter().map(|said| said["state"].clone()).collect();
         let expected = [
             "idle", "offline", "idle", "busy", "offline", "busy", "offline",
         ];
-        assert_eq!(states, expected);
+        assert_eq!(site.states(0), expected);
         for (one, other) in [(0, 2), (3, 5)] {
-            let (one, other) = (&all[one], &all[other]);
-            assert_eq!(one["since"], other["since"], "connected or not");
+            let since = [one, other].map(|number: usize| &all[number]["since"]);
+            assert_eq!(since[0], since[1], "connected or not");
         }
         assert_eq!(all[5]["job"], "a");
     }
@@ -227,16 +183,14 @@ fn on_each_new_connection_the_present_state_follows_the_last_will() {
 fn after_a_take_over_the_last_word_is_the_truth() {
     let site = Site::scripted();
     let mut busy = site.idle_worker(|_| {});
-    let gate = held_job(&site);
+    let dir = site.hold("a");
     told(&site, 2);
     let mut other = site.worker(|_| {});
-    let all = told(&site, 4);
-    assert_eq!(all[2]["state"], "offline", "the last will of the first");
-    assert_ne!(
-        all[3]["state"], "offline",
-        "the second says that it is there"
-    );
-    fs::remove_file(gate).unwrap();
+    told(&site, 4);
+    let states = site.states(0);
+    assert_eq!(states[2], "offline", "the last will of the first");
+    assert_ne!(states[3], "offline", "the second says that it is there");
+    release(&dir);
     busy.exits_with(0);
     other.exits_with(0);
     site.broker.wait_for_connected(WORKER, false, DEADLINE);

@@ -9,22 +9,13 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::Instant;
 use support::broker::{Packet, Verdict};
-use support::site::{Site, until_exists, while_exists};
+use support::site::{Site, read, release, until_exists};
 use support::wait::{self, DEADLINE};
 use support::worker::with;
 
-fn step_states(document: &Value) -> Vec<&str> {
-    document["steps"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|step| step["status"].as_str().unwrap())
-        .collect()
-}
-
-fn on_disk(dir: &Path) -> Value {
-    let content = fs::read(dir.join("job.status.json")).unwrap_or_default();
-    serde_json::from_slice(&content).unwrap_or_default()
+fn is_over(dir: &Path) -> bool {
+    let content = fs::read_to_string(dir.join("job.status.json"));
+    content.is_ok_and(|content| content.contains(r#""status":"success","logFile""#))
 }
 
 #[test]
@@ -47,14 +38,15 @@ fn a_document_at_the_start_and_at_each_change() {
     }
     worker.exits_with(0);
     let messages = site.controller.heard("jobs/status/");
-    let documents: Vec<Value> = messages.iter().map(|message| message.json()).collect();
-    let states: Vec<_> = documents.iter().map(step_states).collect();
-    assert_eq!(states, expected.map(|(_, states)| states));
-    for (message, document) in messages.iter().zip(&documents) {
-        assert_eq!(
-            (message.topic.as_str(), message.qos, message.retain),
-            ("jobs/status/a", 0, false)
-        );
+    assert_eq!(messages.len(), expected.len());
+    for (message, (step, states)) in messages.iter().zip(expected) {
+        let told = (message.topic.as_str(), message.qos, message.retain);
+        assert_eq!(told, ("jobs/status/a", 0, false));
+        let document = message.json();
+        let steps = document["steps"].as_array().unwrap();
+        let said: Vec<_> = steps.iter().map(|step| step["status"].clone()).collect();
+        assert_eq!(said, states);
+        assert_eq!(steps[1]["exitCode"] == 3, step == 3);
         for (field, value) in [
             ("status", json!("running")),
             ("exitCode", Value::Null),
@@ -66,22 +58,16 @@ fn a_document_at_the_start_and_at_each_change() {
         }
         assert!(document["startedAt"].is_string());
     }
-    assert_eq!(documents[2]["steps"][1]["exitCode"], 3);
 }
 
 #[test]
 fn the_start_is_told_while_the_step_runs_and_what_is_told_is_on_disk() {
     let site = Site::start();
     let mut worker = site.idle_worker(|_| {});
-    let dir = site.prepare("a", json!({ "steps": [while_exists("gate"), "true"] }));
-    fs::write(dir.join("gate"), "").unwrap();
-    site.request(json!({ "id": "a", "workDir": dir }));
+    let dir = site.hold("a");
     let told = site.controller.next("jobs/status/a");
-    assert_eq!(
-        told.text(),
-        fs::read_to_string(dir.join("job.status.json")).unwrap()
-    );
-    fs::remove_file(dir.join("gate")).unwrap();
+    assert_eq!(told.text(), read(&dir.join("job.status.json")));
+    release(&dir);
     worker.exits_with(0);
 }
 
@@ -89,18 +75,12 @@ fn the_start_is_told_while_the_step_runs_and_what_is_told_is_on_disk() {
 fn a_job_goes_on_while_the_broker_is_away() {
     let site = Site::scripted();
     let mut worker = site.idle_worker(|_| {});
-    let dir = site.prepare(
-        "a",
-        json!({ "steps": [while_exists("gate"), "true", "true"] }),
-    );
-    fs::write(dir.join("gate"), "").unwrap();
-    site.request(json!({ "id": "a", "workDir": dir }));
+    let steps = json!([until_exists("gate"), "true", "true"]);
+    let dir = site.submit("a", json!({ "steps": steps }));
     site.broker.wait_for_message("jobs/status/a", 1, DEADLINE);
     site.broker.stop_listening();
-    fs::remove_file(dir.join("gate")).unwrap();
-    wait::until("the end of the job", || {
-        on_disk(&dir)["status"] == "success"
-    });
+    release(&dir);
+    wait::until("the end of the job", || is_over(&dir));
     assert!(site.broker.received("jobs/results/a").is_empty());
     site.broker.listen_again();
     worker.exits_with(0);
@@ -130,9 +110,7 @@ fn a_job_goes_on_and_a_worker_can_be_stopped_while_the_broker_does_not_read() {
         let steps: Vec<_> = (0..160).map(step).collect();
         let dir = site.submit("a", json!({ "steps": steps }));
         // without a word to the broker: it does not answer now
-        wait::until("the end of the job", || {
-            on_disk(&dir)["status"] == "success"
-        });
+        wait::until("the end of the job", || is_over(&dir));
         if stops {
             worker.stop();
             resume.send(()).unwrap();
@@ -153,15 +131,10 @@ fn many_short_steps_are_told_of_together() {
     let finished = site.run_on(worker, "a", json!({ "steps": steps }));
     let tenths = started.elapsed().as_millis() / 100;
     let told = site.controller.heard("jobs/status/").len() as u128;
-    assert!(
-        (1..=tenths + 1).contains(&told),
-        "{told} in {tenths} tenths of a second"
-    );
-    assert_eq!(
-        finished.read("job.status.json"),
-        finished.published.text(),
-        "the result is on the drive without delay"
-    );
+    let is_right = (1..=tenths + 1).contains(&told);
+    assert!(is_right, "{told} in {tenths} tenths of a second");
+    let (stored, published) = (finished.read("job.status.json"), finished.published.text());
+    assert_eq!(stored, published, "it is on the drive without delay");
 }
 
 #[test]
@@ -170,8 +143,6 @@ fn a_journal_that_a_step_removes_is_there_when_the_next_one_runs() {
     let gone = "[ -e job.status.json ] || touch gone; rm job.status.json";
     let steps: Vec<_> = (0..20).map(|_| gone).collect();
     let finished = site.run("a", json!({ "steps": steps }));
-    assert!(
-        !finished.dir.join("gone").exists(),
-        "whoever died now would count from 1 again"
-    );
+    let is_gone = finished.dir.join("gone").exists();
+    assert!(!is_gone, "a worker that died now would count from 1 again");
 }
