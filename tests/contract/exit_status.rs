@@ -7,78 +7,31 @@ use std::process::Command;
 use support::controller::Controller;
 use support::mosquitto::Mosquitto;
 use support::site::{Site, WORKER};
-use support::temp_dir::TempDir;
-use support::wait;
-use support::worker::{Worker, job_worker};
-
-/// Runs the worker to its end; nothing that it is asked here may make it wait.
-fn output(configure: impl FnOnce(&mut Command)) -> (Option<i32>, String) {
-    let dir = TempDir::new();
-    let mut command = job_worker();
-    // Nobody listens on port 1: a worker that took the configuration would retry until the deadline.
-    command
-        .current_dir(dir.path())
-        .env("MQTT_URL", "mqtt://127.0.0.1:1");
-    configure(&mut command);
-    let mut worker = Worker::start(command, dir.path());
-    let status = worker.wait();
-    (status.code(), worker.stderr())
-}
+use support::worker::with;
 
 #[test]
 fn credentials_are_taken_from_each_of_their_places() {
     const PASSWORD: &str = "p@ss:w/rd %é";
     let mut broker = Mosquitto::prepare().only_user("w@rker", PASSWORD);
     broker.restart();
-    let port = broker.port();
+    let at = format!("127.0.0.1:{}", broker.port());
     let secret_file = broker.dir().join("secret");
-    // with the mark at its beginning that an editor on Windows writes
+    // with the mark at its beginning that an editor on Windows writes, and with the end that Docker has
     std::fs::write(&secret_file, format!("\u{feff}{PASSWORD}\n")).expect("a file");
     let controller = Controller::connect_as(&broker, "controller", Some(("w@rker", PASSWORD)));
-    type Configure<'a> = &'a dyn Fn(&mut Command);
-    let places: [(&str, Configure); 4] = [
-        ("the URL", &|command| {
-            command.env(
-                "MQTT_URL",
-                format!("mqtt://w%40rker:p%40ss%3Aw%2Frd%20%25%C3%A9@127.0.0.1:{port}"),
-            );
-        }),
-        ("the variables", &|command| {
-            command
-                .env("MQTT_USERNAME", "w@rker")
-                .env("MQTT_PASSWORD", PASSWORD);
-        }),
-        ("the variables before the URL", &|command| {
-            command.env(
-                "MQTT_URL",
-                format!("mqtt://nobody:nothing@127.0.0.1:{port}"),
-            );
-            command
-                .env("MQTT_USERNAME", "w@rker")
-                .env("MQTT_PASSWORD", PASSWORD);
-        }),
-        ("the file, as Docker and an editor leave it", &|command| {
-            command
-                .env("MQTT_USERNAME", "w@rker")
-                .env("MQTT_PASSWORD_FILE", &secret_file);
-        }),
+    let site = Site::with(broker, controller);
+    let in_url = format!("mqtt://w%40rker:p%40ss%3Aw%2Frd%20%25%C3%A9@{at}");
+    let of_another = format!("mqtt://nobody:nothing@{at}");
+    let (user, password) = (("MQTT_USERNAME", "w@rker"), ("MQTT_PASSWORD", PASSWORD));
+    let file = ("MQTT_PASSWORD_FILE", secret_file.to_str().unwrap());
+    let places: [&[(&str, &str)]; 4] = [
+        &[("MQTT_URL", &in_url)],
+        &[user, password],
+        &[user, password, ("MQTT_URL", &of_another)],
+        &[user, file],
     ];
-    for (place, configure) in places {
-        let mark = controller.mark();
-        let mut worker = Worker::spawn(&broker, configure);
-        wait::until(&format!("a worker with its credentials in {place}"), || {
-            assert_eq!(
-                worker.ended(),
-                None,
-                "credentials in {place}:\n{}",
-                worker.stderr()
-            );
-            let heard = controller.heard_since(mark, "jobs/workers/node-worker-01");
-            heard
-                .iter()
-                .any(|message| message.json()["state"] == "idle")
-        });
-        worker.stop();
+    for place in places {
+        site.idle_worker(with(place)).stop();
     }
 }
 
@@ -119,23 +72,17 @@ fn a_missing_job_root_is_waited_for() {
 
 #[test]
 fn an_unusable_value_is_exit_78_and_names_variable_and_value() {
+    let site = Site::scripted();
     // all of them are in the unit tests of `src/config`
-    let cases = [
+    for (variable, value) in [
         ("MQTT_URL", "http://broker:1883"),
         ("MQTT_PASSWORD_FILE", "/nowhere/secret"),
         ("WORKER_ID", "a/b"),
         ("JOB_TIMEOUT", "1h"),
-    ];
-    for (variable, value) in cases {
-        let (code, stderr) = output(|command| _ = command.env(variable, value));
-        assert_eq!(code, Some(78), "{variable}={value}:\n{stderr}");
-        assert!(
-            stderr.contains(variable),
-            "{variable}={value} is named in:\n{stderr}"
-        );
-        assert!(
-            stderr.contains(value),
-            "the value of {variable}={value} is shown in:\n{stderr}"
-        );
+    ] {
+        let mut worker = site.worker(with(&[(variable, value)]));
+        worker.exits_with(78);
+        let said = worker.stderr();
+        assert!(said.contains(variable) && said.contains(value), "{said}");
     }
 }

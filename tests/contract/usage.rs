@@ -15,14 +15,14 @@ fn output(arguments: &[&str]) -> Output {
 
 #[test]
 fn help_and_version_go_to_stdout() {
-    for arguments in [
-        &["--help"][..],
-        &["-h"],
-        &["run", "--help"],
-        &["check", "DIR", "-h"],
-        &["supervise", "--help"],
+    for line in [
+        "--help",
+        "-h",
+        "run --help",
+        "check DIR -h",
+        "supervise --help",
     ] {
-        let output = output(arguments);
+        let output = output(&line.split(' ').collect::<Vec<_>>());
         assert_eq!((output.status.code(), &*output.stderr), (Some(0), &b""[..]));
         let help = String::from_utf8(output.stdout).unwrap();
         for word in [
@@ -37,13 +37,11 @@ fn help_and_version_go_to_stdout() {
         }
     }
     let output = output(&["--version"]);
-    let (said, version) = (
-        String::from_utf8(output.stdout).unwrap(),
-        env!("CARGO_PKG_VERSION"),
-    );
+    let said = String::from_utf8(output.stdout).unwrap();
     // with the target, such as x86_64-unknown-linux-musl
+    let start = concat!("job-worker ", env!("CARGO_PKG_VERSION"), " (");
     assert!(
-        said.starts_with(&format!("job-worker {version} (")) && said.contains("-linux-"),
+        said.starts_with(start) && said.contains("-linux-"),
         "{said}"
     );
     assert_eq!((output.status.code(), said.lines().count()), (Some(0), 1));
@@ -51,57 +49,45 @@ fn help_and_version_go_to_stdout() {
 
 #[test]
 fn what_is_no_command_is_exit_64_and_a_line_that_says_where_help_is() {
-    for arguments in [
-        &["start"][..],
-        &[""],
-        &["--fast"],
-        &["run"],
-        &["run", "a", "b"],
-        &["run", "a", "--id"],
-        &["run", "a", "--fast"],
-        &["supervise", "now"],
-        &["check", "a", "b"],
-        &["check", "--fast"],
-        &["--help", "me"],
-        &["--version", "2"],
+    for line in [
+        "start",
+        "",
+        "--fast",
+        "run",
+        "run a b",
+        "run a --id",
+        "run a --fast",
+        "supervise now",
+        "check a b",
+        "check --fast",
+        "--help me",
+        "--version 2",
     ] {
-        let output = output(arguments);
-        assert_eq!(output.status.code(), Some(64), "{arguments:?}: {output:?}");
+        let arguments: Vec<_> = line.split(' ').collect();
+        let output = output(&arguments);
+        assert_eq!(output.status.code(), Some(64), "{line}: {output:?}");
         assert!(output.stdout.is_empty());
         let said = String::from_utf8_lossy(&output.stderr);
+        let end = "; job-worker --help says what there is\n";
         assert!(
-            said.ends_with("; job-worker --help says what there is\n") && said.lines().count() == 1,
-            "{arguments:?}: {said}"
+            said.ends_with(end) && said.lines().count() == 1,
+            "{line}: {said}"
         );
-    }
-    for arguments in [
-        &["--fast"][..],
-        &["run", "a", "--fast"],
-        &["check", "--fast"],
-    ] {
-        let output = output(arguments);
-        let said = String::from_utf8_lossy(&output.stderr);
-        let wording = "job-worker: unknown option \"--fast\"; ";
-        assert!(said.starts_with(wording), "{arguments:?}: {said}");
+        let unknown = said.starts_with("job-worker: unknown option \"--fast\"; ");
+        assert_eq!(unknown, line.ends_with("--fast"), "{line}: {said}");
     }
 }
 
 #[test]
 fn usage_comes_before_configuration() {
-    let status = Command::new(binary())
-        .arg("start")
-        .env("JOB_TIMEOUT", "soon")
-        .output()
-        .unwrap()
-        .status;
-    assert_eq!(status.code(), Some(64));
-    for arguments in [&[][..], &["supervise"], &["run", "."]] {
-        let status = Command::new(binary())
-            .args(arguments)
-            .env("JOB_TIMEOUT", "soon")
-            .output()
-            .unwrap()
-            .status;
-        assert_eq!(status.code(), Some(78), "{arguments:?}");
+    for (arguments, code) in [
+        (&["start"][..], 64),
+        (&[], 78),
+        (&["supervise"], 78),
+        (&["run", "."], 78),
+    ] {
+        let mut command = Command::new(binary());
+        let output = command.args(arguments).env("JOB_TIMEOUT", "soon").output();
+        assert_eq!(output.unwrap().status.code(), Some(code), "{arguments:?}");
     }
 }
