@@ -6,9 +6,8 @@ use serde_json::json;
 use std::fs::{self, File};
 use std::path::Path;
 use support::broker::Broker;
-use support::log::untimed;
 use support::processes::survivors;
-use support::site::{Site, WORKER, await_file, read, read_json, until_exists, verdict};
+use support::site::{Site, WORKER, await_file, read, read_json, release, until_exists, verdict};
 use support::wait::{self, DEADLINE};
 use support::worker::Worker;
 
@@ -50,9 +49,8 @@ fn the_log_is_whole_whatever_a_step_removes() {
             assert_eq!(found, times, "{way}: {line} in {}", job.log);
         }
         for number in 1..=4 {
-            let start = format!("==> step {number}/4: exit 0 in ");
-            let log = untimed(&job.log);
-            assert!(log.contains(&start), "{way}: {start} in {log}");
+            let end = format!(" step {number}/4: exit 0 in ");
+            assert!(job.log.contains(&end), "{way}: {end} in {}", job.log);
         }
         let journal = read_json(&job.dir.join("job.status.json"));
         assert_eq!(journal["status"], "success", "{way}");
@@ -62,16 +60,13 @@ fn the_log_is_whole_whatever_a_step_removes() {
 #[test]
 fn the_worker_says_that_a_step_removed_the_log() {
     let site = Site::scripted();
-    let mut worker = site.idle_worker(|_| {});
-    let dir = site.submit("a", json!({ "steps": ["rm job.log", "true"] }));
-    assert_eq!(verdict(&site.result("a").json()), ("success", "", 0));
-    worker.exits_with(0);
-    let said = format!(
-        "{} was removed or replaced by a step",
-        dir.join("job.log").display()
-    );
-    assert!(worker.stderr().contains(&said), "{}", worker.stderr());
-    assert_eq!(count(&read(&dir.join("job.log")), "written anew"), 1);
+    let job = site.run("a", json!({ "steps": ["rm job.log", "true"] }));
+    assert_eq!(job.verdict(), ("success", "", 0));
+    let log = job.dir.join("job.log").display().to_string();
+    let said = job.worker.stderr();
+    let told = format!("{log} was removed or replaced by a step");
+    assert!(said.contains(&told), "{said}");
+    assert_eq!(count(&job.log, "written anew"), 1);
 }
 
 #[test]
@@ -83,12 +78,8 @@ fn what_an_earlier_step_left_running_still_writes_to_the_log() {
     let job = site.run("a", json!({ "steps": steps }));
     assert_eq!(job.verdict(), ("success", "", 0));
     assert_eq!(count(&job.log, "late"), 1, "{}", job.log);
-    assert_eq!(
-        count(&job.log, "last"),
-        2,
-        "the step and what it wrote: {}",
-        job.log
-    );
+    let last = count(&job.log, "last"); // the step and what it wrote
+    assert_eq!(last, 2, "{}", job.log);
 }
 
 #[test]
@@ -125,22 +116,18 @@ fn a_second_worker_waits_for_the_lock() {
         let site = Site::scripted();
         let next = format!("echo first; touch up; {}", until_exists("../gate"));
         let dir = site.prepare("a", json!({ "steps": [way, next] }));
-        let definition = fs::read(dir.join("job.json")).expect("it is there");
-        let run = ["run".as_ref(), dir.as_os_str()];
-        let mut first = site.start_as(site.command(run));
+        let definition = read(&dir.join("job.json"));
+        let run = || site.start_as(site.command(["run", "a"]));
+        let mut first = run();
         await_file(&dir.join("up"));
         fs::write(dir.join("job.json"), definition).unwrap();
-        let mut second = site.start_as(site.command(run));
+        let mut second = run();
         second.await_stderr("is in use by another worker");
-        fs::write(site.drive.path().join("gate"), "").unwrap();
+        release(site.drive.path());
         first.exits_with(0);
         second.exits_with(0);
-        assert_eq!(
-            count(&first.stdout(), "first"),
-            1,
-            "{way}: {}",
-            first.stdout()
-        );
+        let shown = first.stdout();
+        assert_eq!(count(&shown, "first"), 1, "{way}: {shown}");
     }
 }
 
@@ -148,16 +135,13 @@ fn a_second_worker_waits_for_the_lock() {
 fn a_job_ends_where_another_worker_has_its_directory() {
     let site = Site::scripted();
     let mut worker = site.idle_worker(|_| {});
-    let steps = json!([
-        format!("rm job.*; touch up; {}", until_exists("gate")),
-        "touch ran"
-    ]);
-    let dir = site.submit("a", json!({ "steps": steps }));
+    let step = format!("rm job.*; touch up; {}", until_exists("gate"));
+    let dir = site.submit("a", json!({ "steps": [step, "touch ran"] }));
     await_file(&dir.join("up"));
     let other = File::create(dir.join("job.log")).unwrap();
     other.lock().expect("nobody has it");
     fs::write(dir.join("job.status.json"), "of the other").unwrap();
-    fs::write(dir.join("gate"), "").unwrap();
+    release(&dir);
     let result = site.result("a").json();
     assert_eq!(verdict(&result), ("failed", "internal", 1), "{result}");
     let error = result["error"].as_str().expect("an error");
@@ -171,38 +155,27 @@ fn a_job_ends_where_another_worker_has_its_directory() {
 #[test]
 fn a_directory_that_the_last_step_moved_is_told() {
     let site = Site::scripted();
-    let mut worker = site.idle_worker(|_| {});
-    let dir = site.submit("a", json!({ "steps": ["mv ../a ../b"] }));
-    let result = site.result("a").json();
-    assert_eq!(verdict(&result), ("success", "", 0), "{result}");
-    let warning = result["warning"].as_str().unwrap_or_default();
-    assert!(warning.contains("moved its directory"), "{result}");
-    worker.exits_with(0);
-    let log = read(&dir.with_file_name("b").join("job.log"));
+    let job = site.run("a", json!({ "steps": ["mv ../a ../b"] }));
+    assert_eq!(job.verdict(), ("success", "", 0));
+    let warning = job.result["warning"].as_str().unwrap_or_default();
+    assert!(warning.contains("moved its directory"), "{}", job.result);
+    let log = read(&job.dir.with_file_name("b").join("job.log"));
     assert!(log.contains(&format!("warning: {warning}\n")), "{log}");
-    assert!(
-        log.lines().last().unwrap().contains(" job success in "),
-        "{log}"
-    );
+    let last = log.lines().last().unwrap();
+    assert!(last.contains(" job success in "), "{log}");
 }
 
-/// A service manager would split such a line, and the request would choose where the next one begins.
 #[test]
 fn a_line_of_the_worker_is_cut() {
     let site = Site::scripted();
-    let mut worker = site.idle_worker(|_| {});
     let long = "x".repeat(300_000);
     let steps = json!([{ "run": format!("exit 3 # {}", &long[..100_000]), "name": long }]);
-    let dir = site.prepare("a", json!({}));
-    site.request(json!({ "id": "a", "workDir": dir, "steps": steps, long: 1 }));
-    let result = site.result("a").json();
-    assert_eq!(result["reason"], "step");
-    worker.exits_with(0);
-    for text in [
-        read(&dir.join("job.log")),
-        worker.stderr(),
-        result["error"].to_string(),
-    ] {
+    let dir = site.directory("a");
+    let request = json!({ "id": "a", "workDir": dir, "steps": steps, long: 1 });
+    let job = site.run_request(site.idle_worker(|_| {}), dir, request);
+    assert_eq!(job.result["reason"], "step");
+    let error = job.result["error"].to_string();
+    for text in [&job.log, &job.worker.stderr(), &error] {
         assert!(text.lines().all(|line| line.len() < 5000), "{}", text.len());
     }
 }

@@ -7,7 +7,8 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use support::site::{Finished, Site, read, verdict};
+use std::process::Command;
+use support::site::{Finished, Site, read};
 
 const SECRET: &str = "hunter2-do-not-tell";
 
@@ -34,25 +35,21 @@ fn steps_get_the_worker_s_environment_without_its_configuration() {
     });
     let finished = site.run_on(
         site.idle_worker(|worker| {
-            worker
-                .env_clear()
-                .env("PATH", std::env::var_os("PATH").unwrap());
-            worker
-                .env("TEST_SITE", site.drive.path())
-                .env("WORKER_ID", "w")
-                .env("MQTT_URL", site.broker.url());
-            worker
-                .env("KEPT", "worker's")
-                .env("PASSED_ON", "yes")
-                .env("MQTTX", "no variable of ours");
-            worker
-                .env("MQTT_PASSWORD", SECRET)
-                .env("MQTT_USERNAME", "me")
-                .env("MQTT_PORT", "tcp://10.0.0.1:1883");
-            worker
-                .env("JOB_TIMEOUT", "1000")
-                .env("JOB_WORKER_SERVICE_HOST", "10.0.0.1")
-                .env("RUST_LOG", "info");
+            worker.env_clear().envs([
+                ("PATH", &*std::env::var("PATH").unwrap()),
+                ("TEST_SITE", site.drive.path().to_str().unwrap()),
+                ("WORKER_ID", "w"),
+                ("MQTT_URL", &site.broker.url()),
+                ("KEPT", "worker's"),
+                ("PASSED_ON", "yes"),
+                ("MQTTX", "no variable of ours"),
+                ("MQTT_PASSWORD", SECRET),
+                ("MQTT_USERNAME", "me"),
+                ("MQTT_PORT", "tcp://10.0.0.1:1883"),
+                ("JOB_TIMEOUT", "1000"),
+                ("JOB_WORKER_SERVICE_HOST", "10.0.0.1"),
+                ("RUST_LOG", "info"),
+            ]);
         }),
         "a",
         definition,
@@ -104,129 +101,77 @@ fn a_password_is_nowhere() {
     let site = Site::scripted();
     let password_file = site.drive.path().join("password");
     fs::write(&password_file, SECRET).unwrap();
-    let with_url = site
-        .broker
-        .url()
-        .replace("mqtt://", &format!("mqtt://me:{SECRET}@"));
-    for (number, (name, value)) in [
+    let login = format!("mqtt://me:{SECRET}@");
+    let with_url = site.broker.url().replace("mqtt://", &login);
+    for (name, value) in [
         ("MQTT_URL", with_url.as_str()),
         ("MQTT_PASSWORD", SECRET),
         ("MQTT_PASSWORD_FILE", password_file.to_str().unwrap()),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let id = format!("job{number}");
+    ] {
         // command line and stdout are looked at from inside a step; a parent may read its environment, the job may not
         let steps = json!(["env; cat /proc/$PPID/cmdline", "exit 3"]);
-        let mut worker = site.idle_worker(|worker| {
-            worker
-                .env("MQTT_USERNAME", "me")
-                .env(name, value)
-                .env("RUST_LOG", "trace");
-        });
-        let dir = site.submit(&id, json!({ "steps": steps }));
-        site.result(&id).json();
-        worker.exits_with(0);
-        let texts = [
-            worker.stderr(),
-            worker.stdout(),
-            read(&dir.join("job.log")),
-            read(&dir.join("job.status.json")),
+        let variables = [
+            ("MQTT_USERNAME", "me"),
+            ("RUST_LOG", "trace"),
+            (name, value),
         ];
-        assert!(texts[0].contains("debug: "), "the log tells all it has");
-        for text in texts {
+        let job = site.run_with(&variables, name, json!({ "steps": steps }));
+        let said = job.worker.stderr();
+        assert!(said.contains("debug: "), "the log tells all it has");
+        let status = job.read("job.status.json");
+        for text in [&said, &job.worker.stdout(), &job.log, &status] {
             assert!(!text.contains(SECRET), "{name}: {text}");
         }
     }
-    let published = site.broker.received("#");
-    assert!(
-        published
-            .iter()
-            .all(|message| !String::from_utf8_lossy(&message.payload).contains(SECRET))
-    );
+    for message in site.broker.received("#") {
+        assert!(!message.text().contains(SECRET), "{}", message.topic);
+    }
 }
 
 #[test]
 fn signals_are_as_a_program_expects_them() {
     let site = Site::scripted();
     // rust ignores SIGPIPE, and an ignored signal is inherited: `yes | head` would not end in silence
-    let finished = site.run(
-        "a",
-        json!({ "steps": ["grep -E '^Sig(Ign|Blk)' /proc/self/status"] }),
-    );
+    let step = "grep -E '^Sig(Ign|Blk)' /proc/self/status";
+    let job = site.run("a", json!({ "steps": [step] }));
     let mask = |status: &str, name: &str| {
-        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
-        u64::from_str_radix(line.split_whitespace().nth(1).unwrap(), 16).unwrap()
+        let digits = status.lines().find_map(|line| line.strip_prefix(name));
+        u64::from_str_radix(digits.unwrap().trim(), 16).unwrap()
     };
-    // whoever runs the tests may have us ignore some, as `nohup` does
-    let ours = mask(&fs::read_to_string("/proc/self/status").unwrap(), "SigIgn") & !(1 << 12);
-    let (ignored, blocked) = (
-        mask(&finished.log, "SigIgn") & !ours,
-        mask(&finished.log, "SigBlk"),
-    );
+    // who runs the tests may have us ignore some, as `nohup` does
+    let ours = mask(&read(Path::new("/proc/self/status")), "SigIgn:") & !(1 << 12);
+    let masks = ["SigIgn:", "SigBlk:"].map(|name| mask(&job.log, name) & !ours);
     for signal in [1, 2, 13, 15, 17] {
-        assert_eq!(
-            ((ignored >> (signal - 1)) & 1, (blocked >> (signal - 1)) & 1),
-            (0, 0),
-            "signal {signal}"
-        );
+        let here = masks.map(|mask| (mask >> (signal - 1)) & 1);
+        assert_eq!(here, [0, 0], "signal {signal}");
     }
 }
 
-/// The worker as it is started by a parent that has changed what a child inherits.
-fn with_inherited(python: &str) {
-    let site = Site::scripted();
-    let mut command = std::process::Command::new("python3");
-    let start = format!(
-        "import os, signal\n{python}\nos.execv({:?}, ['job-worker'])",
-        support::worker::binary()
-    );
-    command.args(["-c", &start]);
-    site.equip(&mut command);
-    command.env("JOB_STOP_GRACE", "30");
-    let again = || {
-        let mut command = std::process::Command::new("python3");
-        command.args(["-c", &start]);
-        site.equip(&mut command);
-        command
-    };
-    let mut worker = site.start_as(command);
-    site.await_idle(0);
-    let steps = json!(["(true &); sleep 0", { "run": "sleep 1000", "timeoutSeconds": 0.1 }, { "run": "exit 4", "always": true }]);
-    site.submit("a", json!({ "steps": steps }));
-    let result = site.result("a").json();
-    assert_eq!(verdict(&result), ("failed", "timeout", 124));
-    assert_eq!(
-        (
-            &result["steps"][1]["signal"],
-            &result["steps"][2]["exitCode"]
-        ),
-        (&json!("SIGTERM"), &json!(4))
-    );
-    worker.exits_with(0);
-
-    let states = site.mark();
-    let mut worker = site.start_as(again());
-    site.await_idle(states);
-    worker.signal(rustix::process::Signal::TERM);
-    worker.exits_with(0);
-}
-
 #[test]
 #[ignore = "needs python3"]
-fn ignored_signals_of_a_parent_do_no_harm() {
-    with_inherited(
+fn ignored_and_blocked_signals_of_a_parent_do_no_harm() {
+    for python in [
         "for s in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT): signal.signal(s, signal.SIG_IGN)",
-    );
-}
-
-#[test]
-#[ignore = "needs python3"]
-fn blocked_signals_of_a_parent_do_no_harm() {
-    with_inherited(
         "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT})",
-    );
+    ] {
+        let site = Site::scripted();
+        let start = || {
+            let binary = support::worker::binary();
+            let mut command = Command::new("python3");
+            let exec = format!("os.execv({binary:?}, ['job-worker'])");
+            command.args(["-c", &format!("import os, signal\n{python}\n{exec}")]);
+            site.equip(&mut command);
+            command.env("JOB_STOP_GRACE", "30");
+            site.idle(command)
+        };
+        let steps = json!(["(true &); sleep 0", { "run": "sleep 1000", "timeoutSeconds": 0.1 }, { "run": "exit 4", "always": true }]);
+        let job = site.run_on(start(), "a", json!({ "steps": steps }));
+        assert_eq!(job.verdict(), ("failed", "timeout", 124));
+        let steps = &job.result["steps"];
+        assert_eq!(steps[1]["signal"], "SIGTERM");
+        assert_eq!(steps[2]["exitCode"], 4);
+        start().stop();
+    }
 }
 
 #[test]
@@ -240,16 +185,11 @@ fn a_step_has_no_terminal_and_a_group_of_its_own() {
 
     let dir = site.prepare("a", json!({ "steps": [look] }));
     // script(1) gives the worker a terminal
-    let run = format!(
-        "{} run {}",
-        support::worker::binary().display(),
-        dir.display()
-    );
-    let mut command = std::process::Command::new("script");
-    command.args(["-qec", &run, "/dev/null"]);
-    site.equip(&mut command);
-    let mut script = site.start_as(command);
-    script.exits_with(0);
+    let binary = support::worker::binary();
+    let run = format!("{} run {}", binary.display(), dir.display());
+    let mut command = Command::new("script");
+    site.equip(command.args(["-qec", &run, "/dev/null"]));
+    site.start_as(command).exits_with(0);
     assert!(read(&dir.join("job.log")).contains("\nno terminal\n"));
     let tty = read(&dir.join("tty"));
     assert!(tty.contains("No such device or address"), "{tty}");
