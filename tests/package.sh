@@ -181,6 +181,9 @@ check "and one that does not exist" said 'JOB_MAXATTEMPTS (did you mean JOB_MAX_
 here sed -i -e '/^JOB_ON_STOP/d' -e '/^JOB_MAXATTEMPTS/d' /etc/default/job-worker
 check "it starts when that is mended" here systemctl start job-worker
 check "and waits" until_true idle
+connect=$(sed -n 's/^ *`sudo -u\( job-worker xargs .* check --connect.*\)`$/setpriv --init-groups --reuid\1/p' docs/install.md |
+    sed 's/--reuid job-worker/& --regid job-worker/')
+check "docs/install.md: check with the settings of the service" grep -qz 'JOB_TIMEOUT.*login: accepted' <(here sh -c "$connect" 2>&1)
 
 # --- upgrades -----------------------------------------------------------------------------------------------------------
 say "an upgrade in mid-job"
