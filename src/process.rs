@@ -246,7 +246,7 @@ pub fn sweep(mut ended: impl FnMut(Pid, Ended)) -> Swept {
         }
         if started.elapsed() > SWEEP_LIMIT {
             let left = descendants(SWEEP_LIMIT).len();
-            log::warn!("{left} processes of the job cannot be killed; going on without them");
+            log::warn!("processes of the job that cannot be killed: {left}; going on without them");
             return Swept { killed, left };
         }
         let scanning = Instant::now();

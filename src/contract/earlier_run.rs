@@ -67,7 +67,7 @@ impl Attempt {
 }
 
 fn died(attempts: u32) -> String {
-    format!("interrupted: the worker died in each of {attempts} attempts (maxAttempts)")
+    format!("interrupted: the worker died in each attempt (maxAttempts: {attempts})")
 }
 
 fn stopped() -> String {
@@ -336,7 +336,7 @@ mod tests {
                 let decision = died(attempts).decides(None, &own, max);
                 assert!(
                     matches!(&decision, Decision::GiveUp(Attempt { number, .. }, why)
-                        if *number == attempts && why.contains(&format!("{attempts} attempts"))),
+                        if *number == attempts && why.contains(&format!("maxAttempts: {attempts}"))),
                     "{decision:?}"
                 );
             }
@@ -434,7 +434,7 @@ mod tests {
         for times in [4, 6] {
             let decision = EarlierRun::decide(None, None, &taken(times), 3);
             assert!(
-                matches!(&decision, Decision::GiveUp(a, why) if a.number == 3 && why.contains("in each of 3")),
+                matches!(&decision, Decision::GiveUp(a, why) if a.number == 3 && why.contains("maxAttempts: 3")),
                 "{decision:?}"
             );
         }
