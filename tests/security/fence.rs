@@ -3,7 +3,6 @@
 use crate::support;
 
 use std::fs::{self, File};
-use std::io::{self, BufRead};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
@@ -17,7 +16,7 @@ use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use serde_json::{Value, json};
 use support::site::{Site, names, read};
 use support::temp_dir::TempDir;
-use support::wait::DEADLINE;
+use support::wait::{self, DEADLINE};
 use support::worker::with;
 
 /// A drive with a root, a directory `job` inside, and a directory `outside` beside it.
@@ -54,14 +53,12 @@ impl Drive {
         })
     }
 
+    #[track_caller]
     fn refuses(&self, path: impl Into<PathBuf>) {
         let path = path.into();
         let error = self.open(&path).expect_err(&path.display().to_string());
-        assert!(
-            error.contains("lies outside of JOB_ROOT"),
-            "{}: {error}",
-            path.display()
-        );
+        let is_told = error.contains("lies outside of JOB_ROOT");
+        assert!(is_told, "{}: {error}", path.display());
     }
 }
 
@@ -140,13 +137,10 @@ fn what_exists_outside_is_not_told() {
     for endless in ["root/loop", &"root/".repeat(2000)] {
         drive.open(drive.path(endless)).expect_err(endless);
     }
-    let missing = drive
-        .open(drive.path("root/not/yet"))
-        .expect_err("nothing is there");
-    assert!(
-        missing.starts_with("missing: "),
-        "inside, it may still come: {missing}"
-    );
+    // inside, it may still come
+    let missing = drive.open(drive.path("root/not/yet"));
+    let missing = missing.expect_err("nothing is there");
+    assert!(missing.starts_with("missing: "), "{missing}");
 }
 
 /// Opens `root/way` 10,000 times while `swap` makes it lead inside and outside by turns; only what lies inside is used.
@@ -182,7 +176,7 @@ fn race(drive: &Drive, swap: impl Fn() + Sync) {
 }
 
 #[test]
-fn a_symlink_swapped_between_check_and_use_leads_nowhere() {
+fn what_is_swapped_between_check_and_use_leads_nowhere() {
     let drive = Drive::new();
     let (way, next) = (drive.path("root/way"), drive.path("root/next"));
     symlink("job", &way).unwrap();
@@ -193,10 +187,6 @@ fn a_symlink_swapped_between_check_and_use_leads_nowhere() {
                 .unwrap();
         }
     });
-}
-
-#[test]
-fn a_directory_swapped_with_a_symlink_leads_nowhere() {
     let drive = Drive::new();
     drive.link("../outside/job", "root/link");
     race_with_directory(&drive);
@@ -215,23 +205,19 @@ fn race_with_directory(drive: &Drive) {
 /// Somebody without privileges of their own, who has made a mount namespace in which the root of `drive` is theirs, with
 /// a directory `job` in it. Ends with its stdin.
 fn other_namespace(drive: &Drive) -> Child {
-    let root = drive.path("root");
+    let root = drive.path("root").display().to_string();
     let script = format!(
-        "mount -t tmpfs none '{0}' && mkdir '{0}/job' && cd '{0}/job' && echo outside > marker && echo ready && exec cat",
-        root.display()
+        "mount -t tmpfs none '{root}' && mkdir '{root}/job' && cd '{root}/job' && echo outside > marker && exec cat"
     );
-    let mut child = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--mount", "sh", "-c", &script])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("unshare is installed");
-    let mut ready = String::new();
-    let output = child.stdout.as_mut().expect("it is piped");
-    io::BufReader::new(output)
-        .read_line(&mut ready)
-        .expect("a pipe can be read");
-    assert_eq!(ready, "ready\n", "no mount namespace can be made here");
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script]);
+    let mut child = unshare.stdin(Stdio::piped()).spawn().expect("unshare");
+    let marker = format!("/proc/{}/cwd/marker", child.id());
+    wait::until("their directory", || {
+        let ended = child.try_wait().unwrap();
+        assert_eq!(ended, None, "no mount namespace can be made here");
+        fs::read_to_string(&marker).is_ok_and(|content| content == "outside\n")
+    });
     child
 }
 
@@ -281,178 +267,116 @@ fn an_open_file_of_a_process_leads_nowhere() {
     drive.refuses(link(&gone));
 }
 
+/// What a worker opens its files with.
+const WAYS: [OFlags; 2] = [
+    OFlags::RDONLY,
+    OFlags::RDWR.union(OFlags::CREATE).union(OFlags::APPEND),
+];
+
 #[test]
 fn no_file_of_the_worker_is_reached_through_a_symlink() {
     let drive = Drive::new();
-    let secret = drive.path("outside/secret");
+    let (secret, new) = (drive.path("outside/secret"), drive.path("outside/new"));
     fs::write(&secret, "secret").unwrap();
-    let dir = drive
-        .open(drive.path("root/job"))
-        .expect("a good directory");
-    for (name, target) in [
-        ("there", secret.clone()),
-        ("dangling", drive.path("outside/new")),
-    ] {
-        symlink(&target, drive.path("root/job").join(name)).unwrap();
-        for flags in [
-            OFlags::RDONLY,
-            OFlags::RDWR | OFlags::CREATE | OFlags::APPEND,
-        ] {
-            let error = dir.open_file(name, flags).expect_err(name);
-            assert!(
-                error
-                    .to_string()
-                    .contains("a symlink, which JOB_ROOT forbids"),
-                "{name}: {error}"
-            );
+    let job = drive.path("root/job");
+    let dir = drive.open(&job).expect("a good directory");
+    for (name, target) in [("there", &secret), ("dangling", &new)] {
+        symlink(target, job.join(name)).unwrap();
+        for flags in WAYS {
+            let error = dir.open_file(name, flags).expect_err(name).to_string();
+            let is_told = error.contains("a symlink, which JOB_ROOT forbids");
+            assert!(is_told, "{name}: {error}");
         }
         // a link is replaced, not followed, also where a killed worker seems to have left it
-        symlink(&target, drive.path("root/job").join(format!(".{name}.tmp"))).unwrap();
+        symlink(target, job.join(format!(".{name}.tmp"))).unwrap();
         dir.replace(name, b"ours", Durability::Cache).unwrap();
-        assert_eq!(read(&drive.path("root/job").join(name)), "ours");
+        assert_eq!(read(&job.join(name)), "ours");
     }
     assert_eq!(read(&secret), "secret");
-    assert!(!drive.path("outside/new").exists());
+    assert!(!new.exists());
 }
 
 #[test]
 fn nothing_but_a_regular_file_is_opened() {
     let drive = Drive::new();
     let folder = drive.path("root/job");
-    let mut made = vec!["directory"];
-    fs::create_dir(folder.join("directory")).unwrap();
-    for (name, program, arguments) in [
-        ("fifo", "mkfifo", &[][..]),
-        ("device", "mknod", &["c", "1", "3"]),
-        ("disk", "mknod", &["b", "7", "200"]),
-    ] {
-        let done = Command::new(program)
-            .arg(folder.join(name))
-            .args(arguments)
-            .stderr(Stdio::null())
-            .status();
-        // making a device is root's
-        if done.is_ok_and(|status| status.success()) {
-            made.push(name);
-        }
-    }
-    assert!(made.contains(&"fifo"));
+    let mut make = Command::new("sh");
+    // making a device is root's
+    make.args([
+        "-c",
+        "mkdir directory; mkfifo fifo; mknod device c 1 3; mknod disk b 7 200; true",
+    ]);
+    make.current_dir(&folder).stderr(Stdio::null());
+    assert!(make.status().unwrap().success());
     let _socket = std::os::unix::net::UnixListener::bind(folder.join("socket")).unwrap();
-    made.push("socket");
+    let made = names(&folder);
+    assert!(made.len() >= 3, "{made:?}");
     for fence in [None, Some(drive.path("root"))] {
         let dir = WorkDir::open(folder.clone(), fence.as_deref()).expect("a good directory");
         for name in &made {
-            for flags in [
-                OFlags::RDONLY,
-                OFlags::RDWR | OFlags::CREATE | OFlags::APPEND,
-            ] {
-                let opened: io::Result<_> = dir.open_file(name, flags);
-                assert!(opened.is_err(), "{name} was opened");
+            for flags in WAYS {
+                assert!(dir.open_file(name, flags).is_err(), "{name} was opened");
             }
         }
     }
 }
 
-/// The job of `dir` on a worker that is fenced in.
-fn run_fenced(site: &Site, dir: &str, id: &str) -> support::site::Finished {
-    let root = site.directory("root");
-    let worker =
-        site.idle_worker(|command| _ = command.env("JOB_ROOT", root).env("JOB_DIR_WAIT", "0"));
-    let path = site.directory(&format!("root/{dir}"));
-    site.request(json!({ "id": id, "workDir": dir }));
-    let result = site.result(id);
-    // a rejection leaves the worker waiting
-    worker.sigterm();
-    let mut finished = support::site::Finished {
-        dir: path.clone(),
-        result: result.json(),
-        published: result,
-        log: fs::read_to_string(path.join("job.log")).unwrap_or_default(),
-        worker,
-    };
-    finished.worker.exits_with(0);
-    finished
-}
-
 fn assert_failed(result: &Value, said: &str) {
     assert_eq!(result["status"], "failed", "{result}");
-    assert!(
-        result["error"]
-            .as_str()
-            .is_some_and(|error| error.contains(said)),
-        "{said:?}: {result}"
-    );
-}
-
-fn outside_file(site: &Site, content: &str) -> PathBuf {
-    let path = site.directory("outside").join("file");
-    fs::write(&path, content).unwrap();
-    path
+    let error = result["error"].as_str().unwrap_or_default();
+    assert!(error.contains(said), "{said:?}: {result}");
 }
 
 #[test]
-fn a_definition_outside_of_the_fence_is_not_run() {
-    let site = Site::start();
-    let file = outside_file(&site, r#"{"steps": ["touch ran"]}"#);
-    let dir = site.directory("root/job");
-    symlink(&file, dir.join("job.json")).unwrap();
-    let job = run_fenced(&site, "job", "a");
-    assert_failed(&job.result, "a symlink, which JOB_ROOT forbids");
-    assert_eq!(job.result["reason"], "rejected");
-    assert_eq!(
-        names(&dir),
-        ["job.json"],
-        "a rejected request leaves nothing in the workDir"
-    );
-}
-
-#[test]
-fn a_log_outside_of_the_fence_is_not_written() {
-    let site = Site::start();
-    let file = outside_file(&site, "precious");
-    for (id, target) in [
-        ("there", file.clone()),
-        ("dangling", site.directory("outside").join("new")),
+fn nothing_of_a_job_outside_of_the_fence_is_believed_or_written() {
+    let (site, outside) = (Site::start(), TempDir::new());
+    let stored = r#"{"id":"job-2","status":"success","logFile":"/forged","exitCode":0,"worker":"node-worker-01"}"#;
+    let file = outside.path().join("file");
+    fs::write(&file, stored).unwrap();
+    for (dir, target, name) in [
+        ("job-0", "file", "job.log"),
+        ("job-1", "dangling", "job.log"),
+        ("job-2", "file", "job.status.json"),
     ] {
-        let dir = site.prepare(&format!("root/{id}"), json!({ "steps": ["touch ran"] }));
-        symlink(target, dir.join("job.log")).unwrap();
-        let job = run_fenced(&site, id, id);
-        assert_failed(&job.result, "a symlink, which JOB_ROOT forbids");
-        assert!(!dir.join("ran").exists());
+        let link = site.directory(dir).join(name);
+        symlink(outside.path().join(target), link).unwrap();
     }
-    assert_eq!(read(&file), "precious");
-    assert_eq!(names(&site.directory("outside")), ["file"]);
-}
-
-#[test]
-fn a_status_file_outside_of_the_fence_is_neither_believed_nor_written() {
-    let site = Site::start();
-    let stored = r#"{"id":"a","status":"success","logFile":"/forged","exitCode":0,"worker":"node-worker-01"}"#;
-    let file = outside_file(&site, stored);
-    let dir = site.prepare("root/a", json!({ "steps": ["echo it runs"] }));
-    symlink(&file, dir.join("job.status.json")).unwrap();
-    let job = run_fenced(&site, "a", "a");
-    assert_eq!(job.result["status"], "success", "{}", job.result);
-    assert!(job.log.contains("it runs"), "{}", job.log);
-    assert_eq!(read(&file), stored);
-    assert!(!dir.join("job.status.json").is_symlink());
-}
-
-#[test]
-fn a_job_that_swaps_its_own_work_dir_gets_no_further() {
-    let site = Site::start();
-    let outside = site.prepare("outside", json!({ "steps": ["touch ran"] }));
-    let swap = format!("cd .. && mv a moved && ln -s {} a", outside.display());
-    let dir = site.prepare("root/a", json!({ "steps": [swap, "touch ran"] }));
-    let job = run_fenced(&site, "a", "a");
-    assert_failed(&job.result, "has vanished");
-    assert_eq!(names(&outside), ["job.json"]);
-    let moved = dir.with_file_name("moved");
-    assert_eq!(names(&moved), ["job.json", "job.log", "job.status.json"]);
-    assert!(
-        read(&moved.join("job.status.json")).contains("has vanished"),
-        "the journal is with the job"
+    let swap = format!(
+        "cd .. && mv job-3 moved && ln -s {} job-3",
+        outside.path().display()
     );
+    let env = json!({ "JOB_ROOT": site.drive.path() });
+    let (ends, error) = (
+        json!(["failed", "internal", 1]),
+        "a symlink, which JOB_ROOT forbids",
+    );
+    let jobs = site.jobs(&json!([
+        { "job": { "steps": ["touch ran"] }, "env": env, "ends": ends, "error": error },
+        { "job": { "steps": ["touch ran"] }, "env": env, "ends": ends, "error": error },
+        { "job": { "steps": ["echo it runs"] }, "env": env, "ends": ["success", "", 0], "output": "it runs\n" },
+        // one that swaps its own workDir gets no further
+        { "job": { "steps": [swap, "touch ran"] }, "env": env, "ends": ends, "error": "has vanished" },
+    ]));
+    for job in &jobs[..2] {
+        assert_eq!(names(&job.dir), ["job.json", "job.log"], "nothing has run");
+    }
+    assert!(!jobs[2].dir.join("job.status.json").is_symlink());
+    let moved = site.drive.path().join("moved");
+    assert_eq!(names(&moved), ["job.json", "job.log", "job.status.json"]);
+    let journal = read(&moved.join("job.status.json"));
+    assert!(journal.contains("has vanished"), "it is with the job");
+
+    let dir = site.directory("rejected");
+    symlink(&file, dir.join("job.json")).unwrap();
+    let _worker = site.idle_worker(|command| _ = command.env("JOB_ROOT", site.drive.path()));
+    site.request(json!({ "id": "a", "workDir": "rejected" }));
+    let result = site.result("a").json();
+    assert_failed(&result, error);
+    assert_eq!(result["reason"], "rejected");
+    assert_eq!(names(&dir), ["job.json"], "nor is anything left there");
+
+    assert_eq!(names(outside.path()), ["file"]);
+    assert_eq!(read(&file), stored);
 }
 
 #[test]
@@ -460,11 +384,7 @@ fn a_relative_root_is_one_of_the_workers_current_directory() {
     let site = Site::start();
     let dir = site.prepare("root/a", json!({ "steps": ["true"] }));
     site.prepare("b", json!({ "steps": ["touch ran"] }));
-    let worker = site.idle_worker(|command| {
-        command
-            .current_dir(site.drive.path())
-            .env("JOB_ROOT", "./root");
-    });
+    let worker = site.idle_worker(with(&[("JOB_ROOT", "./root")]));
     site.request(json!({ "id": "b", "workDir": "../b" }));
     assert_failed(&site.result("b").json(), "lies outside of JOB_ROOT");
     let good = site.run_request(worker, dir.clone(), json!({ "id": "a", "workDir": "a" }));
@@ -475,10 +395,8 @@ fn a_relative_root_is_one_of_the_workers_current_directory() {
 #[test]
 fn denied_payload_steps_leave_everything_that_runs_to_job_json() {
     let site = Site::start();
-    let dir = site.prepare(
-        "a",
-        json!({ "steps": ["echo from the file: $WHO"], "env": { "WHO": "nobody" } }),
-    );
+    let steps = ["echo from the file: $WHO"];
+    let dir = site.prepare("a", json!({ "steps": steps, "env": { "WHO": "nobody" } }));
     let worker = site.idle_worker(with(&[("JOB_PAYLOAD_STEPS", "deny")]));
     for (what, value) in [
         ("steps", json!(["touch ran"])),
@@ -494,6 +412,5 @@ fn denied_payload_steps_leave_everything_that_runs_to_job_json() {
     }
     let request = json!({ "id": "a", "workDir": dir, "steps": null, "env": {}, "timeoutSeconds": 9, "maxAttempts": 1 });
     let good = site.run_request(worker, dir, request);
-    assert_eq!(good.result["status"], "success");
     assert_eq!(good.output(), "from the file: nobody\n");
 }

@@ -4,7 +4,7 @@
 use crate::support;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::json;
@@ -18,20 +18,27 @@ use support::worker::{Worker, speaking, with};
 
 const NAMES: &str = "DNS:localhost,IP:127.0.0.1,IP:::1";
 
-/// A site whose broker also listens with TLS, where it shows this certificate.
+const LOCALHOST: &str = "127.0.0.1";
+
+/// A site whose broker also listens with TLS, and the file by which a worker trusts it.
 struct Secure {
     site: Site,
     port: u16,
+    ca: PathBuf,
 }
 
-const LOCALHOST: &str = "127.0.0.1";
-
 impl Secure {
-    fn new(broker: &Identity, options: &[String]) -> Self {
-        Self::at(LOCALHOST, broker, options)
+    /// A broker with a good certificate of this authority.
+    fn of(ca: &Authority, options: &[String]) -> Self {
+        Self::at(LOCALHOST, &ca.broker(NAMES, Valid::Now), ca.file(), options)
     }
 
-    fn at(address: &str, broker: &Identity, options: &[String]) -> Self {
+    /// One that shows this certificate.
+    fn showing(identity: &Identity, ca: PathBuf) -> Self {
+        Self::at(LOCALHOST, identity, ca, &[])
+    }
+
+    fn at(address: &str, broker: &Identity, ca: PathBuf, options: &[String]) -> Self {
         let port = free_port();
         let listener = [
             format!("listener {port} {address}"),
@@ -41,36 +48,48 @@ impl Secure {
         let lines = listener.iter().chain(options);
         let mut broker = lines.fold(Mosquitto::prepare(), |broker, line| broker.config(line));
         broker.restart();
-        Self {
-            site: Site::on(broker),
-            port,
-        }
+        let site = Site::on(broker);
+        Self { site, port, ca }
     }
 
-    fn worker(&self, host: &str, ca: &Path, configure: impl FnOnce(&mut Command)) -> Worker {
-        self.site.worker(|command| {
-            command
-                .env("MQTT_URL", format!("mqtts://{host}:{}", self.port))
-                .env("MQTT_CA_FILE", ca);
-            configure(command);
-        })
+    fn command(&self, host: &str, configure: impl FnOnce(&mut Command)) -> Command {
+        let mut command = self.site.command::<&str>([]);
+        command
+            .env("MQTT_URL", format!("mqtts://{host}:{}", self.port))
+            .env("MQTT_CA_FILE", &self.ca);
+        configure(&mut command);
+        command
     }
 
-    fn runs_a_job(&self, host: &str, ca: &Path, configure: impl FnOnce(&mut Command)) {
-        let mark = self.site.controller.mark();
-        let mut worker = self.worker(host, ca, configure);
-        self.site.await_state(&mut worker, mark, "idle");
-        let result = self
-            .site
-            .run_on(worker, "secure", json!({ "steps": ["true"] }))
-            .result;
+    fn worker(&self, configure: impl FnOnce(&mut Command)) -> Worker {
+        self.site.start_as(self.command("localhost", configure))
+    }
+
+    fn idle(&self, configure: impl FnOnce(&mut Command)) -> Worker {
+        self.site.idle(self.command("localhost", configure))
+    }
+
+    fn runs_a_job(&self, worker: Worker) {
+        let job = json!({ "steps": ["true"] });
+        let result = self.site.run_on(worker, "secure", job).result;
         assert_eq!(result["status"], "success", "{result}");
+    }
+
+    /// The broker is another one when it is back.
+    fn restart(&mut self, change: impl FnOnce()) {
+        self.site.kill9_broker();
+        change();
+        self.site.restart_broker();
     }
 }
 
 /// The worker gives up at once and says why.
-fn refuses(mut worker: Worker, reasons: &[&str]) {
-    worker.exits_with(77);
+fn refuses(worker: Worker, reasons: &[&str]) {
+    ends_with(77, worker, reasons);
+}
+
+fn ends_with(code: i32, mut worker: Worker, reasons: &[&str]) {
+    worker.exits_with(code);
     let said = worker.stderr();
     for reason in reasons {
         assert!(said.contains(reason), "{reason:?} is not in:\n{said}");
@@ -86,13 +105,16 @@ fn asks_for_certificates_of(ca: &Authority) -> Vec<String> {
 
 fn a_trusted_broker_is_served(version: &str) {
     let ca = Authority::new("ours");
-    let broker = ca.broker(NAMES, Valid::Now);
-    let secure = Secure::new(&broker, &[]);
+    let secure = Secure::of(&ca, &[]);
     for host in ["localhost", "127.0.0.1"] {
-        secure.runs_a_job(host, &ca.file(), speaking(version));
+        let command = secure.command(host, speaking(version));
+        secure.runs_a_job(secure.site.idle(command));
     }
     if std::net::TcpListener::bind("[::1]:0").is_ok() {
-        Secure::at("::1", &broker, &[]).runs_a_job("[::1]", &ca.file(), speaking(version));
+        let broker = ca.broker(NAMES, Valid::Now);
+        let secure = Secure::at("::1", &broker, ca.file(), &[]);
+        let command = secure.command("[::1]", speaking(version));
+        secure.runs_a_job(secure.site.idle(command));
     }
 }
 
@@ -108,14 +130,14 @@ fn a_broker_that_shows_no_good_certificate_is_refused() {
         (&ours, "DNS:broker.example", Valid::Now, &another),
     ];
     for (ca, names, valid, reasons) in cases {
-        let secure = Secure::new(&ca.broker(names, valid), &[]);
+        let secure = Secure::showing(&ca.broker(names, valid), ours.file());
         for host in ["localhost", "127.0.0.1"] {
             // MQTT_CA_FILE stands instead of the system's roots, not beside them
-            let worker = secure.worker(host, &ours.file(), |command| {
+            let command = secure.command(host, |command| {
                 command.env("SSL_CERT_FILE", theirs.file());
             });
             let reasons = [&["we do not trust the broker"], reasons].concat();
-            refuses(worker, &reasons);
+            refuses(secure.site.start_as(command), &reasons);
         }
     }
 }
@@ -136,11 +158,10 @@ fn a_broker_that_asks_for_our_certificate_gets_it_or_we_give_up() {
     for tls in ["tlsv1.2", "tlsv1.3"] {
         let mut options = asks_for_certificates_of(&ca);
         options.push(format!("tls_version {tls}"));
-        let secure = Secure::new(&ca.broker(NAMES, Valid::Now), &options);
-        secure.runs_a_job("localhost", &ca.file(), shows(&ca.client("worker")));
-        let without = secure.worker("localhost", &ca.file(), |_| {});
-        let stranger = theirs.client("stranger");
-        let stranger = secure.worker("localhost", &ca.file(), shows(&stranger));
+        let secure = Secure::of(&ca, &options);
+        secure.runs_a_job(secure.idle(shows(&ca.client("worker"))));
+        let without = secure.worker(|_| {});
+        let stranger = secure.worker(shows(&theirs.client("stranger")));
         for worker in [without, stranger] {
             refuses(worker, &["MQTT_CERT_FILE", "alert"]);
         }
@@ -150,40 +171,37 @@ fn a_broker_that_asks_for_our_certificate_gets_it_or_we_give_up() {
 /// The broker ends the head's connection in order: so each acknowledgement is confirmed, which the claim's name says.
 fn a_pool_shares_a_queue(version: &str) {
     let ca = Authority::new("ours");
-    let options = asks_for_certificates_of(&ca);
-    let secure = Secure::new(&ca.broker(NAMES, Valid::Now), &options);
+    let secure = Secure::of(&ca, &asks_for_certificates_of(&ca));
+    let site = &secure.site;
     let ours = ca.client("worker");
-    let mark = secure.site.controller.mark();
+    let mark = site.controller.mark();
     let mut members = ["a", "b"].map(|name| {
-        secure.worker("localhost", &ca.file(), |command| {
+        secure.worker(|command| {
             speaking(version)(command);
             shows(&ours)(command);
             command
                 .env("JOB_POOL", "the-pool")
-                .env("JOB_ROOT", secure.site.drive.path())
+                .env("JOB_ROOT", site.drive.path())
                 .env("WORKER_ID", name)
                 .arg("supervise");
         })
     });
     for member in &mut members {
-        secure.site.await_state(member, mark, "idle");
+        site.await_state(member, mark, "idle");
     }
     let jobs: Vec<String> = (1..=6).map(|number| format!("job-{number}")).collect();
     for id in &jobs {
-        secure.site.submit(id, json!({ "steps": ["true"] }));
+        site.submit(id, json!({ "steps": ["true"] }));
     }
     for id in &jobs {
-        assert_eq!(secure.site.result(id).json()["status"], "success");
+        site.succeeds(id);
     }
-    let place = secure.site.drive.path().join(".job-worker/the-pool");
-    let done = || {
-        names(&place)
-            .iter()
-            .filter(|name| name.starts_with("d-") && name.ends_with("-0"))
-            .count()
-    };
+    let place = site.drive.path().join(".job-worker/the-pool");
+    let is_done = |name: &&String| name.starts_with("d-") && name.ends_with("-0");
     // the first one is that of the new session
-    wait::until("all to be done and confirmed", || done() == jobs.len() + 1);
+    wait::until("all to be done and confirmed", || {
+        names(&place).iter().filter(is_done).count() == jobs.len() + 1
+    });
 }
 
 /// The lines of a PEM file that say something.
@@ -198,58 +216,36 @@ fn secrets(file: &Path) -> Vec<String> {
 #[test]
 fn certificate_and_key_are_nowhere() {
     let ca = Authority::new("ours");
-    let secure = Secure::new(
-        &ca.broker(NAMES, Valid::Now),
-        &asks_for_certificates_of(&ca),
-    );
+    let secure = Secure::of(&ca, &asks_for_certificates_of(&ca));
     let ours = ca.client("worker");
-    let mark = secure.site.controller.mark();
-    let mut worker = secure.worker("localhost", &ca.file(), |command| {
+    let worker = secure.idle(|command| {
         shows(&ours)(command);
         command.env("RUST_LOG", "trace");
     });
-    secure.site.await_state(&mut worker, mark, "idle");
-    let job = secure.site.run_on(
-        worker,
-        "a",
-        json!({ "steps": ["env; cat /proc/$PPID/cmdline", "exit 3"] }),
-    );
+    let steps = json!(["env; cat /proc/$PPID/cmdline", "exit 3"]);
+    let job = secure.site.run_on(worker, "a", json!({ "steps": steps }));
     let said = job.worker.stderr();
-    assert!(
-        said.contains("job-worker: debug: "),
-        "the log tells all it has: {said}"
-    );
-    for text in [
-        said,
-        job.log.clone(),
-        job.read("job.status.json"),
-        job.published.text(),
-    ] {
-        for secret in secrets(&ours.key)
-            .iter()
-            .chain(&secrets(&ours.certificate))
-            .chain(&secrets(&ca.file()))
-        {
+    let tells_all = said.contains("job-worker: debug: ");
+    assert!(tells_all, "the log tells all it has: {said}");
+    let (status, result) = (job.read("job.status.json"), job.published.text());
+    let hidden = [&ours.key, &ours.certificate, &ca.file()].map(|file| secrets(file));
+    for text in [said, job.log, status, result] {
+        for secret in hidden.iter().flatten() {
             assert!(!text.contains(secret), "{text}");
         }
         assert!(!text.contains("MQTT_KEY_FILE"), "{text}");
     }
     // nor where it cannot be used
     let broken = secure.site.drive.path().join("broken");
-    fs::write(&broken, secrets(&ours.key).join("\n")).unwrap();
+    fs::write(&broken, hidden[0].join("\n")).unwrap();
     for name in ["MQTT_CA_FILE", "MQTT_CERT_FILE", "MQTT_KEY_FILE"] {
-        let mut worker = secure.worker("localhost", &ca.file(), |command| {
+        let mut worker = secure.worker(|command| {
             command.env(name, &broken).env("RUST_LOG", "trace");
         });
         worker.exits_with(78);
-        assert!(worker.stderr().contains(name), "{}", worker.stderr());
-        assert!(
-            secrets(&ours.key)
-                .iter()
-                .all(|secret| !worker.stderr().contains(secret)),
-            "{}",
-            worker.stderr()
-        );
+        let said = worker.stderr();
+        let tells = hidden[0].iter().any(|secret| said.contains(secret));
+        assert!(said.contains(name) && !tells, "{said}");
     }
 }
 
@@ -288,84 +284,56 @@ fn the_secure_broker_of_the_examples_serves_controller_and_worker() {
         broker = broker.config(&line.replace("/mosquitto/config", &dir.to_string_lossy()));
     }
     broker.restart();
-    let controller =
-        Controller::connect_as(&broker, "controller", Some(("controller", "correct horse")));
-    let secure = Secure {
-        site: Site::with(broker, controller),
-        port,
-    };
-    secure.runs_a_job(
-        "localhost",
-        &ca.file(),
-        with(&[
-            ("MQTT_USERNAME", "worker"),
-            ("MQTT_PASSWORD", "correct horse"),
-        ]),
-    );
-    refuses(
-        secure.worker("localhost", &ca.file(), |_| {}),
-        &["user name and password"],
-    );
+    let login = Some(("controller", "correct horse"));
+    let controller = Controller::connect_as(&broker, "controller", login);
+    let (site, ca) = (Site::with(broker, controller), ca.file());
+    let secure = Secure { site, port, ca };
+    let variables = [
+        ("MQTT_USERNAME", "worker"),
+        ("MQTT_PASSWORD", "correct horse"),
+    ];
+    secure.runs_a_job(secure.idle(with(&variables)));
+    refuses(secure.worker(|_| {}), &["user name and password"]);
 }
 
 #[test]
 fn without_a_ca_file_the_roots_of_the_system_count() {
     let ca = Authority::new("ours");
-    let secure = Secure::new(&ca.broker(NAMES, Valid::Now), &[]);
-    let configure = |command: &mut Command| {
-        command.env_remove("MQTT_CA_FILE");
-    };
+    let secure = Secure::of(&ca, &[]);
     // where the system has roots, ours is not among them; where it has none, that is said
-    let mut worker = secure.worker("localhost", &ca.file(), configure);
+    let mut worker = secure.worker(|command| _ = command.env_remove("MQTT_CA_FILE"));
     let status = worker.wait().code();
     let said = worker.stderr();
     let known = said.contains("UnknownIssuer") && status == Some(77);
     let none = said.contains("the system has no trusted certificates") && status == Some(78);
     assert!(known || none, "{status:?}: {said}");
 
-    secure.runs_a_job("localhost", &ca.file(), |command| {
-        configure(command);
+    secure.runs_a_job(secure.idle(|command| {
+        command.env_remove("MQTT_CA_FILE");
         command.env("SSL_CERT_FILE", ca.file());
-    });
+    }));
 }
 
 #[test]
 fn a_certificate_of_tomorrow_is_waited_for() {
     let ca = Authority::new("ours");
-    let secure = Secure::new(&ca.broker(NAMES, Valid::FromTomorrow), &[]);
-    let mut worker = secure.worker("localhost", &ca.file(), |_| {});
-    wait::until("the reason", || {
-        worker.stderr().contains("is our clock right?")
-    });
-    assert!(worker.ended().is_none());
+    let secure = Secure::showing(&ca.broker(NAMES, Valid::FromTomorrow), ca.file());
+    let mut worker = secure.worker(|_| {});
+    worker.await_stderr("is our clock right?");
     worker.stop();
 }
 
 #[test]
 fn a_certificate_that_expires_while_we_are_there_is_waited_for() {
     let ca = Authority::new("ours");
-    let good = ca.broker(NAMES, Valid::Now);
     let dir = TempDir::new();
-    let shown = good.copied_to(dir.path());
-    let good = shown.copied_to(ca.file().parent().expect("a directory"));
-    let mut secure = Secure::new(&shown, &[]);
-    let mut worker = secure.worker("localhost", &ca.file(), |_| {});
-    secure.site.await_state(&mut worker, 0, "idle");
-
-    secure.site.kill9_broker();
-    ca.broker(NAMES, Valid::UntilYesterday).replace(&shown);
-    secure.site.restart_broker();
-    wait::until("the reason", || worker.stderr().contains("expired"));
-    assert!(worker.ended().is_none(), "losing the broker is not an exit");
-
-    secure.site.kill9_broker();
-    good.replace(&shown);
-    secure.site.restart_broker();
-    let result = secure
-        .site
-        .run_on(worker, "later", json!({ "steps": ["true"] }))
-        .result;
-    assert_eq!(result["status"], "success", "{result}");
+    let shown = ca.broker(NAMES, Valid::Now).copied_to(dir.path());
+    let mut secure = Secure::showing(&shown, ca.file());
+    let worker = secure.idle(|_| {});
+    secure.restart(|| ca.broker(NAMES, Valid::UntilYesterday).replace(&shown));
+    worker.await_stderr("expired"); // losing the broker is not an exit
+    secure.restart(|| ca.broker(NAMES, Valid::Now).replace(&shown));
+    secure.runs_a_job(worker);
 }
 
 #[test]
@@ -374,20 +342,15 @@ fn renewed_files_are_read_for_the_next_connection() {
     let dirs = [TempDir::new(), TempDir::new()];
     let shown = before.broker(NAMES, Valid::Now).copied_to(dirs[0].path());
     let ours = before.client("worker").copied_to(dirs[1].path());
-    let mut secure = Secure::new(&shown, &asks_for_certificates_of(&before));
-    let mut worker = secure.worker("localhost", &before.file(), shows(&ours));
-    secure.site.await_state(&mut worker, 0, "idle");
-
-    secure.site.kill9_broker();
-    after.broker(NAMES, Valid::Now).replace(&shown);
-    after.client("worker").replace(&ours);
-    fs::copy(after.file(), before.file()).unwrap();
-    secure.site.restart_broker();
-    let result = secure
-        .site
-        .run_on(worker, "renewed", json!({ "steps": ["true"] }))
-        .result;
-    assert_eq!(result["status"], "success", "{result}");
+    let options = asks_for_certificates_of(&before);
+    let mut secure = Secure::at(LOCALHOST, &shown, before.file(), &options);
+    let worker = secure.idle(shows(&ours));
+    secure.restart(|| {
+        after.broker(NAMES, Valid::Now).replace(&shown);
+        after.client("worker").replace(&ours);
+        fs::copy(after.file(), before.file()).unwrap();
+    });
+    secure.runs_a_job(worker);
 }
 
 fn openssl(dir: &Path, line: &str) {
@@ -409,32 +372,29 @@ fn a_certificate_that_cannot_be_used_is_told_with_what_is_wrong_with_it() {
     let request =
         "openssl req -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -subj /CN=localhost";
     fs::write(in_dir("plain"), "basicConstraints = CA:FALSE\n").unwrap();
-    let ca_files = ca.file().with_extension("");
+    let ca_files = ca.file().with_extension("").display().to_string();
     let sign = format!(
-        "openssl x509 -req -days 2 -CA {0}.pem -CAkey {0}.key -CAcreateserial -in csr",
-        ca_files.display()
+        "openssl x509 -req -days 2 -CA {ca_files}.pem -CAkey {ca_files}.key -CAcreateserial -in csr"
     );
-    openssl(dir.path(), &format!("{request} -new -keyout key -out csr"));
-    openssl(dir.path(), &format!("{sign} -out version-1"));
-    openssl(dir.path(), &format!("{sign} -extfile plain -out nameless"));
-    openssl(
-        dir.path(),
-        &format!(
+    for line in [
+        format!("{request} -new -keyout key -out csr"),
+        format!("{sign} -out version-1"),
+        format!("{sign} -extfile plain -out nameless"),
+        format!(
             "{request} -x509 -days 2 -addext subjectAltName=DNS:localhost -keyout self.key -out self"
         ),
-    );
+    ] {
+        openssl(dir.path(), &line);
+    }
     for (certificate, key, ca, said) in [
         ("version-1", "key", ca.file(), "version 1"),
         ("nameless", "key", ca.file(), "subjectAltName"),
         ("self", "self.key", in_dir("self"), "CA:TRUE"),
     ] {
-        let broker = Identity {
-            certificate: in_dir(certificate),
-            key: in_dir(key),
-        };
-        let secure = Secure::new(&broker, &[]);
-        let worker = secure.worker("localhost", &ca, |_| {});
-        refuses(worker, &[said, "docs/reference.md, \"TLS\""]);
+        let [certificate, key] = [certificate, key].map(in_dir);
+        let secure = Secure::showing(&Identity { certificate, key }, ca);
+        let heading = "docs/reference.md, \"TLS\"";
+        refuses(secure.worker(|_| {}), &[said, heading]);
     }
 }
 
@@ -442,64 +402,58 @@ fn a_certificate_that_cannot_be_used_is_told_with_what_is_wrong_with_it() {
 #[test]
 fn the_two_lines_of_the_guide_make_a_certificate_that_can_be_used() {
     let dir = TempDir::new();
-    let guide = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operators.md");
-    let guide = fs::read_to_string(guide).expect("the guide");
-    let lines: Vec<_> = guide
-        .lines()
-        .filter_map(|line| line.strip_prefix("$ openssl req "))
-        .collect();
+    let guide = include_str!("../../docs/operators.md").lines();
+    let lines = guide.filter(|line| line.starts_with("$ openssl req "));
+    let lines: Vec<_> = lines.collect();
     assert_eq!(lines.len(), 2);
     for line in lines {
         let line = line.replace("broker.example", "localhost");
-        openssl(dir.path(), &format!("openssl req {line}"));
+        openssl(dir.path(), line.trim_start_matches("$ "));
     }
-    let broker = Identity {
-        certificate: dir.path().join("broker.pem"),
-        key: dir.path().join("broker.key"),
-    };
-    let secure = Secure::new(&broker, &[]);
-    secure.runs_a_job("localhost", &dir.path().join("ca.pem"), |_| {});
+    let [ca, certificate, key] =
+        ["ca.pem", "broker.pem", "broker.key"].map(|name| dir.path().join(name));
+    let secure = Secure::showing(&Identity { certificate, key }, ca);
+    secure.runs_a_job(secure.idle(|_| {}));
 }
 
 #[test]
 fn a_key_of_another_certificate_is_a_configuration_error() {
     let ca = Authority::new("ours");
     let (ours, other) = (ca.client("ours"), ca.client("other"));
-    let secure = Secure::new(&ca.broker(NAMES, Valid::Now), &[]);
+    let secure = Secure::of(&ca, &[]);
     for (certificate, key, said) in [
         (Some(&ours), Some(&other), "do not fit together"),
         (Some(&ours), None, "set both or none"),
         (None, Some(&ours), "set both or none"),
     ] {
-        let mut worker = secure.worker("localhost", &ca.file(), |command| {
+        let worker = secure.worker(|command| {
             certificate.map(|identity| command.env("MQTT_CERT_FILE", &identity.certificate));
             key.map(|identity| command.env("MQTT_KEY_FILE", &identity.key));
         });
-        worker.exits_with(78);
-        assert!(worker.stderr().contains(said), "{}", worker.stderr());
+        ends_with(78, worker, &[said]);
     }
 }
 
 #[test]
 fn tls_where_there_is_none_and_the_reverse_are_told() {
     let ca = Authority::new("ours");
-    let plain = Site::start();
-    let secure = Secure::new(&ca.broker(NAMES, Valid::Now), &[]);
+    let secure = Secure::of(&ca, &[]);
+    let (plain, port) = (secure.site.broker.port(), secure.port);
     for (url, said) in [
         (
-            format!("mqtts://localhost:{}", plain.broker.port()),
+            format!("mqtts://localhost:{plain}"),
             "mqtt:// is for a port without TLS",
         ),
         (
-            format!("mqtt://localhost:{}", secure.port),
+            format!("mqtt://localhost:{port}"),
             "a port with TLS wants mqtts://",
         ),
     ] {
-        let worker = plain.worker(|command| {
-            command.env("MQTT_URL", &url);
-            if url.starts_with("mqtts") {
-                command.env("MQTT_CA_FILE", ca.file());
+        let worker = secure.worker(|command| {
+            if url.starts_with("mqtt:") {
+                command.env_remove("MQTT_CA_FILE");
             }
+            command.env("MQTT_URL", &url);
         });
         worker.await_stderr(said);
     }
