@@ -9,8 +9,8 @@ use std::process::Command;
 
 use serde_json::json;
 use support::controller::Controller;
-use support::mosquitto::{Mosquitto, tool};
-use support::site::Site;
+use support::mosquitto::Mosquitto;
+use support::site::{Site, read};
 use support::wait;
 use support::worker::job_worker;
 
@@ -38,21 +38,9 @@ fn guarded(acl: &str) -> Mosquitto {
 }
 
 fn guarded_by(broker: Mosquitto, acl: &str) -> Mosquitto {
-    let (passwords, rights) = (broker.dir().join("passwords"), broker.dir().join("acl"));
-    for user in ["controller", "worker", "stranger", "observer"] {
-        let create: &[_] = if passwords.exists() {
-            &["-b"]
-        } else {
-            &["-c", "-b"]
-        };
-        let mut command = Command::new(tool("mosquitto_passwd"));
-        let made = command
-            .args(create)
-            .arg(&passwords)
-            .args([user, PASSWORD])
-            .status();
-        assert!(made.expect("mosquitto_passwd runs").success());
-    }
+    let users = ["controller", "worker", "stranger", "observer"];
+    let passwords = broker.passwords(&users, PASSWORD);
+    let rights = broker.dir().join("acl");
     let for_the_test = "\nuser observer\ntopic readwrite #\n\npattern read marker/%u\n";
     fs::write(&rights, acl.to_owned() + for_the_test).unwrap();
     let mut broker = broker
@@ -70,7 +58,11 @@ fn connect(broker: &Mosquitto, user: &str) -> Controller {
 }
 
 fn site(acl: &str) -> Site {
-    let broker = guarded(acl);
+    site_on(Mosquitto::prepare(), acl)
+}
+
+fn site_on(broker: Mosquitto, acl: &str) -> Site {
+    let broker = guarded_by(broker, acl);
     let controller = connect(&broker, "controller");
     Site::with(broker, controller)
 }
@@ -79,34 +71,23 @@ fn as_worker(version: &str) -> impl Fn(&mut Command) {
     move |command| {
         command
             .env("MQTT_USERNAME", "worker")
-            .env("MQTT_PASSWORD", PASSWORD);
-        command
-            .env("MQTT_PROTOCOL_VERSION", version)
-            .env("JOB_DIR_WAIT", "0");
+            .env("MQTT_PASSWORD", PASSWORD)
+            .env("MQTT_PROTOCOL_VERSION", version);
     }
 }
 
 fn controller_and_worker_can_do_all_that_they_need(version: &str) {
     let site = site(&example());
-    let job = site.run_on(
-        site.idle_worker(as_worker(version)),
-        "a",
-        json!({ "steps": ["true"] }),
-    );
+    let worker = site.idle_worker(as_worker(version));
+    let job = site.run_on(worker, "a", json!({ "steps": ["true"] }));
     assert_eq!(job.result["status"], "success");
-    assert!(!site.controller.heard("jobs/status/a").is_empty());
-    assert!(
-        !site
-            .controller
-            .heard("jobs/workers/node-worker-01")
-            .is_empty()
-    );
-
+    for topic in ["jobs/status/a", "jobs/workers/node-worker-01"] {
+        assert!(!site.controller.heard(topic).is_empty(), "{topic}");
+    }
     let mut worker = site.idle_worker(as_worker(version));
     site.controller.publish("jobs/pending", "no JSON");
     site.controller.next("jobs/rejected");
-    let dir = site.submit("b", json!({ "steps": ["echo begun > begun; sleep 60"] }));
-    wait::until("the step", || dir.join("begun").exists());
+    site.hold("b");
     site.controller.publish("jobs/cancel/b", "");
     let result = site.result("b").json();
     assert_eq!(result["reason"], "cancelled", "{result}");
@@ -150,18 +131,11 @@ fn nobody_can_do_more_than_that() {
     let broker = guarded(&example());
     let observer = connect(&broker, "observer");
     let [pending, cancel, results, status, workers, rejected] = TOPICS;
+    let (of_controller, of_worker) = ([pending, cancel], [results, status, workers, rejected]);
     for (user, writes, reads) in [
-        (
-            "controller",
-            vec![pending, cancel],
-            vec![results, status, workers, rejected],
-        ),
-        (
-            "worker",
-            vec![results, status, workers, rejected],
-            vec![pending, cancel],
-        ),
-        ("stranger", vec![], vec![]),
+        ("controller", &of_controller[..], &of_worker[..]),
+        ("worker", &of_worker, &of_controller),
+        ("stranger", &[], &[]),
     ] {
         assert_eq!(writable(&broker, &observer, user), writes, "{user} writes");
         assert_eq!(readable(&broker, &observer, user), reads, "{user} reads");
@@ -170,31 +144,23 @@ fn nobody_can_do_more_than_that() {
 
 /// The ACL without the worker's right to these topics.
 fn without(topic: &str) -> String {
-    let (start, workers) = example()
-        .split_once("user worker\n")
-        .map(|(a, b)| (a.to_owned(), b.to_owned()))
-        .expect("it");
-    let kept = workers
-        .lines()
-        .filter(|line| !line.ends_with(topic))
-        .map(|line| format!("{line}\n"));
-    let kept: String = kept.collect();
-    assert_ne!(kept.len(), workers.len(), "{topic}");
-    format!("{start}user worker\n{kept}")
+    let acl = example();
+    let (start, rights) = acl.split_once("user worker\n").expect("it");
+    let lines: Vec<_> = rights.lines().collect();
+    let is_kept = |line: &&str| !line.ends_with(topic);
+    let kept: Vec<_> = lines.iter().copied().filter(is_kept).collect();
+    assert_ne!(kept.len(), lines.len(), "{topic}");
+    format!("{start}user worker\n{}\n", kept.join("\n"))
 }
 
-// Mosquitto tells of a denied publish to version 5 clients only; with 3.1.1 it takes the message and drops it.
 #[test]
 fn a_worker_that_may_not_write_rejections_says_so() {
     let site = site(&without("jobs/rejected"));
     let mut worker = site.idle_worker(as_worker("5"));
     site.controller.publish("jobs/pending", "no JSON");
     worker.exits_with(77);
-    assert!(
-        worker.stderr().contains("jobs/rejected"),
-        "{}",
-        worker.stderr()
-    );
+    let said = worker.stderr();
+    assert!(said.contains("jobs/rejected"), "{said}");
 }
 
 /// As the head of a pool. Else its request would stay at the head of the queue, and nobody would hear of it.
@@ -222,72 +188,57 @@ fn a_worker_that_may_not_write_results_says_so_and_the_next_one_that_may_does() 
     site.request(json!({})); // it is rejected, and has packet identifier 1, which tells nothing
     let dir = site.submit("a", json!({ "steps": ["echo ran >> ran"] }));
     worker.exits_with(77);
-    assert!(
-        worker.stderr().contains("jobs/results/"),
-        "{}",
-        worker.stderr()
-    );
+    let said = worker.stderr();
+    assert!(said.contains("jobs/results/"), "{said}");
     site.kill9_broker();
     let rights = site.broker.dir().join("acl");
-    let repaired =
-        fs::read_to_string(&rights).unwrap() + "\nuser worker\ntopic write jobs/results/+\n";
-    fs::write(&rights, repaired).unwrap();
+    let right = "\nuser worker\ntopic write jobs/results/+\n";
+    fs::write(&rights, read(&rights) + right).unwrap();
     site.restart_broker();
     let mut worker = site.worker(as_worker("5"));
-    assert_eq!(site.result("a").json()["status"], "success");
+    site.succeeds("a");
     worker.exits_with(0);
-    assert_eq!(support::site::read(&dir.join("ran")), "ran\n", "once");
+    assert_eq!(read(&dir.join("ran")), "ran\n", "once");
 }
 
 #[test]
 fn a_worker_that_may_not_show_its_presence_still_works() {
     let site = site(&without("jobs/workers/+"));
     let mut worker = site.worker(as_worker("5"));
-    wait::until("the subscription", || {
-        worker.stderr().contains("waiting for a job")
-    });
+    worker.await_stderr("waiting for a job");
     site.submit("a", json!({ "steps": ["true"] }));
-    assert_eq!(site.result("a").json()["status"], "success");
+    site.succeeds("a");
     worker.exits_with(0);
 }
 
-/// `check --connect` as `user` with `password`: what it says on stdout and stderr, and its exit status.
-fn check(broker: &Mosquitto, user: &str, password: &str) -> (String, String, Option<i32>) {
-    let output = job_worker()
+/// `check --connect` as `worker` with `password`: what it says on stdout and stderr, and its exit status.
+fn check(broker: &Mosquitto, password: &str) -> (String, String, Option<i32>) {
+    let mut command = job_worker();
+    command
         .args(["check", "--connect"])
         .env("MQTT_URL", broker.url())
-        .env("MQTT_USERNAME", user)
-        .env("MQTT_PASSWORD", password)
-        .output()
-        .unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    (
-        text(output.stdout),
-        text(output.stderr),
-        output.status.code(),
-    )
+        .env("MQTT_USERNAME", "worker")
+        .env("MQTT_PASSWORD", password);
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    let status = output.status.code();
+    (text(output.stdout), text(output.stderr), status)
 }
 
 #[test]
 fn check_names_a_login_that_the_broker_denies() {
     let broker = guarded(&example());
-    let (good, wrong, status) = check(&broker, "worker", PASSWORD);
+    let (good, wrong, status) = check(&broker, PASSWORD);
     assert_eq!((status, &*wrong), (Some(0), ""), "{good}");
-    assert!(
-        good.contains("login: accepted as user \"worker\""),
-        "{good}"
-    );
+    let accepted = "login: accepted as user \"worker\"";
+    assert!(good.contains(accepted), "{good}");
 
-    let (good, wrong, status) = check(&broker, "worker", "hunter2");
+    let (good, wrong, status) = check(&broker, "hunter2");
     assert_eq!(status, Some(78));
-    assert!(
-        wrong.starts_with("broker: login: the broker denies access with our user name"),
-        "{wrong}"
-    );
-    assert!(
-        good.contains("broker: TCP: ") && !good.contains("hunter2"),
-        "{good}"
-    );
+    let denied = "broker: login: the broker denies access with our user name";
+    assert!(wrong.starts_with(denied), "{wrong}");
+    let stops_there = good.contains("broker: TCP: ") && !good.contains("hunter2");
+    assert!(stops_there, "{good}");
 }
 
 /// A broker that puts the user's name for every client id gives `check` the session of the worker.
@@ -295,17 +246,15 @@ fn check_names_a_login_that_the_broker_denies() {
 fn check_takes_nothing_from_a_worker_whose_client_id_it_is_given() {
     for version in ["5", "4"] {
         let broker = Mosquitto::prepare().config("use_username_as_clientid true");
-        let broker = guarded_by(broker, &example());
-        let controller = connect(&broker, "controller");
-        let site = Site::with(broker, controller);
-        let mut worker = site.idle_worker(as_worker(version));
-        worker.stop();
+        let site = site_on(broker, &example());
+        site.idle_worker(as_worker(version)).stop();
         site.submit("a", json!({ "steps": ["true"] }));
-        let (good, wrong, status) = check(&site.broker, "worker", PASSWORD);
+        let (good, wrong, status) = check(&site.broker, PASSWORD);
         assert_eq!(status, Some(78), "{good}");
-        assert!(wrong.contains("session of another client id"), "{wrong}");
+        let told = wrong.contains("session of another client id");
+        assert!(told, "{wrong}");
         let mut worker = site.worker(as_worker(version));
-        assert_eq!(site.result("a").json()["status"], "success");
+        site.succeeds("a");
         worker.exits_with(0);
     }
 }

@@ -10,7 +10,7 @@ use std::process::Command;
 use serde_json::json;
 use support::ca::{Authority, Identity, Valid};
 use support::controller::Controller;
-use support::mosquitto::{Mosquitto, free_port, tool};
+use support::mosquitto::{Mosquitto, free_port};
 use support::site::{Site, names};
 use support::temp_dir::TempDir;
 use support::wait;
@@ -257,20 +257,7 @@ fn the_secure_broker_of_the_examples_serves_controller_and_worker() {
     let port = free_port();
     let mut broker = Mosquitto::prepare().without_persistence();
     let dir = broker.dir().to_owned();
-    for user in ["controller", "worker"] {
-        let create: &[_] = if user == "controller" {
-            &["-c", "-b"]
-        } else {
-            &["-b"]
-        };
-        let mut command = Command::new(tool("mosquitto_passwd"));
-        let made = command
-            .args(create)
-            .arg(dir.join("passwords"))
-            .args([user, "correct horse"])
-            .status();
-        assert!(made.expect("mosquitto_passwd runs").success());
-    }
+    broker.passwords(&["controller", "worker"], "correct horse");
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/mosquitto");
     fs::copy(examples.join("acl"), dir.join("acl")).expect("the ACL of the examples");
     let shown = ca.broker(NAMES, Valid::Now);

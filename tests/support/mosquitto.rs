@@ -60,15 +60,21 @@ impl Mosquitto {
 
     /// Lets in only `user` with `password`.
     pub fn only_user(self, user: &str, password: &str) -> Self {
-        let file = self.dir.path().join("passwords");
-        let made = Command::new(tool("mosquitto_passwd"))
-            .args(["-c", "-b"])
-            .arg(&file)
-            .args([user, password])
-            .status();
-        assert!(made.expect("mosquitto_passwd runs").success());
+        let file = self.passwords(&[user], password);
         self.config("allow_anonymous false")
             .config(&format!("password_file {}", file.display()))
+    }
+
+    /// A file with the password of these users.
+    pub fn passwords(&self, users: &[&str], password: &str) -> PathBuf {
+        let file = self.dir.path().join("passwords");
+        fs::write(&file, "").expect("the file can be written");
+        for user in users {
+            let mut command = Command::new(tool("mosquitto_passwd"));
+            let made = command.arg("-b").arg(&file).args([user, password]);
+            assert!(made.status().expect("mosquitto_passwd runs").success());
+        }
+        file
     }
 
     pub fn port(&self) -> u16 {
