@@ -7,7 +7,7 @@ mod broker;
 
 use crate::Exit;
 use crate::config::{Config, OnStop};
-use crate::contract::{Document, Rejection};
+use crate::contract::{Document, Rejection, took};
 use crate::inbox::{Event, Inbox, Outbox};
 use crate::job::{Interruption, News, Outcome, Run};
 use crate::messages::{Messages, at_qos_0, read_request};
@@ -494,8 +494,7 @@ impl Worker {
 /// Says in one line how a job ended.
 fn log_result(document: &Document) {
     let (id, code) = (document.id.as_str(), document.exit_code.unwrap_or(1));
-    let seconds = document.duration_ms.map(|ms| ms as f64 / 1000.0);
-    let took = seconds.map(|seconds| format!(" in {seconds:.1} s"));
+    let took = document.duration_ms.map(|ms| format!(" in {} s", took(ms)));
     let took = took.unwrap_or_default();
     match &document.error {
         None => log::info!("job {id}: success{took}, exit code {code}"),

@@ -19,7 +19,9 @@ pub use origin::{RequestOrigin, fnv_1a, identity};
 pub use plan::Plan;
 pub use request::{MAX_REQUEST_BYTES, Rejection, Request, rejection_notice, told};
 pub use shorten::shorten;
-pub use status::{Document, JobState, Reason, StepState, StepStatus, Timestamp, millis};
+pub use status::{
+    Document, JobState, Reason, StepState, StepStatus, Timestamp, millis, seconds, took,
+};
 pub use topics::Topics;
 
 /// Text from outside in one line: it cannot make a second line, speak to the reader's terminal, or show its characters in

@@ -1,6 +1,7 @@
 //! What a job will do: the request, `job.json` and the worker's limits, merged.
 
 use super::definition::{Definition, Step};
+use super::seconds;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -46,7 +47,7 @@ impl Plan {
         if let (Some(asked), Some(bound)) = (asked, timeout)
             && asked > bound
         {
-            let (asked, bound) = (asked.as_secs_f64(), bound.as_secs_f64());
+            let (asked, bound) = (seconds(asked), seconds(bound));
             warnings.push(format!(
                 "asks for timeoutSeconds {asked}, more than JOB_TIMEOUT allows: {bound}"
             ));

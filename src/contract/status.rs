@@ -244,6 +244,19 @@ pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// A limit in seconds, exactly, as a person has written it. Whole numbers do without what formats floating point, which is a
+/// hundredth of the program.
+pub fn seconds(limit: Duration) -> String {
+    let text = format!("{}.{:09}", limit.as_secs(), limit.subsec_nanos());
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// How many seconds something took, with one decimal.
+pub fn took(ms: u64) -> String {
+    let tenths = ms.saturating_add(50) / 100;
+    format!("{}.{}", tenths / 10, tenths % 10)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -287,6 +300,19 @@ mod tests {
     fn a_duration_is_told_in_milliseconds() {
         assert_eq!(millis(Duration::from_micros(1_234_999)), 1234);
         assert_eq!(millis(Duration::MAX), u64::MAX);
+        for (limit, text) in [
+            (2000, "2"),
+            (500, "0.5"),
+            (10_250, "10.25"),
+            (100_000, "100"),
+            (0, "0"),
+        ] {
+            assert_eq!(seconds(Duration::from_millis(limit)), text);
+        }
+        assert_eq!(
+            [0, 49, 50, 1949, 1950].map(took),
+            ["0.0", "0.0", "0.1", "1.9", "2.0"]
+        );
     }
 
     fn id() -> JobId {

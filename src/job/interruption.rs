@@ -1,6 +1,6 @@
 //! Why a job is ended before its own end: by a limit, by its controller, or by a stop of the worker.
 
-use crate::contract::Reason;
+use crate::contract::{Reason, seconds};
 use std::time::Duration;
 
 /// Why a job is ended before its own end.
@@ -64,7 +64,7 @@ impl Interruption {
                     Limit::Job => ("the job".to_owned(), ""),
                     Limit::Setting => ("the job".to_owned(), " (JOB_TIMEOUT)"),
                 };
-                format!("{what} timed out after {}s{whose}", after.as_secs_f64())
+                format!("{what} timed out after {}s{whose}", seconds(after))
             }
             Self::Cancelled(by) => format!("cancelled by {by}"),
             Self::LogLimit(limit) => format!("job.log has passed its limit of {limit} bytes"),

@@ -9,7 +9,7 @@ use super::save::{self, Begun, Ending};
 use super::step::{Due, EndedStep, RunningStep};
 use super::{Interruption, OpenError, environment, journal};
 use crate::config::{Durability, JobConfig};
-use crate::contract::{Attempt, Document, JobState, Reason, StepState, Timestamp, millis};
+use crate::contract::{Attempt, Document, JobState, Reason, StepState, Timestamp, millis, took};
 use crate::process::{self, Swept};
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -268,9 +268,9 @@ impl Running {
         let how = signal.as_ref().map(|name| format!(" ({name})"));
         let place = self.job.step_number(ended.index);
         self.job.log.line(format_args!(
-            "{place}: exit {code}{} in {:.1}s",
+            "{place}: exit {code}{} in {}s",
             how.as_deref().unwrap_or_default(),
-            ended.duration.as_secs_f64()
+            took(millis(ended.duration))
         ));
         let status = &mut self.journal.document.steps[ended.index];
         status.status = match code {

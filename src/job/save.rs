@@ -14,7 +14,7 @@
 use super::log::JobLog;
 use super::{IsLost, Outcome, WorkDir, journal};
 use crate::config::Durability;
-use crate::contract::{Document, JobState, Reason};
+use crate::contract::{Document, JobState, Reason, took};
 use std::os::fd::IntoRawFd;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -232,8 +232,8 @@ fn verdict(document: &Document) -> String {
         }
         (_, Some(error)) => format!("job failed: {error}"),
         (_, None) => {
-            let seconds = document.duration_ms.unwrap_or_default() as f64 / 1000.0;
-            format!("job success in {seconds:.1}s")
+            let took = took(document.duration_ms.unwrap_or_default());
+            format!("job success in {took}s")
         }
     }
 }

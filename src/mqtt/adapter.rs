@@ -5,6 +5,7 @@
 
 use super::reasons::{Lack, Reason};
 use super::{Credentials, Event, Protocol, Retention, Session, Settings, Subscription, v3, v5};
+use crate::contract::seconds;
 use crate::mqtt;
 use rumqttc::Outgoing;
 use rumqttc::v5::Event as Heard;
@@ -299,7 +300,7 @@ impl Adapter {
                     (self.unread, self.broken) = (self.receiver.unread(), Some(broken));
                 }
                 None => {
-                    let seconds = self.silence.as_secs_f64();
+                    let seconds = seconds(self.silence);
                     let end = match self.connection {
                         None => End::Unanswered,
                         Some(_) => End::Lost,
