@@ -16,8 +16,7 @@ use super::{IsLost, Outcome, WorkDir, journal};
 use crate::config::Durability;
 use crate::contract::{Document, JobState, Reason, took};
 use std::os::fd::IntoRawFd;
-use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Whether the final journal is being written, or is there: no stop is noted any more.
@@ -41,15 +40,34 @@ pub type Wake = Arc<dyn Fn() + Send + Sync>;
 
 /// A job of which the drive takes log and journal.
 pub struct Saving {
-    done: Receiver<Outcome>,
+    done: Arc<Done>,
     /// What notes a stop, unless one is noted.
     note: Option<(WorkDir, Document, Begun)>,
     /// The worker stops, and waits for the drive until then.
     leave_at: Option<Instant>,
 }
 
+/// The outcome, once the drive has the rest. No channel: the code of one more would be a hundredth of the program.
+#[derive(Default)]
+struct Done(Mutex<Option<Outcome>>, Condvar);
+
+impl Done {
+    fn put(&self, outcome: Outcome) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+        self.1.notify_one();
+    }
+
+    fn take(&self, patience: Duration) -> Option<Outcome> {
+        let slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self
+            .1
+            .wait_timeout_while(slot, patience, |slot| slot.is_none());
+        waited.unwrap_or_else(PoisonError::into_inner).0.take()
+    }
+}
+
 impl Saving {
-    /// Begins to make log and journal final. `wake` is called when that is done, if it is not done here. A worker that stops
+    /// Begins to make log and journal final. `wake` is called when that is done, where it may take a while. A worker that stops
     /// leaves at `leave_at`.
     pub fn begin(
         ending: Ending,
@@ -66,20 +84,23 @@ impl Saving {
             None => ending.dir.try_clone().ok(),
         };
         let note = note.map(|dir| (dir, ending.document.clone(), ending.begun.clone()));
-        let (sender, done) = mpsc::channel();
-        let (give, given) = mpsc::channel();
-        let (wake, over) = (wake.clone(), sender.clone());
-        let wait = move || {
-            if let Ok(ending) = given.recv() {
-                let _ = over.send(finish(ending, durability)); // a worker that has left does not care
-                wake();
+        let done = Arc::<Done>::default();
+        if durability == Durability::Cache && leave_at.is_none() {
+            done.put(finish(ending, durability));
+        } else {
+            let given = Arc::new(Mutex::new(Some(ending)));
+            let (done, wake) = (done.clone(), wake.clone());
+            let save = move || {
+                let given = given.lock().unwrap_or_else(PoisonError::into_inner).take();
+                if let Some(ending) = given {
+                    done.put(finish(ending, durability));
+                    wake();
+                }
+            };
+            let threads = std::thread::Builder::new().name("drive".to_owned());
+            if threads.spawn(save.clone()).is_err() {
+                save();
             }
-        };
-        let threads = std::thread::Builder::new().name("drive".to_owned());
-        let is_slow = durability == Durability::Disk || leave_at.is_some();
-        match is_slow && threads.spawn(wait).is_ok() {
-            true => drop(give.send(ending)),
-            false => drop(sender.send(finish(ending, durability))),
         }
         Self {
             done,
@@ -103,7 +124,7 @@ impl Saving {
 
     /// How the job ended, once the drive has it; waits no longer than this.
     pub fn outcome(&self, patience: Duration) -> Option<Outcome> {
-        self.done.recv_timeout(patience).ok()
+        self.done.take(patience)
     }
 }
 
