@@ -4,11 +4,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::members::{await_queue, claims, member_of};
+use super::members::{await_no_claims, await_queue, member_of, supervised};
 use super::support::broker::{Packet, Verdict};
 use super::support::proxy::Proxy;
-use super::support::site::Site;
-use super::support::wait;
+use super::support::site::{Site, read};
 
 #[test]
 fn a_head_that_is_cut_off_frees_the_head() {
@@ -23,20 +22,15 @@ fn a_head_that_is_cut_off_frees_the_head() {
     way.hold();
     let cut = Instant::now();
     site.submit("a", json!({ "steps": ["true"] }));
-    let result = site.result("a").json();
-    eprintln!("taken by another {:?} after the cut", cut.elapsed());
-    assert_eq!(result["worker"], "other");
+    assert_eq!(site.result("a").json()["worker"], "other");
     other.exits_with(0);
-    assert!(
-        cut.elapsed() < Duration::from_secs(20),
-        "{:?}",
-        cut.elapsed()
-    );
+    let took = cut.elapsed();
+    assert!(took < Duration::from_secs(20), "{took:?}");
     way.release();
     site.submit("b", json!({ "steps": ["true"] }));
     assert_eq!(site.result("b").json()["worker"], "cut-off");
     cut_off.exits_with(0);
-    wait::until("no claim to be left", || claims(&site).is_empty());
+    await_no_claims(&site);
     assert_eq!(site.controller.heard("jobs/results/").len(), 2, "each once");
 }
 
@@ -55,16 +49,12 @@ fn a_request_whose_acknowledgement_the_broker_does_not_live_to_read_runs_once(ve
         Verdict::Pass
     });
     let mark = site.mark();
-    let mut member = site.worker(|command| {
-        member_of(&site, "a", version)(command);
-        command.arg("supervise");
-    });
+    let mut member = supervised(&site, "a", version);
     site.await_state(&mut member, mark, "idle");
     let dir = site.directory("job");
     for id in ["first", "cut", "last"] {
         site.request(json!({ "id": id, "workDir": dir, "steps": [format!("echo {id} >> runs")] }));
     }
     site.result("last");
-    let runs = std::fs::read_to_string(dir.join("runs")).unwrap();
-    assert_eq!(runs, "first\ncut\nlast\n");
+    assert_eq!(read(&dir.join("runs")), "first\ncut\nlast\n");
 }

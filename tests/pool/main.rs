@@ -8,7 +8,6 @@ mod check;
 mod cut;
 mod death;
 mod frozen;
-mod hosts;
 mod members;
 mod misplaced;
 mod moves;

@@ -1,12 +1,11 @@
 //! docs/operators.md, "From a queue of its own to a pool, and back": no job is lost, and none runs twice.
 
 use std::fs;
-use std::path::Path;
 
 use serde_json::json;
 
-use super::members::{await_queue, claims, make_pool, supervised};
-use super::support::site::{Site, await_file, while_exists};
+use super::members::{await_no_claims, await_queue, claims, make_pool, supervised};
+use super::support::site::{Site, await_file, read, while_exists};
 use super::support::wait;
 use super::support::worker::Worker;
 
@@ -15,10 +14,6 @@ on_both_protocols!(from_a_queue_of_its_own_to_a_pool_and_back_no_job_is_lost);
 /// Publishes a request whose job leaves a line in the file `runs` each time that it runs to its end.
 fn submit(site: &Site, id: &str) {
     site.submit(id, json!({ "steps": ["echo $WORKER_ID >> runs"] }));
-}
-
-fn runs(dir: &Path) -> String {
-    fs::read_to_string(dir.join("runs")).unwrap_or_default()
 }
 
 fn stop(mut member: Worker) {
@@ -65,17 +60,14 @@ fn from_a_queue_of_its_own_to_a_pool_and_back_no_job_is_lost(version: &str) {
     members.into_iter().for_each(stop);
     assert_eq!(claims(&site).len(), 1);
     // the member that stopped last may have had it, too
-    let begun = || {
-        let begun = fs::read_to_string(gate.with_file_name("begun")).unwrap();
-        begun.lines().count()
-    };
+    let begun = || read(&gate.with_file_name("begun")).lines().count();
     let before = begun();
     // one member again, until no claim is left
     let member = supervised(&site, "m1", version);
     wait::until("the job to run again", || begun() > before);
     fs::remove_file(&gate).unwrap();
     site.result("held");
-    wait::until("no claim to be left", || claims(&site).is_empty());
+    await_no_claims(&site);
     stop(member);
     submit(&site, "back-1");
     submit(&site, "back-2");
@@ -89,7 +81,7 @@ fn from_a_queue_of_its_own_to_a_pool_and_back_no_job_is_lost(version: &str) {
     for id in [
         "own-1", "own-2", "own-3", "pool-1", "pool-2", "held", "back-1", "back-2",
     ] {
-        let lines = runs(&site.drive.path().join(id));
+        let lines = read(&site.drive.path().join(id).join("runs"));
         assert_eq!(lines.lines().count(), 1, "{id} ran on {lines}");
     }
     assert!(site.controller.heard("jobs/rejected").is_empty());

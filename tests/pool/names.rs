@@ -15,8 +15,10 @@ fn member(site: &Site, name: &str) -> Worker {
 
 fn await_presence(site: &Site, name: &str, state: &str) {
     wait::until(&format!("{name} to be {state}"), || {
-        let heard = site.controller.heard(&format!("jobs/workers/{name}"));
-        let last = heard.iter().rfind(|message| message.topic.ends_with(name));
+        let heard = site.controller.heard("jobs/workers/");
+        let last = heard
+            .iter()
+            .rfind(|message| message.topic.ends_with(&format!("/{name}")));
         last.is_some_and(|message| message.json()["state"] == state)
     });
 }
@@ -27,18 +29,19 @@ fn members_without_a_worker_id_are_numbered_and_a_free_number_is_taken_again() {
     let host = rustix::system::uname();
     let host = host.nodename().to_str().unwrap();
     let names = [host.to_owned(), format!("{host}-2"), format!("{host}-3")];
-    let mut members: Vec<Worker> = names
-        .iter()
-        .map(|name| {
-            let member = member(&site, "");
-            await_presence(&site, name, "idle");
-            member
-        })
-        .collect();
+    // it has its name before it connects, and says that it is idle up to 2 s later
+    let begin = || {
+        let member = member(&site, "");
+        member.await_stderr("connected to the broker");
+        member
+    };
+    let mut members = [begin(), begin(), begin()];
+    for name in &names {
+        await_presence(&site, name, "idle");
+    }
     members[1].kill9();
     await_presence(&site, &names[1], "offline");
-    let _next = member(&site, "");
-    await_presence(&site, &names[1], "idle");
+    let _next = begin();
     // a supervisor keeps its name for all its workers, also while the first one is free
     let mut command = site.command(["supervise"]);
     command
@@ -46,14 +49,16 @@ fn members_without_a_worker_id_are_numbered_and_a_free_number_is_taken_again() {
         .env("JOB_ROOT", site.drive.path());
     let _supervisor = site.start_as(command);
     let kept = format!("{host}-4");
-    await_presence(&site, &kept, "idle");
+    for name in [&names[1], &kept] {
+        await_presence(&site, name, "idle");
+    }
     for member in [0, 2] {
         members[member].sigterm();
         members[member].exits_with(0);
     }
     for id in ["a", "b", "c"] {
         site.submit(id, serde_json::json!({ "steps": ["true"] }));
-        site.result(id).json();
+        site.result(id);
     }
     await_presence(&site, &kept, "idle");
 }

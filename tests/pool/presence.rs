@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::members::member_of;
-use super::support::broker::{Entry, Packet, Verdict};
+use super::support::broker::{Broker, Entry, Packet, Verdict};
 use super::support::site::Site;
 use super::support::wait;
 
@@ -31,11 +31,11 @@ fn a_member_is_idle_only_when_the_broker_has_granted_the_queue(version: &str) {
 }
 
 /// Waits until both members are idle, and asserts of each that it was not before the subscription.
-fn await_idle(site: &Site<super::support::broker::Broker>, from: usize) {
+fn await_idle(site: &Site<Broker>, from: usize) {
     wait::until("both to be idle", || {
         let (mut heads, mut is_granted) = (BTreeSet::new(), false);
         let mut idle = BTreeSet::new();
-        for (place, entry) in site.broker.log().iter().enumerate() {
+        for (place, entry) in site.broker.log().into_iter().enumerate() {
             let Entry::Packet {
                 connection,
                 packet,
@@ -47,16 +47,16 @@ fn await_idle(site: &Site<super::support::broker::Broker>, from: usize) {
             };
             match packet {
                 Packet::Connect { client_id, .. } if client_id == "the-pool" => {
-                    heads.insert(*connection);
+                    heads.insert(connection);
                 }
-                Packet::SubAck { .. } if place >= from && heads.contains(connection) => {
+                Packet::SubAck { .. } if place >= from && heads.contains(&connection) => {
                     is_granted = true;
                 }
                 Packet::Publish { topic, payload, .. } if place >= from => {
-                    let said: Value = serde_json::from_slice(payload).unwrap();
+                    let said: Value = serde_json::from_slice(&payload).unwrap();
                     if said["state"] == "idle" && said["waitingFor"].is_null() {
                         assert!(is_granted, "idle, and nothing is kept: {said}");
-                        idle.insert(topic.clone());
+                        idle.insert(topic);
                     }
                 }
                 _ => {}

@@ -2,15 +2,19 @@
 
 use std::fs;
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::json;
 
-use super::members::{await_queue, claims, make_pool, member_of, supervised};
+use super::members::{
+    await_no_claims, await_queue, claims, first_member, make_pool, member_of, pool_of, supervised,
+};
 use super::support::controller::Controller;
 use super::support::mount::Mount;
-use super::support::site::{Site, while_exists};
+use super::support::site::{Site, await_file, names, read, until_exists};
 use super::support::wait;
+use super::support::worker::with;
 
 on_both_protocols!(
     what_cannot_be_used_is_rejected_and_the_head_goes_on,
@@ -19,28 +23,24 @@ on_both_protocols!(
 
 fn what_cannot_be_used_is_rejected_and_the_head_goes_on(version: &str) {
     let site = Site::start();
-    let mut worker = site.idle_worker(member_of(&site, "a", version));
-    await_queue(&site);
+    let mut worker = first_member(&site, "a", version);
     site.controller.publish("jobs/pending", "no json");
     site.request(json!({ "id": "bad", "workDir": 7 }));
     site.controller.publish_at_qos_0("jobs/pending", "nothing");
     // it takes a retained request off the broker, and is none itself
     site.controller.publish_at_qos_0("jobs/pending", "");
-    let dir = site.prepare("good", json!({ "steps": ["true"] }));
-    site.request(json!({ "id": "good", "workDir": dir }));
+    site.submit("good", json!({ "steps": ["true"] }));
     // the one at QoS 0 may overtake it: it is rejected on another connection
-    wait::until("its rejection", || {
-        let rejected = site.controller.heard("jobs/rejected");
-        rejected
-            .iter()
-            .any(|notice| notice.json()["payload"] == "no json")
-    });
+    let rejected = || {
+        let rejected = site.controller.heard("jobs/rejected").into_iter();
+        rejected.map(|notice| notice.json()["payload"].clone())
+    };
+    wait::until("its rejection", || rejected().any(|it| it == "no json"));
     assert_eq!(site.result("bad").json()["reason"], "rejected");
-    assert_eq!(site.result("good").json()["status"], "success");
+    site.succeeds("good");
     worker.exits_with(0);
     assert_eq!(claims(&site), [""; 0]);
-    let rejected = site.controller.heard("jobs/rejected");
-    assert!(rejected.iter().all(|notice| notice.json()["payload"] != ""));
+    assert!(rejected().all(|payload| payload != ""));
 }
 
 #[test]
@@ -49,22 +49,20 @@ fn a_key_in_progress_is_not_run_twice() {
     let _members = ["a", "b"].map(|name| supervised(&site, name, "5"));
     await_queue(&site);
     let dir = site.directory("keyed");
-    fs::write(dir.join("gate"), "").unwrap();
-    let step = format!("echo >> runs; {}", while_exists("gate"));
+    let step = format!("echo >> runs; {}", until_exists("gate"));
     let request = |id| json!({ "id": id, "workDir": dir, "key": "k", "steps": [step] });
     site.request(request("keyed"));
-    wait::until("the job to run", || dir.join("runs").exists());
+    await_file(&dir.join("runs"));
     site.request(request("keyed"));
     // whoever waits for it knows its own id only
     site.request(request("another"));
     site.submit("other", json!({ "steps": ["true"] }));
     site.result("other");
-    fs::remove_file(dir.join("gate")).unwrap();
+    fs::write(dir.join("gate"), "").unwrap();
     for id in ["keyed", "keyed", "another"] {
-        assert_eq!(site.result(id).json()["status"], "success");
+        site.succeeds(id);
     }
-    let runs = fs::read_to_string(dir.join("runs")).unwrap();
-    assert_eq!(runs.lines().count(), 2);
+    assert_eq!(read(&dir.join("runs")).lines().count(), 2);
 }
 
 fn a_directory_runs_one_job_at_a_time_in_the_order_of_the_queue(version: &str) {
@@ -72,10 +70,9 @@ fn a_directory_runs_one_job_at_a_time_in_the_order_of_the_queue(version: &str) {
     let _members = ["a", "b", "c", "d"].map(|name| supervised(&site, name, version));
     await_queue(&site);
     let dir = site.directory("shared");
-    fs::write(dir.join("gate"), "").unwrap();
     let ids: Vec<String> = (0..12).map(|number| number.to_string()).collect();
     for id in &ids {
-        let gate = while_exists("gate");
+        let gate = until_exists("gate");
         let step = format!("mkdir busy && echo {id} >> order && {gate} && rmdir busy");
         site.request(json!({ "id": id, "workDir": dir, "steps": [step] }));
     }
@@ -84,24 +81,22 @@ fn a_directory_runs_one_job_at_a_time_in_the_order_of_the_queue(version: &str) {
         site.submit(id, json!({ "steps": ["true"] }));
         site.result(id);
     }
-    fs::remove_file(dir.join("gate")).unwrap();
+    fs::write(dir.join("gate"), "").unwrap();
     for id in &ids {
         let result = site.result(id).json();
         let end = (&result["status"], &result["attempt"]);
         assert_eq!(end, (&json!("success"), &json!(1)), "{result}");
     }
-    let order = fs::read_to_string(dir.join("order")).unwrap();
+    let order = read(&dir.join("order"));
     assert_eq!(order.lines().collect::<Vec<_>>(), ids);
-    wait::until("the claims to be gone", || claims(&site).is_empty());
+    await_no_claims(&site);
 }
 
 #[test]
 fn a_job_is_cancelled() {
     let site = Site::start();
-    let mut worker = site.idle_worker(member_of(&site, "a", "5"));
-    await_queue(&site);
-    let dir = site.submit("a", json!({ "steps": ["touch began; sleep 60"] }));
-    wait::until("the job to run", || dir.join("began").exists());
+    let mut worker = first_member(&site, "a", "5");
+    site.hold("a");
     site.controller.publish("jobs/cancel/a", "");
     assert_eq!(site.result("a").json()["reason"], "cancelled");
     worker.exits_with(0);
@@ -116,13 +111,8 @@ fn a_workdir_around_the_pool_is_rejected() {
         site.request(json!({ "id": "a", "workDir": dir, "steps": ["touch was-here"] }));
         let result = site.result("a").json();
         assert_eq!(result["reason"], "rejected", "{dir}");
-        assert!(
-            result["error"]
-                .as_str()
-                .unwrap()
-                .contains("the directory of the pool"),
-            "{result}"
-        );
+        let error = result["error"].as_str().unwrap();
+        assert!(error.contains("the directory of the pool"), "{error}");
     }
 }
 
@@ -130,52 +120,38 @@ fn a_workdir_around_the_pool_is_rejected() {
 #[test]
 #[ignore = "needs root to mount"]
 fn a_drive_that_is_mounted_while_members_wait_is_used() {
-    for version in ["5", "4"] {
-        let site = Site::start();
-        let hidden = site.drive.path().join(".job-worker/the-pool");
-        let mut members = ["a", "b"].map(|name| site.idle_worker(member_of(&site, name, version)));
-        await_queue(&site);
-        let before = fs::File::open(&hidden).unwrap();
-        let _mount = Mount::on(site.drive.path(), "size=9m");
-        fs::create_dir_all(&hidden).unwrap(); // the pool's own place there
-        site.submit("first", json!({ "steps": ["true"] }));
-        site.submit("second", json!({ "steps": ["true"] }));
-        for id in ["first", "second"] {
-            assert_eq!(site.result(id).json()["status"], "success");
-        }
-        for member in &mut members {
-            member.exits_with(0);
-        }
-        assert_eq!(claims(&site), [""; 0]);
-        let below = std::path::PathBuf::from(format!("/proc/self/fd/{}", before.as_raw_fd()));
-        let names = super::support::site::names(&below);
-        assert!(
-            !names.iter().any(|name| name.starts_with("c-")),
-            "{names:?}"
-        );
+    let site = Site::start();
+    let mut members = ["a", "b"].map(|name| site.idle_worker(member_of(&site, name, "5")));
+    await_queue(&site);
+    let before = fs::File::open(pool_of(&site)).unwrap();
+    let _mount = Mount::on(site.drive.path(), "size=9m");
+    make_pool(&site); // its own place there
+    for id in ["first", "second"] {
+        site.submit(id, json!({ "steps": ["true"] }));
     }
+    for id in ["first", "second"] {
+        site.succeeds(id);
+    }
+    for member in &mut members {
+        member.exits_with(0);
+    }
+    assert_eq!(claims(&site), [""; 0]);
+    let below = PathBuf::from(format!("/proc/self/fd/{}", before.as_raw_fd()));
+    let is_claim = |name: &String| name.starts_with("c-");
+    assert!(!names(&below).iter().any(is_claim));
 }
 
 #[test]
 #[ignore = "needs root to mount"]
 fn a_full_drive_leaves_the_request_with_the_broker() {
-    for version in ["5", "4"] {
-        fill_the_drive(version);
-    }
-}
-
-fn fill_the_drive(version: &str) {
     let site = Site::start();
     let drive = site.drive.path().to_owned();
     let mount = Mount::on(&drive, "size=1m");
-    let mut worker = site.idle_worker(member_of(&site, "a", version));
-    await_queue(&site);
+    let mut worker = first_member(&site, "a", "5");
     let dir = site.prepare("a", json!({ "steps": ["true"] }));
     mount.fill();
     site.request(json!({ "id": "a", "workDir": dir }));
-    wait::until("the head to say so", || {
-        worker.stderr().contains("no claim can be made")
-    });
+    worker.await_stderr("no claim can be made");
     let says_why = || {
         let said = site.controller.heard("jobs/workers/a");
         let why = &said.last().unwrap().json()["waitingFor"];
@@ -187,7 +163,7 @@ fn fill_the_drive(version: &str) {
         says_why() && site.controller.heard("jobs/results/").is_empty()
     });
     fs::remove_file(drive.join("filler")).unwrap();
-    assert_eq!(site.result("a").json()["status"], "success");
+    site.succeeds("a");
     worker.exits_with(0);
     assert_eq!(claims(&site), [""; 0]);
 }
@@ -195,9 +171,9 @@ fn fill_the_drive(version: &str) {
 #[test]
 fn members_that_find_the_queue_and_no_directory_for_it_end_and_take_nothing() {
     let site = Site::start();
-    site.open_queue(|command| _ = command.env("WORKER_ID", "the-pool"));
+    site.open_queue(with(&[("WORKER_ID", "the-pool")]));
     site.submit("a", json!({ "steps": ["true"] }));
-    let pool = site.drive.path().join(".job-worker/the-pool");
+    let pool = pool_of(&site);
     let mut members = ["m1", "m2", "m3"].map(|name| site.worker(member_of(&site, name, "5")));
     for member in &mut members {
         member.exits_with(78);
@@ -214,27 +190,15 @@ fn members_that_find_the_queue_and_no_directory_for_it_end_and_take_nothing() {
 #[test]
 fn members_whose_drive_goes_away_take_nothing() {
     let site = Site::start();
-    let (root, away) = (
-        site.drive.path().join("root"),
-        site.drive.path().join("away"),
-    );
-    let member = |name: &'static str| {
-        site.worker(|command| {
+    let [root, away] = ["root", "away"].map(|name| site.drive.path().join(name));
+    let member = |name: &str| {
+        site.idle_worker(|command| {
             member_of(&site, name, "5")(command);
-            command.env("JOB_ROOT", site.drive.path().join("root"));
+            command.env("JOB_ROOT", &root);
         })
     };
     fs::create_dir_all(root.join("a")).unwrap();
     let mut members = ["m1", "m2", "m3"].map(member);
-    for (name, member) in ["m1", "m2", "m3"].iter().zip(&mut members) {
-        member.await_stderr("waiting for a job");
-        wait::until("its presence", || {
-            !site
-                .controller
-                .heard(&format!("jobs/workers/{name}"))
-                .is_empty()
-        });
-    }
     fs::rename(&root, &away).unwrap();
     fs::create_dir(&root).unwrap();
     site.request(json!({ "id": "a", "workDir": "a", "steps": ["true"] }));
@@ -246,7 +210,10 @@ fn members_whose_drive_goes_away_take_nothing() {
     assert!(site.controller.heard("jobs/results/").is_empty());
     fs::remove_dir_all(&root).unwrap();
     fs::rename(&away, &root).unwrap();
-    let _member = member("m4");
+    let _member = site.worker(|command| {
+        member_of(&site, "m4", "5")(command);
+        command.env("JOB_ROOT", &root);
+    });
     assert_eq!(site.result("a").json()["worker"], "m4");
 }
 
@@ -260,11 +227,9 @@ fn a_claim_of_version_0_2_is_named_and_kept() {
     member.exits_with(78);
     let told = format!("{} is a request that version 0.2 has taken", old.display());
     assert!(member.stderr().contains(&told), "{}", member.stderr());
-    assert_eq!(fs::read_to_string(&old).unwrap(), "{}\n");
-    assert!(
-        !site.broker.log().contains("as the-pool"),
-        "nothing is taken"
-    );
+    assert_eq!(read(&old), "{}\n");
+    let is_connected = site.broker.log().contains("as the-pool");
+    assert!(!is_connected, "nothing is taken");
 }
 
 #[test]
@@ -274,6 +239,7 @@ fn a_member_with_another_configuration_ends() {
     for (name, value, said) in [
         ("JOB_PAYLOAD_STEPS", "deny", "steps in requests denied"),
         ("MQTT_TOPIC_ROOT", "other", "MQTT_TOPIC_ROOT other"),
+        ("JOB_ROOT", "", "JOB_ROOT"),
     ] {
         let mut other = site.worker(|command| {
             member_of(&site, "b", "5")(command);
@@ -282,11 +248,6 @@ fn a_member_with_another_configuration_ends() {
         other.exits_with(78);
         assert!(other.stderr().contains(said), "{}", other.stderr());
     }
-    let mut without_root = site.worker(|command| {
-        member_of(&site, "b", "5")(command);
-        command.env_remove("JOB_ROOT");
-    });
-    without_root.exits_with(78);
 }
 
 #[test]

@@ -17,6 +17,7 @@ pub struct Proxy {
     shared: Arc<Shared>,
 }
 
+#[derive(Default)]
 struct Shared {
     broker: u16,
     stop: AtomicBool,
@@ -38,19 +39,11 @@ impl Proxy {
     /// The same, and the first connection dies as soon as the client has sent this many bytes over it.
     pub fn before_with_limit(broker: u16, first_dies_after: usize) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        Self::on(listener, broker, first_dies_after)
-    }
-
-    /// The same on a listener that may be in another network.
-    pub fn on(listener: TcpListener, broker: u16, first_dies_after: usize) -> Self {
         let port = listener.local_addr().expect("the port just bound").port();
         let shared = Arc::new(Shared {
             broker,
-            stop: AtomicBool::new(false),
-            holds: AtomicBool::new(false),
-            alive_from: AtomicUsize::new(0),
             first_dies_after,
-            connections: AtomicUsize::new(0),
+            ..Shared::default()
         });
         let accepting = Arc::clone(&shared);
         std::thread::spawn(move || {
