@@ -366,7 +366,8 @@ fn a_worker_that_is_stopped_on_a_frozen_drive_leaves_in_time() {
 /// A worker on which opening `path` fails with these errors.
 fn with_faults(site: &Site, path: &Path, faults: &str, wait: &str, root: bool) -> Worker {
     let inject = format!("inject=openat:error={faults}");
-    let arguments = ["-P", path.to_str().unwrap(), "-e", &inject];
+    let opened = path.join("."); // as the worker opens a directory
+    let arguments = ["-P", opened.to_str().unwrap(), "-e", &inject];
     let (worker, _) = traced(site, &arguments, |worker| {
         worker.env("JOB_DIR_WAIT", wait).env("JOB_SYNC", "off");
         if root {
