@@ -2,110 +2,59 @@
 
 use crate::support;
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::fs::FlockOperation;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use support::broker::{Broker, Packet, Verdict};
 use support::ca::{Authority, Valid};
+use support::controller::Controller;
 use support::mosquitto::{Mosquitto, free_port, tool};
-use support::site::{Site, names, read, while_exists};
-use support::temp_dir::TempDir;
+use support::site::{Hub, Site, names, read, while_exists};
 use support::wait;
-use support::worker::with;
+use support::worker::{Worker, with};
 
-/// A run of the script, in a process group of its own as a terminal would make it.
-struct Submit {
-    process: Child,
-    output: PathBuf,
-    errors: PathBuf,
+/// The script with these arguments, in a process group of its own as a terminal would make it.
+fn command<B: Hub>(site: &Site<B>, arguments: &[&str]) -> Command {
+    command_behind("", site, arguments)
 }
 
-/// The script with these arguments for a broker, with none of the configuration of whoever runs the tests.
-fn command(port: u16, drive: &Path, arguments: &[&str]) -> Command {
+/// The same by a shell that has done something before.
+fn command_behind<B: Hub>(before: &str, site: &Site<B>, arguments: &[&str]) -> Command {
     tool("mosquitto_sub");
     let mut command = Command::new("sh");
-    command
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/submit.sh"))
-        .args(arguments)
-        .env("MQTT_HOST", "127.0.0.1")
-        .env("MQTT_PORT", port.to_string())
-        .env("JOBS_DIR", drive)
-        .env("XDG_CONFIG_HOME", "/nonexistent");
-    for variable in ["MQTT_TOPIC_ROOT", "WORKERS_DIR", "INPUT"] {
+    command.args(["-c", &format!("{before} exec sh \"$@\""), "sh"]);
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/submit.sh"));
+    site.equip(command.args(arguments));
+    for variable in ["WORKERS_DIR", "INPUT"] {
         command.env_remove(variable);
     }
+    let url = site.broker.url();
+    command
+        .env("MQTT_HOST", "127.0.0.1")
+        .env("MQTT_PORT", url.rsplit_once(':').expect("a port").1)
+        .env("JOBS_DIR", drive(site))
+        .env("XDG_CONFIG_HOME", "/nonexistent")
+        .process_group(0);
     command
 }
 
-fn drive(site: &Site) -> PathBuf {
+fn submit<B: Hub>(site: &Site<B>, arguments: &[&str]) -> Worker {
+    site.start_as(command(site, arguments))
+}
+
+fn drive<B: Hub>(site: &Site<B>) -> PathBuf {
     site.directory("the \"drive\"")
 }
 
-impl Submit {
-    fn start(mut command: Command, dir: &Path) -> Self {
-        let (output, errors) = (dir.join("submit.out"), dir.join("submit.err"));
-        command
-            .stdin(Stdio::null())
-            .stdout(File::create(&output).unwrap())
-            .stderr(File::create(&errors).unwrap());
-        Self {
-            process: command.process_group(0).spawn().expect("sh can be started"),
-            output,
-            errors,
-        }
-    }
-
-    fn on(site: &Site, arguments: &[&str]) -> Self {
-        let command = command(site.broker.port(), &drive(site), arguments);
-        Self::start(command, site.broker.dir())
-    }
-
-    #[track_caller]
-    fn exits_with(&mut self, code: i32) {
-        let status = wait::until_some("submit.sh to exit", || self.process.try_wait().unwrap());
-        let (shown, said) = (self.shown(), self.said());
-        assert_eq!(status.code(), Some(code), "{status}\n{shown}{said}");
-    }
-
-    /// What it has said on stderr.
-    fn said(&self) -> String {
-        read(&self.errors)
-    }
-
-    /// What it has shown on stdout.
-    fn shown(&self) -> String {
-        read(&self.output)
-    }
-
-    #[track_caller]
-    fn shows(&self, text: &str) {
-        let what = format!("submit.sh to show {text:?}");
-        wait::until(&what, || self.shown().contains(text));
-    }
-
-    #[track_caller]
-    fn says(&self, text: &str) {
-        let what = format!("submit.sh to say {text:?}");
-        wait::until(&what, || self.said().contains(text));
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process_group(Pid::from_child(&self.process), signal).expect("submit.sh is running");
-    }
-
-    fn ctrl_c(&self) {
-        self.signal(Signal::INT);
-    }
-}
-
-impl Drop for Submit {
-    fn drop(&mut self) {
-        let _ = kill_process_group(Pid::from_child(&self.process), Signal::KILL); // it has ended
-        let _ = self.process.wait();
-    }
+/// A broker that has the queue of a worker.
+fn site() -> Site {
+    let site = Site::start();
+    site.open_queue(|_| {});
+    site
 }
 
 /// The directory of the only job on the drive.
@@ -115,13 +64,19 @@ fn job_dir(site: &Site) -> PathBuf {
     drive.join(&names(&drive)[0])
 }
 
+/// Locks the log of a job, so that it does not begin.
+fn lock_log(dir: &Path) -> File {
+    let log = File::create(dir.join("job.log")).unwrap();
+    rustix::fs::flock(&log, FlockOperation::LockExclusive).unwrap();
+    log
+}
+
 /// The last connection under the client id of the listener has asked for a clean session.
 fn assert_forgotten(site: &Site) {
     let log = site.broker.log();
-    let mut connections = log
-        .lines()
-        .filter(|line| line.contains("New client connected") && line.contains(" as submit_"));
-    let last = connections.next_back().expect("submit.sh has listened");
+    let is_listener =
+        |line: &&str| line.contains("New client connected") && line.contains(" as submit_");
+    let last = log.lines().rfind(is_listener).expect("it has listened");
     assert!(last.contains("c1,"), "a session is left: {last}");
 }
 
@@ -129,8 +84,7 @@ fn assert_forgotten(site: &Site) {
 /// stderr.
 #[test]
 fn it_ends_as_its_job_does() {
-    let site = Site::start();
-    site.open_queue(|_| {});
+    let site = site();
     let odd = "it's \"a\" \\ job $HOME";
     let cases: &[(&[&str], i32, &str, &str)] = &[
         (&["true"], 0, ": exit 0 in ", ": success in "),
@@ -171,24 +125,17 @@ fn it_ends_as_its_job_does() {
     ];
     for (arguments, code, shown, said) in cases {
         let mut worker = site.worker(|_| {});
-        let mut submit = Submit::on(&site, arguments);
+        let mut submit = submit(&site, arguments);
         submit.exits_with(*code);
-        assert!(
-            submit.shown().contains(shown),
-            "{arguments:?}: {}",
-            submit.shown()
-        );
-        assert!(
-            submit.said().contains(said),
-            "{arguments:?}: {}",
-            submit.said()
-        );
+        let (out, err) = (submit.stdout(), submit.stderr());
+        let is_right = out.contains(shown) && err.contains(said);
+        assert!(is_right, "{arguments:?}: {out}{err}");
         if matches!(code, 64 | 75) {
             worker.sigterm(); // it has run nothing, and waits
         }
         worker.exits_with(0);
         if arguments[0] == "--json" {
-            let result: Value = serde_json::from_str(&submit.shown()).expect("the result alone");
+            let result: Value = serde_json::from_str(&out).expect("the result alone");
             assert_eq!(result["exitCode"], 0);
         }
     }
@@ -197,13 +144,19 @@ fn it_ends_as_its_job_does() {
 
 #[test]
 fn input_is_copied_first() {
-    let site = Site::start();
-    site.open_queue(|_| {});
+    let site = site();
     let input = site.directory("input");
     fs::write(input.join("job.cancel"), "of another job").unwrap();
     fs::write(input.join(".who"), "world").unwrap();
     fs::create_dir(input.join("sub")).unwrap();
     fs::write(input.join("sub/file"), "!").unwrap();
+    let from = |input_is: &str, drive_is: &str, step: &str| {
+        fs::create_dir_all(input.join(drive_is)).unwrap();
+        let mut command = command(&site, &[step]);
+        command.current_dir(&input);
+        command.env("INPUT", input_is).env("JOBS_DIR", drive_is);
+        site.start_as(command)
+    };
     // INPUT and JOBS_DIR, from the directory `input`; the last ones where the drive lies in the input
     for (input_is, drive_is) in [
         (".", "../the drive"),
@@ -211,27 +164,19 @@ fn input_is_copied_first() {
         (".", "."),
         (".", "./drive"),
     ] {
-        fs::create_dir_all(input.join(drive_is)).unwrap();
         let mut worker = site.worker(|_| {});
-        let arguments = ["echo \"hello $(cat .who sub/file)\"; ls -a"];
-        let mut command = command(site.broker.port(), Path::new(drive_is), &arguments);
-        command.current_dir(&input).env("INPUT", input_is);
-        let mut submit = Submit::start(command, site.broker.dir());
+        let step = "echo \"hello $(cat .who sub/file)\"; ls -a";
+        let mut submit = from(input_is, drive_is, step);
         submit.exits_with(0);
         worker.exits_with(0);
-        let shown = submit.shown();
-        assert!(
-            shown.contains("\nhello world!\n.\n..\n.who\njob.json\njob.log\n"),
-            "{shown}"
-        );
-        assert!(shown.contains("\njob.status.json\nsub\n"), "{shown}");
+        let shown = submit.stdout();
+        let first = shown.contains("\nhello world!\n.\n..\n.who\njob.json\njob.log\n");
+        let last = shown.contains("\njob.status.json\nsub\n");
+        assert!(first && last, "{shown}");
     }
-    fs::create_dir_all(input.join("sub/drive")).unwrap();
-    let mut command = command(site.broker.port(), Path::new("sub/drive"), &["true"]);
-    command.current_dir(&input).env("INPUT", ".");
-    let mut submit = Submit::start(command, site.broker.dir());
+    let mut submit = from(".", "sub/drive", "true");
     submit.exits_with(75);
-    submit.says("nothing is published");
+    submit.await_stderr("nothing is published");
 }
 
 /// As with compose.yaml, where the workers have under /data what the host has elsewhere.
@@ -241,9 +186,9 @@ fn the_workers_may_have_the_drive_under_another_path() {
     let mut worker = site.idle_worker(|_| {});
     let theirs = site.drive.path().join("theirs");
     std::os::unix::fs::symlink(drive(&site), &theirs).unwrap();
-    let mut command = command(site.broker.port(), &drive(&site), &["pwd -L"]);
+    let mut command = command(&site, &["pwd -L"]);
     command.env("WORKERS_DIR", &theirs);
-    Submit::start(command, site.broker.dir()).exits_with(0);
+    site.start_as(command).exits_with(0);
     worker.exits_with(0);
     let request = site.controller.heard("jobs/pending").remove(0).json();
     let name = &names(&drive(&site))[0];
@@ -252,17 +197,16 @@ fn the_workers_may_have_the_drive_under_another_path() {
 
 #[test]
 fn what_is_no_result_is_passed_over() {
-    let site = Site::start();
-    site.open_queue(|_| {});
-    let mut submit = Submit::on(&site, &["--id", "a", "exit 3"]);
-    submit.says("submit: job a");
+    let site = site();
+    let mut submit = submit(&site, &["--id", "a", "exit 3"]);
+    submit.await_stderr("submit: job a");
     for payload in [
         "no JSON",
         "{\"status\":\"success\",\"exitCode\":\"x\"}",
         "{\"status\":\"failed\",\"exitCode\":300}",
     ] {
         site.controller.publish("jobs/results/a", payload);
-        submit.says(&format!("is none, and is passed over: {payload}"));
+        submit.await_stderr(&format!("is none, and is passed over: {payload}"));
     }
     site.worker(|_| {}).exits_with(0);
     submit.exits_with(3);
@@ -272,81 +216,66 @@ fn what_is_no_result_is_passed_over() {
 fn follows_the_log_while_the_job_runs() {
     let site = Site::start();
     let mut worker = site.idle_worker(|_| {});
-    let mut submit = Submit::on(&site, &["touch gate; echo begun", &while_exists("gate")]);
-    submit.shows("\nbegun\n");
-    assert!(submit.process.try_wait().unwrap().is_none());
+    let mut submit = submit(&site, &["touch gate; echo begun", &while_exists("gate")]);
+    submit.await_stdout("\nbegun\n");
+    assert!(submit.ended().is_none());
     fs::remove_file(job_dir(&site).join("gate")).unwrap();
     submit.exits_with(0);
     worker.exits_with(0);
     let log = read(&job_dir(&site).join("job.log"));
-    assert_eq!(submit.shown(), log, "all of the log, once");
+    assert_eq!(submit.stdout(), log, "all of the log, once");
 }
 
 #[test]
 fn a_result_that_comes_at_once_is_not_missed() {
     let site = Site::start();
-    site.open_queue(|_| {});
     let mut worker = site.idle_worker(|_| {});
-    let mut submit = Submit::on(&site, &["true"]);
+    let mut submit = submit(&site, &["true"]);
     // hold the script as soon as its request is out, until the result has been published
-    let requests = || site.controller.heard("jobs/pending");
-    wait::until("the request", || !requests().is_empty());
-    submit.signal(Signal::STOP);
+    site.controller.next("jobs/pending");
+    submit.signal_group(Signal::STOP);
     worker.exits_with(0);
-    submit.signal(Signal::CONT);
+    submit.signal_group(Signal::CONT);
     submit.exits_with(0);
 }
 
+/// Two seconds after its start, and every five seconds then.
 #[test]
 fn says_what_it_waits_for() {
-    let mut site = Site::start();
-    site.open_queue(|_| {});
-    let steps = ["touch gate", &while_exists("gate")];
-    let mut first = Submit::on(&site, &[&["--id", "first"], &steps[..]].concat());
-    first.says("no worker is there; the broker keeps the job until one comes");
+    let mut site = site();
+    let first = submit(&site, &["--id", "first", "true"]);
+    first.await_stderr("no worker is there; the broker keeps the job until one comes");
+    let second = submit(&site, &["true"]);
+    second.await_stderr("submit: job ");
     site.kill9_broker();
-    first.says("the broker does not answer; waiting until it is back");
+    second.await_stderr("the broker does not answer; waiting until it is back");
     site.restart_broker();
-    let log = File::create(drive(&site).join("first/job.log")).unwrap();
-    rustix::fs::flock(&log, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let _log = lock_log(&drive(&site).join("first"));
     let mut worker = site.worker(|_| {});
-    first.says("worker node-worker-01 has the job, and waits for ");
-    drop(log);
-    let gate = drive(&site).join("first/gate");
-    support::site::await_file(&gate);
-    // the files of the second one's output are those of the first one
-    for file in [&mut first.errors, &mut first.output] {
-        fs::rename(&file, file.with_extension("first")).unwrap();
-        *file = file.with_extension("first");
-    }
-    let mut second = Submit::on(&site, &["true"]);
-    second.says("in the queue; worker node-worker-01 is busy with job first\n");
-    fs::remove_file(&gate).unwrap();
-    worker.exits_with(0);
-    first.exits_with(0);
-    site.worker(|_| {}).exits_with(0);
-    second.exits_with(0);
+    site.await_state(&mut worker, 0, "busy");
+    let third = submit(&site, &["true"]);
+    third.await_stderr("in the queue; worker node-worker-01 is busy with job first\n");
+    first.await_stderr("worker node-worker-01 has the job, and waits for ");
 }
 
 #[test]
 fn ctrl_c_cancels_the_job_and_a_second_one_leaves_at_once() {
-    for presses in [1, 2] {
+    for (deaf, end) in [
+        ("true", "exit code 130: cancelled"),
+        ("trap '' TERM", "left without waiting"),
+    ] {
         let site = Site::start();
         let mut worker = site.idle_worker(with(&[("JOB_STOP_GRACE", "60")]));
-        let deaf = if presses == 2 { "trap '' TERM" } else { "true" };
         let step = format!("{deaf}; touch gate; echo begun; {}", while_exists("gate"));
-        let mut submit = Submit::on(&site, &[&step]);
-        submit.shows("\nbegun\n");
-        submit.ctrl_c();
-        submit.says("submit: cancelled; waiting");
-        if presses == 2 {
-            submit.ctrl_c();
+        let mut submit = submit(&site, &[&step]);
+        submit.await_stdout("\nbegun\n");
+        submit.signal_group(Signal::INT);
+        submit.await_stderr("submit: cancelled; waiting");
+        if deaf != "true" {
+            submit.signal_group(Signal::INT);
         }
         submit.exits_with(130);
-        match presses {
-            1 => submit.says("exit code 130: cancelled"),
-            _ => submit.says("left without waiting"),
-        }
+        submit.await_stderr(end);
         assert_forgotten(&site);
         let _ = fs::remove_file(job_dir(&site).join("gate"));
         worker.exits_with(0);
@@ -355,13 +284,12 @@ fn ctrl_c_cancels_the_job_and_a_second_one_leaves_at_once() {
 
 #[test]
 fn ctrl_c_withdraws_a_job_that_is_still_in_the_queue() {
-    let site = Site::start();
-    site.open_queue(|_| {});
-    let mut submit = Submit::on(&site, &["touch ran"]);
-    submit.says("submit: job ");
-    submit.ctrl_c();
+    let site = site();
+    let mut submit = submit(&site, &["touch ran"]);
+    submit.await_stderr("submit: job ");
+    submit.signal_group(Signal::INT);
     submit.exits_with(130);
-    submit.says("is still in the queue, and will not be run");
+    submit.await_stderr("is still in the queue, and will not be run");
     assert_forgotten(&site);
     // nobody waits for it and nobody sends a cancel, and it is not run
     site.worker(|_| {}).exits_with(0);
@@ -373,16 +301,14 @@ fn ctrl_c_withdraws_a_job_that_is_still_in_the_queue() {
 /// A worker that has read its queue and is asked for nothing but a cancel while it waits for the directory's lock.
 #[test]
 fn ctrl_c_ends_a_job_that_a_worker_has_and_does_not_run_yet() {
-    let site = Site::start();
-    site.open_queue(|_| {});
-    let mut submit = Submit::on(&site, &["touch ran"]);
-    submit.says("submit: job ");
+    let site = site();
+    let mut submit = submit(&site, &["touch ran"]);
+    submit.await_stderr("submit: job ");
     let dir = job_dir(&site);
-    let log = File::create(dir.join("job.log")).unwrap();
-    rustix::fs::flock(&log, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let _log = lock_log(&dir);
     let mut worker = site.worker(|_| {});
-    submit.says("has the job, and waits for ");
-    submit.ctrl_c();
+    submit.await_stderr("has the job, and waits for ");
+    submit.signal_group(Signal::INT);
     submit.exits_with(130);
     worker.exits_with(0);
     assert!(!dir.join("ran").exists());
@@ -395,26 +321,26 @@ fn a_loss_of_the_broker_in_mid_job_does_not_matter() {
         let mut site = Site::start();
         let _worker = site.idle_worker(|_| {});
         let steps = ["touch gate; echo begun", &while_exists("gate"), "exit 9"];
-        let mut submit = Submit::on(&site, &steps);
-        submit.shows("\nbegun\n");
+        let mut submit = submit(&site, &steps);
+        submit.await_stdout("\nbegun\n");
         site.kill9_broker();
         fs::remove_file(job_dir(&site).join("gate")).unwrap();
         if comes_back {
             site.restart_broker();
         }
         submit.exits_with(9);
-        submit.shows("ended with exit code 9\n");
+        submit.await_stdout("ended with exit code 9\n");
     }
 }
 
 /// It exits with 75, says why, and leaves neither a directory nor a request.
 #[track_caller]
 fn fails(site: &Site, command: Command, why: &str) {
-    let mut submit = Submit::start(command, site.broker.dir());
+    let mut submit = site.start_as(command);
     submit.exits_with(75);
-    let said = submit.said();
-    assert!(said.contains(why), "{said}");
-    assert!(said.contains("nothing is published"), "{said}");
+    let said = submit.stderr();
+    let is_right = said.contains(why) && said.contains("nothing is published");
+    assert!(is_right, "{why}: {said}");
     assert_eq!(names(&drive(site)), [""; 0]);
     assert!(site.controller.heard("jobs/pending").is_empty(), "{why}");
 }
@@ -422,12 +348,9 @@ fn fails(site: &Site, command: Command, why: &str) {
 #[test]
 fn where_it_cannot_start_nothing_is_published() {
     let site = Site::start();
-    let (drive, port) = (drive(&site), site.broker.port());
-    fails(
-        &site,
-        command(free_port(), &drive, &["true"]),
-        "no broker at 127.0.0.1:",
-    );
+    let mut nobody = command(&site, &["true"]);
+    nobody.env("MQTT_PORT", free_port().to_string());
+    fails(&site, nobody, "no broker at 127.0.0.1:");
     for (place, why) in [
         ("/proc", "the job's directory /proc/"),
         (
@@ -435,40 +358,26 @@ fn where_it_cannot_start_nothing_is_published() {
             "JOBS_DIR=/proc/1/nothing cannot be entered",
         ),
     ] {
-        fails(&site, command(port, Path::new(place), &["true"]), why);
+        let mut command = command(&site, &["true"]);
+        command.env("JOBS_DIR", place);
+        fails(&site, command, why);
     }
     // a limit on the size of files is to a program what a full drive is: a write fails in the middle
-    let limited = |input: Option<&Path>, step: &str| {
-        let command = command(port, &drive, &[step]);
-        let mut limited = Command::new("sh");
-        limited
-            .args(["-c", "trap '' XFSZ; ulimit -f 8; exec sh \"$@\"", "sh"])
-            .args(command.get_args());
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => limited.env(name, value),
-                None => limited.env_remove(name),
-            };
-        }
-        input.map(|input| limited.env("INPUT", input));
-        limited
-    };
+    let limit = "trap '' XFSZ; ulimit -f 8;";
     let input = site.directory("input");
     fs::write(input.join("large"), vec![b'x'; 1 << 20]).unwrap();
-    fails(
-        &site,
-        limited(Some(&input), "true"),
-        "INPUT cannot be copied",
-    );
+    let mut limited = command_behind(limit, &site, &["true"]);
+    limited.env("INPUT", &input);
+    fails(&site, limited, "INPUT cannot be copied");
     let long = format!("echo {}", "x".repeat(100_000));
-    fails(&site, limited(None, &long), "job.json cannot be written");
+    let limited = command_behind(limit, &site, &[&long]);
+    fails(&site, limited, "job.json cannot be written");
     // MQTT drops in silence what nobody has subscribed to: the job would never be run
     let deserted = Mosquitto::start();
-    let command = command(deserted.port(), &drive, &["true"]);
-    let mut submit = Submit::start(command, deserted.dir());
-    submit.exits_with(75);
-    submit.says("no worker has ever been on this broker for jobs/pending");
-    assert_eq!(names(&drive), [""; 0]);
+    let mut command = command(&site, &["true"]);
+    command.env("MQTT_PORT", deserted.port().to_string());
+    let unknown = "no worker has ever been on this broker for jobs/pending";
+    fails(&site, command, unknown);
 }
 
 #[test]
@@ -480,7 +389,7 @@ fn a_request_that_the_broker_denies_is_an_error() {
     broker.restart();
     let site = Site::on(broker);
     site.open_queue(|_| {});
-    let command = command(site.broker.port(), &drive(&site), &["true"]);
+    let command = command(&site, &["true"]);
     fails(&site, command, "the broker denies what we publish");
     assert_forgotten(&site);
 }
@@ -497,26 +406,24 @@ fn user_password_and_ca_are_passed_on() {
         .config(&format!("certfile {}", identity.certificate.display()))
         .config(&format!("keyfile {}", identity.key.display()));
     broker.restart();
-    let mut worker = support::worker::Worker::spawn(&broker, |command| {
-        command
-            .env("MQTT_USERNAME", user)
-            .env("MQTT_PASSWORD", password);
-    });
-    worker.await_stderr("waiting for a job on jobs/pending");
-    let drive = TempDir::new();
-    let submit = |port: u16, arguments: &[&str]| {
-        let command = command(port, drive.path(), arguments);
-        Submit::start(command, broker.dir())
+    let controller = Controller::connect_as(&broker, "controller", Some((user, password)));
+    let site = Site::with(broker, controller);
+    let variables = [("MQTT_USERNAME", user), ("MQTT_PASSWORD", password)];
+    let mut worker = site.idle_worker(with(&variables));
+    let at = |port: u16, arguments: &[&str]| {
+        let mut command = command(&site, arguments);
+        command.env("MQTT_PORT", port.to_string());
+        site.start_as(command)
     };
-    let mut denied = submit(broker.port(), &["true"]);
+    let mut denied = at(site.broker.port(), &["true"]);
     denied.exits_with(75);
-    denied.says(" lets us listen for the result; nothing is published");
+    denied.await_stderr(" lets us listen for the result; nothing is published");
     let login = ["-u", user, "-P", password];
-    submit(port, &[&login[..], &["true"]].concat()).exits_with(75);
-    assert_eq!(names(drive.path()), [""; 0]);
+    at(port, &[&login[..], &["true"]].concat()).exits_with(75);
+    assert_eq!(names(&drive(&site)), [""; 0]);
     let file = ca.file();
     let secure = ["--cafile", file.to_str().unwrap(), "exit 3"];
-    submit(port, &[&login[..], &secure[..]].concat()).exits_with(3);
+    at(port, &[&login[..], &secure[..]].concat()).exits_with(3);
     worker.exits_with(0);
 }
 
@@ -529,25 +436,20 @@ fn a_broker_without_mqtt_5_will_do() {
             Packet::Connect { version: 5, .. } => refusal.clone(),
             _ => Verdict::Pass,
         });
-        let port = broker.port();
         let site = Site::on(broker);
         let mut worker = site.idle_worker(|_| {});
-        let command = command(port, &site.directory("drive"), &["exit 3"]);
-        Submit::start(command, site.drive.path()).exits_with(3);
+        submit(&site, &["exit 3"]).exits_with(3);
         worker.exits_with(0);
     }
 }
 
 #[test]
 fn help_says_what_there_is_and_a_usage_error_is_one_line() {
-    let dir = TempDir::new();
-    let drive = dir.path().join("drive");
-    fs::create_dir(&drive).unwrap();
-    let submit = |arguments: &[&str]| Submit::start(command(1, &drive, arguments), dir.path());
-    let mut help = submit(&["--help"]);
+    let site = Site::scripted();
+    let mut help = submit(&site, &["--help"]);
     help.exits_with(0);
-    assert_eq!(help.said(), "");
-    let shown = help.shown();
+    assert_eq!(help.stderr(), "");
+    let shown = help.stdout();
     for word in [
         "--json",
         "--timeout",
@@ -568,11 +470,11 @@ fn help_says_what_there_is_and_a_usage_error_is_one_line() {
         &["--env", "A", "true"],
         &["--no-such-option", "true"],
     ] {
-        let mut submit = submit(arguments);
+        let mut submit = submit(&site, arguments);
         submit.exits_with(64);
-        let said = submit.said();
-        assert!(said.lines().count() == 1, "{said}");
-        assert!(said.ends_with("(submit.sh --help)\n"), "{said}");
-        assert_eq!(names(&drive), [""; 0]);
+        let said = submit.stderr();
+        let is_one_line = said.lines().count() == 1 && said.ends_with("(submit.sh --help)\n");
+        assert!(is_one_line, "{said}");
+        assert_eq!(names(&drive(&site)), [""; 0]);
     }
 }

@@ -142,6 +142,13 @@ impl Worker {
         });
     }
 
+    #[track_caller]
+    pub fn await_stdout(&self, text: &str) {
+        wait::until(&format!("{text:?} on stdout"), || {
+            self.stdout().contains(text)
+        });
+    }
+
     pub fn stdout(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.stdout).expect("the file of its stdout"))
             .into_owned()
