@@ -1,17 +1,15 @@
 //! The script that a user would write, run against the built binary.
 
-use crate::support;
+use crate::{file, output, support};
 
-use std::path::Path;
 use std::process::Command;
-
 use support::mosquitto::{Mosquitto, tool};
 use support::worker::binary;
 
 fn smoke() -> Command {
     tool("mosquitto_sub");
     let mut command = Command::new("sh");
-    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/smoke.sh"));
+    command.arg(file("tests/smoke.sh"));
     for name in ["MQTT_HOST", "MQTT_PORT", "SMOKE_DRIVE"] {
         command.env_remove(name);
     }
@@ -20,11 +18,8 @@ fn smoke() -> Command {
 }
 
 fn assert_well(mut command: Command) {
-    let output = command.output().expect("sh can be started");
-    let text = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}\n{text}{errors}", output.status);
-    assert!(text.ends_with("all is well\n"), "{text}{errors}");
+    let said = output(&mut command);
+    assert!(said.ends_with("all is well\n"), "{said}");
 }
 
 #[test]

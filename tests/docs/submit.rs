@@ -1,6 +1,6 @@
 //! `examples/submit.sh`, the controller in shell.
 
-use crate::support;
+use crate::{file, support};
 
 use rustix::fs::FlockOperation;
 use rustix::process::Signal;
@@ -27,7 +27,7 @@ fn command_behind<B: Hub>(before: &str, site: &Site<B>, arguments: &[&str]) -> C
     tool("mosquitto_sub");
     let mut command = Command::new("sh");
     command.args(["-c", &format!("{before} exec sh \"$@\""), "sh"]);
-    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/submit.sh"));
+    command.arg(file("examples/submit.sh"));
     site.equip(command.args(arguments));
     for variable in ["WORKERS_DIR", "INPUT"] {
         command.env_remove(variable);
@@ -421,8 +421,8 @@ fn user_password_and_ca_are_passed_on() {
     let login = ["-u", user, "-P", password];
     at(port, &[&login[..], &["true"]].concat()).exits_with(75);
     assert_eq!(names(&drive(&site)), [""; 0]);
-    let file = ca.file();
-    let secure = ["--cafile", file.to_str().unwrap(), "exit 3"];
+    let authority = ca.file();
+    let secure = ["--cafile", authority.to_str().unwrap(), "exit 3"];
     at(port, &[&login[..], &secure[..]].concat()).exits_with(3);
     worker.exits_with(0);
 }
