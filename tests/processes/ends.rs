@@ -52,7 +52,6 @@ fn ends(why: Why, ignores: Who) {
             format!(r#"(setsid sh -c "trap '' TERM HUP; touch up; {ON}" &); exec sleep 1000"#)
         }
     };
-    let is_timeout = matches!(why, Why::StepTimeout | Why::JobTimeout);
     let limit = |of: Why| (why == of).then_some(1.0);
     let step = json!({ "run": format!("echo x >> runs; [ -e gate ] && exit; {run}"),
         "timeoutSeconds": limit(Why::StepTimeout) });
@@ -62,13 +61,8 @@ fn ends(why: Why, ignores: Who) {
     await_file(&dir.join("up"));
     let signal = |name: &str| {
         let kill = format!("kill -s {name} {}", worker.pid());
-        assert!(
-            Command::new("bash")
-                .args(["-c", &kill])
-                .status()
-                .unwrap()
-                .success()
-        );
+        let sent = Command::new("bash").args(["-c", &kill]).status();
+        assert!(sent.unwrap().success());
     };
     match why {
         Why::Stop(name) => signal(name),
@@ -80,22 +74,19 @@ fn ends(why: Why, ignores: Who) {
         Why::Cancel(_) => site.broker.publish("jobs/cancel/a", r#"{"whatever": 1}"#),
         Why::StepTimeout | Why::JobTimeout => {}
     }
-    if let Why::Stop(_) | Why::SecondStop = why {
+    let is_stop = matches!(why, Why::Stop(_) | Why::SecondStop);
+    if is_stop {
         worker.exits_with(0);
     } else {
         let result = site.result("a").json();
         site.nothing_survives();
-        let (reason, code) = if is_timeout {
-            ("timeout", 124)
-        } else {
-            ("cancelled", 130)
+        let (reason, code, said) = match why {
+            Why::Cancel(_) => ("cancelled", 130, "cancelled"),
+            _ => ("timeout", 124, "timed out after 1s"),
         };
         assert_eq!(verdict(&result), ("failed", reason, code), "{result}");
         let error = result["error"].as_str().unwrap_or_default();
-        assert!(
-            !is_timeout || error.contains("timed out after 1s"),
-            "{error}"
-        );
+        assert!(error.contains(said), "{error}");
         let steps = &result["steps"];
         assert_eq!(steps[1]["exitCode"], code, "also where it says 0 on TERM");
         let is_killed = steps[1]["signal"] == "SIGKILL";
@@ -109,12 +100,10 @@ fn ends(why: Why, ignores: Who) {
     }
     let log = read(&dir.join("job.log"));
     let told = log.contains("\ntold to stop\n");
-    assert!(
-        told || ignores != Who::Nobody || why == Why::SecondStop,
-        "{log}"
-    );
+    let may_be_deaf = ignores != Who::Nobody || why == Why::SecondStop;
+    assert!(told || may_be_deaf, "{log}");
     assert!(ignores == Who::Nobody || log.contains("killed "), "{log}");
-    if let Why::Stop(_) | Why::SecondStop = why {
+    if is_stop {
         is_requeued(&site, &dir);
     }
 }

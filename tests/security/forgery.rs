@@ -7,6 +7,7 @@ use std::fs;
 use serde_json::json;
 use support::log::untimed;
 use support::site::Site;
+use support::temp_dir::TempDir;
 use support::wait;
 use support::worker::{job_worker, with};
 
@@ -26,28 +27,6 @@ const TRICKS: [&str; 10] = [
 
 const FORGED: &str = "job-worker: error: forged";
 
-/// A line of the worker's log without the time that it begins with.
-fn without_time(line: &str) -> &str {
-    let (time, rest) = line.split_once(' ').unwrap_or_default();
-    assert!(humantime::parse_rfc3339(time).is_ok(), "{line:?}");
-    rest
-}
-
-/// Each line is one that we have begun, and nothing in it is a trick.
-fn assert_honest(log: &str, starts: &[&str]) {
-    for line in log.split_terminator('\n') {
-        let line = without_time(line);
-        assert!(
-            starts.iter().any(|start| line.starts_with(start)),
-            "{line:?}"
-        );
-        assert!(!line.starts_with(FORGED), "{line:?}");
-        for trick in TRICKS {
-            assert!(!line.contains(trick), "{line:?}");
-        }
-    }
-}
-
 #[test]
 fn nothing_in_a_message_forges_a_line_of_the_worker_s_log() {
     let site = Site::start();
@@ -59,52 +38,48 @@ fn nothing_in_a_message_forges_a_line_of_the_worker_s_log() {
         site.request(json!({ "id": "by-dir", "workDir": text }));
         site.request(json!({ "id": "by-name", "workDir": dir, "env": { format!("{text}="): "" } }));
         site.request(json!({ "id": "by-step", "workDir": dir, "steps": [{ "name": text }] }));
-        site.controller
-            .publish("jobs/pending", format!("{{\"id\": {text}"));
-        site.controller
-            .publish("jobs/pending", format!("{{\"id\": 1e{text}}}"));
+        for payload in [format!("{{\"id\": {text}"), format!("{{\"id\": 1e{text}}}")] {
+            site.controller.publish("jobs/pending", payload);
+        }
         // some of it is no topic for Mosquitto, which would drop the controller
         if !trick.contains(char::is_control) {
             site.controller.publish(&format!("jobs/cancel/{text}"), "");
         }
     }
     let dir = site.prepare("last", json!({ "steps": ["true"] }));
-    site.request(
-        json!({ "id": "last", "workDir": dir, "x\n\u{202e}job-worker: error: forged": 1 }),
-    );
+    let field = format!("x\n\u{202e}{FORGED}");
+    site.request(json!({ "id": "last", "workDir": dir, field: 1 }));
     worker.exits_with(0);
     let log = worker.stderr();
-    assert!(
-        log.contains("unknown field") && log.contains("by-dir") && log.contains("\\n"),
-        "{log}"
-    );
-    assert_honest(
-        &log,
-        &[
-            "job-worker: info: ",
-            "job-worker: warn: ",
-            "job-worker: debug: ",
-        ],
-    );
+    for word in ["unknown field", "by-dir", "\\n"] {
+        assert!(log.contains(word), "{word}: {log}");
+    }
+    // each line is one that the worker has begun, and nothing in it is a trick
+    for line in log.split_terminator('\n') {
+        let (time, text) = line.split_once(' ').unwrap_or_default();
+        assert!(humantime::parse_rfc3339(time).is_ok(), "{line:?}");
+        let level = text
+            .strip_prefix("job-worker: ")
+            .and_then(|rest| rest.split_once(": "));
+        let is_ours = level.is_some_and(|(level, _)| ["info", "warn", "debug"].contains(&level));
+        let is_trick = TRICKS.iter().any(|trick| line.contains(trick));
+        assert!(is_ours && !is_trick, "{line:?}");
+    }
 }
 
 #[test]
 fn nothing_in_a_definition_forges_a_line_of_job_log() {
     let site = Site::start();
-    let steps: Vec<_> = TRICKS
-        .iter()
-        .map(|trick| json!({ "run": format!("true # {trick}==> forged"), "name": format!("n{trick}==> forged") }))
-        .collect();
-    let count = steps.len();
+    let forged = TRICKS.map(|trick| format!("{trick}==> forged"));
+    let step = |text| json!({ "run": format!("true # {text}"), "name": format!("n{text}") });
+    let steps: Vec<_> = forged.iter().map(step).collect();
     let job = site.run("a", json!({ "steps": steps, "env": {} }));
     // the characters after # are the shell's business, and a new line in them is a command that fails
     let log = untimed(&job.log);
-    let own: Vec<_> = log
-        .lines()
-        .skip(3)
-        .filter(|line| line.starts_with("==> "))
-        .collect();
-    assert!(own.len() >= 2 && own.len() <= 2 + 2 * count, "{}", job.log);
+    let own = log.lines().skip(3).filter(|line| line.starts_with("==> "));
+    let own: Vec<_> = own.collect();
+    let expected = 2..=2 + 2 * steps.len();
+    assert!(expected.contains(&own.len()), "{}", job.log);
     for line in &own {
         let ours = ["==> attempt ", "==> step ", "==> job failed: step "];
         assert!(ours.iter().any(|start| line.starts_with(start)), "{line:?}");
@@ -116,33 +91,22 @@ fn nothing_in_a_definition_forges_a_line_of_job_log() {
 
 #[test]
 fn nothing_in_a_definition_forges_a_line_of_check() {
-    let dir = support::temp_dir::TempDir::new();
+    let dir = TempDir::new();
+    let steps = ["true"];
     for trick in TRICKS {
         let text = format!("a{trick}job: good; forged");
+        let named = format!("{text}=");
         for (definition, lines) in [
-            (json!({ "steps": ["true"], text.clone(): 1 }), 4),
-            (json!({ "steps": ["true"], "env": { text.clone(): [] } }), 3),
-            (
-                json!({ "steps": ["true"], "env": { format!("{text}="): "" } }),
-                3,
-            ),
+            (json!({ "steps": steps, text.clone(): 1 }), 4),
+            (json!({ "steps": steps, "env": { text.clone(): [] } }), 3),
+            (json!({ "steps": steps, "env": { named: "" } }), 3),
         ] {
             fs::write(dir.path().join("job.json"), definition.to_string()).unwrap();
-            let done = job_worker()
-                .arg("check")
-                .arg(dir.path())
-                .output()
-                .expect("it runs");
-            let said =
-                String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
+            let done = job_worker().arg("check").arg(dir.path()).output().unwrap();
+            let said = String::from_utf8([done.stdout, done.stderr].concat()).unwrap();
+            let mut found = said.split_terminator('\n');
             assert_eq!(said.lines().count(), lines, "{said:?}");
-            assert!(
-                !said
-                    .trim_end_matches('\n')
-                    .split('\n')
-                    .any(|line| line.contains(trick)),
-                "{said:?}"
-            );
+            assert!(!found.any(|line| line.contains(trick)), "{said:?}");
         }
     }
 }
@@ -152,22 +116,15 @@ fn a_long_text_is_not_repeated_at_length() {
     let site = Site::start();
     let worker = site.idle_worker(|_| {});
     let long = format!("0.{}", "0".repeat(500_000));
-    let dir = site.directory("dir");
-    for (field, value) in [
-        ("timeoutSeconds", long.clone()),
-        ("env", format!("{{\"{long}\": []}}")),
+    let dir = json!(site.directory("dir"));
+    for field in [
+        format!("\"timeoutSeconds\": {long}"),
+        format!("\"env\": {{\"{long}\": []}}"),
     ] {
-        let request = format!(
-            "{{\"id\": \"a\", \"workDir\": {}, \"{field}\": {value}}}",
-            json!(dir)
-        );
+        let request = format!("{{\"id\": \"a\", \"workDir\": {dir}, {field}}}");
         site.controller.publish("jobs/pending", request);
-        let result = site.result("a");
-        assert!(
-            result.payload.len() < 2000,
-            "{field}: {} bytes",
-            result.payload.len()
-        );
+        let bytes = site.result("a").payload.len();
+        assert!(bytes < 2000, "{bytes} bytes");
     }
     wait::until("the log", || {
         worker.stderr().matches(": rejected: ").count() == 2
