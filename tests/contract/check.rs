@@ -1,16 +1,14 @@
 //! `job-worker check [DIR]` (docs/reference.md, "Commands").
 
-use crate::support;
-
+use crate::support::broker::{Broker, Entry, Packet, Verdict};
+use crate::support::site::{Site, WORKER, names, read_json};
+use crate::support::wait::DEADLINE;
+use crate::support::worker::job_worker;
 use serde_json::json;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
-use support::broker::{Broker, Entry, Packet, Verdict};
-use support::site::{Site, WORKER, names, read_json};
-use support::wait::DEADLINE;
-use support::worker::job_worker;
 
 /// What a command says on stdout and stderr, and its exit status.
 fn said(mut command: Command) -> (String, String, Option<i32>) {
@@ -137,7 +135,7 @@ fn whether_this_user_may_write_there_is_told() {
     let program = Path::new("/tmp").join(format!("check-{}", std::process::id()));
     // by another process: a child that another test starts now would have the file open for writing
     let mut copy = Command::new("cp");
-    copy.arg(support::worker::binary()).arg(&program);
+    copy.arg(crate::support::worker::binary()).arg(&program);
     assert!(copy.status().unwrap().success());
     let private = site.directory("private");
     fs::set_permissions(&private, fs::Permissions::from_mode(0o700)).unwrap();

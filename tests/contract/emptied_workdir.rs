@@ -1,15 +1,15 @@
 //! Jobs that remove what is the worker's in their own workDir: log, journal, count of attempts and lock survive.
 
-use crate::support;
-
+use crate::support::broker::Broker;
+use crate::support::processes::survivors;
+use crate::support::site::{
+    Site, WORKER, await_file, read, read_json, release, until_exists, verdict,
+};
+use crate::support::wait::{self, DEADLINE};
+use crate::support::worker::Worker;
 use serde_json::json;
 use std::fs::{self, File};
 use std::path::Path;
-use support::broker::Broker;
-use support::processes::survivors;
-use support::site::{Site, WORKER, await_file, read, read_json, release, until_exists, verdict};
-use support::wait::{self, DEADLINE};
-use support::worker::Worker;
 
 const CLEAN: &str = "git init -q . && git clean -fdxq";
 
@@ -136,8 +136,7 @@ fn a_job_ends_where_another_worker_has_its_directory() {
     let site = Site::scripted();
     let mut worker = site.idle_worker(|_| {});
     let step = format!("rm job.*; touch up; {}", until_exists("gate"));
-    let dir = site.submit("a", json!({ "steps": [step, "touch ran"] }));
-    await_file(&dir.join("up"));
+    let dir = site.begin("a", json!({ "steps": [step, "touch ran"] }));
     let other = File::create(dir.join("job.log")).unwrap();
     other.lock().expect("nobody has it");
     fs::write(dir.join("job.status.json"), "of the other").unwrap();

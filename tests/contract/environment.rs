@@ -1,14 +1,12 @@
 //! What the steps find in their environment, and that the worker's secrets are not there (docs/reference.md,
 //! "Steps and their environment").
 
-use crate::support;
-
+use crate::support::site::{Finished, Site, read};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use support::site::{Finished, Site, read};
 
 const SECRET: &str = "hunter2-do-not-tell";
 
@@ -28,7 +26,7 @@ fn environment(finished: &Finished, file: &str) -> BTreeMap<String, String> {
 #[test]
 fn steps_get_the_worker_s_environment_without_its_configuration() {
     let site = Site::scripted();
-    let worker = support::worker::binary().display().to_string();
+    let worker = crate::support::worker::binary().display().to_string();
     let definition = json!({
         "steps": [format!("cat /proc/self/environ > first; {worker} check 2> warnings"), "cat /proc/self/environ > second"],
         "env": { "FROM_FILE": "file", "KEPT": "job's", "JOB_ID": "forged", "WORKER_ID": "forged", "MQTT_OWN": "job's" }
@@ -156,7 +154,7 @@ fn ignored_and_blocked_signals_of_a_parent_do_no_harm() {
     ] {
         let site = Site::scripted();
         let start = || {
-            let binary = support::worker::binary();
+            let binary = crate::support::worker::binary();
             let mut command = Command::new("python3");
             let exec = format!("os.execv({binary:?}, ['job-worker'])");
             command.args(["-c", &format!("import os, signal\n{python}\n{exec}")]);
@@ -185,7 +183,7 @@ fn a_step_has_no_terminal_and_a_group_of_its_own() {
 
     let dir = site.prepare("a", json!({ "steps": [look] }));
     // script(1) gives the worker a terminal
-    let binary = support::worker::binary();
+    let binary = crate::support::worker::binary();
     let run = format!("{} run {}", binary.display(), dir.display());
     let mut command = Command::new("script");
     site.equip(command.args(["-qec", &run, "/dev/null"]));

@@ -1,13 +1,11 @@
 //! docs/reference.md, "Steps and their environment": how steps run, and what they find.
 
-use crate::support;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use crate::support::log::{first_attempt, untimed};
+use crate::support::site::Site;
 use serde_json::{Value, json};
-use support::log::{first_attempt, untimed};
-use support::site::Site;
 
 const RULE: &str = "----------------------------------------";
 

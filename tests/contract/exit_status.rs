@@ -1,13 +1,11 @@
 //! docs/reference.md, "Exit status" and "Configuration": how the worker ends where there is no job to report.
 
-use crate::support;
-
 use std::process::Command;
 
-use support::controller::Controller;
-use support::mosquitto::Mosquitto;
-use support::site::{Site, WORKER};
-use support::worker::with;
+use crate::support::controller::Controller;
+use crate::support::mosquitto::Mosquitto;
+use crate::support::site::{Site, WORKER};
+use crate::support::worker::with;
 
 #[test]
 fn credentials_are_taken_from_each_of_their_places() {

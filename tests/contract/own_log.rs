@@ -1,15 +1,13 @@
 //! The worker's own log on stderr (docs/reference.md, "Configuration").
 
-use crate::support;
-
+use crate::support::broker::Broker;
+use crate::support::site::{Site, WORKER, read};
+use crate::support::wait;
+use crate::support::worker::Worker;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
-use support::broker::Broker;
-use support::site::{Site, WORKER, read};
-use support::wait;
-use support::worker::Worker;
 
 /// What a worker says that is stopped while it waits, where stderr is a file, and the journal's or not.
 fn log(is_journal: bool) -> String {

@@ -1,17 +1,15 @@
 //! docs/reference.md, "Topics", `jobs/workers/{workerId}`: what anyone can see of a worker, at any moment.
 
-use crate::support;
-
+use crate::support::broker::{Broker, Message};
+use crate::support::controller::Controller;
+use crate::support::mosquitto::Mosquitto;
+use crate::support::site::{Site, WORKER, release, until_exists};
+use crate::support::wait::{self, DEADLINE};
+use crate::support::worker::speaking;
 use serde_json::{Value, json};
 use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use support::broker::{Broker, Message};
-use support::controller::Controller;
-use support::mosquitto::Mosquitto;
-use support::site::{Site, WORKER, release, until_exists};
-use support::wait::{self, DEADLINE};
-use support::worker::speaking;
 
 const TOPIC: &str = "jobs/workers/node-worker-01";
 
@@ -92,7 +90,7 @@ fn what_comes_late_is_waited_for_and_told_after_a_second() {
     let definition = dir.join("job.json");
     await_waiting_for(&site, mark, &definition.display().to_string());
     assert_eq!(
-        support::site::names(&dir),
+        crate::support::site::names(&dir),
         [""; 0],
         "nothing is written before there is a job"
     );

@@ -1,17 +1,15 @@
 //! docs/reference.md, "Topics", `jobs/status/{id}`: the status document at each change, a courtesy that never delays
 //! a job.
 
-use crate::support;
-
+use crate::support::broker::{Packet, Verdict};
+use crate::support::site::{Site, read, release, until_exists};
+use crate::support::wait::{self, DEADLINE};
+use crate::support::worker::with;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 use std::sync::mpsc;
 use std::time::Instant;
-use support::broker::{Packet, Verdict};
-use support::site::{Site, read, release, until_exists};
-use support::wait::{self, DEADLINE};
-use support::worker::with;
 
 fn is_over(dir: &Path) -> bool {
     let content = fs::read_to_string(dir.join("job.status.json"));

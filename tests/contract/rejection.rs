@@ -1,17 +1,15 @@
 //! docs/reference.md, "Bad input": bad input is answered and acknowledged, and the worker waits on.
 
-use crate::support;
-
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use crate::support::corpus;
+use crate::support::mosquitto::tool;
+use crate::support::site::{Site, names};
+use crate::support::temp_dir::TempDir;
+use crate::support::worker::{Worker, speaking};
 use serde_json::{Value, json};
-use support::corpus;
-use support::mosquitto::tool;
-use support::site::{Site, names};
-use support::temp_dir::TempDir;
-use support::worker::{Worker, speaking};
 
 /// The failed result that a request with a usable id gets.
 fn assert_rejected(result: &Value, what: &str) {

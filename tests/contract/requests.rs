@@ -1,17 +1,15 @@
 //! docs/reference.md, "Request" and "Job definition": what a request and a job.json may say, and which of the two wins.
 
-use crate::support;
-
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::support::mosquitto::tool;
+use crate::support::site::{Finished, Site, names};
+use crate::support::wait;
+use crate::support::worker::{speaking, with, without_privileges};
 use serde_json::{Value, json};
-use support::mosquitto::tool;
-use support::site::{Finished, Site, names};
-use support::wait;
-use support::worker::{speaking, with, without_privileges};
 
 const MIB: usize = 1 << 20;
 

@@ -1,7 +1,10 @@
 //! `job-worker run DIR [--id ID]` (docs/reference.md, "Commands").
 
-use crate::support;
-
+use crate::support::broker::Broker;
+use crate::support::log::untimed;
+use crate::support::site::{Site, await_file, names, read, read_json, release, until_exists};
+use crate::support::wait;
+use crate::support::worker::Worker;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::fs::{self, File};
@@ -9,11 +12,6 @@ use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use support::broker::Broker;
-use support::log::untimed;
-use support::site::{Site, await_file, names, read, read_json, release, until_exists};
-use support::wait;
-use support::worker::Worker;
 
 fn command(site: &Site<Broker>, arguments: &[&str]) -> Command {
     let mut command = site.command(["run"].iter().chain(arguments));

@@ -1,20 +1,18 @@
 //! `docs/schema`: the schemas take what the worker takes, refuse what it refuses, and describe all that it says.
 
-use crate::support;
-
+use crate::support::broker::Message;
+use crate::support::corpus;
+use crate::support::schema::Schema;
+use crate::support::site::{Site, read_json, release};
+use crate::support::temp_dir::TempDir;
+use crate::support::wait;
+use crate::support::worker::with;
 use job_worker::contract::{Definition, Request};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use support::broker::Message;
-use support::corpus;
-use support::schema::Schema;
-use support::site::{Site, read_json, release};
-use support::temp_dir::TempDir;
-use support::wait;
-use support::worker::with;
 
 /// Definitions of the corpus that are JSON, and whether the worker takes them.
 fn definitions() -> Vec<(String, bool)> {

@@ -1,14 +1,12 @@
 //! docs/reference.md, "Status document" and "Topics": the status document on disk and on the wire, and the presence
 //! of a worker.
 
-use crate::support;
-
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use crate::support::site::{Site, names, read, read_json};
 use serde_json::{Value, json};
-use support::site::{Site, names, read, read_json};
 
 fn time(document: &Value, field: &str) -> SystemTime {
     let text = document[field].as_str().expect(field);

@@ -1,9 +1,7 @@
 //! The command line (docs/reference.md, "Commands" and "Exit status").
 
-use crate::support;
-
+use crate::support::worker::binary;
 use std::process::{Command, Output, Stdio};
-use support::worker::binary;
 
 fn output(arguments: &[&str]) -> Output {
     Command::new(binary())

@@ -4,8 +4,12 @@
 //! The `sh` blocks of a page are one script, run by `sh -eu` in an empty directory, with a broker of its own on which
 //! the Mosquitto clients and the worker find each other as if it were on localhost:1883. `examples` is there, too.
 
-use crate::{file, output, support, text};
-
+use crate::support::mosquitto::{Mosquitto, tool};
+use crate::support::site::{names, read, read_json};
+use crate::support::temp_dir::TempDir;
+use crate::support::wait;
+use crate::support::worker::{Worker, binary, job_worker, without_configuration};
+use crate::{file, output, text};
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -15,11 +19,6 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use support::mosquitto::{Mosquitto, tool};
-use support::site::{names, read, read_json};
-use support::temp_dir::TempDir;
-use support::wait;
-use support::worker::{Worker, binary, job_worker, without_configuration};
 
 /// The search path with our binary at its front.
 fn path() -> OsString {

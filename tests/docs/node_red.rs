@@ -1,11 +1,10 @@
 //! The flow of `examples/node-red`, and its page, in a real Node-RED and a real Chromium; what is checked is written in `tests/node-red`.
 
-use crate::{file, output, support, text};
-
+use crate::support::mosquitto::tool;
+use crate::support::site::{names, read_json};
+use crate::support::worker::binary;
+use crate::{file, output, text};
 use std::process::Command;
-use support::mosquitto::tool;
-use support::site::{names, read_json};
-use support::worker::binary;
 
 fn run_script(name: &str) {
     tool("mosquitto");

@@ -1,13 +1,12 @@
 //! What the Debian package says of the program: its settings (`/etc/default/job-worker`) and its man page.
 
 use crate::docs::{blocks, help, variables};
-use crate::{file, output, support, text};
-
+use crate::support::temp_dir::TempDir;
+use crate::support::worker::job_worker;
+use crate::{file, output, text};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Command;
-use support::temp_dir::TempDir;
-use support::worker::job_worker;
 
 const DEFAULT: &str = "packaging/debian/default";
 

@@ -1,12 +1,11 @@
 //! What makes a release (docs/releasing.md): the workflows, and the text of the release.
 
-use crate::{file, output, support, text};
-
+use crate::support::site::names;
+use crate::support::temp_dir::TempDir;
+use crate::{file, output, text};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::{Command, Output};
-use support::site::names;
-use support::temp_dir::TempDir;
 
 /// A tag can be moved to other code, a commit cannot.
 #[test]

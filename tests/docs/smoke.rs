@@ -1,10 +1,9 @@
 //! The script that a user would write, run against the built binary.
 
-use crate::{file, output, support};
-
+use crate::support::mosquitto::{Mosquitto, tool};
+use crate::support::worker::binary;
+use crate::{file, output};
 use std::process::Command;
-use support::mosquitto::{Mosquitto, tool};
-use support::worker::binary;
 
 fn smoke() -> Command {
     tool("mosquitto_sub");

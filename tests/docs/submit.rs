@@ -1,7 +1,13 @@
 //! `examples/submit.sh`, the controller in shell.
 
-use crate::{file, support};
-
+use crate::file;
+use crate::support::broker::{Broker, Packet, Verdict};
+use crate::support::ca::{Authority, Valid};
+use crate::support::controller::Controller;
+use crate::support::mosquitto::{Mosquitto, free_port, tool};
+use crate::support::site::{Hub, Site, names, read, while_exists};
+use crate::support::wait;
+use crate::support::worker::{Worker, with};
 use rustix::fs::FlockOperation;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -9,13 +15,6 @@ use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use support::broker::{Broker, Packet, Verdict};
-use support::ca::{Authority, Valid};
-use support::controller::Controller;
-use support::mosquitto::{Mosquitto, free_port, tool};
-use support::site::{Hub, Site, names, read, while_exists};
-use support::wait;
-use support::worker::{Worker, with};
 
 /// The script with these arguments, in a process group of its own as a terminal would make it.
 fn command<B: Hub>(site: &Site<B>, arguments: &[&str]) -> Command {

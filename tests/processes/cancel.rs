@@ -1,17 +1,15 @@
 //! Cancelling a job by `jobs/cancel/{id}` (docs/reference.md, "Withdrawing and cancelling").
 
-use crate::support;
-
+use crate::support::broker::{Broker, Entry, Packet, Verdict};
+use crate::support::site::{
+    Site, WORKER, await_file, names, read, read_json, release, until_exists, verdict,
+};
+use crate::support::wait::{self, DEADLINE};
+use crate::support::worker::{Worker, speaking, with};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
-use support::broker::{Broker, Entry, Packet, Verdict};
-use support::site::{
-    Site, WORKER, await_file, names, read, read_json, release, until_exists, verdict,
-};
-use support::wait::{self, DEADLINE};
-use support::worker::{Worker, speaking, with};
 
 /// What every job ends with that was cancelled or withdrawn.
 const CANCELLED: (&str, &str, i64) = ("failed", "cancelled", 130);
@@ -263,8 +261,7 @@ fn a_step_that_always_runs_has_its_time_however_often_the_job_is_cancelled() {
         let mut worker = site.idle_worker(with(&[("JOB_STOP_GRACE", "0")]));
         let clean = format!("touch up; {}; touch cleaned", until_exists("gate"));
         let steps = json!([first, { "run": clean, "always": true }, "true", { "run": "true", "always": true }]);
-        let dir = site.submit("a", json!({ "steps": steps }));
-        await_file(&dir.join("up"));
+        let dir = site.begin("a", json!({ "steps": steps }));
         for count in 1..=3 {
             cancel(&site);
             wait::until("the cancel to be heard", || {
@@ -290,8 +287,7 @@ fn a_step_that_always_runs_and_never_ends_has_its_time_once() {
     // the first step's own limit is none of the job's
     let steps = json!([{ "run": "sleep 1000", "timeoutSeconds": 0.1 },
         { "run": "touch up; exec sleep 1000", "always": true, "timeoutSeconds": 1000 }]);
-    let dir = site.submit("own", json!({ "steps": steps, "timeoutSeconds": 0.5 }));
-    await_file(&dir.join("up"));
+    let dir = site.begin("own", json!({ "steps": steps, "timeoutSeconds": 0.5 }));
     wait::until("the job's limit", || {
         read(&dir.join("job.log")).contains("this step always runs")
     });

@@ -2,13 +2,11 @@
 //! the job is there when it is over.
 
 use crate::stop::is_requeued;
-use crate::support;
-
+use crate::support::site::{Site, WORKER, read, read_json, verdict};
+use crate::support::wait::DEADLINE;
+use crate::support::worker::speaking;
 use serde_json::json;
 use std::process::Command;
-use support::site::{Site, WORKER, await_file, read, read_json, verdict};
-use support::wait::DEADLINE;
-use support::worker::speaking;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Why {
@@ -57,8 +55,7 @@ fn ends(why: Why, ignores: Who) {
         "timeoutSeconds": limit(Why::StepTimeout) });
     let steps = json!(["true", step, "touch next", { "run": "touch last", "always": true }]);
     let definition = json!({ "steps": steps, "timeoutSeconds": limit(Why::JobTimeout) });
-    let dir = site.submit("a", definition);
-    await_file(&dir.join("up"));
+    let dir = site.begin("a", definition);
     let signal = |name: &str| {
         let kill = format!("kill -s {name} {}", worker.pid());
         let sent = Command::new("bash").args(["-c", &kill]).status();

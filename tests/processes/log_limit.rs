@@ -1,11 +1,9 @@
 //! `JOB_LOG_LIMIT` (docs/reference.md, "Limits").
 
-use crate::support;
-
+use crate::support::site::{Site, read, release, until_exists};
+use crate::support::wait;
+use crate::support::worker::with;
 use serde_json::json;
-use support::site::{Site, await_file, read, release, until_exists};
-use support::wait;
-use support::worker::with;
 
 const LIMIT: &str = "100000";
 
@@ -60,8 +58,7 @@ fn the_grace_of_a_stop_is_no_time_to_pass_it() {
     let mut worker = site.idle_worker(with(&variables));
     let step = "trap 'touch term' TERM; touch up; until [ -e term ]; do sleep 0.02; done";
     let steps = json!([format!("{step}; {CHATTERS_ON}")]);
-    let dir = site.submit("a", json!({ "steps": steps }));
-    await_file(&dir.join("up"));
+    let dir = site.begin("a", json!({ "steps": steps }));
     worker.stop();
     let bytes = dir.join("job.log").metadata().unwrap().len();
     assert!(bytes < SOON_ENDED as u64, "{bytes}");

@@ -1,8 +1,12 @@
 //! Nothing of a job outlives it, and every exit status is the right one (docs/reference.md,
 //! "Steps and their environment").
 
-use crate::support;
-
+use crate::support::broker::{Broker, Packet, Step, Verdict};
+use crate::support::log::untimed;
+use crate::support::processes::{survivors, zombies_of};
+use crate::support::site::{Site, await_file, read, release, until_exists, verdict};
+use crate::support::wait;
+use crate::support::worker::{Worker, binary, without};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::json;
 use std::fs;
@@ -10,12 +14,6 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
-use support::broker::{Broker, Packet, Step, Verdict};
-use support::log::untimed;
-use support::processes::{survivors, zombies_of};
-use support::site::{Site, await_file, read, release, until_exists, verdict};
-use support::wait;
-use support::worker::{Worker, binary, without};
 
 /// The last one is 2^8 - 1 shells, each with a sleep.
 const KINDS: [&str; 6] = [
@@ -82,8 +80,7 @@ fn what_cannot_be_killed_is_told_after_one_try() {
         without("-kill", command);
     });
     let other = "setpriv --reuid=65534 --clear-groups sleep 1000 & touch up; exec sleep 1000";
-    let dir = site.submit("a", json!({ "steps": [other] }));
-    await_file(&dir.join("up"));
+    let dir = site.begin("a", json!({ "steps": [other] }));
     site.broker.publish("jobs/cancel/a", "");
     let result = site.result("a").json();
     assert_eq!(verdict(&result), ("failed", "cancelled", 130));
@@ -136,8 +133,7 @@ fn zombies_are_reaped_while_a_long_step_runs() {
         "for i in 1 2 3 4 5 6 7 8; do (true &); (setsid true &); done; touch up; {}",
         until_exists("gate")
     );
-    let dir = site.submit("a", json!({ "steps": [step] }));
-    await_file(&dir.join("up"));
+    let dir = site.begin("a", json!({ "steps": [step] }));
     wait::until("no zombie to be left", || zombies_of(worker.pid()) == 0);
     release(&dir);
     site.succeeds("a");

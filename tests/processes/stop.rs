@@ -1,20 +1,18 @@
 //! Stopping a worker at every moment of its life, and what must not stop it.
 
-use crate::support;
-
+use crate::support::broker::{Broker, Entry, Packet, Step, Verdict};
+use crate::support::processes::{child_of, pid_1};
+use crate::support::site::{
+    Site, WORKER, await_file, names, read, read_json, release, until_exists, verdict,
+};
+use crate::support::wait::{self, DEADLINE};
+use crate::support::worker::{binary, speaking, with};
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::Command;
-use support::broker::{Broker, Entry, Packet, Step, Verdict};
-use support::processes::{child_of, pid_1};
-use support::site::{
-    Site, WORKER, await_file, names, read, read_json, release, until_exists, verdict,
-};
-use support::wait::{self, DEADLINE};
-use support::worker::{binary, speaking, with};
 
 /// Counts its runs, says what it was told, and goes; a run that finds `gate` ends at once.
 const HEEDS_TERM: &str = "echo x >> runs; trap 'echo told to stop; exit 0' TERM; touch up; \
@@ -114,8 +112,7 @@ fn a_second_signal_ends_finish_too() {
     let site = Site::scripted();
     let variables = [("JOB_ON_STOP", "finish"), ("JOB_STOP_GRACE", "1000")];
     let mut worker = site.idle_worker(with(&variables));
-    let dir = site.submit("a", steps());
-    await_file(&dir.join("up"));
+    let dir = site.begin("a", steps());
     worker.sigterm();
     worker.await_stderr("finishing the job first");
     worker.insist(Signal::TERM);
@@ -137,8 +134,7 @@ fn a_result_that_cannot_be_reported_is_reported_by_the_next_worker() {
     let site = Site::scripted();
     let variables = [("JOB_ON_STOP", "finish"), ("JOB_STOP_GRACE", "0.2")];
     let mut worker = site.idle_worker(with(&variables));
-    let dir = site.submit("a", steps());
-    await_file(&dir.join("up"));
+    let dir = site.begin("a", steps());
     site.broker.stop_listening();
     worker.await_stderr("trying again until it is back");
     worker.sigterm();
@@ -220,8 +216,7 @@ fn a_cancel_that_is_under_way_stays_one() {
     let mut worker = site.idle_worker(with(&[("JOB_STOP_GRACE", "1000")]));
     let step = format!("trap 'touch told' TERM; touch up; {}", until_exists("gate"));
     let last = json!({ "run": "touch last", "always": true });
-    let dir = site.submit("a", json!({ "steps": [step, last] }));
-    await_file(&dir.join("up"));
+    let dir = site.begin("a", json!({ "steps": [step, last] }));
     site.broker.publish("jobs/cancel/a", "");
     await_file(&dir.join("told"));
     worker.sigterm();
@@ -263,8 +258,7 @@ fn pid_1_stops_idle_and_running() {
     let states = site.mark();
     let mut worker = pid_1(&site, &[], |_| {});
     site.await_idle(states);
-    let dir = site.submit("a", steps());
-    await_file(&dir.join("up"));
+    let dir = site.begin("a", steps());
     kill_process(child_of(&worker), Signal::TERM).unwrap();
     worker.exits_with(0);
     is_requeued(&site, &dir);
@@ -298,8 +292,7 @@ fn a_hangup_behind_another_stop_does_not_insist() {
     let site = Site::scripted();
     let mut worker = site.idle_worker(with(&[("JOB_STOP_GRACE", "30")]));
     let step = "trap 'touch told; until [ -e gate ]; do sleep 0.02; done; echo cleaned; exit' TERM; touch up; while :; do sleep 0.02; done";
-    let dir = site.submit("a", json!({ "steps": [step] }));
-    await_file(&dir.join("up"));
+    let dir = site.begin("a", json!({ "steps": [step] }));
     worker.signal(Signal::HUP);
     await_file(&dir.join("told"));
     worker.signal(Signal::HUP);

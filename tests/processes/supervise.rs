@@ -1,18 +1,16 @@
 //! `job-worker supervise` (docs/reference.md, "Commands").
 
-use crate::support;
-
+use crate::support::broker::{Broker, Verdict};
+use crate::support::processes::{child_of, marked, pid_1, zombies_of};
+use crate::support::site::{Site, WORKER, await_file, read, read_json, release, verdict};
+use crate::support::wait::{self, DEADLINE};
+use crate::support::worker::{Worker, with};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
-use support::broker::{Broker, Verdict};
-use support::processes::{child_of, marked, pid_1, zombies_of};
-use support::site::{Site, WORKER, await_file, read, read_json, release, verdict};
-use support::wait::{self, DEADLINE};
-use support::worker::{Worker, with};
 
 fn supervise(site: &Site<Broker>, configure: impl FnOnce(&mut Command)) -> Worker {
     let mut command = site.command(["supervise"]);
@@ -94,8 +92,7 @@ fn a_stop_is_passed_on_and_the_worker_s_status_handed_up() {
         // a stop waits for the drive only as long as the grace
         let variables = [("JOB_STOP_GRACE", "0.2"), ("JOB_SYNC", "off")];
         let mut supervisor = idle(&site, with(&variables));
-        let dir = site.submit("a", json!({ "steps": [STAYS] }));
-        await_file(&dir.join("up"));
+        let dir = site.begin("a", json!({ "steps": [STAYS] }));
         supervisor.signal(signal);
         supervisor.exits_with(0);
         site.nothing_survives();
@@ -114,8 +111,7 @@ fn a_second_stop_is_passed_on_too() {
     let site = Site::scripted();
     let mut supervisor = idle(&site, with(&[("JOB_STOP_GRACE", "1000")]));
     let step = "trap 'touch told' TERM; touch up; while :; do sleep 0.02; done";
-    let dir = site.submit("a", json!({ "steps": [step] }));
-    await_file(&dir.join("up"));
+    let dir = site.begin("a", json!({ "steps": [step] }));
     supervisor.sigterm();
     await_file(&dir.join("told"));
     supervisor.insist(Signal::TERM);
@@ -137,8 +133,7 @@ fn one_stop_that_reaches_supervisor_and_worker_twice_is_one() {
         // a request that was given back comes again, and ends at once
         let step = "[ -e up ] && exit; echo $PPID > worker; trap 'sleep 0.1; touch cleaned; exit' TERM; touch up; \
                     until [ -e gate ]; do sleep 0.02; done";
-        let dir = site.submit(&id, json!({ "steps": [step] }));
-        await_file(&dir.join("up"));
+        let dir = site.begin(&id, json!({ "steps": [step] }));
         let worker = read(&dir.join("worker")).trim().parse().unwrap();
         let pids = [supervisor.pid() as i32, worker];
         for turn in 0..4 {
@@ -170,8 +165,7 @@ fn one_stop_that_reaches_supervisor_and_worker_twice_is_one() {
 fn what_a_killed_worker_leaves_is_swept_and_its_job_runs_again() {
     let site = Site::scripted();
     let mut supervisor = idle(&site, |_| {});
-    let dir = site.submit("a", json!({ "steps": [STAYS] }));
-    await_file(&dir.join("up"));
+    let dir = site.begin("a", json!({ "steps": [STAYS] }));
     kill_worker(&dir);
     supervisor.await_stderr("status 137; starting another in 100ms");
     wait::until("the second attempt", || {

@@ -1,10 +1,8 @@
 //! Timeouts of steps and jobs (docs/reference.md, "Limits" and "Stopping"): TERM to the whole job, the grace, KILL;
 //! 124 and `timeout`.
 
-use crate::support;
-
+use crate::support::site::Site;
 use serde_json::json;
-use support::site::Site;
 
 #[test]
 fn each_limit_counts_and_the_nearest_wins() {

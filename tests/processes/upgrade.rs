@@ -1,18 +1,16 @@
 //! A program that is replaced under a running `job-worker supervise` (docs/reference.md, "Commands").
 
-use crate::support;
-
+use crate::support::broker::Broker;
+use crate::support::processes::child_of;
+use crate::support::site::{Site, WORKER, read, release};
+use crate::support::wait::{self, DEADLINE};
+use crate::support::worker::{Worker, binary};
 use rustix::process::{Signal, kill_process};
 use serde_json::json;
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use support::broker::Broker;
-use support::processes::child_of;
-use support::site::{Site, WORKER, read, release};
-use support::wait::{self, DEADLINE};
-use support::worker::{Worker, binary};
 
 /// A copy of the binary on the drive, whose place others can take.
 struct Installed {

@@ -1,18 +1,16 @@
 //! The rights of `examples/mosquitto/acl`, and what a worker says that lacks one (docs/reference.md, "Topics" and
 //! "Exit status").
 
-use crate::support;
-
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use crate::support::controller::Controller;
+use crate::support::mosquitto::Mosquitto;
+use crate::support::site::{Site, read};
+use crate::support::wait;
+use crate::support::worker::job_worker;
 use serde_json::json;
-use support::controller::Controller;
-use support::mosquitto::Mosquitto;
-use support::site::{Site, read};
-use support::wait;
-use support::worker::job_worker;
 
 const TOPICS: [&str; 6] = [
     "jobs/pending",
@@ -170,7 +168,7 @@ fn a_member_of_a_pool_that_may_not_write_rejections_says_so() {
     let mut worker = site.idle_worker(|command| {
         as_worker("5")(command);
         command
-            .env("WORKER_ID", support::site::WORKER)
+            .env("WORKER_ID", crate::support::site::WORKER)
             .env("JOB_POOL", "pool")
             .env("JOB_ROOT", site.drive.path());
     });

@@ -1,7 +1,5 @@
 //! `JOB_ROOT` as a fence, and `JOB_PAYLOAD_STEPS=deny` (docs/reference.md, "JOB_ROOT" and "Configuration").
 
-use crate::support;
-
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::symlink;
@@ -10,14 +8,14 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use crate::support::site::{Site, names, read};
+use crate::support::temp_dir::TempDir;
+use crate::support::wait::{self, DEADLINE};
+use crate::support::worker::with;
 use job_worker::config::Durability;
 use job_worker::job::{OpenError, WorkDir};
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use serde_json::{Value, json};
-use support::site::{Site, names, read};
-use support::temp_dir::TempDir;
-use support::wait::{self, DEADLINE};
-use support::worker::with;
 
 /// A drive with a root, a directory `job` inside, and a directory `outside` beside it.
 struct Drive(TempDir);

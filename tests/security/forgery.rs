@@ -1,15 +1,13 @@
 //! What comes from outside cannot forge a line of the worker's own log, of `job.log`, or of `check`.
 
-use crate::support;
-
 use std::fs;
 
+use crate::support::log::untimed;
+use crate::support::site::Site;
+use crate::support::temp_dir::TempDir;
+use crate::support::wait;
+use crate::support::worker::{job_worker, with};
 use serde_json::json;
-use support::log::untimed;
-use support::site::Site;
-use support::temp_dir::TempDir;
-use support::wait;
-use support::worker::{job_worker, with};
 
 /// What a terminal or a reader of logs takes for the end of a line, for a command, or for another order of the letters.
 const TRICKS: [&str; 10] = [

@@ -1,20 +1,18 @@
 //! `mqtts://` against a real Mosquitto, with a certificate authority made here (docs/reference.md, "TLS").
 #![cfg(feature = "tls")]
 
-use crate::support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::ca::{Authority, Identity, Valid};
+use crate::support::controller::Controller;
+use crate::support::mosquitto::{Mosquitto, free_port};
+use crate::support::site::{Site, names};
+use crate::support::temp_dir::TempDir;
+use crate::support::wait;
+use crate::support::worker::{Worker, speaking, with};
 use serde_json::json;
-use support::ca::{Authority, Identity, Valid};
-use support::controller::Controller;
-use support::mosquitto::{Mosquitto, free_port};
-use support::site::{Site, names};
-use support::temp_dir::TempDir;
-use support::wait;
-use support::worker::{Worker, speaking, with};
 
 const NAMES: &str = "DNS:localhost,IP:127.0.0.1,IP:::1";
 

@@ -227,7 +227,12 @@ impl<B: Hub> Site<B> {
     /// Submits a job that runs until [`release`] lets it end, and waits until it runs.
     pub fn hold(&self, id: &str) -> PathBuf {
         let step = format!("echo $PPID > worker; touch up; {}", until_exists("gate"));
-        let dir = self.submit(id, json!({ "steps": [step] }));
+        self.begin(id, json!({ "steps": [step] }))
+    }
+
+    /// Submits a job, and waits until it has made the file `up`.
+    pub fn begin(&self, id: &str, definition: Value) -> PathBuf {
+        let dir = self.submit(id, definition);
         await_file(&dir.join("up"));
         dir
     }
