@@ -79,16 +79,15 @@ fn what_cannot_be_killed_is_told_after_one_try() {
         command.env("JOB_STOP_GRACE", "0.1");
         without("-kill", command);
     });
-    let other = "setpriv --reuid=65534 --clear-groups sleep 1000 & touch up; exec sleep 1000";
+    let other = "setpriv --reuid=65534 --clear-groups sleep 1000 & \
+                 until [ $(stat -c %u /proc/$!) = 65534 ]; do sleep 0.02; done; touch up; exec sleep 1000";
     let dir = site.begin("a", json!({ "steps": [other] }));
     site.broker.publish("jobs/cancel/a", "");
     let result = site.result("a").json();
     assert_eq!(verdict(&result), ("failed", "cancelled", 130));
     let warning = result["warning"].as_str().unwrap_or_default();
-    assert!(
-        warning.ends_with("could not be killed still run: 1"),
-        "{result}"
-    );
+    let is_told = warning.ends_with("could not be killed still run: 1");
+    assert!(is_told, "{result}");
     worker.exits_with(0);
     let said = worker.stderr();
     assert_eq!(said.matches("cannot be killed").count(), 1, "{said}");
