@@ -15,7 +15,7 @@ root=$PWD
 export TOOLS_DIR=${TOOLS_DIR:-$root/../shared/tools}
 PATH=$PATH:/usr/sbin
 limit=${TIME_LIMIT:-240}
-short_jobs=${SHORT_JOBS:-12}
+short_jobs=${SHORT_JOBS:-9}
 
 # The limit holds for whatever is waited for; the end of this very process cleans up.
 if [ -z "${DOCKER_TEST_BOUNDED:-}" ]; then
@@ -411,7 +411,7 @@ compose stop worker >/dev/null 2>&1
 check "supervise: docker stop ends it by itself, with 0" is 0 "$(worker_state ExitCode)"
 check "supervise: every result arrives, in order" is "$(of_queue supervised)" "$(arrived $(of_queue supervised))"
 
-say "$short_jobs short jobs under restart: always (0.1 s, doubling up to 60 s: 12 take 163 s)"
+say "$short_jobs short jobs under restart: always (0.1 s, doubling up to 60 s: 9 take 27 s, 12 take 163 s)"
 queue restarted
 check "restart: always: starts" fresh_worker ''
 # what the cleaning up takes is kept free
