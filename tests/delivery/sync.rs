@@ -405,7 +405,7 @@ fn a_job_root_that_cannot_be_opened_is_waited_for_as_long_as_it_takes() {
     let site = Site::start();
     let root = site.directory("root");
     let dir = site.prepare("root/a", json!({ "steps": ["true"] }));
-    let worker = with_faults(&site, &root.join("."), "EIO:when=1..4", "0", true); // as it is opened
+    let worker = with_faults(&site, &root, "EIO:when=1..4", "0", true);
     let finished = site.run_request(worker, dir, json!({ "id": "a", "workDir": "a" }));
     assert_eq!(
         finished.verdict(),
