@@ -8,15 +8,20 @@ use std::process::Command;
 use std::time::Duration;
 use support::cut_drive::{CutDrive, DiskCache, FILE_SYSTEMS};
 use support::mount::{Mount, mount};
-use support::site::{Site, await_file, until_exists};
+use support::site::{Finished, Site, await_file, read, until_exists};
 use support::wait;
+
+fn says(finished: &Finished, field: &str, text: &str) {
+    let said = finished.result[field].as_str().unwrap_or_default();
+    assert!(said.contains(text), "no {text:?} in {}", finished.result);
+}
 
 #[test]
 #[ignore = "needs root to mount"]
 fn on_a_full_drive_nothing_is_run_or_lost_and_presence_says_why() {
     for job_log in [None, Some("of an earlier attempt\n")] {
         let site = Site::start();
-        let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_DIR_WAIT", "0"));
+        let mut worker = site.idle_worker(|_| {});
         let drive = Mount::on(&site.directory("full"), "size=64k");
         let dir = site.prepare("full", json!({ "steps": ["echo ran"] }));
         if let Some(text) = job_log {
@@ -37,53 +42,15 @@ fn on_a_full_drive_nothing_is_run_or_lost_and_presence_says_why() {
         let said = worker.stderr();
         assert_eq!(said.matches("No space left").count(), 1, "{said}");
         fs::remove_file(dir.join("filler")).unwrap();
-        assert_eq!(site.result("full").json()["status"], "success");
+        site.succeeds("full");
         worker.exits_with(0);
-        let log = fs::read_to_string(dir.join("job.log")).unwrap();
+        let log = read(&dir.join("job.log"));
+        let is_kept = log.starts_with(job_log.unwrap_or("Job ID: full\n"));
         assert!(
-            log.starts_with(job_log.unwrap_or("Job ID: full\n")),
+            is_kept && log.matches(", job-worker ").count() == 1,
             "{log}"
         );
-        assert_eq!(log.matches(", job-worker ").count(), 1, "{log}");
     }
-}
-
-#[test]
-#[ignore = "needs root to mount"]
-fn a_drive_that_fills_up_in_mid_job_does_not_change_the_result() {
-    let site = Site::start();
-    let _drive = Mount::on(&site.directory("filling"), "size=256k");
-    let steps = json!(["cat /dev/zero > filler 2>/dev/null || true", "exit 3"]);
-    let finished = site.run("filling", json!({ "steps": steps }));
-    assert_eq!(
-        (&finished.result["status"], &finished.result["exitCode"]),
-        (&json!("failed"), &json!(3))
-    );
-    assert_eq!(finished.result["reason"], "step");
-    let said = finished.worker.stderr();
-    assert!(
-        said.contains("job.status.json cannot be written: No space left"),
-        "{said}"
-    );
-}
-
-#[test]
-#[ignore = "needs root to mount"]
-fn a_drive_that_fills_up_in_mid_job_is_no_success() {
-    let site = Site::start();
-    let _drive = Mount::on(&site.directory("filling"), "size=256k");
-    let steps = json!(["cat /dev/zero > filler 2>/dev/null || true"]);
-    let finished = site.run("filling", json!({ "steps": steps }));
-    assert_eq!(
-        (
-            &finished.result["status"],
-            &finished.result["reason"],
-            &finished.result["exitCode"]
-        ),
-        (&json!("failed"), &json!("internal"), &json!(1))
-    );
-    let error = finished.result["error"].as_str().unwrap_or_default();
-    assert!(error.contains("No space left"), "{error}");
 }
 
 #[test]
@@ -93,24 +60,30 @@ fn in_a_read_only_directory_nothing_is_run_and_the_result_says_why() {
     let _drive = Mount::on(&site.directory("frozen"), "size=64k");
     let dir = site.prepare("frozen", json!({ "steps": ["true"] }));
     assert!(mount(&["-o", "remount,ro"], &dir));
-    let worker = site.idle_worker(|_| {});
-    let finished = site.run_request(
-        worker,
-        dir.clone(),
-        json!({ "id": "frozen", "workDir": dir }),
-    );
-    assert_eq!(
-        (&finished.result["status"], &finished.result["reason"]),
-        (&json!("failed"), &json!("internal"))
-    );
-    assert_eq!(finished.result["logFile"], json!(null));
-    assert!(
-        finished.result["error"]
-            .as_str()
-            .is_some_and(|error| error.contains("Read-only")),
-        "{}",
-        finished.result
-    );
+    let request = json!({ "id": "frozen", "workDir": dir });
+    let finished = site.run_request(site.idle_worker(|_| {}), dir, request);
+    assert_eq!(finished.verdict(), ("failed", "internal", 1));
+    assert!(finished.result["logFile"].is_null());
+    says(&finished, "error", "Read-only");
+}
+
+#[test]
+#[ignore = "needs root to mount"]
+fn a_drive_that_fills_up_in_mid_job_is_no_success_and_does_not_change_another_result() {
+    for (exit, expected) in [(3, ("failed", "step", 3)), (0, ("failed", "internal", 1))] {
+        let site = Site::start();
+        let _drive = Mount::on(&site.directory("filling"), "size=256k");
+        let fills = "cat /dev/zero > filler 2>/dev/null || true";
+        let steps = json!([fills, format!("exit {exit}")]);
+        let finished = site.run("filling", json!({ "steps": steps }));
+        assert_eq!(finished.verdict(), expected);
+        let said = finished.worker.stderr();
+        let told = "job.status.json cannot be written: No space left";
+        assert!(said.contains(told), "{said}");
+        if exit == 0 {
+            says(&finished, "error", "No space left");
+        }
+    }
 }
 
 /// The kernel makes a drive with an error read-only, or its device is gone. A claim that cannot be ended is taken again.
@@ -136,11 +109,8 @@ fn a_drive_that_fails_in_mid_job_is_no_success() {
         let [up, gate] = ["up", "gate"].map(|name| site.drive.path().join(name));
         let dir = drive.path().join("a");
         fs::create_dir(&dir).unwrap();
-        let step = format!(
-            "touch {}; {}; exit {exit}",
-            up.display(),
-            until_exists(&gate.to_string_lossy())
-        );
+        let wait = until_exists(&gate.to_string_lossy());
+        let step = format!("touch {}; {wait}; exit {exit}", up.display());
         site.request(json!({ "id": "a", "workDir": dir, "steps": [step] }));
         await_file(&up);
         match is_gone {
@@ -150,18 +120,12 @@ fn a_drive_that_fails_in_mid_job_is_no_success() {
         fs::write(&gate, "").expect("a file elsewhere");
         let finished = site.finish(worker, dir.clone(), "a");
         assert_eq!(finished.verdict(), expected, "{}", finished.result);
-        let warning = finished.result["warning"].as_str().unwrap_or_default();
-        assert!(
-            warning.contains("job.status.json cannot be written"),
-            "{warning}"
-        );
+        says(&finished, "warning", "job.status.json cannot be written");
         if is_gone && in_pool {
             drive.restore(false).expect("it has its power again");
-            let again = site.finish(site.worker(member), dir, "a");
-            assert_eq!(
-                (&again.result["attempt"], &again.result["exitCode"]),
-                (&json!(2), &json!(exit))
-            );
+            let again = site.finish(site.worker(member), dir, "a").result;
+            assert_eq!(again["attempt"], 2);
+            assert_eq!(again["exitCode"], exit);
         }
     }
 }

@@ -1,79 +1,67 @@
 //! A broker that has forgotten the request of a job that runs: nobody will deliver it again, and whoever waits for its
 //! result may have to subscribe again. The result reaches the controller all the same.
 
-use super::delivery::{await_final_status, await_starts, held_job, release};
+use super::delivery::forgetful;
 use crate::support;
 
 use serde_json::json;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 use support::controller::Controller;
 use support::mosquitto::Mosquitto;
-use support::site::{Site, read_json};
+use support::site::{Site, await_final, read_json, release, runs};
 use support::wait;
-use support::worker::speaking;
+use support::worker::{Worker, speaking};
 
-fn forgetful_broker() -> Mosquitto {
-    let mut broker = Mosquitto::prepare().without_persistence();
-    broker.restart();
-    broker
+/// Stops a worker in mid-job, which marks it interrupted.
+fn interrupt(mut worker: Worker, dir: &Path) {
+    worker.sigterm();
+    worker.exits_with(0);
+    let stored = read_json(&dir.join("job.status.json"));
+    assert_eq!(stored["status"], "interrupted");
 }
 
 /// Two faults at once: the controller's time limit publishes it again.
 fn a_stop_leaves_a_job_interrupted_whose_request_is_forgotten(version: &str) {
-    let mut site = Site::on(forgetful_broker());
+    let mut site = Site::on(forgetful());
     let mut worker = site.idle_worker(speaking(version));
-    let dir = held_job(&site, "held", json!({}));
-    await_starts(&dir, 1);
+    let dir = site.hold("held");
     site.kill9_broker();
-    let mark = site.controller.mark();
+    let mark = site.mark();
     site.restart_broker();
     site.await_state(&mut worker, mark, "busy");
-    worker.sigterm();
-    worker.exits_with(0);
-    assert_eq!(
-        read_json(&dir.join("job.status.json"))["status"],
-        "interrupted"
-    );
+    interrupt(worker, &dir);
     release(&dir);
     site.request(json!({ "id": "held", "workDir": dir }));
-    let result = site
-        .finish(site.worker(speaking(version)), dir, "held")
-        .result;
-    assert_eq!(
-        (&result["status"], &result["attempt"]),
-        (&json!("success"), &json!(1))
-    );
+    let finished = site.finish(site.worker(speaking(version)), dir, "held");
+    assert_eq!(finished.verdict(), ("success", "", 0));
+    assert_eq!(finished.result["attempt"], 1);
 }
 
 /// Whether it has forgotten the request shows only when it is back.
 fn a_stop_without_a_broker_leaves_the_job_interrupted(version: &str) {
-    for persistence in [true, false] {
-        let broker = match persistence {
-            true => Mosquitto::start(),
-            false => forgetful_broker(),
+    for remembers in [true, false] {
+        let broker = if remembers {
+            Mosquitto::start()
+        } else {
+            forgetful()
         };
         let mut site = Site::on(broker);
-        let mut worker = site.idle_worker(speaking(version));
-        let dir = held_job(&site, "held", json!({}));
-        await_starts(&dir, 1);
+        let worker = site.idle_worker(speaking(version));
+        let dir = site.hold("held");
         site.kill9_broker();
         worker.await_stderr("the connection is lost");
-        worker.sigterm();
-        worker.exits_with(0);
-        assert_eq!(
-            read_json(&dir.join("job.status.json"))["status"],
-            "interrupted"
-        );
+        interrupt(worker, &dir);
         site.restart_broker();
         release(&dir);
-        if !persistence {
+        if !remembers {
             site.open_queue(speaking(version));
             site.request(json!({ "id": "held", "workDir": dir }));
         }
-        let finished = site.finish(site.worker(speaking(version)), dir.clone(), "held");
-        assert_eq!(finished.result["status"], "success");
-        await_starts(&dir, 2);
+        let finished = site.finish(site.worker(speaking(version)), dir, "held");
+        assert_eq!(finished.verdict(), ("success", "", 0));
+        assert_eq!(runs(&finished.dir), ["start 1", "start 1", "end 1"]);
         assert_eq!(site.controller.heard("jobs/results/held").len(), 1);
     }
 }
@@ -88,11 +76,10 @@ fn deaf(broker: Mosquitto) -> Site {
 fn result_reaches_a_late_controller(broker: Mosquitto, version: &str) {
     let mut site = deaf(broker);
     let mut worker = site.idle_worker(speaking(version));
-    let dir = held_job(&site, "held", json!({}));
-    await_starts(&dir, 1);
+    let dir = site.hold("held");
     site.broker.kill9();
     release(&dir);
-    let document = await_final_status(&dir);
+    let document = await_final(&dir);
     site.broker.restart();
     wait::until("the worker to be back", || {
         site.broker.log().contains("as node-worker-01")
@@ -105,7 +92,7 @@ fn result_reaches_a_late_controller(broker: Mosquitto, version: &str) {
 
 /// MQTT 5 tells the worker that nobody is subscribed. Over 3.1.1 it waits for 2 s.
 fn the_result_reaches_a_controller_that_is_back_after_the_worker(version: &str) {
-    result_reaches_a_late_controller(forgetful_broker(), version);
+    result_reaches_a_late_controller(forgetful(), version);
 }
 
 /// The broker remembers the worker, and has no session of the controller.
@@ -118,8 +105,7 @@ fn the_result_reaches_a_controller_that_the_broker_has_forgotten_alone() {
 fn a_result_that_nobody_subscribes_to_delays_nobody(version: &str) {
     let site = deaf(Mosquitto::start());
     let mut worker = site.idle_worker(speaking(version));
-    let dir = held_job(&site, "held", json!({}));
-    await_starts(&dir, 1);
+    let dir = site.hold("held");
     let released = Instant::now();
     release(&dir);
     worker.exits_with(0);

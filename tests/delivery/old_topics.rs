@@ -3,23 +3,18 @@
 use crate::support;
 
 use serde_json::json;
-use std::fs;
-use std::path::Path;
 use std::process::Command;
-use support::site::Site;
-use support::worker::speaking;
-
-fn count(dir: &Path, file: &str) -> usize {
-    fs::read_to_string(dir.join(file)).map_or(0, |text| text.lines().count())
-}
+use support::site::{Site, runs};
+use support::worker::with;
 
 fn a_request_on_an_old_topic_is_rejected_by_the_name_of_that_topic(version: &str) {
     let site = Site::start();
     let below = |root: &'static str| {
-        let speak = speaking(version);
         move |command: &mut Command| {
-            speak(command);
-            command.env("MQTT_TOPIC_ROOT", root);
+            with(&[
+                ("MQTT_TOPIC_ROOT", root),
+                ("MQTT_PROTOCOL_VERSION", version),
+            ])(command);
         }
     };
     site.open_queue(below("old"));
@@ -42,7 +37,7 @@ fn a_request_on_an_old_topic_is_rejected_by_the_name_of_that_topic(version: &str
         (&json!("success"), &json!(1))
     );
     worker.exits_with(0);
-    assert_eq!(count(&dir, "runs"), 1);
+    assert_eq!(runs(&dir).len(), 1);
 }
 
 on_both_protocols!(a_request_on_an_old_topic_is_rejected_by_the_name_of_that_topic);

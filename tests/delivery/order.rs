@@ -4,32 +4,10 @@
 use crate::support;
 
 use serde_json::json;
-use std::fs;
-use std::path::{Path, PathBuf};
-use support::broker::{Broker, Entry, Packet, Step, Verdict};
-use support::site::{Site, WORKER, read, read_json, while_exists};
+use support::broker::{Entry, Packet, Step, Verdict};
+use support::site::{Site, WORKER, read_json, release, runs};
 use support::wait::{self, DEADLINE};
 use support::worker::speaking;
-
-impl Site<Broker> {
-    /// Publishes a request; the step appends the attempt to `runs` and lasts while `gate` exists.
-    fn hand_out(&self, id: &str) -> PathBuf {
-        let step = format!("echo $JOB_ATTEMPT >> runs; {}", while_exists("gate"));
-        self.submit(id, json!({ "steps": [step] }))
-    }
-
-    /// The same, with the gate closed, and waits until the step runs.
-    fn hand_out_held(&self, id: &str) -> PathBuf {
-        fs::write(self.directory(id).join("gate"), "").unwrap();
-        let dir = self.hand_out(id);
-        wait::until("the step to run", || dir.join("runs").exists());
-        dir
-    }
-}
-
-fn release(dir: &Path) {
-    fs::remove_file(dir.join("gate")).unwrap();
-}
 
 /// In short; what goes to the worker starts with `<`.
 fn short(entry: &Entry) -> Option<String> {
@@ -53,8 +31,8 @@ fn short(entry: &Entry) -> Option<String> {
 fn the_order_at_the_end(version: &str) {
     let site = Site::scripted();
     let mut worker = site.idle_worker(speaking(version));
-    let dir = site.hand_out_held("a");
-    site.hand_out("b");
+    let dir = site.hold("a");
+    site.submit("b", json!({ "steps": ["true"] }));
     release(&dir);
     worker.exits_with(0);
     site.broker.wait_for_connected(WORKER, false, DEADLINE);
@@ -93,14 +71,14 @@ fn acknowledges(code: u8) -> impl Fn(&Step) -> Verdict {
 /// A controller that went down with the worker is not back yet.
 #[test]
 fn the_result_of_a_later_attempt_and_a_stored_one_wait_for_a_subscriber() {
-    for (is_stored, expected) in [(false, "1\n2\n"), (true, "1\n")] {
+    for (is_stored, expected) in [(false, "start 2"), (true, "start 1")] {
         let site = Site::scripted();
         let mut first = site.idle_worker(|_| {});
         site.broker.set_script(|step| match step.packet {
             Packet::PubAck { .. } if !step.from_client => Verdict::Drop,
             _ => Verdict::Pass,
         });
-        let dir = site.hand_out_held("a");
+        let dir = site.hold("a");
         if is_stored {
             release(&dir);
             site.results("a", 1);
@@ -117,7 +95,8 @@ fn the_result_of_a_later_attempt_and_a_stored_one_wait_for_a_subscriber() {
         site.results("a", heard + 1);
         second.exits_with(0);
         site.broker.wait_for_queued(WORKER, 0, DEADLINE);
-        assert_eq!(read(&dir.join("runs")), expected, "stored: {is_stored}");
+        let runs = runs(&dir);
+        assert_eq!(runs[runs.len() - 2], expected, "stored: {is_stored}");
     }
 }
 
@@ -125,7 +104,7 @@ fn the_result_of_a_later_attempt_and_a_stored_one_wait_for_a_subscriber() {
 fn a_busy_worker_whose_id_is_taken_over_finishes_and_then_reports() {
     let site = Site::scripted();
     let mut first = site.idle_worker(|_| {});
-    let dir = site.hand_out_held("a");
+    let dir = site.hold("a");
     // it finds the first at work by the lock, and must neither run the job nor answer for it
     let mut second = site.worker(|_| {});
     first.await_stderr("another client has connected with our id");
@@ -135,7 +114,7 @@ fn a_busy_worker_whose_id_is_taken_over_finishes_and_then_reports() {
     assert_eq!(site.result("a").json()["status"], "success");
     first.exits_with(0);
     site.broker.wait_for_queued(WORKER, 0, DEADLINE);
-    assert_eq!(read(&dir.join("runs")), "1\n");
+    assert_eq!(runs(&dir), ["start 1", "end 1"]);
     wait::until("the second to leave or to be idle", || {
         second.ended().is_some() || site.states(mark).last().is_some_and(|it| it == "idle")
     });
@@ -144,10 +123,10 @@ fn a_busy_worker_whose_id_is_taken_over_finishes_and_then_reports() {
 #[test]
 fn a_worker_that_is_denied_in_mid_job_finishes_it_first_and_a_later_one_answers() {
     // in 3.1.1 nothing tells the redelivery from a fresh request
-    for (version, code, expected) in [("5", 0x87, "1\n"), ("4", 5, "1\n1\n")] {
+    for (version, code, expected) in [("5", 0x87, 1), ("4", 5, 2)] {
         let site = Site::scripted();
         let mut worker = site.idle_worker(speaking(version));
-        let dir = site.hand_out_held("a");
+        let dir = site.hold("a");
         site.broker.deny(code);
         site.broker.kick(WORKER);
         worker.await_stderr("the broker denies access without a user name");
@@ -159,7 +138,7 @@ fn a_worker_that_is_denied_in_mid_job_finishes_it_first_and_a_later_one_answers(
         site.broker.set_script(|_| Verdict::Pass);
         site.worker(speaking(version)).exits_with(0);
         assert_eq!(site.results("a", 1).len(), 1);
-        assert_eq!(read(&dir.join("runs")), expected, "version {version}");
+        assert_eq!(runs(&dir).len(), 2 * expected, "version {version}");
     }
 }
 
@@ -180,10 +159,11 @@ fn where_every_request_has_the_same_packet_identifier_a_new_one_runs() {
         Verdict::Replace(packet)
     });
     let mut first = site.idle_worker(|_| {});
-    let dir = site.hand_out_held("a");
-    site.hand_out("a"); // the broker pushes it to the worker that leaves
+    let dir = site.hold("a");
+    // the broker pushes it to the worker that leaves
+    site.request(json!({ "id": "a", "workDir": dir }));
     release(&dir);
     first.exits_with(0);
     site.worker(|_| {}).exits_with(0);
-    assert_eq!(read(&dir.join("runs")), "1\n1\n");
+    assert_eq!(runs(&dir), ["start 1", "end 1", "start 1", "end 1"]);
 }

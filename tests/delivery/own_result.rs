@@ -1,5 +1,6 @@
 //! An old result is never the result of a new request, whoever made it; and a `key` says which requests are the same one.
 
+use super::delivery::forgetful;
 use crate::support;
 
 use serde_json::{Value, json};
@@ -7,27 +8,21 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use support::broker::Message;
-use support::mosquitto::Mosquitto;
-use support::site::Site;
+use support::site::{Site, read_json, runs};
 use support::wait;
-use support::worker::job_worker;
+use support::worker::{job_worker, with};
 
 const STEP: &str = "echo run >> runs";
 
 /// The worker `id` of the queue below `root`.
 fn worker(id: &str, root: &str, version: &str) -> impl Fn(&mut Command) {
-    let settings = [
-        ("WORKER_ID", id.to_owned()),
-        ("MQTT_TOPIC_ROOT", root.to_owned()),
-        ("MQTT_PROTOCOL_VERSION", version.to_owned()),
-    ];
     move |command| {
-        command.envs(settings.clone());
+        with(&[
+            ("WORKER_ID", id),
+            ("MQTT_TOPIC_ROOT", root),
+            ("MQTT_PROTOCOL_VERSION", version),
+        ])(command);
     }
-}
-
-fn runs(dir: &Path) -> usize {
-    fs::read_to_string(dir.join("runs")).map_or(0, |text| text.lines().count())
 }
 
 fn results(site: &Site, topic: &str, count: usize) -> Vec<Message> {
@@ -62,9 +57,9 @@ fn a_job_that_another_worker_or_a_hand_ran_last_runs(version: &str) {
             site.controller.publish("second/pending", request);
             site.worker(&two).exits_with(0);
         }
-        assert_eq!(runs(&dir), 2 * round - 1);
+        assert_eq!(runs(&dir).len(), 2 * round - 1);
         run_behind_another_job(&site, &dir, &one);
-        assert_eq!(runs(&dir), 2 * round, "it runs");
+        assert_eq!(runs(&dir).len(), 2 * round, "it runs");
         let results = results(&site, "jobs/results/again", round);
         assert_eq!(results[round - 1].json()["worker"], "one");
     }
@@ -72,15 +67,13 @@ fn a_job_that_another_worker_or_a_hand_ran_last_runs(version: &str) {
 
 /// Packet identifiers begin anew in each session.
 fn a_job_of_a_session_that_the_broker_has_forgotten_runs(version: &str) {
-    let mut broker = Mosquitto::prepare().without_persistence();
-    broker.restart();
-    let mut site = Site::on(broker);
+    let mut site = Site::on(forgetful());
     let worker = worker("w", "jobs", version);
     let dir = site.prepare("again", json!({ "steps": [STEP] }));
     for session in 1..=3 {
         site.open_queue(&worker);
         run_behind_another_job(&site, &dir, &worker);
-        assert_eq!(runs(&dir), session, "it runs");
+        assert_eq!(runs(&dir).len(), session, "it runs");
         // before the broker forgets them
         results(&site, "jobs/results/again", session);
         site.kill9_broker();
@@ -104,7 +97,7 @@ fn a_job_of_a_broker_that_went_back_to_an_older_save_runs(version: &str) {
     let request = json!({ "id": "again", "workDir": dir });
     site.request(request.clone());
     site.worker(&worker).exits_with(0);
-    assert_eq!(runs(&dir), 1);
+    assert_eq!(runs(&dir).len(), 1);
 
     site.kill9_broker();
     fs::copy(&save, &store).expect("the broker is gone");
@@ -117,63 +110,66 @@ fn a_job_of_a_broker_that_went_back_to_an_older_save_runs(version: &str) {
     });
     idle.kill9();
     site.worker(&worker).exits_with(0);
-    assert_eq!(runs(&dir), 2, "it runs");
-}
-
-fn started(result: &Value) -> String {
-    result["startedAt"]
-        .as_str()
-        .expect("a job that ran has a start")
-        .to_owned()
+    assert_eq!(runs(&dir).len(), 2, "it runs");
 }
 
 fn a_key_that_has_a_result_is_answered_with_it_by_whichever_worker(version: &str) {
     let site = Site::start();
-    let (one, two) = (
-        worker("one", "jobs", version),
-        worker("two", "second", version),
-    );
+    let [one, two] =
+        [("one", "jobs"), ("two", "second")].map(|(id, root)| worker(id, root, version));
     site.open_queue(&one);
     site.open_queue(&two);
     let dir = site.prepare("keyed", json!({ "steps": [STEP] }));
-    let request = |key: &str| json!({ "id": "keyed", "workDir": dir, "key": key }).to_string();
+    let request = |root: &str, key: Option<&str>| {
+        let request = json!({ "id": "keyed", "workDir": dir, "key": key });
+        site.controller
+            .publish(&format!("{root}/pending"), request.to_string());
+    };
+    let result = |root: &str, number: usize| {
+        let topic = format!("{root}/results/keyed");
+        results(&site, &topic, number)[number - 1].json()
+    };
 
-    site.controller.publish("jobs/pending", request("k"));
+    request("jobs", Some("k"));
     site.worker(&one).exits_with(0);
-    let first = results(&site, "jobs/results/keyed", 1)[0].json();
+    let first = result("jobs", 1);
     assert_eq!(
-        (&first["status"], &first["key"], runs(&dir)),
-        (&json!("success"), &json!("k"), 1)
+        (&first["status"], &first["key"]),
+        (&json!("success"), &json!("k"))
     );
 
     // published afresh, so with DUP = 0: no worker has been there to push it to
-    site.controller.publish("jobs/pending", request("k"));
+    request("jobs", Some("k"));
     site.worker(&one).exits_with(0);
-    assert_eq!(results(&site, "jobs/results/keyed", 2)[1].json(), first);
+    assert_eq!(result("jobs", 2), first);
     // and behind another job, so with DUP = 1
     site.submit("other", json!({ "steps": ["true"] }));
-    site.controller.publish("jobs/pending", request("k"));
-    site.worker(&one).exits_with(0);
-    site.worker(&one).exits_with(0);
-    assert_eq!(results(&site, "jobs/results/keyed", 3)[2].json(), first);
-    site.controller.publish("second/pending", request("k"));
+    request("jobs", Some("k"));
+    for _ in 0..2 {
+        site.worker(&one).exits_with(0);
+    }
+    assert_eq!(result("jobs", 3), first);
+    request("second", Some("k"));
     site.worker(&two).exits_with(0);
-    assert_eq!(results(&site, "second/results/keyed", 1)[0].json(), first);
-    assert_eq!(runs(&dir), 1, "not run again");
+    assert_eq!(result("second", 1), first);
+    assert_eq!(runs(&dir).len(), 1, "not run again");
 
-    site.controller.publish("second/pending", request("l"));
+    request("second", Some("l"));
     site.worker(&two).exits_with(0);
-    let second = results(&site, "second/results/keyed", 2)[1].json();
+    let second = result("second", 2);
     assert_eq!(second["key"], "l");
-    assert_ne!(started(&second), started(&first));
-    assert_eq!(runs(&dir), 2, "another key is another request");
+    assert_ne!(second["startedAt"], first["startedAt"]);
+    assert_eq!(runs(&dir).len(), 2, "another key is another request");
 
-    let plain = json!({ "id": "keyed", "workDir": dir });
-    site.controller.publish("jobs/pending", plain.to_string());
+    request("jobs", None);
     site.worker(&one).exits_with(0);
-    let third = results(&site, "jobs/results/keyed", 4)[3].json();
+    let third = result("jobs", 4);
     assert!(third.get("key").is_none(), "{third}");
-    assert_eq!(runs(&dir), 3, "without a key each publication is a run");
+    assert_eq!(
+        runs(&dir).len(),
+        3,
+        "without a key each publication is a run"
+    );
 }
 
 #[test]
@@ -187,29 +183,22 @@ fn every_status_document_repeats_the_key() {
     assert_eq!(finished.result["key"], "clé 1");
     let states = site.controller.heard("jobs/status/keyed");
     assert!(!states.is_empty());
-    for state in states {
-        assert_eq!(state.json()["key"], "clé 1", "{}", state.text());
-    }
-    for file in ["seen", "job.status.json"] {
-        let document: Value = serde_json::from_str(&finished.read(file)).expect("JSON");
-        assert_eq!(document["key"], "clé 1", "{file}");
-    }
+    let mut documents: Vec<Value> = states.iter().map(Message::json).collect();
+    documents.extend(["seen", "job.status.json"].map(|file| read_json(&finished.dir.join(file))));
+    assert!(
+        documents.iter().all(|it| it["key"] == "clé 1"),
+        "{documents:?}"
+    );
 
     // also where nothing runs
     let missing = site.drive.path().join("missing");
-    let configure = worker("w", "jobs", "5");
-    let mut rejecting = site.idle_worker(|command| {
-        configure(command);
-        command.env("JOB_DIR_WAIT", "0");
-    });
+    let _rejecting = site.idle_worker(|_| {});
     site.request(json!({ "id": "missing", "workDir": missing, "key": "k" }));
     let rejected = site.result("missing").json();
     assert_eq!(
         (&rejected["reason"], &rejected["key"]),
         (&json!("rejected"), &json!("k"))
     );
-    rejecting.sigterm();
-    rejecting.exits_with(0);
 }
 
 on_both_protocols!(

@@ -3,20 +3,14 @@
 use crate::support;
 
 use serde_json::json;
-use std::fs;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
-use support::broker::Message;
 use support::controller::Controller;
 use support::mosquitto::Mosquitto;
-use support::site::{Site, read, while_exists};
+use support::site::{Site, read, release, runs};
 use support::wait;
 use support::worker::speaking;
-
-fn count(dir: &Path, file: &str) -> usize {
-    fs::read_to_string(dir.join(file)).map_or(0, |text| text.lines().count())
-}
 
 /// The most memory that a process has ever had, in KiB.
 fn peak_memory(pid: u32) -> u64 {
@@ -36,19 +30,15 @@ fn requests_at_qos_0_in_mid_job_are_rejected_at_once_and_not_kept(version: &str)
     let site = Site::with(broker, controller);
     let rejections = Controller::hearing("jobs/rejected", &site.broker, "rejections");
     let mut worker = site.idle_worker(speaking(version));
-    let step = format!("echo run >> runs; {}", while_exists("hold"));
-    let dir = site.prepare("held", json!({ "steps": [step] }));
-    fs::write(dir.join("hold"), "").unwrap();
-    site.request(json!({ "id": "held", "workDir": dir }));
-    wait::until("the job to run", || count(&dir, "runs") == 1);
+    let dir = site.hold("held");
 
     // one for the job that runs: no rejection may be taken for its result
-    let same = json!({ "id": "held", "workDir": dir, "steps": ["echo run >> runs"] });
+    let same = json!({ "id": "held", "workDir": dir, "steps": ["echo run >> runs"] }).to_string();
     site.controller
-        .publish_at_qos_0("jobs/pending", same.to_string());
-    let rejected: Message = rejections.next("jobs/rejected");
-    assert_eq!(rejected.json()["payload"], same.to_string());
-    let error = rejected.json()["error"].as_str().unwrap().to_owned();
+        .publish_at_qos_0("jobs/pending", same.clone());
+    let rejected = rejections.next("jobs/rejected").json();
+    assert_eq!(rejected["payload"], same);
+    let error = rejected["error"].as_str().unwrap();
     assert!(error.contains("QoS 0"), "{error}");
 
     let before = peak_memory(worker.pid());
@@ -74,17 +64,21 @@ fn requests_at_qos_0_in_mid_job_are_rejected_at_once_and_not_kept(version: &str)
         "the peak grew from {before} to {after} KiB"
     );
     let next = site.submit("next", json!({ "steps": ["echo run >> runs"] }));
-    fs::remove_file(dir.join("hold")).unwrap();
-    assert_eq!(site.result("held").json()["status"], "success");
+    release(&dir);
+    site.succeeds("held");
     worker.exits_with(0);
     assert_eq!(site.controller.heard("jobs/results/held").len(), 1);
-    assert_eq!((count(&dir, "runs"), count(&other, "runs")), (1, 0));
+    assert_eq!(
+        (runs(&dir).len(), runs(&other).len()),
+        (2, 0),
+        "a start and an end"
+    );
 
     // what came at QoS 1 is left to the next process
-    assert_eq!(count(&next, "runs"), 0);
+    assert_eq!(runs(&next).len(), 0);
     let finished = site.finish(site.worker(speaking(version)), next, "next");
-    assert_eq!(finished.result["status"], "success");
-    assert_eq!(count(&finished.dir, "runs"), 1);
+    assert_eq!(finished.verdict(), ("success", "", 0));
+    assert_eq!(runs(&finished.dir).len(), 1);
 }
 
 on_both_protocols!(requests_at_qos_0_in_mid_job_are_rejected_at_once_and_not_kept);

@@ -3,25 +3,20 @@
 
 use crate::support;
 
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 use support::cut_drive::{CutDrive, FILE_SYSTEMS};
 use support::log::untimed;
 use support::mount::Frozen;
-use support::site::{Finished, Site};
+use support::site::{Finished, Site, await_file, read, read_json};
 use support::wait;
-use support::worker::{Worker, binary, job_worker};
+use support::worker::{Worker, binary, with};
 
 /// A worker under `strace` with these arguments, waiting for a job; and its trace.
-fn traced(
-    site: &Site,
-    arguments: &[&str],
-    configure: impl FnOnce(&mut Command),
-) -> (Worker, PathBuf) {
+fn traced(site: &Site, arguments: &[&str], variables: &[(&str, &str)]) -> (Worker, PathBuf) {
     let trace = site.drive.path().join("trace");
     let mut command = Command::new("strace");
     // -D: the worker stays our child; -I1: strace takes no signal away
@@ -29,32 +24,17 @@ fn traced(
         .args(["-f", "-D", "-y", "-s", "256", "-o"])
         .arg(&trace);
     command.args(arguments).arg(binary());
-    for (name, value) in job_worker().get_envs() {
-        if value.is_none() {
-            command.env_remove(name);
-        }
-    }
-    command
-        .env("MQTT_URL", site.broker.url())
-        .current_dir(site.broker.dir())
-        .stdin(Stdio::null());
-    configure(&mut command);
-    let mark = site.controller.mark();
-    let mut worker = Worker::start(command, site.broker.dir());
-    site.await_state(&mut worker, mark, "idle");
-    (worker, trace)
+    site.equip(&mut command);
+    with(variables)(&mut command);
+    (site.idle(command), trace)
 }
 
-fn run_traced(
-    arguments: &[&str],
-    sync: &str,
-    steps: serde_json::Value,
-) -> (Finished, String, Site) {
+/// Runs a job in the directory `a` of a site.
+fn run_traced(arguments: &[&str], sync: &str, steps: &[&str]) -> (Site, Finished, String) {
     let site = Site::start();
-    let (worker, trace) = traced(&site, arguments, |worker| _ = worker.env("JOB_SYNC", sync));
+    let (worker, trace) = traced(&site, arguments, &[("JOB_SYNC", sync)]);
     let finished = site.run_on(worker, "a", json!({ "steps": steps }));
-    let trace = fs::read_to_string(&trace).expect("a trace");
-    (finished, trace, site)
+    (site, finished, read(&trace))
 }
 
 /// The lines in which all of `words` are, by number.
@@ -78,8 +58,8 @@ const TRACED: &str =
 #[test]
 #[ignore = "needs strace"]
 fn the_disk_has_it_before_the_result_is_published() {
-    let steps = json!(["echo hello > file; echo hello"]);
-    let (finished, trace, _site) = run_traced(&["-e", TRACED], "on", steps);
+    let steps = ["echo hello > file; echo hello"];
+    let (_site, finished, trace) = run_traced(&["-e", TRACED], "on", &steps);
     let renamed = places(&trace, &["renameat", "job.status.json"]);
     let synced_dirs = places(&trace, &["fsync(", "/a>"]);
     let synced_files = places(&trace, &["fsync(", "/a/.job.status.json.tmp>"]);
@@ -124,7 +104,7 @@ fn the_disk_has_it_before_the_result_is_published() {
 #[test]
 #[ignore = "needs strace"]
 fn without_it_nobody_waits_for_the_disk() {
-    let (finished, trace, _site) = run_traced(&["-e", TRACED], "off", json!(["true"]));
+    let (_site, finished, trace) = run_traced(&["-e", TRACED], "off", &["true"]);
     assert_eq!(finished.result["status"], "success");
     assert!(places(&trace, &["sync"]).is_empty(), "{trace}");
 }
@@ -133,125 +113,106 @@ fn without_it_nobody_waits_for_the_disk() {
 #[ignore = "needs strace"]
 fn a_drive_that_loses_the_files_of_others_is_a_warning() {
     let error = ["-e", "inject=syncfs:error=EIO"];
-    let (finished, _, _site) = run_traced(&error, "on", json!(["true"]));
-    assert_eq!(finished.result["status"], "success");
-    let warning = finished.result["warning"].as_str().unwrap_or_default();
-    assert!(
-        warning.contains("Input/output error"),
-        "{}",
-        finished.result
-    );
-    assert!(finished.log.contains(warning), "{}", finished.log);
+    let (_site, finished, _) = run_traced(&error, "on", &["true"]);
+    assert_eq!(finished.verdict(), ("success", "", 0));
+    warns(&finished, "Input/output error");
     assert!(finished.log.lines().last().unwrap().contains("job success"));
     assert_eq!(finished.read("job.status.json"), finished.published.text());
 }
 
-/// Runs a job on a drive that does not take something. `strace` counts the calls of each thread by itself: the main thread syncs
-/// journal and directory at the start, the drive's thread log, journal and directory at the end.
-fn fails(what: &str, arguments: &[&str], steps: &[&str]) -> (Finished, Site) {
-    let (finished, _, site) = run_traced(arguments, "on", json!(steps));
-    assert_eq!(finished.verdict(), ("failed", "internal", 1), "{what}");
-    let stored: serde_json::Value =
-        serde_json::from_str(&finished.read("job.status.json")).unwrap();
-    // where the drive takes no journal at all, it has the first one
-    let expected = match what {
-        "the journal" => "running",
-        _ => "failed",
-    };
-    assert_eq!(stored["status"], expected, "{what}: {stored}");
-    let verdicts = untimed(&finished.log).matches("\n==> job ").count();
-    let last = finished.log.lines().last().unwrap();
-    assert!(
-        verdicts == 1 && last.contains(" job failed: "),
-        "{what}: {}",
-        finished.log
-    );
-    (finished, site)
+/// In the result and in the log.
+fn warns(finished: &Finished, text: &str) {
+    let warning = finished.result["warning"].as_str().unwrap_or_default();
+    assert!(warning.contains(text), "{}", finished.result);
+    let line = format!("warning: {warning}\n");
+    assert!(finished.log.contains(&line), "{}", finished.log);
 }
 
+/// `strace` counts the calls of each thread by itself: the main thread syncs journal and directory at the start, the drive's thread log,
+/// journal and directory at the end.
 #[test]
 #[ignore = "needs strace"]
-fn a_drive_that_takes_no_first_journal_runs_nothing() {
-    for fsync in ["1", "2"] {
-        let error = format!("inject=fsync:error=EIO:when={fsync}");
-        let (finished, _site) = fails(&format!("fsync {fsync}"), &["-e", &error], &["touch ran"]);
-        assert!(!finished.dir.join("ran").exists());
-        assert!(
-            finished.result["error"]
-                .as_str()
-                .unwrap()
-                .contains("Input/output error")
-        );
-    }
-}
-
-#[test]
-#[ignore = "needs strace"]
-fn a_drive_that_takes_no_log_or_journal_at_the_end_makes_a_success_a_failure() {
-    let directory = ["-e", "inject=fsync:error=ENOSPC:when=3"];
+fn a_drive_that_does_not_take_something_makes_no_success() {
+    let fails = |error: &'static str| vec!["-e", error];
+    // with a journal in the way the drive keeps the first one
     let in_the_way = "mkdir .job.status.json.tmp; touch ran";
-    for (what, arguments, step) in [
-        ("the directory", &directory[..], "touch ran"),
-        ("the journal", &[], in_the_way),
+    for (arguments, step, has_run, said, stored) in [
+        (
+            fails("inject=fsync:error=EIO:when=1"),
+            "touch ran",
+            false,
+            "Input/output error",
+            "failed",
+        ),
+        (
+            fails("inject=fsync:error=EIO:when=2"),
+            "touch ran",
+            false,
+            "Input/output error",
+            "failed",
+        ),
+        (
+            fails("inject=fsync:error=ENOSPC:when=3"),
+            "touch ran",
+            true,
+            "",
+            "failed",
+        ),
+        (vec![], in_the_way, true, "", "running"),
     ] {
-        let (finished, _site) = fails(what, arguments, &[step]);
-        assert!(finished.dir.join("ran").exists());
+        let (_site, finished, _) = run_traced(&arguments, "on", &[step]);
+        assert_eq!(
+            finished.verdict(),
+            ("failed", "internal", 1),
+            "{arguments:?}"
+        );
+        assert_eq!(finished.dir.join("ran").exists(), has_run, "{arguments:?}");
+        let error = finished.result["error"].as_str().unwrap();
+        assert!(error.contains(said), "{arguments:?}: {error}");
+        let document = read_json(&finished.dir.join("job.status.json"));
+        assert_eq!(document["status"], stored, "{arguments:?}");
+        ends_with_one_failure(&finished);
     }
 }
 
+fn ends_with_one_failure(finished: &Finished) {
+    let log = &finished.log;
+    assert_eq!(untimed(log).matches("\n==> job ").count(), 1, "{log}");
+    assert!(log.contains(" job failed: "), "{log}");
+}
+
+/// A log that cannot be synced, or closed where nothing is synced.
 #[test]
 #[ignore = "needs strace"]
-fn a_log_that_is_not_synced_makes_a_success_a_failure() {
-    let site = Site::start();
-    let dir = site.prepare("a", json!({ "steps": ["touch ran"] }));
-    fs::write(dir.join("job.log"), "").unwrap();
-    let path = format!("--trace-path={}", dir.join("job.log").display());
-    let (worker, _) = traced(&site, &[&path, "-e", "inject=fsync:error=EIO"], |_| {});
-    let finished = site.run_request(worker, dir.clone(), json!({ "id": "a", "workDir": dir }));
-    assert_eq!(finished.verdict(), ("failed", "internal", 1));
-    assert_eq!(finished.read("job.status.json"), finished.published.text());
-    let verdicts = untimed(&finished.log).matches("\n==> job ").count();
-    assert!(
-        verdicts == 1 && finished.log.contains("job failed: "),
-        "{}",
-        finished.log
-    );
+fn a_log_that_the_drive_does_not_take_makes_a_success_a_failure() {
+    for (fault, sync, said) in [
+        ("inject=fsync:error=EIO", "on", "Input/output error"),
+        ("inject=close:error=EDQUOT", "off", "quota"),
+    ] {
+        let site = Site::start();
+        let dir = site.prepare("a", json!({ "steps": ["true"] }));
+        fs::write(dir.join("job.log"), "").unwrap();
+        let path = format!("--trace-path={}", dir.join("job.log").display());
+        let (worker, _) = traced(&site, &[&path, "-e", fault], &[("JOB_SYNC", sync)]);
+        let request = json!({ "id": "a", "workDir": dir });
+        let finished = site.run_request(worker, dir, request);
+        assert_eq!(finished.verdict(), ("failed", "internal", 1), "{fault}");
+        let error = finished.result["error"].as_str().unwrap_or_default();
+        assert!(error.contains(said), "{error}");
+        if sync == "on" {
+            assert_eq!(finished.read("job.status.json"), finished.published.text());
+            ends_with_one_failure(&finished);
+        }
+    }
 }
 
 #[test]
 #[ignore = "needs strace"]
 fn a_failed_job_whose_final_journal_is_not_written_says_so_in_a_warning() {
-    let steps = json!(["mkdir .job.status.json.tmp; exit 3"]);
-    let (finished, _, _site) = run_traced(&[], "on", steps);
+    let steps = ["mkdir .job.status.json.tmp; exit 3"];
+    let (_site, finished, _) = run_traced(&[], "on", &steps);
     assert_eq!(finished.verdict(), ("failed", "step", 3));
-    let warning = finished.result["warning"].as_str().unwrap_or_default();
-    assert!(
-        warning.contains("job.status.json cannot be written"),
-        "{}",
-        finished.result
-    );
-    assert!(
-        finished.log.contains(&format!("warning: {warning}\n")),
-        "{}",
-        finished.log
-    );
-}
-
-#[test]
-#[ignore = "needs strace"]
-fn a_log_that_cannot_be_closed_makes_a_success_a_failure_without_any_sync() {
-    let site = Site::start();
-    let dir = site.prepare("a", json!({ "steps": ["true"] }));
-    let path = format!("--trace-path={}", dir.join("job.log").display());
-    fs::write(dir.join("job.log"), "").unwrap();
-    let (worker, _) = traced(
-        &site,
-        &[&path, "-e", "inject=close:error=EDQUOT"],
-        |worker| _ = worker.env("JOB_SYNC", "off"),
-    );
-    let finished = site.run_request(worker, dir.clone(), json!({ "id": "a", "workDir": dir }));
-    let error = finished.result["error"].as_str().unwrap_or_default();
-    assert!(error.contains("quota"), "{}", finished.result);
+    warns(&finished, "job.status.json cannot be written");
 }
 
 /// Waits until the drive's thread waits in this call, acts, and waits until the worker has left: nothing is published.
@@ -261,23 +222,19 @@ fn slow(call: &str, act: impl FnOnce(&Worker)) -> (Site, PathBuf) {
     fs::write(dir.join("job.log"), "").unwrap();
     let path = format!("--trace-path={}", dir.join("job.log").display());
     let delay = format!("inject={call}:delay_enter=20s");
-    let (mut worker, trace) = traced(
-        &site,
-        &[&path, "-e", "trace=syncfs,fsync", "-e", &delay],
-        |worker| _ = worker.env("JOB_STOP_GRACE", "1").env("JOB_SYNC", "on"),
-    );
+    let arguments = [&path, "-e", "trace=syncfs,fsync", "-e", &delay];
+    let variables = [("JOB_STOP_GRACE", "1"), ("JOB_SYNC", "on")];
+    let (mut worker, trace) = traced(&site, &arguments, &variables);
     site.request(json!({ "id": "a", "workDir": dir }));
+    let call = format!("{call}(");
     wait::until("the drive to be asked", || {
-        fs::read_to_string(&trace).is_ok_and(|trace| trace.contains(&format!("{call}(")))
+        fs::read_to_string(&trace).is_ok_and(|trace| trace.contains(&call))
     });
     let asked = Instant::now();
     act(&worker);
     leaves(&mut worker);
-    assert!(
-        asked.elapsed() < Duration::from_secs(15),
-        "{:?}",
-        asked.elapsed()
-    );
+    let took = asked.elapsed();
+    assert!(took < Duration::from_secs(15), "{took:?}");
     assert!(site.controller.heard("jobs/results/").is_empty());
     (site, dir)
 }
@@ -294,32 +251,26 @@ fn leaves(worker: &mut Worker) {
 
 /// The next worker runs the job again, since a stop does not count as an attempt.
 fn runs_again(site: &Site, dir: &Path) {
-    let stored: serde_json::Value =
-        serde_json::from_str(&fs::read_to_string(dir.join("job.status.json")).unwrap()).unwrap();
+    let stored = read_json(&dir.join("job.status.json"));
     assert_eq!(
         (&stored["status"], &stored["stops"]),
         (&json!("interrupted"), &json!(1))
     );
-    let worker = site.worker(|_| {});
-    let finished = site.finish(worker, dir.to_owned(), "a");
-    assert_eq!(
-        finished.verdict(),
-        ("success", "", 0),
-        "{}",
-        finished.result
-    );
+    let finished = site.finish(site.worker(|_| {}), dir.to_owned(), "a");
+    succeeds(&finished);
     assert_eq!(finished.result["attempt"], 1);
 }
 
-fn signal(worker: &Worker) {
-    kill_process(Pid::from_raw(worker.pid() as i32).unwrap(), Signal::TERM).unwrap();
+fn succeeds(finished: &Finished) {
+    let result = &finished.result;
+    assert_eq!(finished.verdict(), ("success", "", 0), "{result}");
 }
 
 #[test]
 #[ignore = "needs strace"]
 fn a_stop_waits_for_the_drive_no_longer_than_the_grace_and_is_no_crash() {
     for call in ["syncfs", "fsync"] {
-        let (site, dir) = slow(call, signal);
+        let (site, dir) = slow(call, Worker::sigterm);
         runs_again(&site, &dir);
     }
 }
@@ -328,11 +279,11 @@ fn a_stop_waits_for_the_drive_no_longer_than_the_grace_and_is_no_crash() {
 #[ignore = "needs strace"]
 fn a_second_stop_does_not_wait_for_the_drive_and_is_no_crash() {
     let (site, dir) = slow("syncfs", |worker| {
-        signal(worker);
+        worker.sigterm();
         worker.await_stderr("stopping");
         // a second stop is one that comes later
         wait::throughout(Duration::from_millis(700), "a while", || true);
-        signal(worker);
+        worker.sigterm();
     });
     runs_again(&site, &dir);
 }
@@ -350,7 +301,7 @@ fn a_worker_that_is_stopped_on_a_frozen_drive_leaves_in_time() {
     let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "1"));
     let mark = site.mark();
     site.request(json!({ "id": "a", "workDir": dir }));
-    wait::until("the step", || dir.join("up").exists());
+    await_file(&dir.join("up"));
     let frozen = Frozen::at(&drive.path());
     worker.sigterm();
     site.await_state(&mut worker, mark, "offline");
@@ -364,38 +315,29 @@ fn a_worker_that_is_stopped_on_a_frozen_drive_leaves_in_time() {
 }
 
 /// A worker on which opening `path` fails with these errors.
-fn with_faults(site: &Site, path: &Path, faults: &str, wait: &str, root: bool) -> Worker {
+fn with_faults(site: &Site, path: &Path, faults: &str, variables: &[(&str, &str)]) -> Worker {
     let inject = format!("inject=openat:error={faults}");
     let opened = path.join("."); // as the worker opens a directory
     let arguments = ["-P", opened.to_str().unwrap(), "-e", &inject];
-    let (worker, _) = traced(site, &arguments, |worker| {
-        worker.env("JOB_DIR_WAIT", wait).env("JOB_SYNC", "off");
-        if root {
-            worker.env("JOB_ROOT", path);
-        }
-    });
-    worker
+    traced(site, &arguments, variables).0
 }
 
 #[test]
 #[ignore = "needs strace"]
 fn an_error_of_this_machine_is_waited_for_and_is_no_rejection() {
     let site = Site::start();
+    let dir = site.prepare("a", json!({ "steps": ["true"] }));
     for error in ["EMFILE", "ENFILE", "ENOMEM", "EIO", "ENOSPC", "ESTALE"] {
-        let dir = site.prepare("a", json!({ "steps": ["true"] }));
-        let request = json!({ "id": error, "workDir": dir });
-        let worker = with_faults(&site, &dir, error, "0", false);
-        let finished = site.run_request(worker, dir.clone(), request);
-        assert_eq!(finished.verdict(), ("failed", "internal", 1), "{error}");
-        let request = json!({ "id": format!("{error}-passes"), "workDir": dir });
-        let worker = with_faults(&site, &dir, &format!("{error}:when=1..3"), "60", false);
-        let finished = site.run_request(worker, dir, request);
-        assert_eq!(
-            finished.verdict(),
-            ("success", "", 0),
-            "{}",
-            finished.result
-        );
+        let run = |faults: &str, patience| {
+            let variables = [("JOB_DIR_WAIT", patience), ("JOB_SYNC", "off")];
+            let worker = with_faults(&site, &dir, faults, &variables);
+            let id = format!("{error}-{patience}");
+            let request = json!({ "id": id, "workDir": dir });
+            site.run_request(worker, dir.clone(), request)
+        };
+        let lasting = run(error, "0");
+        assert_eq!(lasting.verdict(), ("failed", "internal", 1), "{error}");
+        succeeds(&run(&format!("{error}:when=1..3"), "60"));
     }
 }
 
@@ -405,14 +347,9 @@ fn a_job_root_that_cannot_be_opened_is_waited_for_as_long_as_it_takes() {
     let site = Site::start();
     let root = site.directory("root");
     let dir = site.prepare("root/a", json!({ "steps": ["true"] }));
-    let worker = with_faults(&site, &root, "EIO:when=1..4", "0", true);
-    let finished = site.run_request(worker, dir, json!({ "id": "a", "workDir": "a" }));
-    assert_eq!(
-        finished.verdict(),
-        ("success", "", 0),
-        "{}",
-        finished.result
-    );
+    let variables = [("JOB_ROOT", root.to_str().unwrap()), ("JOB_SYNC", "off")];
+    let worker = with_faults(&site, &root, "EIO:when=1..4", &variables);
+    succeeds(&site.run_request(worker, dir, json!({ "id": "a", "workDir": "a" })));
 }
 
 /// After a power cut the journal counts an attempt of which the log has nothing.

@@ -224,10 +224,22 @@ impl<B: Hub> Site<B> {
         dir
     }
 
-    /// Submits a job that runs until [`release`] lets it end, and waits until it runs.
+    /// Submits a job that runs until [`release`] lets it end, and waits until it runs. [`runs`] tells its starts and ends.
     pub fn hold(&self, id: &str) -> PathBuf {
-        let step = format!("echo $PPID > worker; touch up; {}", until_exists("gate"));
-        self.begin(id, json!({ "steps": [step] }))
+        self.hold_with(id, json!({}))
+    }
+
+    /// The same with further fields of the request.
+    pub fn hold_with(&self, id: &str, mut request: Value) -> PathBuf {
+        let gate = until_exists("gate");
+        let step = format!(
+            "echo start $JOB_ATTEMPT >> runs; echo $PPID > worker; touch up; {gate}; echo end $JOB_ATTEMPT >> runs"
+        );
+        let dir = self.prepare(id, json!({ "steps": [step] }));
+        (request["id"], request["workDir"]) = (json!(id), json!(dir));
+        self.request(request);
+        await_file(&dir.join("up"));
+        dir
     }
 
     /// Submits a job, and waits until it has made the file `up`.
@@ -470,6 +482,21 @@ pub fn await_file(path: &Path) {
 /// Lets a job end whose step waits for the file `gate`.
 pub fn release(dir: &Path) {
     fs::write(dir.join("gate"), "").unwrap();
+}
+
+/// The lines that runs of a job have left in `runs`.
+pub fn runs(dir: &Path) -> Vec<String> {
+    let runs = fs::read_to_string(dir.join("runs")).unwrap_or_default();
+    runs.lines().map(str::to_owned).collect()
+}
+
+/// Waits until a final document is on the drive.
+pub fn await_final(dir: &Path) -> String {
+    wait::until_some("a final document", || {
+        let text = read(&dir.join("job.status.json"));
+        let document: Value = serde_json::from_str(&text).expect("valid JSON at any moment");
+        (document["status"] == "success" || document["status"] == "failed").then_some(text)
+    })
 }
 
 /// The names of what is in a directory, sorted.
