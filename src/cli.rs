@@ -1,7 +1,7 @@
 //! Arguments → command → exit status (docs/reference.md, "Commands").
 
 use crate::check::Verdict;
-use crate::config::{Config, RunConfig, TABLE, unknown_variables};
+use crate::config::{Config, JobConfig, TABLE, unknown_variables};
 use crate::contract::single_line;
 use crate::inbox::{self, Event, Inbox, Outbox};
 use crate::job::missing_root;
@@ -118,8 +118,13 @@ impl Call {
             "check" => show(dir, self.connect),
             "run" => {
                 begin(false, true);
-                match RunConfig::from_env() {
-                    Ok(config) => run::run(&config, dir.unwrap_or_default(), self.id.as_deref()),
+                match JobConfig::by_hand() {
+                    Ok((config, worker)) => run::run(
+                        &config,
+                        &worker,
+                        dir.unwrap_or_default(),
+                        self.id.as_deref(),
+                    ),
                     Err(errors) => unusable(errors),
                 }
             }

@@ -68,7 +68,7 @@ pub fn rejection(
 ) -> (String, Vec<u8>) {
     match rejection.id {
         Some(id) => {
-            let topic = topics.result(&id);
+            let topic = topics.result(id.as_str());
             let document = Document::rejected(id, rejection.work_dir, worker, rejection.error);
             (topic, document.to_json())
         }

@@ -1,6 +1,6 @@
 //! `job-worker run DIR`: the same job, the same files, without a broker (docs/reference.md, "Commands").
 
-use crate::config::{JobConfig, RunConfig};
+use crate::config::JobConfig;
 use crate::contract::{Document, JobId, Request, RequestOrigin};
 use crate::inbox::{self, Event, Inbox, Outbox};
 use crate::job::{Interruption, News, Outcome, Run};
@@ -25,12 +25,13 @@ const LOG_LOOK: Duration = Duration::from_millis(50);
 const END_LOOK: Duration = Duration::from_millis(2);
 
 /// Runs the job in `dir`; its log also goes to stdout.
-pub fn run(config: &RunConfig, dir: &OsStr, id: Option<&str>) -> Exit {
+pub fn run(config: &JobConfig, worker: &str, dir: &OsStr, id: Option<&str>) -> Exit {
     let Some((outbox, mut inbox)) = inbox::open() else {
         return Exit::Defect;
     };
     process::adopt_orphans();
-    match request(dir, id).and_then(|request| execute(config, request, outbox, &mut inbox)) {
+    match request(dir, id).and_then(|request| execute(config, worker, request, outbox, &mut inbox))
+    {
         Ok(document) => {
             if let Some(error) = &document.error {
                 log::error!("{error}");
@@ -73,7 +74,8 @@ fn request(dir: &OsStr, id: Option<&str>) -> Result<Request, String> {
 }
 
 fn execute(
-    config: &RunConfig,
+    config: &JobConfig,
+    worker: &str,
     request: Request,
     outbox: Outbox<()>,
     inbox: &mut Inbox<()>,
@@ -82,14 +84,14 @@ fn execute(
     let job = JobConfig {
         dir_wait: Duration::ZERO,
         root: None,
-        ..config.job.clone()
+        ..config.clone()
     };
     let log = Path::new(&request.work_dir).join("job.log");
     let mut run = Run::new(
         request,
         RequestOrigin::ByHand,
         &job,
-        &config.worker_id,
+        worker,
         Arc::new(move || outbox.send(())),
     );
     let mut terminal = None;

@@ -346,7 +346,7 @@ impl Worker {
         let payload = document.to_json();
         self.keep(&payload);
         self.publish(ResultMessage {
-            topic: self.config.topics.result(&document.id),
+            topic: self.config.topics.result(document.id.as_str()),
             payload,
             after: match document.is_rejection() {
                 true => AfterResult::WaitOn,
@@ -376,7 +376,7 @@ impl Worker {
         self.keep(&document);
         log::info!("job {id}: over already, its result is sent again");
         self.publish(ResultMessage {
-            topic: self.config.topics.result_of(id),
+            topic: self.config.topics.result(id),
             payload: document,
             after: AfterResult::Leave,
             wait_for_subscriber: true,

@@ -36,15 +36,6 @@ pub struct Config {
     pub pool: Option<PoolConfig>,
 }
 
-/// What of the environment counts for a job that is run by hand, without a broker.
-#[derive(Clone, Debug)]
-pub struct RunConfig {
-    /// The name in status documents.
-    pub worker_id: String,
-    /// How jobs are run.
-    pub job: JobConfig,
-}
-
 /// How jobs are run.
 #[derive(Clone, Debug)]
 pub struct JobConfig {
@@ -137,17 +128,15 @@ impl Config {
     }
 }
 
-impl RunConfig {
-    /// Reads the environment of this process. What is set for a broker is not looked at.
+impl JobConfig {
+    /// Reads the environment of this process for a job that is run by hand, and the worker's name in status documents. What is set
+    /// for a broker is not looked at.
     ///
     /// # Errors
     /// As [`Config::from_env`].
-    pub fn from_env() -> Result<Self, Vec<String>> {
+    pub fn by_hand() -> Result<(Self, String), Vec<String>> {
         let mut env = Reader::new(|name: &str| std::env::var_os(name));
-        let config = Self {
-            worker_id: env.worker_id(false),
-            job: env.job(),
-        };
+        let config = (env.job(), env.worker_id(false));
         env.result(config)
     }
 }

@@ -34,12 +34,8 @@ impl JobId {
     /// # Errors
     /// A sentence that says what is accepted.
     pub fn from_text(text: &str) -> Result<Self, String> {
-        check_name(text)?;
         let json = serde_json::value::to_raw_value(text).map_err(|e| e.to_string())?;
-        Ok(Self {
-            text: text.to_owned(),
-            json,
-        })
+        Self::from_json(&json)
     }
 
     /// The id as a topic level.
@@ -64,18 +60,12 @@ impl Serialize for JobId {
 pub fn check_name(name: &str) -> Result<(), String> {
     let noncharacter =
         |c: char| matches!(c, '\u{fdd0}'..='\u{fdef}') || (c as u32) & 0xfffe == 0xfffe;
-    let length = name.chars().count();
-    let fault = if length == 0 {
-        "is empty".to_owned()
-    } else if length > 128 {
-        format!("has {length} characters")
-    } else if let Some(c) = name
-        .chars()
-        .find(|c| "/+#".contains(*c) || c.is_control() || noncharacter(*c))
-    {
-        format!("contains {c:?}")
-    } else {
-        return Ok(());
+    let is_wrong = |c: &char| "/+#".contains(*c) || c.is_control() || noncharacter(*c);
+    let fault = match (name.chars().count(), name.chars().find(is_wrong)) {
+        (0, _) => "is empty".to_owned(),
+        (length @ 129.., _) => format!("has {length} characters"),
+        (_, Some(c)) => format!("contains {c:?}"),
+        (_, None) => return Ok(()),
     };
     Err(format!(
         "{fault}; expected 1 to 128 characters, none of / + #, no control characters"

@@ -29,12 +29,7 @@ impl Topics {
     }
 
     /// Where the result of a job goes.
-    pub fn result(&self, id: &JobId) -> String {
-        format!("{}/results/{}", self.root, id.as_str())
-    }
-
-    /// The same, for an id that was read before.
-    pub fn result_of(&self, id: &str) -> String {
+    pub fn result(&self, id: &str) -> String {
         format!("{}/results/{id}", self.root)
     }
 
@@ -63,8 +58,7 @@ mod tests {
         let topics = Topics::new("a/b", "w");
         let id = JobId::from_text("7").unwrap();
         assert_eq!(topics.root(), "a/b");
-        assert_eq!(topics.result(&id), "a/b/results/7");
-        assert_eq!(topics.result_of("7"), topics.result(&id));
+        assert_eq!(topics.result("7"), "a/b/results/7");
         assert_eq!(topics.status(&id), "a/b/status/7");
         assert_eq!(topics.cancelled_id("a/b/cancel/7"), Some("7"));
         assert_eq!(topics.cancelled_id("a/cancel/7"), None);

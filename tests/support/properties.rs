@@ -32,7 +32,7 @@ pub fn request(bytes: &[u8]) {
     match id {
         Some(id) => {
             usable_id(&id);
-            let topic = topics.result(&id);
+            let topic = topics.result(id.as_str());
             assert_eq!(topic.split('/').count(), 3, "{topic:?}");
             let answer = Document::rejected(id.clone(), Some("d".to_owned()), "w", error).to_json();
             // not a `Value`: a number beyond all range is JSON, too
