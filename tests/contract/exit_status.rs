@@ -67,20 +67,3 @@ fn a_missing_job_root_is_waited_for() {
         worker.stop();
     }
 }
-
-#[test]
-fn an_unusable_value_is_exit_78_and_names_variable_and_value() {
-    let site = Site::scripted();
-    // all of them are in the unit tests of `src/config`
-    for (variable, value) in [
-        ("MQTT_URL", "http://broker:1883"),
-        ("MQTT_PASSWORD_FILE", "/nowhere/secret"),
-        ("WORKER_ID", "a/b"),
-        ("JOB_TIMEOUT", "1h"),
-    ] {
-        let mut worker = site.worker(with(&[(variable, value)]));
-        worker.exits_with(78);
-        let said = worker.stderr();
-        assert!(said.contains(variable) && said.contains(value), "{said}");
-    }
-}

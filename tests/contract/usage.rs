@@ -78,14 +78,17 @@ fn what_is_no_command_is_exit_64_and_a_line_that_says_where_help_is() {
 
 #[test]
 fn usage_comes_before_configuration() {
-    for (arguments, code) in [
-        (&["start"][..], 64),
-        (&[], 78),
-        (&["supervise"], 78),
-        (&["run", "."], 78),
+    for (arguments, code, said) in [
+        (&["start"][..], 64, "start"),
+        (&[], 78, "JOB_TIMEOUT=\"soon\""),
+        (&["supervise"], 78, "JOB_TIMEOUT=\"soon\""),
+        (&["run", "."], 78, "JOB_TIMEOUT=\"soon\""),
     ] {
         let mut command = Command::new(binary());
-        let output = command.args(arguments).env("JOB_TIMEOUT", "soon").output();
-        assert_eq!(output.unwrap().status.code(), Some(code), "{arguments:?}");
+        command.args(arguments).env("JOB_TIMEOUT", "soon");
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(told.contains(said), "{arguments:?}: {told}");
     }
 }

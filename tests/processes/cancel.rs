@@ -72,46 +72,72 @@ fn a_retained_cancel_is_ignored() {
     }
 }
 
-#[test]
-fn a_job_that_waits_for_its_directory_is_cancelled() {
-    let site = Site::scripted();
-    let mut worker = site.idle_worker(with(&[("JOB_DIR_WAIT", "1000")]));
-    let dir = site.drive.path().join("later");
-    site.request(json!({ "id": "a", "workDir": dir }));
-    worker.await_stderr("request taken");
-    cancel(&site);
-    let result = site.result("a").json();
-    assert_eq!(verdict(&result), CANCELLED);
-    assert_eq!(result["logFile"], json!(null));
-    worker.exits_with(0);
-    assert!(!dir.exists());
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum WaitsFor {
+    Directory,
+    Definition,
+    Lock,
+    Reader,
 }
 
-#[test]
-fn a_job_that_waits_for_its_lock_is_cancelled_or_withdrawn_and_touches_nothing() {
-    for is_withdrawal in [false, true] {
-        let site = Site::scripted();
-        let mut worker = site.idle_worker(|_| {});
-        let dir = site.prepare("a", json!({ "steps": ["touch ran"] }));
-        let files = ["job.log", "job.status.json"].map(|name| dir.join(name));
+fn a_waiting_job_is_ended(waits_for: WaitsFor, is_withdrawal: bool) {
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(with(&[("JOB_DIR_WAIT", "1000")]));
+    let dir = site.drive.path().join("a");
+    let files = ["job.log", "job.status.json"].map(|name| dir.join(name));
+    let is_locked = matches!(waits_for, WaitsFor::Lock | WaitsFor::Reader);
+    let _locked = is_locked.then(|| {
+        site.prepare("a", json!({ "steps": ["touch ran"] }));
         for file in &files {
             fs::write(file, "of somebody else\n").unwrap();
         }
         let log = File::open(&files[0]).unwrap();
-        log.lock().unwrap();
-        site.request(json!({ "id": "a", "workDir": dir }));
-        worker.await_stderr("is in use by another worker");
-        match is_withdrawal {
-            true => make(&dir, "touch job.cancel"),
-            false => cancel(&site),
+        match waits_for {
+            WaitsFor::Lock => log.lock().unwrap(),
+            _ => log.lock_shared().unwrap(),
         }
-        let result = site.result("a").json();
-        assert_eq!(verdict(&result), CANCELLED);
-        worker.exits_with(0);
-        for file in files {
-            assert_eq!(read(&file), "of somebody else\n");
+        log
+    });
+    if waits_for == WaitsFor::Definition {
+        site.directory("a");
+    }
+    site.request(json!({ "id": "a", "workDir": dir }));
+    worker.await_stderr(match waits_for {
+        WaitsFor::Directory | WaitsFor::Definition => "request taken",
+        WaitsFor::Lock => "is in use by another worker",
+        WaitsFor::Reader => "that only reads it",
+    });
+    match is_withdrawal {
+        true => make(&dir, "touch job.cancel"),
+        false => cancel(&site),
+    }
+    let result = site.result("a").json();
+    assert_eq!(verdict(&result), CANCELLED);
+    if is_withdrawal {
+        names_the_file(&result, &dir);
+    }
+    worker.exits_with(0);
+    match waits_for {
+        WaitsFor::Directory => assert!(!dir.exists() && result["logFile"].is_null()),
+        WaitsFor::Lock => assert_eq!(files.map(|file| read(&file)), ["of somebody else\n"; 2]),
+        // for good
+        WaitsFor::Definition | WaitsFor::Reader => assert_eq!(read_json(&files[1]), result),
+    }
+    assert!(!dir.join("ran").exists());
+}
+
+#[test]
+fn a_job_that_waits_is_cancelled_or_withdrawn() {
+    for waits_for in [
+        WaitsFor::Directory,
+        WaitsFor::Definition,
+        WaitsFor::Lock,
+        WaitsFor::Reader,
+    ] {
+        a_waiting_job_is_ended(waits_for, false);
+        if waits_for != WaitsFor::Directory {
+            a_waiting_job_is_ended(waits_for, true);
         }
-        assert!(!dir.join("ran").exists());
     }
 }
 
@@ -172,21 +198,6 @@ fn an_interrupted_job_that_is_cancelled_before_its_next_attempt_is_over() {
     assert_eq!(read(&dir.join("job.log")), log);
 }
 
-#[test]
-fn a_job_that_waits_for_a_reader_of_its_log_is_cancelled_for_good() {
-    let site = Site::scripted();
-    let mut worker = site.idle_worker(|_| {});
-    let dir = site.prepare("a", json!({ "steps": ["touch ran"] }));
-    let log = File::create(dir.join("job.log")).unwrap();
-    log.lock_shared().unwrap();
-    site.request(json!({ "id": "a", "workDir": dir }));
-    worker.await_stderr("that only reads it");
-    cancel(&site);
-    is_cancelled(&site, &dir);
-    worker.exits_with(0);
-    assert!(!dir.join("ran").exists());
-}
-
 fn make(dir: &Path, command: &str) {
     let shell = Command::new("sh")
         .args(["-c", command])
@@ -195,9 +206,7 @@ fn make(dir: &Path, command: &str) {
     assert!(shell.unwrap().success(), "{command}");
 }
 
-#[track_caller]
-fn is_withdrawn(site: &Site<Broker>, dir: &Path) {
-    let result = is_cancelled(site, dir);
+fn names_the_file(result: &Value, dir: &Path) {
     let error = result["error"].as_str().unwrap();
     let file = dir.join("job.cancel").display().to_string();
     assert!(error.contains(&file) && error.contains("remove"), "{error}");
@@ -213,10 +222,10 @@ fn a_job_with_a_file_job_cancel_is_not_run_until_that_is_removed() {
     ] {
         let site = Site::scripted();
         let mut worker = site.idle_worker(|_| {});
-        let dir = site.prepare("a", json!({ "steps": ["touch ran"] }));
+        let dir = site.prepare("a", json!({ "steps": ["true"] }));
         make(&dir, kind);
         site.request(json!({ "id": "a", "workDir": dir }));
-        is_withdrawn(&site, &dir);
+        names_the_file(&is_cancelled(&site, &dir), &dir);
         worker.exits_with(0);
         assert_eq!(names(&dir), ["job.cancel", "job.json", "job.status.json"]);
         make(&dir, "rm -r job.cancel");
@@ -228,18 +237,6 @@ fn a_job_with_a_file_job_cancel_is_not_run_until_that_is_removed() {
 }
 
 #[test]
-fn a_job_is_withdrawn_before_its_definition_is_there() {
-    let site = Site::scripted();
-    let mut worker = site.idle_worker(with(&[("JOB_DIR_WAIT", "1000")]));
-    let dir = site.directory("a");
-    site.request(json!({ "id": "a", "workDir": dir }));
-    worker.await_stderr("request taken");
-    make(&dir, "touch job.cancel");
-    is_withdrawn(&site, &dir);
-    worker.exits_with(0);
-}
-
-#[test]
 fn an_interrupted_job_is_withdrawn() {
     let site = Site::scripted();
     let mut worker = site.idle_worker(|_| {});
@@ -248,7 +245,7 @@ fn an_interrupted_job_is_withdrawn() {
     worker.stop();
     make(&dir, "rm up");
     let mut worker = site.worker(|_| {});
-    is_withdrawn(&site, &dir);
+    names_the_file(&is_cancelled(&site, &dir), &dir);
     worker.exits_with(0);
     assert!(!dir.join("up").exists());
 }
