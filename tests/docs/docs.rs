@@ -7,7 +7,6 @@
 use crate::support::mosquitto::{Mosquitto, tool};
 use crate::support::site::{names, read, read_json};
 use crate::support::temp_dir::TempDir;
-use crate::support::wait;
 use crate::support::worker::{Worker, binary, job_worker, without_configuration};
 use crate::{file, output, text};
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -18,7 +17,6 @@ use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 /// The search path with our binary at its front.
 fn path() -> OsString {
@@ -76,7 +74,7 @@ fn run(script: &str, page: &str) -> String {
     let mut command = Command::new("sh");
     without_configuration(&mut command);
     command
-        .args(["-eu", "-c", &format!("exec 2>&1\n{script}")])
+        .args(["-eu", "-c", &format!("exec >&2\n{script}")])
         .current_dir(dir.path())
         .env("PATH", path())
         .env("XDG_CONFIG_HOME", home.path())
@@ -84,18 +82,9 @@ fn run(script: &str, page: &str) -> String {
         .stdin(Stdio::null())
         .process_group(0);
     let mut process = Worker::start(command, home.path());
-    let group = Group(Pid::from_raw(process.pid() as i32).expect("a pid"));
-    let end = Instant::now() + 3 * wait::DEADLINE;
-    let status = loop {
-        if let Some(status) = process.ended() {
-            break status;
-        }
-        let shown = process.stdout();
-        assert!(Instant::now() < end, "{page} does not end:\n{shown}");
-        std::thread::sleep(Duration::from_millis(10));
-    };
-    drop(group);
-    let shown = process.stdout();
+    let _group = Group(Pid::from_raw(process.pid() as i32).expect("a pid"));
+    let status = process.wait();
+    let shown = process.stderr();
     assert!(status.success(), "{page}: {status}\n{shown}");
     shown
 }

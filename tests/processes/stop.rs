@@ -234,8 +234,7 @@ fn a_cancel_that_is_under_way_stays_one() {
 #[ignore = "needs a PID namespace"]
 fn pid_1_runs_a_job_and_leaves_nothing() {
     let site = Site::scripted();
-    let mut worker = pid_1(&site, &[], |_| {});
-    site.await_idle(0);
+    let mut worker = pid_1(&site, &[]);
     let step = "(setsid sleep 1000 &); sleep 1000 & echo $PPID > parent";
     let dir = site.submit("a", json!({ "steps": [step] }));
     site.succeeds("a");
@@ -249,15 +248,11 @@ fn pid_1_runs_a_job_and_leaves_nothing() {
 fn pid_1_stops_idle_and_running() {
     let site = Site::scripted();
     for signal in [Signal::TERM, Signal::INT] {
-        let states = site.mark();
-        let mut worker = pid_1(&site, &[], |_| {});
-        site.await_idle(states);
+        let mut worker = pid_1(&site, &[]);
         kill_process(child_of(&worker), signal).unwrap();
         worker.exits_with(0);
     }
-    let states = site.mark();
-    let mut worker = pid_1(&site, &[], |_| {});
-    site.await_idle(states);
+    let mut worker = pid_1(&site, &[]);
     let dir = site.begin("a", steps());
     kill_process(child_of(&worker), Signal::TERM).unwrap();
     worker.exits_with(0);
@@ -268,8 +263,7 @@ fn pid_1_stops_idle_and_running() {
 #[ignore = "needs a PID namespace"]
 fn pid_1_reaps_the_orphans_of_others_while_it_waits() {
     let site = Site::scripted();
-    let mut worker = pid_1(&site, &[], |_| {});
-    site.await_idle(0);
+    let mut worker = pid_1(&site, &[]);
     // as a health check of a container may leave one
     let pid_1 = child_of(&worker);
     let mut enter = Command::new("nsenter");
@@ -394,15 +388,9 @@ fn a_stop_at_any_moment_of_the_start_is_heeded() {
         let mut worker = site.idle(traced(&[], command));
         worker.stop();
         let trace_of_all = read(&trace);
-        let count = |call: &str| {
-            trace_of_all
-                .lines()
-                .filter(|line| line.starts_with(&format!("{call}(")))
-                .count()
-        };
-        let moments = calls
-            .iter()
-            .flat_map(|call| (1..=count(call)).map(move |n| (call, n)));
+        let count = |call: &str| trace_of_all.matches(&format!("\n{call}(")).count();
+        let moments = calls.iter().map(|call| (call, 1..=count(call)));
+        let moments = moments.flat_map(|(call, all)| all.map(move |moment| (call, moment)));
         let moments: Vec<_> = moments.collect();
         assert!(moments.len() > 10, "{moments:?}");
         for (call, moment) in moments {
@@ -415,14 +403,13 @@ fn a_stop_at_any_moment_of_the_start_is_heeded() {
             let mut worker = site.start_as(traced(&["-e", &inject], command));
             wait::until(&inject, || {
                 // another time it may have made fewer such calls
-                let is_told =
-                    || fs::read_to_string(&trace).is_ok_and(|trace| trace.contains("--- SIGTERM"));
-                let is_idle = || {
-                    site.states(states)
-                        .last()
-                        .is_some_and(|state| state == "idle")
-                };
-                worker.ended().is_some() || is_supervisor && is_idle() && !is_told()
+                let told = fs::read_to_string(&trace).unwrap_or_default();
+                let is_told = told.contains("--- SIGTERM");
+                let is_idle = site
+                    .states(states)
+                    .last()
+                    .is_some_and(|state| state == "idle");
+                worker.ended().is_some() || is_supervisor && is_idle && !is_told
             });
         }
     }

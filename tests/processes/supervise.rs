@@ -12,17 +12,10 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-fn supervise(site: &Site<Broker>, configure: impl FnOnce(&mut Command)) -> Worker {
+fn idle(site: &Site<Broker>, configure: impl FnOnce(&mut Command)) -> Worker {
     let mut command = site.command(["supervise"]);
     configure(&mut command);
-    site.start_as(command)
-}
-
-fn idle(site: &Site<Broker>, configure: impl FnOnce(&mut Command)) -> Worker {
-    let states = site.mark();
-    let supervisor = supervise(site, configure);
-    site.await_idle(states);
-    supervisor
+    site.idle(command)
 }
 
 /// Notes the worker that runs it, and waits for `gate` with a daemon that ignores everything.
@@ -47,10 +40,8 @@ fn each_job_has_a_fresh_worker_without_a_pause() {
     let has_its_name = |worker: &&str| worker.ends_with(" job-worker");
     assert!(workers.iter().all(has_its_name), "{workers:?}");
     let said = supervisor.stderr();
-    assert!(
-        !said.contains("starting another in"),
-        "a failed job is no error: {said}"
-    );
+    let pauses = said.contains("starting another in");
+    assert!(!pauses, "a failed job is no error: {said}");
     supervisor.stop();
 }
 
@@ -59,7 +50,7 @@ fn errors_make_it_back_off_and_a_success_resets_that() {
     let site = Site::scripted();
     // not authorised: the worker ends with 77
     site.broker.deny(0x87);
-    let mut supervisor = supervise(&site, |_| {});
+    let mut supervisor = site.start_as(site.command(["supervise"]));
     for pause in ["100ms", "200ms", "400ms"] {
         supervisor.await_stderr(&format!("status 77; starting another in {pause}"));
     }
@@ -204,8 +195,7 @@ fn zombies_are_reaped_while_a_worker_lives() {
 #[ignore = "needs a PID namespace"]
 fn pid_1_supervises_and_survives_a_step_that_kills_everything() {
     let site = Site::scripted();
-    let mut supervisor = pid_1(&site, &["supervise"], |_| {});
-    site.await_idle(0);
+    let mut supervisor = pid_1(&site, &["supervise"]);
     // all but PID 1: its worker too
     site.submit(
         "a",

@@ -81,20 +81,12 @@ pub fn zombies_of(parent: u32) -> usize {
     pids.filter(|pid| is_one(*pid) == Some(true)).count()
 }
 
-/// The binary as PID 1 of a namespace.
-pub fn pid_1<B: Hub>(
-    site: &Site<B>,
-    arguments: &[&str],
-    configure: impl FnOnce(&mut Command),
-) -> Worker {
+/// The binary as PID 1 of a namespace, once it waits for a job.
+pub fn pid_1<B: Hub>(site: &Site<B>, arguments: &[&str]) -> Worker {
     let mut command = Command::new("unshare");
-    command
-        .args(["--pid", "--fork", "--mount-proc", "--kill-child"])
-        .arg(binary())
-        .args(arguments);
-    site.equip(&mut command);
-    configure(&mut command);
-    site.start_as(command)
+    command.args(["--pid", "--fork", "--mount-proc", "--kill-child"]);
+    site.equip(command.arg(binary()).args(arguments));
+    site.idle(command)
 }
 
 /// The process that `unshare` waits for: PID 1 in there.
