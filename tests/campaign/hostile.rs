@@ -65,63 +65,34 @@ fn mutated_environments_are_read_or_refused_without_a_password_in_sight() {
 #[test]
 fn a_mebibyte_of_anything_is_dealt_with() {
     const MEBIBYTE: usize = 1 << 20;
-    for token in [
-        "{",
-        "[",
-        "\"",
-        "\\",
-        "[[",
-        "{\"a\":",
-        "[{\"a\":[",
-        "1",
-        "\0",
-        " ",
-        "\u{feff}",
-        "-",
-        "é",
-        "{\"id\":\"a\",",
-    ] {
+    let tokens = "{ [ \" \\ [[ {\"a\": [{\"a\":[ 1 \0 \u{feff} - é {\"id\":\"a\",";
+    for token in tokens.split(' ').chain([" "]) {
         let mut text = token.repeat(MEBIBYTE / token.len());
         for close in ["", "]}"] {
             text.push_str(close);
             properties::request(text.as_bytes());
             properties::definition(text.as_bytes());
             properties::journal(text.as_bytes());
-            for field in [
-                "id",
-                "workDir",
-                "steps",
-                "env",
-                "timeoutSeconds",
-                "maxAttempts",
-                "unknown",
-            ] {
+            let fields = "id workDir steps env timeoutSeconds maxAttempts unknown";
+            for field in fields.split(' ') {
                 let inside = format!("{{\"id\":\"a\",\"workDir\":\"d\",\"{field}\":{text}}}");
                 properties::request(inside.as_bytes());
             }
         }
     }
-    let nested = |depth: usize| {
-        format!(
-            "{{\"id\":\"a\",\"workDir\":\"d\",\"x\":{}{}}}",
-            "[".repeat(depth),
-            "]".repeat(depth)
-        )
-    };
-    properties::request(nested(500_000).as_bytes());
-    let many = format!("{{\"steps\":[{}\"\"]}}", "\"\",".repeat(300_000));
-    assert_eq!(
-        Definition::parse(many.as_bytes())
-            .expect("as many steps as fit")
-            .steps
-            .map(|steps| steps.len()),
-        Some(300_001)
+    let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    let inside = format!(
+        "{{\"id\":\"a\",\"workDir\":\"d\",\"x\":{}}}",
+        nested(500_000)
     );
+    properties::request(inside.as_bytes());
+    let many = format!("{{\"steps\":[{}\"\"]}}", "\"\",".repeat(300_000));
+    let definition = Definition::parse(many.as_bytes()).expect("as many steps as fit");
+    assert_eq!(definition.steps.map(|steps| steps.len()), Some(300_001));
     let id = job_worker::contract::JobId::from_text("a").expect("a good id");
     let deep = format!(
-        "{{\"id\":\"a\",\"status\":\"success\",\"x\":{}{}}}",
-        "[".repeat(100_000),
-        "]".repeat(100_000)
+        "{{\"id\":\"a\",\"status\":\"success\",\"x\":{}}}",
+        nested(100_000)
     );
     assert!(EarlierRun::read(deep.as_bytes(), &id).is_some());
 }
@@ -132,14 +103,14 @@ fn a_worker_survives_them(version: &str) {
     let root = site.directory("root");
     site.prepare("root/good", json!({ "steps": ["true"] }));
     let configure = |command: &mut Command| {
-        // nothing of a mutated command line is run
-        command
-            .env("JOB_ROOT", &root)
-            .env("JOB_PAYLOAD_STEPS", "deny")
-            .env("JOB_DIR_WAIT", "0");
-        command
-            .env("MQTT_PROTOCOL_VERSION", version)
-            .env("RUST_LOG", "warn,job_worker=warn");
+        command.envs([
+            // nothing of a mutated command line is run
+            ("JOB_PAYLOAD_STEPS", "deny"),
+            ("JOB_DIR_WAIT", "0"),
+            ("MQTT_PROTOCOL_VERSION", version),
+            ("RUST_LOG", "warn,job_worker=warn"),
+        ]);
+        command.env("JOB_ROOT", &root);
     };
     site.open_queue(configure);
     let (mut random, good) = (Random::new(5), seeds("request"));
@@ -148,46 +119,34 @@ fn a_worker_survives_them(version: &str) {
         site.controller
             .publish("jobs/pending", random.mutate(&good));
     }
-    let supervisor = Worker::spawn(&site.broker, |command| {
+    let mut supervisor = Worker::spawn(&site.broker, |command| {
         command.arg("supervise");
         configure(command);
     });
     site.request(json!({ "id": "the last one", "workDir": "good" }));
-    let answers = || {
-        let results = site.controller.heard("jobs/results/").len();
-        (
-            results + site.controller.heard("jobs/rejected").len(),
-            results,
-        )
-    };
+    let results = || site.controller.heard("jobs/results/");
+    let answered = || results().len() + site.controller.heard("jobs/rejected").len();
     // the more cases, the longer it may take
-    let end = Instant::now()
-        + support::wait::DEADLINE
-        + Duration::from_millis(50) * u32::try_from(count).expect("few");
-    while site
-        .controller
-        .heard("jobs/results/the last one")
-        .is_empty()
+    let patience = Duration::from_millis(50) * u32::try_from(count).expect("few");
+    let end = Instant::now() + support::wait::DEADLINE + patience;
+    while !results()
+        .iter()
+        .any(|it| it.topic.ends_with("/the last one"))
     {
+        let (answered, log) = (answered(), supervisor.stderr());
         assert!(
             Instant::now() < end,
-            "{:?} of {count} are answered:\n{}",
-            answers(),
-            supervisor.stderr()
+            "{answered} of {count} are answered:\n{log}"
         );
         std::thread::sleep(Duration::from_millis(20));
     }
-    let last = site.result("the last one").json();
-    assert_eq!(last["status"], "success", "{last}");
-    assert_eq!(answers().0, count + 1, "each is answered once");
-    assert!(answers().1 > count / 10, "some of them have an id");
+    site.succeeds("the last one");
+    assert_eq!(answered(), count + 1, "each is answered once");
+    assert!(results().len() > count / 10, "some of them have an id");
     let log = supervisor.stderr();
-    assert!(
-        !log.contains("defect") && !log.contains("the worker ended with status"),
-        "{log}"
-    );
+    let is_sound = !log.contains("defect") && !log.contains("the worker ended with status");
+    assert!(is_sound, "{log}");
     supervisor.sigterm();
-    let mut supervisor = supervisor;
     supervisor.exits_with(0);
 }
 

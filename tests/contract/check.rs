@@ -1,6 +1,6 @@
 //! `job-worker check [DIR]` (docs/reference.md, "Commands").
 
-use crate::support::broker::{Broker, Entry, Packet, Verdict};
+use crate::support::broker::{Broker, Packet, Verdict};
 use crate::support::site::{Site, WORKER, names, read_json};
 use crate::support::wait::DEADLINE;
 use crate::support::worker::job_worker;
@@ -291,21 +291,14 @@ fn connect_says_nothing_to_anybody_and_takes_no_request() {
         let (good, wrong, status) = connect(&url, &variables);
         assert_eq!((status, &*wrong), (Some(0), ""), "{good}");
         let mut clients = Vec::new();
-        for entry in &site.broker.log()[before..] {
-            let Entry::Packet {
-                packet,
-                from_client: true,
-                ..
-            } = entry
-            else {
-                continue;
-            };
-            match packet {
+        let log = site.broker.log().split_off(before);
+        for entry in log.into_iter().filter(|entry| entry.from_client) {
+            match entry.packet {
                 Packet::Connect {
                     client_id, will, ..
                 } => {
-                    assert_eq!(*will, None);
-                    clients.push(client_id.clone());
+                    assert_eq!(will, None);
+                    clients.push(client_id);
                 }
                 Packet::Subscribe { .. } | Packet::Disconnect { code: 0 } => {}
                 other => panic!("{other:?}"),

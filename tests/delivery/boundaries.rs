@@ -231,8 +231,8 @@ fn run(case: &Case) -> End {
     place.await_end();
     let is_reported = !broker.received(RESULT).is_empty();
     let log = broker.log().split_off(before);
-    let packets = log.iter().filter(|it| matches!(it, Entry::Packet { .. }));
-    let packets = packets.count();
+    let is_packet = |entry: &&Entry| !matches!(entry.packet, Packet::Closed(_));
+    let packets = log.iter().filter(is_packet).count();
     let is_open = !place.is_empty();
     if !is_killed && is_open {
         // nothing tells a client whether its acknowledgement has arrived; all else it has to wait for
@@ -259,24 +259,11 @@ fn run(case: &Case) -> End {
     }
 }
 
-/// A packet from the broker that got through.
-fn got_through(entry: &Entry) -> Option<&Packet> {
-    match entry {
-        Entry::Packet {
-            from_client: false,
-            passed: true,
-            packet,
-            ..
-        } => Some(packet),
-        _ => None,
-    }
-}
-
 /// Whether the worker was told that the broker has its result, and the link was cut only then.
 fn is_cut_after_report(log: &[Entry]) -> bool {
-    let is_told = |entry| matches!(got_through(entry), Some(Packet::PubAck { .. }));
+    let is_told = |entry: &Entry| matches!(entry.told(), Some(Packet::PubAck { .. }));
     let is_cut =
-        |entry: &Entry| matches!(entry, Entry::Closed { why, .. } if why.starts_with("cut"));
+        |entry: &Entry| matches!(entry.packet, Packet::Closed(why) if why.starts_with("cut"));
     let told = log.iter().position(is_told);
     told.is_some_and(|told| log.iter().position(is_cut).is_some_and(|cut| told < cut))
 }
@@ -298,13 +285,13 @@ impl Place {
     fn republish_if_lost(&self, before: usize, request: Value, worker: &mut Worker) {
         wait::until("the session to be lost, and made anew", || {
             let log = self.site.broker.log().split_off(before);
-            let is_lost = |entry: &Entry| matches!(entry, Entry::Packet { passed: false, .. });
+            let is_lost = |entry: &Entry| !entry.passed;
             let Some(lost_at) = log.iter().position(is_lost) else {
                 return worker.ended().is_some();
             };
             let (earlier, later) = log.split_at(lost_at);
-            let is_delivered = |entry| matches!(got_through(entry), Some(Packet::Publish { .. }));
-            let is_granted = |entry| matches!(got_through(entry), Some(Packet::SubAck { .. }));
+            let is_delivered = |entry: &Entry| matches!(entry.told(), Some(Packet::Publish { .. }));
+            let is_granted = |entry: &Entry| matches!(entry.told(), Some(Packet::SubAck { .. }));
             let is_there = earlier.iter().any(is_delivered);
             if !is_there && later.iter().any(is_granted) {
                 self.site.request(request.clone());
@@ -366,9 +353,9 @@ impl Place {
         self.site.broker.wait_until(wait::DEADLINE, |log| {
             let mut open = BTreeSet::new();
             for entry in log {
-                match entry {
-                    Entry::Packet { connection, .. } => open.insert(*connection),
-                    Entry::Closed { connection, .. } => open.remove(connection),
+                match entry.packet {
+                    Packet::Closed(_) => open.remove(&entry.connection),
+                    _ => open.insert(entry.connection),
                 };
             }
             open.is_empty()

@@ -11,21 +11,16 @@ use support::worker::speaking;
 
 /// In short; what goes to the worker starts with `<`.
 fn short(entry: &Entry) -> Option<String> {
-    let Entry::Packet {
-        packet,
-        from_client,
-        ..
-    } = entry
-    else {
-        return None;
-    };
-    let what = match packet {
+    let what = match &entry.packet {
         Packet::Publish { topic, .. } => format!("PUBLISH {topic}"),
         Packet::PubAck { .. } => "PUBACK".to_owned(),
         Packet::Disconnect { .. } => "DISCONNECT".to_owned(),
         _ => return None,
     };
-    Some(format!("{}{what}", if *from_client { '>' } else { '<' }))
+    Some(format!(
+        "{}{what}",
+        if entry.from_client { '>' } else { '<' }
+    ))
 }
 
 fn the_order_at_the_end(version: &str) {

@@ -5,7 +5,7 @@ use crate::support;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
-use support::broker::{Broker, Entry};
+use support::broker::{Broker, Entry, Packet};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -66,10 +66,8 @@ fn the_bytes_on_the_wire_are_those_of_the_specification() {
     // A DISCONNECT of MQTT 5 in its shortest form.
     five.send(&[0xE0, 0]);
     assert!(five.rest().is_empty());
-    assert!(broker.log().contains(&Entry::Closed {
-        connection: 0,
-        why: "disconnected"
-    }));
+    let is_disconnected = |entry: &Entry| entry.packet == Packet::Closed("disconnected");
+    assert!(broker.log().iter().any(is_disconnected));
 
     let mut four = Raw::new(&broker);
     four.connect(4, "", 60);
@@ -81,8 +79,6 @@ fn the_bytes_on_the_wire_are_those_of_the_specification() {
     let mut silent = Raw::new(&broker);
     silent.connect(5, "silent", 1);
     assert_eq!(silent.rest().len(), 7);
-    assert!(broker.log().contains(&Entry::Closed {
-        connection: 2,
-        why: "keep-alive passed"
-    }));
+    let is_over = |entry: &Entry| entry.packet == Packet::Closed("keep-alive passed");
+    assert!(broker.log().iter().any(is_over));
 }

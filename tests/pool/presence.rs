@@ -36,7 +36,7 @@ fn await_idle(site: &Site<Broker>, from: usize) {
         let (mut heads, mut is_granted) = (BTreeSet::new(), false);
         let mut idle = BTreeSet::new();
         for (place, entry) in site.broker.log().into_iter().enumerate() {
-            let Entry::Packet {
+            let Entry {
                 connection,
                 packet,
                 passed: true,

@@ -50,12 +50,7 @@ pub fn is_requeued(site: &Site<Broker>, dir: &Path) {
 #[test]
 fn an_idle_worker_takes_its_leave() {
     let site = Site::scripted();
-    let is_farewell = |entry: &&Entry| {
-        let Entry::Packet { packet, .. } = entry else {
-            return false;
-        };
-        matches!(packet, Packet::Disconnect { code: 0 })
-    };
+    let is_farewell = |entry: &&Entry| entry.packet == Packet::Disconnect { code: 0 };
     let stops = [("5", Signal::TERM), ("4", Signal::TERM), ("5", Signal::INT)];
     for (count, (version, signal)) in (1..).zip(stops) {
         let mut worker = site.idle_worker(speaking(version));

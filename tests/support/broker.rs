@@ -59,18 +59,20 @@ pub enum Verdict {
 
 /// One line of the transcript.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Entry {
-    /// `passed` is false where the script swallowed the packet or cut the link before it.
-    Packet {
-        connection: usize,
-        from_client: bool,
-        packet: Packet,
-        passed: bool,
-    },
-    Closed {
-        connection: usize,
-        why: &'static str,
-    },
+pub struct Entry {
+    pub connection: usize,
+    pub from_client: bool,
+    /// [`Packet::Closed`] where the connection ends.
+    pub packet: Packet,
+    /// False where the script swallowed the packet or cut the link before it.
+    pub passed: bool,
+}
+
+impl Entry {
+    /// What the client has been told.
+    pub fn told(&self) -> Option<&Packet> {
+        (!self.from_client && self.passed).then_some(&self.packet)
+    }
 }
 
 /// The broker; it stops with all its threads when it is dropped.
@@ -180,15 +182,9 @@ impl Broker {
 
     /// The packets of clients so far.
     pub fn sent(&self) -> Vec<Packet> {
-        let sent = self.log().into_iter().filter_map(|entry| match entry {
-            Entry::Packet {
-                from_client: true,
-                packet,
-                ..
-            } => Some(packet),
-            _ => None,
-        });
-        sent.collect()
+        let mut log = self.log();
+        log.retain(|entry| entry.from_client);
+        log.into_iter().map(|entry| entry.packet).collect()
     }
 
     /// Messages that the session holds: in flight and queued.

@@ -26,6 +26,8 @@ pub enum Valid {
     FromTomorrow,
 }
 
+const NEW_KEY: &str = "-nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1";
+
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Authority {
@@ -37,14 +39,9 @@ impl Authority {
                         default_md = sha256\nunique_subject = no\npolicy = names\n[names]\ncommonName = supplied\n";
         fs::write(ca.dir.path().join("ca.cnf"), settings).unwrap();
         fs::write(ca.dir.path().join("index.txt"), "").unwrap();
-        let subject = format!("/CN={name}");
-        ca.openssl(
-            &[
-                "req", "-x509", "-days", "2", "-subj", &subject, "-out", "ca.pem", "-keyout",
-                "ca.key",
-            ],
-            true,
-        );
+        ca.openssl(&format!(
+            "req -x509 -days 2 -subj /CN={name} -out ca.pem -keyout ca.key {NEW_KEY}"
+        ));
         ca
     }
 
@@ -66,19 +63,9 @@ impl Authority {
     /// With these extensions.
     pub fn issue(&self, name: &str, extensions: &str, valid: Valid) -> Identity {
         let [request, out, key] = ["csr", "pem", "key"].map(|kind| format!("{name}.{kind}"));
-        self.openssl(
-            &[
-                "req",
-                "-new",
-                "-subj",
-                &format!("/CN={name}"),
-                "-out",
-                &request,
-                "-keyout",
-                &key,
-            ],
-            true,
-        );
+        self.openssl(&format!(
+            "req -new -subj /CN={name} -out {request} -keyout {key} {NEW_KEY}"
+        ));
         fs::write(self.dir.path().join("extensions"), extensions).unwrap();
         let now = SystemTime::now();
         let (from, until) = match valid {
@@ -87,69 +74,33 @@ impl Authority {
             Valid::FromTomorrow => (now + DAY, now + 2 * DAY),
         };
         let (from, until) = (date(from), date(until));
-        self.openssl(
-            &[
-                &[
-                    "ca", "-batch", "-notext", "-config", "ca.cnf", "-cert", "ca.pem", "-keyfile",
-                    "ca.key",
-                ][..],
-                &[
-                    "-extfile",
-                    "extensions",
-                    "-startdate",
-                    &from,
-                    "-enddate",
-                    &until,
-                    "-in",
-                    &request,
-                    "-out",
-                    &out,
-                ],
-            ]
-            .concat(),
-            false,
-        );
+        self.openssl(&format!(
+            "ca -batch -notext -config ca.cnf -cert ca.pem -keyfile ca.key -extfile extensions -startdate {from} -enddate {until} \
+             -in {request} -out {out}"
+        ));
         Identity {
             certificate: self.dir.path().join(out),
             key: self.dir.path().join(key),
         }
     }
 
-    fn openssl(&self, arguments: &[&str], makes_key: bool) {
+    fn openssl(&self, arguments: &str) {
         let mut command = Command::new("openssl");
         command
-            .args(arguments)
-            .current_dir(self.dir.path())
-            .stdin(Stdio::null());
-        if makes_key {
-            command.args([
-                "-nodes",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:prime256v1",
-            ]);
-        }
-        let done = command
-            .output()
-            .expect("`openssl` runs: install it, e.g. `apt-get install openssl`");
-        assert!(
-            done.status.success(),
-            "openssl {arguments:?}: {}",
-            String::from_utf8_lossy(&done.stderr)
-        );
+            .args(arguments.split(' '))
+            .current_dir(self.dir.path());
+        let done = command.stdin(Stdio::null()).output();
+        let done = done.expect("`openssl` runs: install it, e.g. `apt-get install openssl`");
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "openssl {arguments}: {said}");
     }
 }
 
 impl Identity {
     /// Puts this one's files where another's are.
     pub fn replace(&self, other: &Identity) {
-        for (ours, theirs) in [
-            (&self.certificate, &other.certificate),
-            (&self.key, &other.key),
-        ] {
-            copy(ours, theirs);
-        }
+        fs::copy(&self.certificate, &other.certificate).unwrap();
+        fs::copy(&self.key, &other.key).unwrap();
     }
 
     /// The same in files of their own in `dir`.
@@ -161,10 +112,6 @@ impl Identity {
         self.replace(&copied);
         copied
     }
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::copy(from, to).unwrap();
 }
 
 /// As ASN.1 writes it: 20260217091201Z.

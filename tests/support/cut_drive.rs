@@ -24,31 +24,27 @@ pub struct FileSystem {
     eager: Option<&'static str>,
 }
 
+impl FileSystem {
+    const fn new(
+        name: &'static str,
+        mkfs: &'static [&'static str],
+        mebibytes: u64,
+        eager: Option<&'static str>,
+    ) -> Self {
+        Self {
+            name,
+            mkfs,
+            mebibytes,
+            eager,
+        }
+    }
+}
+
 pub const FILE_SYSTEMS: [FileSystem; 4] = [
-    FileSystem {
-        name: "ext4",
-        mkfs: &["mkfs.ext4", "-q", "-F"],
-        mebibytes: 96,
-        eager: Some("commit=1"),
-    },
-    FileSystem {
-        name: "xfs",
-        mkfs: &["mkfs.xfs", "-q", "-f"],
-        mebibytes: 320,
-        eager: None,
-    },
-    FileSystem {
-        name: "btrfs",
-        mkfs: &["mkfs.btrfs", "-q", "-f"],
-        mebibytes: 192,
-        eager: Some("commit=1"),
-    },
-    FileSystem {
-        name: "f2fs",
-        mkfs: &["mkfs.f2fs", "-q", "-f"],
-        mebibytes: 128,
-        eager: None,
-    },
+    FileSystem::new("ext4", &["mkfs.ext4", "-F"], 96, Some("commit=1")),
+    FileSystem::new("xfs", &["mkfs.xfs", "-f"], 320, None),
+    FileSystem::new("btrfs", &["mkfs.btrfs", "-f"], 192, Some("commit=1")),
+    FileSystem::new("f2fs", &["mkfs.f2fs", "-f"], 128, None),
 ];
 
 /// What a disk does with its cache before it loses power.
@@ -75,10 +71,9 @@ impl CutDrive {
             return Err("only root may mount".to_owned());
         }
         let memory = Path::new("/dev/shm");
-        let base = if memory.is_dir() {
-            memory.to_owned()
-        } else {
-            std::env::temp_dir()
+        let base = match memory.is_dir() {
+            true => memory.to_owned(),
+            false => std::env::temp_dir(),
         };
         clear_remains(&base);
         let unique = format!("{PREFIX}{}-{name}", std::process::id());
@@ -86,27 +81,21 @@ impl CutDrive {
             kind,
             dir: base.join(unique),
         };
+        let told = |error: std::io::Error| error.to_string();
         for dir in [drive.lower(), drive.path()] {
-            fs::create_dir_all(dir).map_err(|error| error.to_string())?;
+            fs::create_dir_all(dir).map_err(told)?;
         }
-        let disk = fs::File::create(drive.disk()).map_err(|error| error.to_string())?;
-        disk.set_len((kind.mebibytes + 64) << 20)
-            .map_err(|error| error.to_string())?;
-        run(Command::new("mkfs.ext4")
-            .args(["-q", "-F"])
-            .arg(drive.disk()))?;
+        let disk = fs::File::create(drive.disk()).map_err(told)?;
+        disk.set_len((kind.mebibytes + 64) << 20).map_err(told)?;
+        mkfs(&["mkfs.ext4", "-F"], &drive.disk())?;
         mount("loop", &drive.disk(), &drive.lower())?;
         // with every block in its place, so that a later fsync of the image writes its data and moves nothing
-        let mut image = fs::File::create(drive.image()).map_err(|error| error.to_string())?;
+        let mut image = fs::File::create(drive.image()).map_err(told)?;
         for _ in 0..kind.mebibytes {
-            image
-                .write_all(&[0; 1 << 20])
-                .map_err(|error| error.to_string())?;
+            image.write_all(&[0; 1 << 20]).map_err(told)?;
         }
-        image.sync_all().map_err(|error| error.to_string())?;
-        run(Command::new(kind.mkfs[0])
-            .args(&kind.mkfs[1..])
-            .arg(drive.image()))?;
+        image.sync_all().map_err(told)?;
+        mkfs(kind.mkfs, &drive.image())?;
         mount("loop", &drive.image(), &drive.path())
             .map_err(|error| format!("the kernel does not mount it: {error}"))?;
         drive.sync();
@@ -169,10 +158,8 @@ impl CutDrive {
         let here = format!(" {} ", path.display());
         let device = mounts.lines().find(|line| line.contains(&here));
         let device = device.and_then(|line| line.strip_prefix("/dev/")?.split(' ').next());
-        let trigger = format!(
-            "/sys/fs/ext4/{}/trigger_fs_error",
-            device.expect("a device")
-        );
+        let device = device.expect("a device");
+        let trigger = format!("/sys/fs/ext4/{device}/trigger_fs_error");
         fs::write(trigger, "an error for a test").expect("ext4 can be told of an error");
     }
 
@@ -184,10 +171,8 @@ impl CutDrive {
         unmount(&self.path())?;
         unmount(&self.lower())?;
         mount("loop", &self.disk(), &self.lower())?;
-        let options = match self.kind.eager {
-            Some(option) if eager => format!("loop,{option}"),
-            _ => "loop".to_owned(),
-        };
+        let eager = self.kind.eager.filter(|_| eager);
+        let options = eager.map_or("loop".to_owned(), |option| format!("loop,{option}"));
         mount(&options, &self.image(), &self.path())
     }
 }
@@ -228,11 +213,13 @@ fn syncfs(dir: &Path) {
     rustix::fs::syncfs(&dir).expect("the file system can be synced");
 }
 
+fn mkfs(mkfs: &[&str], image: &Path) -> Result<(), String> {
+    run(Command::new(mkfs[0]).arg("-q").args(&mkfs[1..]).arg(image))
+}
+
 fn mount(options: &str, image: &Path, dir: &Path) -> Result<(), String> {
-    run(Command::new("mount")
-        .args(["-o", options])
-        .arg(image)
-        .arg(dir))
+    let mut mount = Command::new("mount");
+    run(mount.args(["-o", options]).arg(image).arg(dir))
 }
 
 /// Nothing to do where nothing is mounted. A process that was killed may still be leaving.
@@ -254,19 +241,14 @@ fn unmount(dir: &Path) -> Result<(), String> {
 
 fn run(command: &mut Command) -> Result<(), String> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| format!("{name}: {error}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.map_err(|error| format!("{name}: {error}"))?;
     let said = String::from_utf8_lossy(&output.stderr);
-    let said = said.lines().next().unwrap_or_default().to_owned();
-    // most programs begin with their own name
-    Err(if said.starts_with(&name) {
-        said
-    } else {
-        format!("{name}: {said}")
-    })
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!(
+            "{name}: {}",
+            said.lines().next().unwrap_or_default()
+        )),
+    }
 }

@@ -2,49 +2,10 @@
 
 use super::random::Random;
 
-/// What parsers trip over.
-const TOKENS: [&[u8]; 40] = [
-    b"{",
-    b"}",
-    b"[",
-    b"]",
-    b"\"",
-    b",",
-    b":",
-    b"\\",
-    b"\\u0000",
-    b"\\ud800",
-    b"\\udc00",
-    b"\\uD83D\\uDE00",
-    b"\\u202e",
-    b"null",
-    b"true",
-    b"1e999",
-    b"-0",
-    b"0.1e-400",
-    b"18446744073709551616",
-    b"99999999999999999999999999999999",
-    b"NaN",
-    b"\xff",
-    b"\xc0\x80",
-    b"\xed\xa0\x80",
-    b"\xf4\x90\x80\x80",
-    b"\xef\xbb\xbf",
-    b"\xef\xbf\xbf",
-    b"\0",
-    b"\n",
-    b"\x1b[2J",
-    b"/",
-    b"+",
-    b"#",
-    b"..",
-    b"/etc",
-    b"@",
-    b"%",
-    b"%00",
-    b"=",
-    b"id",
-];
+/// What parsers trip over, between spaces.
+const TOKENS: &[u8] = b"{ } [ ] \" , : \\ \\u0000 \\ud800 \\udc00 \\uD83D\\uDE00 \\u202e null true 1e999 -0 0.1e-400 \
+    18446744073709551616 99999999999999999999999999999999 NaN \xff \xc0\x80 \xed\xa0\x80 \xf4\x90\x80\x80 \xef\xbb\xbf \
+    \xef\xbf\xbf \0 \n \x1b[2J / + # .. /etc @ % %00 = id";
 
 impl Random {
     fn index(&mut self, length: usize) -> usize {
@@ -58,6 +19,7 @@ impl Random {
 
     /// One of these, changed in up to four places.
     pub fn mutate(&mut self, good: &[Vec<u8>]) -> Vec<u8> {
+        let tokens: Vec<&[u8]> = TOKENS.split(|byte| *byte == b' ').collect();
         let mut bytes = good[self.index(good.len())].clone();
         for _ in 0..self.index(5) {
             let at = self.index(bytes.len() + 1);
@@ -65,7 +27,8 @@ impl Random {
                 0 if at < bytes.len() => bytes[at] ^= 1 << self.index(8),
                 1 if at < bytes.len() => bytes[at] = self.index(256) as u8,
                 2 | 3 => {
-                    drop(bytes.splice(at..at, TOKENS[self.index(TOKENS.len())].iter().copied()))
+                    let token = tokens[self.index(tokens.len())];
+                    bytes.splice(at..at, token.iter().copied());
                 }
                 4 => drop(bytes.drain(self.range(bytes.len()))),
                 5 => {
@@ -79,7 +42,7 @@ impl Random {
                 }
                 7 if self.index(8) == 0 => bytes.truncate(at),
                 8 if self.index(8) == 0 => {
-                    let (token, count) = (TOKENS[self.index(6)], self.index(2000));
+                    let (token, count) = (tokens[self.index(6)], self.index(2000));
                     bytes.splice(at..at, token.repeat(count));
                 }
                 _ => {}

@@ -58,6 +58,8 @@ pub enum Packet {
     Disconnect {
         code: u8,
     },
+    /// The end of the connection, and why; not a packet, but a line of the transcript.
+    Closed(&'static str),
     /// Bytes to send as they are, for what no correct broker sends.
     Raw(Vec<u8>),
 }

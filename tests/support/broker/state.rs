@@ -137,7 +137,7 @@ impl State {
         if let Verdict::Replace(other) = &verdict {
             packet = other.clone();
         }
-        self.log.push(Entry::Packet {
+        self.log.push(Entry {
             connection,
             from_client,
             packet: packet.clone(),
@@ -359,32 +359,23 @@ impl State {
             self.received.push(message.clone());
         }
         // Per subscriber once, with the options of the subscription that has the highest QoS.
-        let mut direct: BTreeMap<String, Subscription> = BTreeMap::new();
+        let mut direct = Vec::new();
         for (client, session) in &self.sessions {
-            for (filter, &subscribed) in &session.subscriptions {
-                let (options, _) = subscribed;
-                let no_local = options & 4 != 0 && *client == message.client;
-                if !matches(filter, &message.topic) || no_local {
-                    continue;
-                }
-                let best = direct.entry(client.clone()).or_insert(subscribed);
-                if options & 3 > best.0 & 3 {
-                    *best = subscribed;
-                }
-            }
+            let matching = session.subscriptions.iter().filter(|(filter, subscribed)| {
+                let no_local = subscribed.0 & 4 != 0 && *client == message.client;
+                matches(filter, &message.topic) && !no_local
+            });
+            let best = matching.max_by_key(|(_, (options, _))| options & 3);
+            direct.extend(best.map(|(_, subscribed)| (client.clone(), *subscribed)));
         }
         for (client, (options, subscription)) in direct {
-            let qos = message.qos.min(options & 3).min(1);
-            let retain = message.retain && options & 8 != 0; // Retain As Published
-            self.enqueue(
-                &client,
-                Message {
-                    qos,
-                    retain,
-                    subscription,
-                    ..message.clone()
-                },
-            );
+            let copy = Message {
+                qos: message.qos.min(options & 3).min(1),
+                retain: message.retain && options & 8 != 0, // Retain As Published
+                subscription,
+                ..message.clone()
+            };
+            self.enqueue(&client, copy);
         }
     }
 
@@ -432,7 +423,12 @@ impl State {
         };
         // Fails only if the client was faster. The reading side stays open, see `read`.
         drop(link.stream.shutdown(Shutdown::Write));
-        self.log.push(Entry::Closed { connection, why });
+        self.log.push(Entry {
+            connection,
+            from_client: false,
+            packet: Packet::Closed(why),
+            passed: true,
+        });
         if let Some(session) = self.sessions.get_mut(&link.client)
             && session.connection == Some(connection)
         {
