@@ -473,7 +473,16 @@ impl Case<'_> {
                 None => Err(format!("{story}: without cause")),
             };
         }
-        let (from, to) = (life.started, self.notes.lives[&later.life].started);
+        let comes = |event: &&Event| {
+            event.life == later.life
+                && matches!(&event.packet, Packet::Request { token, .. } if token == self.token)
+        };
+        let from = life.started;
+        // a broker may go back while the later process is connecting
+        let to = match self.notes.events.iter().find(comes) {
+            Some(event) => event.at,
+            None => self.notes.lives[&later.life].started,
+        };
         let crashed = any_between(self.notes.crashes, from, to);
         let redelivered = self
             .wires
