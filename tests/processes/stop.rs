@@ -1,6 +1,6 @@
 //! Stopping a worker at every moment of its life, and what must not stop it.
 
-use crate::support::broker::{Broker, Entry, Packet, Step, Verdict};
+use crate::support::broker::{Broker, Packet, Step, Verdict};
 use crate::support::processes::{child_of, pid_1};
 use crate::support::site::{
     Site, WORKER, await_file, names, read, read_json, release, until_exists, verdict,
@@ -50,15 +50,15 @@ pub fn is_requeued(site: &Site<Broker>, dir: &Path) {
 #[test]
 fn an_idle_worker_takes_its_leave() {
     let site = Site::scripted();
-    let is_farewell = |entry: &&Entry| entry.packet == Packet::Disconnect { code: 0 };
+    let is_farewell = |packet: &&Packet| matches!(packet, Packet::Disconnect { code: 0 });
     let stops = [("5", Signal::TERM), ("4", Signal::TERM), ("5", Signal::INT)];
     for (count, (version, signal)) in (1..).zip(stops) {
         let mut worker = site.idle_worker(speaking(version));
         worker.signal(signal);
         worker.exits_with(0);
         // no last will was needed
-        site.broker.wait_until(DEADLINE, |log| {
-            log.iter().filter(is_farewell).count() == count
+        wait::until("a farewell", || {
+            site.broker.sent().iter().filter(is_farewell).count() == count
         });
         assert_eq!(site.states(0).last().map(String::as_str), Some("offline"));
     }
