@@ -3,12 +3,11 @@
 use crate::support::broker::{Broker, Message};
 use crate::support::controller::Controller;
 use crate::support::mosquitto::Mosquitto;
-use crate::support::site::{Site, WORKER, release, until_exists};
+use crate::support::site::{Site, WORKER, names, release, shell, until_exists};
 use crate::support::wait::{self, DEADLINE};
 use crate::support::worker::speaking;
 use serde_json::{Value, json};
 use std::fs;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 const TOPIC: &str = "jobs/workers/node-worker-01";
@@ -37,10 +36,7 @@ fn a_lock_that_another_run_or_a_reader_holds_is_told_and_waited_for() {
     type Take = fn(&fs::File) -> std::io::Result<()>;
     let holders: [(Take, &str); 2] = [
         (fs::File::lock, "is in use by another worker"),
-        (
-            fs::File::lock_shared,
-            "is held by a process that only reads",
-        ),
+        (fs::File::lock_shared, "is held by a process that only"),
     ];
     for (take, warning) in holders {
         let site = Site::start();
@@ -51,8 +47,7 @@ fn a_lock_that_another_run_or_a_reader_holds_is_told_and_waited_for() {
         take(&holder).unwrap();
         let mark = site.controller.mark();
         let journal = dir.join("job.status.json");
-        let made = Command::new("mkfifo").arg(&journal).status();
-        assert!(made.unwrap().success());
+        shell(&dir, "mkfifo job.status.json");
         site.request(json!({ "id": "a", "workDir": format!("{}/", dir.display()) }));
         await_waiting_for(&site, mark, &format!("the lock on {}", log.display()));
         wait::throughout(Duration::from_secs(1), "each thing is said once", || {
@@ -62,7 +57,7 @@ fn a_lock_that_another_run_or_a_reader_holds_is_told_and_waited_for() {
             warnings.iter().all(|one| said.matches(one).count() == 1)
         });
         drop(holder);
-        assert_eq!(site.result("a").json()["status"], "success");
+        site.succeeds("a");
         let told = site.controller.heard_since(mark, TOPIC);
         let runs = |told: &Value| told["state"] == "busy" && told.get("waitingFor").is_none();
         assert!(told.iter().any(|message| runs(&message.json())));
@@ -89,14 +84,9 @@ fn what_comes_late_is_waited_for_and_told_after_a_second() {
     fs::create_dir(&dir).unwrap();
     let definition = dir.join("job.json");
     await_waiting_for(&site, mark, &definition.display().to_string());
-    assert_eq!(
-        crate::support::site::names(&dir),
-        [""; 0],
-        "nothing is written before there is a job"
-    );
-    fs::write(dir.join("new"), r#"{"steps": []}"#).unwrap();
-    fs::rename(dir.join("new"), definition).unwrap();
-    assert_eq!(site.result("a").json()["status"], "success");
+    assert_eq!(names(&dir), [""; 0], "nothing is written before");
+    shell(&dir, r#"echo '{"steps": []}' > new; mv new job.json"#);
+    site.succeeds("a");
     worker.exits_with(0);
 }
 

@@ -1,12 +1,11 @@
 //! docs/reference.md, "Bad input": bad input is answered and acknowledged, and the worker waits on.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use crate::support::corpus;
 use crate::support::mosquitto::tool;
-use crate::support::site::{Site, names};
+use crate::support::site::{Site, names, shell};
 use crate::support::temp_dir::TempDir;
 use crate::support::worker::{Worker, speaking};
 use serde_json::{Value, json};
@@ -105,14 +104,17 @@ fn a_bad_job_json() {
         ),
     ];
     let texts = corpus::one_of_each(corpus::DEFINITIONS);
-    let texts = texts.map(|(words, text)| (words, "printf '%s' \"$1\" > job.json", text));
-    let files = files.map(|(words, script)| (words, script, ""));
+    let texts = texts.map(|(words, text)| {
+        let script = format!("cat > job.json <<'END'\n{text}\nEND");
+        (words, script)
+    });
+    let files = files.map(|(words, script)| (words, script.to_owned()));
     let drive = TempDir::new();
     let mut cases = Vec::new();
-    for (number, (words, script, text)) in files.into_iter().chain(texts).enumerate() {
+    for (number, (words, script)) in files.into_iter().chain(texts).enumerate() {
         let dir = drive.path().join(number.to_string());
         fs::create_dir(&dir).unwrap();
-        make(&dir, script, text);
+        shell(&dir, &script);
         cases.push((words, json!({ "id": 7, "workDir": dir }).to_string()));
     }
     all_are_answered_by_id(&cases);
@@ -120,13 +122,6 @@ fn a_bad_job_json() {
         let left = names(&drive.path().join(number.to_string()));
         assert_eq!(left, ["job.json"], "{case:?}");
     }
-}
-
-/// Runs a line of shell in a directory.
-fn make(dir: &Path, script: &str, argument: &str) {
-    let mut shell = Command::new("sh");
-    shell.args(["-c", script, "sh", argument]).current_dir(dir);
-    assert!(shell.status().unwrap().success(), "{script}");
 }
 
 /// Payloads that name no job, so there is no topic for a result of theirs: one of each class.
@@ -223,7 +218,7 @@ fn a_hostile_log_file_in_the_work_dir_does_not_stop_the_worker() {
     for (number, script) in scripts.into_iter().enumerate() {
         let id = number.to_string();
         let mut worker = site.idle_worker(|_| {});
-        make(&site.directory(&id), script, "");
+        shell(&site.directory(&id), script);
         let dir = site.submit(&id, json!({ "steps": ["touch ran"] }));
         let result = site.result(&id).json();
         let ends = json!([result["status"], result["logFile"]]);

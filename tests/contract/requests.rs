@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::support::mosquitto::tool;
-use crate::support::site::{Finished, Site, names};
+use crate::support::site::{Finished, Site, names, shell};
 use crate::support::wait;
 use crate::support::worker::{speaking, with, without_privileges};
 use serde_json::{Value, json};
@@ -115,19 +115,15 @@ fn what_is_not_whole_or_not_readable_yet_is_waited_for() {
         });
         let id = number.to_string();
         let dir = site.directory(&id);
-        let made = Command::new("sh")
-            .args(["-c", make])
-            .current_dir(&dir)
-            .status();
-        assert!(made.unwrap().success(), "{make}");
+        shell(&dir, make);
         site.request(json!({ "id": id, "workDir": dir }));
         let topic = format!("jobs/results/{id}");
         wait::throughout(Duration::from_millis(300), make, || {
             site.controller.heard(&topic).is_empty()
         });
         fs::set_permissions(&dir, Permissions::from_mode(0o755)).unwrap();
-        fs::write(dir.join("new"), r#"{"steps": ["echo whole"]}"#).unwrap();
-        fs::rename(dir.join("new"), dir.join("job.json")).unwrap();
+        let whole = r#"echo '{"steps": ["echo whole"]}' > new; mv -f new job.json"#;
+        shell(&dir, whole);
         let finished = site.finish(worker, dir, &id);
         assert_eq!(finished.output(), "whole\n", "{make}");
     }
@@ -148,11 +144,10 @@ fn what_never_gets_whole_is_rejected_after_the_wait_with_what_is_wrong() {
     ] {
         let dir = site.directory("never");
         fs::write(dir.join("job.json"), text).unwrap();
-        if text == "closed" {
-            fs::set_permissions(dir.join("job.json"), Permissions::from_mode(0o000)).unwrap();
-        }
-        if text == "no directory" {
-            fs::remove_dir_all(&dir).unwrap();
+        match text {
+            "closed" => shell(&dir, "chmod 0 job.json"),
+            "no directory" => fs::remove_dir_all(&dir).unwrap(),
+            _ => {}
         }
         let asked = Instant::now();
         site.request(json!({ "id": "never", "workDir": dir, "steps": ["touch ran"] }));

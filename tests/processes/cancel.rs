@@ -2,14 +2,13 @@
 
 use crate::support::broker::{Broker, Entry, Packet, Verdict};
 use crate::support::site::{
-    Site, WORKER, await_file, names, read, read_json, release, until_exists, verdict,
+    Site, WORKER, await_file, names, read, read_json, release, shell, until_exists, verdict,
 };
 use crate::support::wait::{self, DEADLINE};
 use crate::support::worker::{Worker, speaking, with};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::path::Path;
-use std::process::Command;
 
 /// What every job ends with that was cancelled or withdrawn.
 const CANCELLED: (&str, &str, i64) = ("failed", "cancelled", 130);
@@ -105,7 +104,7 @@ fn a_waiting_job_is_ended(waits_for: WaitsFor, is_withdrawal: bool) {
         WaitsFor::Reader => "that only reads it",
     });
     match is_withdrawal {
-        true => make(&dir, "touch job.cancel"),
+        true => shell(&dir, "touch job.cancel"),
         false => cancel(&site),
     }
     let result = site.result("a").json();
@@ -195,14 +194,6 @@ fn an_interrupted_job_that_is_cancelled_before_its_next_attempt_is_over() {
     assert_eq!(read(&dir.join("job.log")), log);
 }
 
-fn make(dir: &Path, command: &str) {
-    let shell = Command::new("sh")
-        .args(["-c", command])
-        .current_dir(dir)
-        .status();
-    assert!(shell.unwrap().success(), "{command}");
-}
-
 fn names_the_file(result: &Value, dir: &Path) {
     let error = result["error"].as_str().unwrap();
     let file = dir.join("job.cancel").display().to_string();
@@ -220,12 +211,12 @@ fn a_job_with_a_file_job_cancel_is_not_run_until_that_is_removed() {
         let site = Site::scripted();
         let mut worker = site.idle_worker(|_| {});
         let dir = site.prepare("a", json!({ "steps": ["true"] }));
-        make(&dir, kind);
+        shell(&dir, kind);
         site.request(json!({ "id": "a", "workDir": dir }));
         names_the_file(&is_cancelled(&site, &dir), &dir);
         worker.exits_with(0);
         assert_eq!(names(&dir), ["job.cancel", "job.json", "job.status.json"]);
-        make(&dir, "rm -r job.cancel");
+        shell(&dir, "rm -r job.cancel");
         let mut worker = site.idle_worker(|_| {});
         site.request(json!({ "id": "a", "workDir": dir }));
         site.succeeds("a");
@@ -238,9 +229,9 @@ fn an_interrupted_job_is_withdrawn() {
     let site = Site::scripted();
     let mut worker = site.idle_worker(|_| {});
     let dir = site.hold("a");
-    make(&dir, "touch job.cancel");
+    shell(&dir, "touch job.cancel");
     worker.stop();
-    make(&dir, "rm up");
+    shell(&dir, "rm up");
     let mut worker = site.worker(|_| {});
     names_the_file(&is_cancelled(&site, &dir), &dir);
     worker.exits_with(0);

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crate::support::site::{Site, names, read};
+use crate::support::site::{Site, names, read, shell};
 use crate::support::temp_dir::TempDir;
 use crate::support::wait::{self, DEADLINE};
 use crate::support::worker::with;
@@ -298,14 +298,11 @@ fn no_file_of_the_worker_is_reached_through_a_symlink() {
 fn nothing_but_a_regular_file_is_opened() {
     let drive = Drive::new();
     let folder = drive.path("root/job");
-    let mut make = Command::new("sh");
     // making a device is root's
-    make.args([
-        "-c",
-        "mkdir directory; mkfifo fifo; mknod device c 1 3; mknod disk b 7 200; true",
-    ]);
-    make.current_dir(&folder).stderr(Stdio::null());
-    assert!(make.status().unwrap().success());
+    shell(
+        &folder,
+        "mkdir directory; mkfifo fifo; mknod device c 1 3 && mknod disk b 7 200 || true",
+    );
     let _socket = std::os::unix::net::UnixListener::bind(folder.join("socket")).unwrap();
     let made = names(&folder);
     assert!(made.len() >= 3, "{made:?}");

@@ -473,6 +473,14 @@ pub fn read_json(path: &Path) -> Value {
         .unwrap_or_else(|error| panic!("{} is no JSON: {error}", path.display()))
 }
 
+/// Runs a line of shell in a directory.
+#[track_caller]
+pub fn shell(dir: &Path, line: &str) {
+    let mut shell = Command::new("sh");
+    let status = shell.args(["-c", line]).current_dir(dir).status();
+    assert!(status.unwrap().success(), "{line}");
+}
+
 /// Waits until a step has made this file.
 #[track_caller]
 pub fn await_file(path: &Path) {
