@@ -119,31 +119,22 @@ pub fn spawn<'a>(
         .ok_or_else(|| io::Error::other(format!("the process id {pid} is no number of a process")))
 }
 
-/// Who is left after [`reap_some`].
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Left {
-    /// Children that run, or that wait for the next last_scan.
-    Some,
-    /// No child at all, or none of ours.
-    None,
-}
-
-/// Takes the status of those children that have ended, and tells `ended` how.
+/// Takes the status of those children that have ended, and tells `ended` how. Returns whether a child of ours is left.
 ///
 /// Processes that fork and exit all the time would keep us here for ever. So it takes a limited number at once, and sends
 /// this process a SIGCHLD for the rest: the loop that waits for that signal looks at its deadlines in between.
-pub fn reap_some(mut ended: impl FnMut(Pid, Ended)) -> Left {
+pub fn reap_some(mut ended: impl FnMut(Pid, Ended)) -> bool {
     for _ in 0..REAPED_AT_ONCE {
         match reap() {
             Reaped::Child(pid, exit) => ended(pid, exit),
-            Reaped::NoneEnded => return Left::Some,
-            Reaped::NoneLeft => return Left::None,
+            Reaped::NoneEnded => return true,
+            Reaped::NoneLeft => return false,
         }
     }
     if let Err(error) = signal_hook::low_level::raise(SIGCHLD) {
         log::warn!("no SIGCHLD: {error}; what has ended waits for the next child to end");
     }
-    Left::Some
+    true
 }
 
 /// What [`reap`] found.

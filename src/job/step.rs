@@ -1,7 +1,7 @@
 //! A step while it runs: its processes, its limits, and how it ends.
 
 use super::interruption::{Interruption, Limit};
-use crate::process::{self, Ended, Left, Swept};
+use crate::process::{self, Ended, Swept};
 use rustix::process::{Pid, Signal};
 use std::time::{Duration, Instant};
 
@@ -105,12 +105,12 @@ impl RunningStep {
     /// Some child has ended. Tells whether the step is over: a job that is being ended is over when all of it is gone, not
     /// only its shell.
     pub fn child_ended(&mut self) -> bool {
-        let left = process::reap_some(|pid, exit| {
+        let is_left = process::reap_some(|pid, exit| {
             if pid == self.group {
                 self.exit = Some(exit);
             }
         });
-        left == Left::None || (self.exit.is_some() && self.interrupted.is_none())
+        !is_left || (self.exit.is_some() && self.interrupted.is_none())
     }
 
     /// Kills all of it.
