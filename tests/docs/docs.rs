@@ -233,6 +233,13 @@ fn every_heading_that_a_comment_names_is_in_the_reference() {
     assert!(count > 20, "only {count} headings are named");
 }
 
+#[test]
+fn headings_are_found_in_comments_of_several_lines() {
+    let start = concat!("docs/reference.md", ", \"");
+    let code = format!("//! One ({start}Job\n//! definition\" and\n//! \"Topics\"), \"no\"\n");
+    assert_eq!(headings_named_in(&code), ["Job definition", "Topics"]);
+}
+
 /// The text between a heading of the reference and the next one.
 fn section_of_the_reference(heading: &str) -> String {
     let reference = text("docs/reference.md");
