@@ -11,49 +11,47 @@ use std::process::Command;
 const SECRET: &str = "hunter2-do-not-tell";
 
 /// Environment as a step sees it, without what the shell adds.
-fn environment(finished: &Finished, file: &str) -> BTreeMap<String, String> {
-    let variables = read(&finished.dir.join(file));
-    let variables = variables
+fn environment(job: &Finished, file: &str) -> BTreeMap<String, String> {
+    let text = job.read(file);
+    let variables = text
         .split('\0')
         .filter_map(|variable| variable.split_once('='));
     let of_the_shell = ["PWD", "OLDPWD", "SHLVL", "_"];
-    variables
-        .filter(|(name, _)| !of_the_shell.contains(name))
-        .map(|(n, v)| (n.to_owned(), v.to_owned()))
-        .collect()
+    let others = variables.filter(|(name, _)| !of_the_shell.contains(name));
+    others.map(|(n, v)| (n.to_owned(), v.to_owned())).collect()
 }
 
 #[test]
 fn steps_get_the_worker_s_environment_without_its_configuration() {
     let site = Site::scripted();
-    let worker = crate::support::worker::binary().display().to_string();
+    // and whether steps have it, too
+    let of_the_worker = [
+        ("PATH", std::env::var("PATH").unwrap(), true),
+        ("TEST_SITE", site.drive.path().display().to_string(), true),
+        ("PASSED_ON", "yes".into(), true),
+        ("KEPT", "worker's".into(), true),
+        ("MQTTX", "no variable of ours".into(), true),
+        ("MQTT_PORT", "tcp://10.0.0.1:1883".into(), true),
+        ("JOB_WORKER_SERVICE_HOST", "10.0.0.1".into(), true),
+        ("WORKER_ID", "w".into(), true),
+        ("MQTT_URL", site.broker.url(), false),
+        ("MQTT_PASSWORD", SECRET.into(), false),
+        ("MQTT_USERNAME", "me".into(), false),
+        ("JOB_TIMEOUT", "1000".into(), false),
+        ("RUST_LOG", "info".into(), false),
+    ];
+    let worker = site.idle_worker(|worker| {
+        let variables = of_the_worker.iter().map(|(name, value, _)| (name, value));
+        worker.env_clear().envs(variables);
+    });
+    let binary = crate::support::worker::binary().display().to_string();
     let definition = json!({
-        "steps": [format!("cat /proc/self/environ > first; {worker} check 2> warnings"), "cat /proc/self/environ > second"],
+        "steps": [format!("cat /proc/self/environ > first; {binary} check 2> warnings"), "cat /proc/self/environ > second"],
         "env": { "FROM_FILE": "file", "KEPT": "job's", "JOB_ID": "forged", "WORKER_ID": "forged", "MQTT_OWN": "job's" }
     });
-    let finished = site.run_on(
-        site.idle_worker(|worker| {
-            worker.env_clear().envs([
-                ("PATH", &*std::env::var("PATH").unwrap()),
-                ("TEST_SITE", site.drive.path().to_str().unwrap()),
-                ("WORKER_ID", "w"),
-                ("MQTT_URL", &site.broker.url()),
-                ("KEPT", "worker's"),
-                ("PASSED_ON", "yes"),
-                ("MQTTX", "no variable of ours"),
-                ("MQTT_PASSWORD", SECRET),
-                ("MQTT_USERNAME", "me"),
-                ("MQTT_PORT", "tcp://10.0.0.1:1883"),
-                ("JOB_TIMEOUT", "1000"),
-                ("JOB_WORKER_SERVICE_HOST", "10.0.0.1"),
-                ("RUST_LOG", "info"),
-            ]);
-        }),
-        "a",
-        definition,
-    );
-    assert_eq!(finished.verdict(), ("success", "", 0));
-    let dir = finished.dir.display().to_string();
+    let job = site.run_on(worker, "a", definition);
+    assert_eq!(job.verdict(), ("success", "", 0));
+    let dir = job.dir.display().to_string();
     let ours = [
         ("JOB_ID", "a".into()),
         ("JOB_WORK_DIR", dir.clone()),
@@ -63,35 +61,33 @@ fn steps_get_the_worker_s_environment_without_its_configuration() {
         ("JOB_ATTEMPT", "1".into()),
         ("WORKER_ID", "w".into()),
     ];
-    let (_, table) = include_str!("../../docs/reference.md")
+    let reference = include_str!("../../docs/reference.md");
+    let (_, table) = reference
         .split_once("| variable | what it holds |")
         .unwrap();
     let (table, _) = table.split_once("\n\n").unwrap();
     let names = table.lines().filter_map(|row| row.split('|').nth(1));
     let names = names.flat_map(|names| names.split('`').skip(1).step_by(2));
     assert!(names.eq(ours.iter().map(|(name, _)| *name)), "{table}");
-    let others = [
-        ("PATH", std::env::var("PATH").unwrap()),
-        ("TEST_SITE", site.drive.path().display().to_string()),
-        ("KEPT", "job's".into()),
-        ("PASSED_ON", "yes".into()),
-        ("MQTTX", "no variable of ours".into()),
-        ("FROM_FILE", "file".into()),
-        ("MQTT_OWN", "job's".into()),
-        ("MQTT_PORT", "tcp://10.0.0.1:1883".into()),
-        ("JOB_WORKER_SERVICE_HOST", "10.0.0.1".into()),
+    let passed_on = of_the_worker
+        .into_iter()
+        .filter(|(_, _, is_passed)| *is_passed);
+    let passed_on = passed_on.map(|(name, value, _)| (name, value));
+    let of_the_job = [
+        ("KEPT", "job's"),
+        ("FROM_FILE", "file"),
+        ("MQTT_OWN", "job's"),
     ];
-    let wanted = ours.into_iter().chain(others);
-    let mut wanted: BTreeMap<String, String> = wanted
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect();
-    assert_eq!(environment(&finished, "first"), wanted);
+    let of_the_job = of_the_job.map(|(name, value)| (name, value.to_owned()));
+    let wanted = passed_on.chain(of_the_job).chain(ours); // the last one counts
+    let wanted = wanted.map(|(name, value)| (name.to_owned(), value));
+    let mut wanted: BTreeMap<_, _> = wanted.collect();
+    assert_eq!(environment(&job, "first"), wanted);
     // what a step finds is no misspelt setting to a worker that it starts; what the job sets may be one
-    let warnings = read(&finished.dir.join("warnings"));
     let said = "warning: configuration: unknown variables are ignored: MQTT_OWN\n";
-    assert_eq!(warnings, said);
+    assert_eq!(job.read("warnings"), said);
     wanted.insert("JOB_STEP".into(), "2".into());
-    assert_eq!(environment(&finished, "second"), wanted);
+    assert_eq!(environment(&job, "second"), wanted);
 }
 
 #[test]
