@@ -27,39 +27,26 @@ fn path() -> OsString {
 
 /// The names of the pages, with what is in them.
 fn pages() -> Vec<(String, String)> {
-    let mut pages = ["README.md", "CONTRIBUTING.md", "SECURITY.md"]
-        .map(str::to_owned)
-        .to_vec();
     let docs = names(&file("docs")).into_iter();
-    pages.extend(
-        docs.filter(|name| name.ends_with(".md"))
-            .map(|name| format!("docs/{name}")),
-    );
-    let with_text = |name: String| {
-        let text = text(&name);
-        (name, text)
-    };
-    pages.into_iter().map(with_text).collect()
+    let docs = docs.filter(|name| name.ends_with(".md"));
+    let docs = docs.map(|name| format!("docs/{name}"));
+    let others = ["README.md", "CONTRIBUTING.md", "SECURITY.md"].map(str::to_owned);
+    let all = others.into_iter().chain(docs);
+    all.map(|name| (name.clone(), text(&name))).collect()
 }
 
 /// The blocks with this info string: line number and text.
 pub fn blocks(page: &str, info: &str) -> Vec<(usize, String)> {
+    let parts: Vec<_> = page.split("```").collect();
+    assert!(parts.len() % 2 == 1, "a block without an end");
     let mut found = Vec::new();
-    let mut open: Option<(String, usize, String)> = None;
-    for (number, line) in page.lines().enumerate() {
-        match (&mut open, line.trim_start().strip_prefix("```")) {
-            (None, Some(info)) => open = Some((info.trim().to_owned(), number + 2, String::new())),
-            (None, None) => {}
-            (Some(_), Some(_)) => {
-                let (block_info, number, text) = open.take().unwrap();
-                if block_info == info {
-                    found.push((number, text));
-                }
-            }
-            (Some((_, _, text)), None) => *text += &format!("{line}\n"),
+    for (number, part) in parts.iter().enumerate().skip(1).step_by(2) {
+        let (its_info, text) = part.split_once('\n').expect("a first line");
+        if its_info.trim() == info {
+            let lines = parts[..number].concat().matches('\n').count();
+            found.push((lines + 2, text.trim_end_matches(' ').to_owned()));
         }
     }
-    assert!(open.is_none(), "a block without an end");
     found
 }
 

@@ -104,10 +104,8 @@ fn writable(broker: &Mosquitto, observer: &Controller, user: &str) -> Vec<&'stat
     // messages come in order, so when this one has come all before it have
     observer.publish(&format!("marker/writes-of-{user}"), "");
     observer.next(&format!("marker/writes-of-{user}"));
-    TOPICS
-        .into_iter()
-        .filter(|topic| !observer.heard_since(mark, topic).is_empty())
-        .collect()
+    let is_heard = |topic: &&str| !observer.heard_since(mark, topic).is_empty();
+    TOPICS.into_iter().filter(is_heard).collect()
 }
 
 /// Which of the topics `user` may read.
@@ -118,10 +116,8 @@ fn readable(broker: &Mosquitto, observer: &Controller, user: &str) -> Vec<&'stat
     }
     observer.publish(&format!("marker/{user}"), "");
     client.next(&format!("marker/{user}"));
-    TOPICS
-        .into_iter()
-        .filter(|topic| !client.heard(topic).is_empty())
-        .collect()
+    let is_heard = |topic: &&str| !client.heard(topic).is_empty();
+    TOPICS.into_iter().filter(is_heard).collect()
 }
 
 #[test]
