@@ -39,6 +39,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use support::controller::Controller;
 use support::mosquitto::Mosquitto;
+use support::processes::children;
 use support::random::{Random, number};
 use support::site::names;
 use support::temp_dir::TempDir;
@@ -566,9 +567,9 @@ fn kill_steps(worker: &Worker) -> bool {
     !groups.is_empty()
 }
 
-fn kill_group(group: i32) {
+fn kill_group(group: u32) {
     use rustix::process::{Pid, Signal, kill_process_group};
-    if let Some(group) = Pid::from_raw(group) {
+    if let Some(group) = Pid::from_raw(group as i32) {
         let _ = kill_process_group(group, Signal::KILL); // may have ended by itself
     }
 }
@@ -582,14 +583,6 @@ fn end_worker(worker: &mut Worker, how: u64) -> End {
     worker.kill9();
     steps.into_iter().flatten().for_each(kill_group);
     End::Killed
-}
-
-fn children(pid: u32) -> Vec<i32> {
-    fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
-        .unwrap_or_default()
-        .split_whitespace()
-        .filter_map(|pid| pid.parse().ok())
-        .collect()
 }
 
 /// The controller's side.

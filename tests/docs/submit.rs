@@ -396,7 +396,7 @@ fn a_request_that_the_broker_denies_is_an_error() {
 #[test]
 fn user_password_and_ca_are_passed_on() {
     let (user, password) = ("me and you", "it's secret");
-    let ca = Authority::new("A CA");
+    let ca = Authority::new("ours");
     let identity = ca.broker("DNS:localhost,IP:127.0.0.1", Valid::Now);
     let port = free_port();
     let mut broker = Mosquitto::prepare()

@@ -31,6 +31,7 @@ const NEW_KEY: &str = "-nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Authority {
+    /// `name`: without a space.
     pub fn new(name: &str) -> Self {
         let ca = Self {
             dir: TempDir::new(),

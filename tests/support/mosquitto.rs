@@ -118,12 +118,9 @@ impl Mosquitto {
         let mut running = false;
         // Its own log and not only an answer on the port: another test's broker might be the one that answers there.
         wait::until("mosquitto to start", || {
-            let exited = process
-                .try_wait()
-                .expect("mosquitto is our child")
-                .is_some();
-            running = !exited && self.log().contains(" running");
-            exited || running
+            let has_ended = process.try_wait().expect("our child").is_some();
+            running = !has_ended && self.log().contains(" running");
+            has_ended || running
         });
         if running {
             self.process = Some(process);
@@ -133,32 +130,22 @@ impl Mosquitto {
     }
 
     fn config_text(&self) -> String {
-        let mut lines = vec![
-            format!("listener {} 127.0.0.1", self.port),
-            "user root".to_owned(),
-            format!("log_dest file {}", self.log_file().display()),
-            "log_type all".to_owned(),
-            "max_queued_messages 1000000".to_owned(),
-            "set_tcp_nodelay true".to_owned(),
-        ];
-        if !self
-            .extra
-            .iter()
-            .any(|line| line.starts_with("allow_anonymous"))
-        {
-            lines.push("allow_anonymous true".to_owned());
+        let (port, log, dir) = (self.port, self.log_file(), self.dir.path());
+        let mut text = format!(
+            "listener {port} 127.0.0.1\nuser root\nlog_dest file {}\nlog_type all\nmax_queued_messages 1000000\nset_tcp_nodelay true\n",
+            log.display()
+        );
+        let lets_in = |line: &String| line.starts_with("allow_anonymous");
+        if !self.extra.iter().any(lets_in) {
+            text += "allow_anonymous true\n";
         }
         if self.persistence {
-            lines.push("persistence true".to_owned());
-            lines.push(format!(
-                "persistence_location {}/",
-                self.dir.path().display()
-            ));
-            lines.push("autosave_on_changes true".to_owned());
-            lines.push("autosave_interval 1".to_owned());
+            text += &format!(
+                "persistence true\npersistence_location {}/\nautosave_on_changes true\nautosave_interval 1\n",
+                dir.display()
+            );
         }
-        lines.extend(self.extra.iter().cloned());
-        lines.join("\n") + "\n"
+        text + &self.extra.join("\n") + "\n"
     }
 
     /// A connection that is answered. Mosquitto writes its store at the end of each turn of its loop, so after this
@@ -199,12 +186,9 @@ impl Mosquitto {
     }
 
     pub fn log(&self) -> String {
-        let read = |path| {
-            fs::read(path)
-                .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-                .unwrap_or_default()
-        };
-        read(self.log_file()) + &read(self.dir.path().join("stderr"))
+        let read = |path| fs::read(path).unwrap_or_default();
+        let log = [read(self.log_file()), read(self.dir.path().join("stderr"))].concat();
+        String::from_utf8_lossy(&log).into_owned()
     }
 }
 
@@ -245,9 +229,7 @@ pub fn tool(name: &str) -> PathBuf {
         }
     });
     find(name).unwrap_or_else(|| {
-        panic!(
-            "`{name}` is missing: install Mosquitto and its clients, e.g. `apt-get install mosquitto mosquitto-clients`"
-        )
+        panic!("`{name}` is missing: install Mosquitto and its clients, e.g. `apt-get install mosquitto mosquitto-clients`")
     })
 }
 
@@ -270,20 +252,12 @@ fn install() {
     let lock = fs::File::create(lock).expect("a lock file");
     lock.lock().expect("a lock");
     for arguments in [
-        &["update"][..],
-        &[
-            "install",
-            "-y",
-            "--no-install-recommends",
-            "mosquitto",
-            "mosquitto-clients",
-        ],
+        "update",
+        "install -y --no-install-recommends mosquitto mosquitto-clients",
     ] {
-        let _ = Command::new("apt-get")
-            .args(arguments)
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .status();
+        let mut command = Command::new("apt-get");
+        command.args(arguments.split(' ')).stdin(Stdio::null());
+        command.env("DEBIAN_FRONTEND", "noninteractive");
+        let _ = command.stdout(Stdio::null()).status();
     }
 }

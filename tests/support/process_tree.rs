@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::processes::{children, tasks};
 use super::wait;
 
 pub struct ProcessTree(BTreeSet<u32>);
@@ -65,28 +66,4 @@ fn states(pid: u32) -> Vec<char> {
 fn state(stat: &Path) -> Option<char> {
     let line = fs::read_to_string(stat).ok()?;
     line.rsplit_once(") ")?.1.chars().next()
-}
-
-/// The children that any of its threads has started, or was given when their parent died.
-fn children(pid: u32) -> Vec<u32> {
-    let lists = tasks(pid)
-        .into_iter()
-        .filter_map(|task| fs::read_to_string(task.join("children")).ok());
-    lists
-        .flat_map(|list| {
-            list.split_whitespace()
-                .filter_map(|pid| pid.parse().ok())
-                .collect::<Vec<_>>()
-        })
-        .collect()
-}
-
-fn tasks(pid: u32) -> Vec<PathBuf> {
-    let entries = fs::read_dir(format!("/proc/{pid}/task"));
-    entries
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|task| task.path())
-        .collect()
 }

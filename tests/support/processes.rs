@@ -61,24 +61,17 @@ pub fn marked(label: &str, start: &[u8]) -> Vec<i32> {
             && variables.any(|variable| variable.starts_with(start))
     };
     let own = std::process::id() as i32;
-    let pids = fs::read_dir("/proc").expect("/proc").flatten();
-    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| *pid != own && is_marked(pid)).collect()
+    pids().filter(|pid| *pid != own && is_marked(pid)).collect()
 }
 
 /// How many children of a process have ended and are not reaped.
 pub fn zombies_of(parent: u32) -> usize {
     let is_one = |pid: u32| {
-        let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
-        let end = stat.iter().rposition(|byte| *byte == b')')?;
-        let mut fields = std::str::from_utf8(&stat[end + 1..])
-            .ok()?
-            .split_whitespace();
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let mut fields = stat.rsplit_once(") ")?.1.split(' ');
         Some(fields.next()? == "Z" && fields.next()?.parse() == Ok(parent))
     };
-    let pids = fs::read_dir("/proc").expect("/proc").flatten();
-    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| is_one(*pid) == Some(true)).count()
+    pids().filter(|pid| is_one(*pid) == Some(true)).count()
 }
 
 /// The binary as PID 1 of a namespace, once it waits for a job.
@@ -92,8 +85,27 @@ pub fn pid_1<B: Hub>(site: &Site<B>, arguments: &[&str]) -> Worker {
 /// The process that `unshare` waits for: PID 1 in there.
 pub fn child_of(process: &Worker) -> Pid {
     wait::until_some("the child of unshare", || {
-        let children =
-            fs::read_to_string(format!("/proc/{0}/task/{0}/children", process.pid())).ok()?;
-        Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
+        Pid::from_raw(*children(process.pid()).first()? as i32)
     })
+}
+
+/// The children that any thread of a process has started, or was given when their parent died.
+pub fn children(pid: u32) -> Vec<u32> {
+    let lists = tasks(pid).into_iter();
+    let lists = lists.filter_map(|task| fs::read_to_string(task.join("children")).ok());
+    let lists: Vec<String> = lists.collect();
+    let pids = lists.iter().flat_map(|list| list.split_whitespace());
+    pids.filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// The directories of the threads of a process.
+pub fn tasks(pid: u32) -> Vec<PathBuf> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+    let tasks = tasks.into_iter().flatten().flatten();
+    tasks.map(|task| task.path()).collect()
+}
+
+fn pids<T: std::str::FromStr>() -> impl Iterator<Item = T> {
+    let pids = fs::read_dir("/proc").expect("/proc").flatten();
+    pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }

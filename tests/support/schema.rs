@@ -53,90 +53,67 @@ impl Schema {
         operand: &Value,
         value: &Value,
     ) -> Result<(), String> {
-        let list = || operand.as_array().expect("an array");
-        let number = || operand.as_f64().expect("a number");
-        let fields = value.as_object();
+        let list = || operand.as_array().expect("an array").iter();
+        let limit = operand.as_f64().unwrap_or_default();
+        let is_number = |test: fn(f64, f64) -> bool| value.as_f64().is_none_or(|n| test(n, limit));
         let text = value.as_str();
+        let length = text.map(|text| text.chars().count() as f64);
+        let fields = || value.as_object().into_iter().flatten();
         let good = match keyword {
             "$schema" | "$id" | "$defs" | "title" | "description" | "format" | "then" | "else" => {
                 true
             }
             "$ref" => return self.follow(operand.as_str().expect("a reference"), value),
-            "type" if operand.is_array() => list().iter().any(|name| has_type(value, name)),
+            "type" if operand.is_array() => list().any(|name| has_type(value, name)),
             "type" => has_type(value, operand),
             "const" => value == operand,
-            "enum" => list().contains(value),
-            "minimum" => value.as_f64().is_none_or(|n| n >= number()),
-            "maximum" => value.as_f64().is_none_or(|n| n <= number()),
-            "exclusiveMinimum" => value.as_f64().is_none_or(|n| n > number()),
-            "minLength" => text.is_none_or(|text| text.chars().count() as f64 >= number()),
-            "maxLength" => text.is_none_or(|text| text.chars().count() as f64 <= number()),
+            "enum" => list().any(|one| one == value),
+            "minimum" => is_number(|n, limit| n >= limit),
+            "maximum" => is_number(|n, limit| n <= limit),
+            "exclusiveMinimum" => is_number(|n, limit| n > limit),
+            "minLength" => length.is_none_or(|length| length >= limit),
+            "maxLength" => length.is_none_or(|length| length <= limit),
             "pattern" => {
-                text.is_none_or(|text| has_one_of(text, operand.as_str().expect("a pattern")))
+                let pattern = operand.as_str().expect("a pattern");
+                text.is_none_or(|text| has_one_of(text, pattern))
             }
-            "required" => fields.is_none_or(|f| {
-                list()
-                    .iter()
-                    .all(|name| f.contains_key(name.as_str().unwrap()))
-            }),
+            "required" => {
+                let has = |name: &Value| value.get(name.as_str().expect("a name")).is_some();
+                !value.is_object() || list().all(has)
+            }
             "items" => {
-                return value
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .try_for_each(|item| self.apply(operand, item));
+                let mut items = value.as_array().into_iter().flatten();
+                return items.try_for_each(|item| self.apply(operand, item));
             }
             "properties" => {
-                let described = |(name, schema): (&String, &Value)| {
-                    let field = fields.and_then(|fields| fields.get(name));
-                    field.map_or(Ok(()), |field| {
-                        self.apply(schema, field)
-                            .map_err(|e| format!("{name}: {e}"))
-                    })
-                };
-                return operand
-                    .as_object()
-                    .expect("an object")
-                    .iter()
-                    .try_for_each(described);
+                let mut described = operand.as_object().into_iter().flatten();
+                return described.try_for_each(|(name, schema)| match value.get(name) {
+                    Some(field) => self
+                        .apply(schema, field)
+                        .map_err(|e| format!("{name}: {e}")),
+                    None => Ok(()),
+                });
             }
             "additionalProperties" if !all.contains_key("properties") => {
-                return fields
-                    .into_iter()
-                    .flat_map(|f| f.values())
-                    .try_for_each(|field| self.apply(operand, field));
+                return fields().try_for_each(|(_, field)| self.apply(operand, field));
             }
             "propertyNames" => {
-                let names = fields.into_iter().flat_map(|f| f.keys());
-                return names
-                    .into_iter()
-                    .try_for_each(|name| self.apply(operand, &Value::from(name.as_str())));
+                let mut names = fields().map(|(name, _)| Value::from(name.as_str()));
+                return names.try_for_each(|name| self.apply(operand, &name));
             }
-            "anyOf" => list()
-                .iter()
-                .any(|schema| self.apply(schema, value).is_ok()),
+            "anyOf" => list().any(|schema| self.apply(schema, value).is_ok()),
             "not" => self.apply(operand, value).is_err(),
-            "allOf" => {
-                return list()
-                    .iter()
-                    .try_for_each(|schema| self.apply(schema, value));
-            }
+            "allOf" => return list().try_for_each(|schema| self.apply(schema, value)),
             "if" => {
-                let branch = if self.apply(operand, value).is_ok() {
-                    "then"
-                } else {
-                    "else"
-                };
-                return all
-                    .get(branch)
-                    .map_or(Ok(()), |schema| self.apply(schema, value));
+                let is_met = self.apply(operand, value).is_ok();
+                let branch = all.get(if is_met { "then" } else { "else" });
+                return branch.map_or(Ok(()), |schema| self.apply(schema, value));
             }
             _ => panic!("the validator does not know {keyword}"),
         };
-        if good {
-            Ok(())
-        } else {
-            Err(format!("{value} against {keyword} {operand}"))
+        match good {
+            true => Ok(()),
+            false => Err(format!("{value} against {keyword} {operand}")),
         }
     }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::mosquitto::Mosquitto;
+use super::site::read;
 use super::wait;
 
 /// A worker, or another use of the binary: with `run`, or with `supervise`.
@@ -46,11 +47,8 @@ pub fn speaking(version: &str) -> impl Fn(&mut Command) {
 pub fn without_configuration(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        if text.starts_with("MQTT_")
-            || text.starts_with("JOB_")
-            || text == "RUST_LOG"
-            || text == "WORKER_ID"
-        {
+        let starts = ["MQTT_", "JOB_", "RUST_LOG", "WORKER_ID"];
+        if starts.iter().any(|start| text.starts_with(start)) {
             command.env_remove(&name);
         }
     }
@@ -102,19 +100,12 @@ impl Worker {
         command
             .stdout(File::create(&stdout).expect("a file for stdout"))
             .stderr(File::create(&stderr).expect("a file for stderr"));
-        let configured = |name: &str, default: &str| {
-            let value = command
-                .get_envs()
-                .find(|(key, _)| *key == name)
-                .and_then(|(_, value)| value);
-            value.map_or(default.to_owned(), |value| {
-                value.to_string_lossy().into_owned()
-            })
+        let configured = |name: &str| {
+            let (_, value) = command.get_envs().find(|(key, _)| *key == name)?;
+            Some(value?.to_string_lossy().into_owned())
         };
-        let (id, topic_root) = (
-            configured("WORKER_ID", "node-worker-01"),
-            configured("MQTT_TOPIC_ROOT", "jobs"),
-        );
+        let id = configured("WORKER_ID").unwrap_or_else(|| "node-worker-01".into());
+        let topic_root = configured("MQTT_TOPIC_ROOT").unwrap_or_else(|| "jobs".into());
         let process = command.spawn().expect("the worker can be started");
         Self {
             process,
@@ -131,27 +122,23 @@ impl Worker {
 
     /// The worker's own log so far.
     pub fn stderr(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(&self.stderr).expect("the file of its stderr"))
-            .into_owned()
+        read(&self.stderr)
     }
 
     #[track_caller]
     pub fn await_stderr(&self, text: &str) {
-        wait::until(&format!("{text:?} on stderr"), || {
-            self.stderr().contains(text)
-        });
+        let what = format!("{text:?} on stderr");
+        wait::until(&what, || self.stderr().contains(text));
     }
 
     #[track_caller]
     pub fn await_stdout(&self, text: &str) {
-        wait::until(&format!("{text:?} on stdout"), || {
-            self.stdout().contains(text)
-        });
+        let what = format!("{text:?} on stdout");
+        wait::until(&what, || self.stdout().contains(text));
     }
 
     pub fn stdout(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(&self.stdout).expect("the file of its stdout"))
-            .into_owned()
+        read(&self.stdout)
     }
 
     /// How it ended, if it has.
@@ -219,12 +206,8 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!(
-                "--- stderr of worker {} (pid {}) ---\n{}",
-                self.id,
-                self.pid(),
-                self.stderr()
-            );
+            let (id, pid, said) = (&self.id, self.pid(), self.stderr());
+            eprintln!("--- stderr of worker {id} (pid {pid}) ---\n{said}");
         }
         if self.ended().is_none() {
             self.kill9();
