@@ -15,7 +15,6 @@ use support::corpus;
 use support::properties;
 use support::random::{Random, number};
 use support::site::{Site, names};
-use support::worker::Worker;
 
 fn cases() -> usize {
     number("HOSTILE_CASES", 1000) as usize
@@ -119,7 +118,7 @@ fn a_worker_survives_them(version: &str) {
         site.controller
             .publish("jobs/pending", random.mutate(&good));
     }
-    let mut supervisor = Worker::spawn(&site.broker, |command| {
+    let mut supervisor = site.worker(|command| {
         command.arg("supervise");
         configure(command);
     });
@@ -146,8 +145,7 @@ fn a_worker_survives_them(version: &str) {
     let log = supervisor.stderr();
     let is_sound = !log.contains("defect") && !log.contains("the worker ended with status");
     assert!(is_sound, "{log}");
-    supervisor.sigterm();
-    supervisor.exits_with(0);
+    supervisor.stop();
 }
 
 on_both_protocols!(a_worker_survives_them);

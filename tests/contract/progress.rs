@@ -2,19 +2,13 @@
 //! a job.
 
 use crate::support::broker::{Packet, Verdict};
-use crate::support::site::{Site, read, release, until_exists};
+use crate::support::site::{Site, await_final, read, release, until_exists};
 use crate::support::wait::{self, DEADLINE};
 use crate::support::worker::with;
 use serde_json::{Value, json};
 use std::fs;
-use std::path::Path;
 use std::sync::mpsc;
 use std::time::Instant;
-
-fn is_over(dir: &Path) -> bool {
-    let content = fs::read_to_string(dir.join("job.status.json"));
-    content.is_ok_and(|content| content.contains(r#""status":"success","logFile""#))
-}
 
 #[test]
 fn a_document_at_the_start_and_at_each_change() {
@@ -70,7 +64,7 @@ fn a_job_goes_on_while_the_broker_is_away() {
     site.broker.wait_for_message("jobs/status/a", 1, DEADLINE);
     site.broker.stop_listening();
     release(&dir);
-    wait::until("the end of the job", || is_over(&dir));
+    await_final(&dir);
     assert!(site.broker.received("jobs/results/a").is_empty());
     site.broker.listen_again();
     worker.exits_with(0);
@@ -100,7 +94,7 @@ fn a_job_goes_on_and_a_worker_can_be_stopped_while_the_broker_does_not_read() {
         let steps: Vec<_> = (0..160).map(step).collect();
         let dir = site.submit("a", json!({ "steps": steps }));
         // without a word to the broker: it does not answer now
-        wait::until("the end of the job", || is_over(&dir));
+        await_final(&dir);
         if stops {
             worker.stop();
             resume.send(()).unwrap();

@@ -240,7 +240,7 @@ fn a_request_of_1_mebibyte_is_taken(version: &str) {
 /// Neither lost in silence, nor fatal to the connection, nor redelivered for ever, nor held more than once.
 fn a_larger_request_is_rejected_and_the_worker_lives_on(version: &str) {
     let site = Site::start();
-    let worker = site.idle_worker(speaking(version));
+    let mut worker = site.idle_worker(speaking(version));
     let dir = site.directory("oversized");
     let file = site.drive.path().join("request");
     const LARGEST: usize = 32 * MIB;
@@ -265,9 +265,8 @@ fn a_larger_request_is_rejected_and_the_worker_lives_on(version: &str) {
     let peak: usize = peak.expect("a peak");
     assert!(peak * 1024 < LARGEST + LARGEST / 2, "{peak} kB at most");
 
-    assert_success(&site.run_on(worker, "after", json!({ "steps": ["true"] })));
-    let next = site.idle_worker(speaking(version));
-    assert_success(&site.run_on(next, "next", json!({ "steps": ["true"] })));
+    site.runs_a_job(&mut worker);
+    site.runs_a_job(&mut site.idle_worker(speaking(version)));
     let notices = site.controller.heard("jobs/rejected").len();
     assert_eq!(notices, 2, "acknowledged: it does not come back");
 }

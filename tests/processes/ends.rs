@@ -2,6 +2,7 @@
 //! the job is there when it is over.
 
 use crate::stop::is_requeued;
+use crate::support::cases::try_all;
 use crate::support::site::{Site, WORKER, read, read_json, verdict};
 use crate::support::wait::DEADLINE;
 use crate::support::worker::speaking;
@@ -122,15 +123,5 @@ fn a_job_that_is_ended_leaves_nothing_whichever_process_ignores_term() {
     // RTMIN+3 is the stop signal of images that are made for systemd
     let signals = ["INT", "HUP", "QUIT", "USR1", "USR2", "PWR", "RTMIN+3"];
     cases.extend(signals.map(|name| (Why::Stop(name), Who::Nobody)));
-    for some in cases.chunks(6) {
-        std::thread::scope(|scope| {
-            let running = some
-                .iter()
-                .map(|&(why, who)| scope.spawn(move || ends(why, who)));
-            let running: Vec<_> = running.collect();
-            for (case, running) in some.iter().zip(running) {
-                assert!(running.join().is_ok(), "{case:?}");
-            }
-        });
-    }
+    try_all(6, &cases, |&(why, ignores)| ends(why, ignores));
 }

@@ -500,8 +500,10 @@ pub fn runs(dir: &Path) -> Vec<String> {
 
 /// Waits until a final document is on the drive.
 pub fn await_final(dir: &Path) -> String {
+    let journal = dir.join("job.status.json");
+    await_file(&journal);
     wait::until_some("a final document", || {
-        let text = read(&dir.join("job.status.json"));
+        let text = read(&journal);
         let document: Value = serde_json::from_str(&text).expect("valid JSON at any moment");
         (document["status"] == "success" || document["status"] == "failed").then_some(text)
     })

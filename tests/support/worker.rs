@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-use super::mosquitto::Mosquitto;
 use super::site::read;
 use super::wait;
 
@@ -82,15 +81,6 @@ pub fn without(rights: &str, command: &mut Command) {
 }
 
 impl Worker {
-    /// Starts a worker for this broker; its current directory and the file of its stderr are in the broker's directory.
-    pub fn spawn(broker: &Mosquitto, configure: impl FnOnce(&mut Command)) -> Self {
-        let mut command = job_worker();
-        command.env("MQTT_URL", broker.url());
-        command.current_dir(broker.dir());
-        configure(&mut command);
-        Self::start(command, broker.dir())
-    }
-
     /// Starts `command` as it is, with stdout and stderr in new files in `dir`.
     pub fn start(mut command: Command, dir: &Path) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
