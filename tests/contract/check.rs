@@ -3,20 +3,12 @@
 use crate::support::broker::{Broker, Packet, Verdict};
 use crate::support::site::{Site, WORKER, names, read_json};
 use crate::support::wait::DEADLINE;
-use crate::support::worker::job_worker;
+use crate::support::worker::{binary, job_worker, said};
 use serde_json::json;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
-
-/// What a command says on stdout and stderr, and its exit status.
-fn said(mut command: Command) -> (String, String, Option<i32>) {
-    let output = command.output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    let status = output.status.code();
-    (text(output.stdout), text(output.stderr), status)
-}
 
 fn check(
     site: &Site<Broker>,
@@ -24,8 +16,7 @@ fn check(
     variables: &[(&str, &str)],
 ) -> (String, String, Option<i32>) {
     let mut command = site.command(["check"].into_iter().chain(dir));
-    command.envs(variables.iter().copied());
-    said(command)
+    said(command.envs(variables.iter().copied()))
 }
 
 #[test]
@@ -132,7 +123,7 @@ fn whether_this_user_may_write_there_is_told() {
     let program = Path::new("/tmp").join(format!("check-{}", std::process::id()));
     // by another process: a child that another test starts now would have the file open for writing
     let mut copy = Command::new("cp");
-    copy.arg(crate::support::worker::binary()).arg(&program);
+    copy.arg(binary()).arg(&program);
     assert!(copy.status().unwrap().success());
     let private = site.directory("private");
     fs::set_permissions(&private, fs::Permissions::from_mode(0o700)).unwrap();
@@ -148,8 +139,7 @@ fn whether_this_user_may_write_there_is_told() {
         command.args(["--reuid=65534", "--clear-groups"]);
         site.equip(command.arg(&program).args(["check", dir]));
         command.env("JOB_ROOT", root).env("JOB_POOL", pool);
-        command.current_dir("/");
-        let (_, wrong, status) = said(command);
+        let (_, wrong, status) = said(command.current_dir("/"));
         assert!(wrong.contains(told) && wrong.contains("65534"), "{wrong}");
         assert_eq!(status, Some(78));
     }
@@ -187,8 +177,7 @@ fn unknown_variables_are_named_by_check_and_at_start() {
 fn connect(url: &str, variables: &[(&str, &str)]) -> (String, String, Option<i32>) {
     let mut command = job_worker();
     command.args(["check", "--connect"]).env("MQTT_URL", url);
-    command.envs(variables.iter().copied());
-    said(command)
+    said(command.envs(variables.iter().copied()))
 }
 
 #[test]

@@ -1,14 +1,9 @@
 //! The command line (docs/reference.md, "Commands" and "Exit status").
 
-use crate::support::worker::binary;
-use std::process::{Command, Output, Stdio};
+use crate::support::worker::{job_worker, said};
 
-fn output(arguments: &[&str]) -> Output {
-    Command::new(binary())
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
+fn of(arguments: &[&str]) -> (String, String, Option<i32>) {
+    said(job_worker().args(arguments))
 }
 
 #[test]
@@ -20,9 +15,8 @@ fn help_and_version_go_to_stdout() {
         "check DIR -h",
         "supervise --help",
     ] {
-        let output = output(&line.split(' ').collect::<Vec<_>>());
-        assert_eq!((output.status.code(), &*output.stderr), (Some(0), &b""[..]));
-        let help = String::from_utf8(output.stdout).unwrap();
+        let (help, wrong, status) = of(&line.split(' ').collect::<Vec<_>>());
+        assert_eq!((status, &*wrong), (Some(0), ""));
         for word in [
             "supervise",
             "run DIR [--id ID]",
@@ -34,15 +28,14 @@ fn help_and_version_go_to_stdout() {
             assert!(help.contains(word), "{word}: {help}");
         }
     }
-    let output = output(&["--version"]);
-    let said = String::from_utf8(output.stdout).unwrap();
+    let (shown, _, status) = of(&["--version"]);
     // with the target, such as x86_64-unknown-linux-musl
     let start = concat!("job-worker ", env!("CARGO_PKG_VERSION"), " (");
     assert!(
-        said.starts_with(start) && said.contains("-linux-"),
-        "{said}"
+        shown.starts_with(start) && shown.contains("-linux-"),
+        "{shown}"
     );
-    assert_eq!((output.status.code(), said.lines().count()), (Some(0), 1));
+    assert_eq!((status, shown.lines().count()), (Some(0), 1));
 }
 
 #[test]
@@ -62,15 +55,11 @@ fn what_is_no_command_is_exit_64_and_a_line_that_says_where_help_is() {
         "--version 2",
     ] {
         let arguments: Vec<_> = line.split(' ').collect();
-        let output = output(&arguments);
-        assert_eq!(output.status.code(), Some(64), "{line}: {output:?}");
-        assert!(output.stdout.is_empty());
-        let said = String::from_utf8_lossy(&output.stderr);
+        let (shown, said, status) = of(&arguments);
+        assert_eq!((status, &*shown), (Some(64), ""), "{line}");
+        let is_one_line = said.lines().count() == 1;
         let end = "; job-worker --help says what there is\n";
-        assert!(
-            said.ends_with(end) && said.lines().count() == 1,
-            "{line}: {said}"
-        );
+        assert!(is_one_line && said.ends_with(end), "{line}: {said}");
         let unknown = said.starts_with("job-worker: unknown option \"--fast\"; ");
         assert_eq!(unknown, line.ends_with("--fast"), "{line}: {said}");
     }
@@ -78,17 +67,16 @@ fn what_is_no_command_is_exit_64_and_a_line_that_says_where_help_is() {
 
 #[test]
 fn usage_comes_before_configuration() {
-    for (arguments, code, said) in [
+    for (arguments, code, word) in [
         (&["start"][..], 64, "start"),
         (&[], 78, "JOB_TIMEOUT=\"soon\""),
         (&["supervise"], 78, "JOB_TIMEOUT=\"soon\""),
         (&["run", "."], 78, "JOB_TIMEOUT=\"soon\""),
     ] {
-        let mut command = Command::new(binary());
+        let mut command = job_worker();
         command.args(arguments).env("JOB_TIMEOUT", "soon");
-        let output = command.output().unwrap();
-        assert_eq!(output.status.code(), Some(code), "{arguments:?}");
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert!(told.contains(said), "{arguments:?}: {told}");
+        let (_, told, status) = said(&mut command);
+        assert_eq!(status, Some(code), "{arguments:?}");
+        assert!(told.contains(word), "{arguments:?}: {told}");
     }
 }

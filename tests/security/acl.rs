@@ -9,7 +9,7 @@ use crate::support::controller::Controller;
 use crate::support::mosquitto::Mosquitto;
 use crate::support::site::{Site, read};
 use crate::support::wait;
-use crate::support::worker::job_worker;
+use crate::support::worker::{job_worker, said};
 use serde_json::json;
 
 const TOPICS: [&str; 6] = [
@@ -205,18 +205,15 @@ fn a_worker_that_may_not_show_its_presence_still_works() {
     worker.exits_with(0);
 }
 
-/// `check --connect` as `worker` with `password`: what it says on stdout and stderr, and its exit status.
+/// What `check --connect` as `worker` with `password` says.
 fn check(broker: &Mosquitto, password: &str) -> (String, String, Option<i32>) {
     let mut command = job_worker();
-    command
-        .args(["check", "--connect"])
-        .env("MQTT_URL", broker.url())
-        .env("MQTT_USERNAME", "worker")
-        .env("MQTT_PASSWORD", password);
-    let output = command.output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    let status = output.status.code();
-    (text(output.stdout), text(output.stderr), status)
+    command.args(["check", "--connect"]);
+    said(command.envs([
+        ("MQTT_URL", &*broker.url()),
+        ("MQTT_USERNAME", "worker"),
+        ("MQTT_PASSWORD", password),
+    ]))
 }
 
 #[test]

@@ -32,6 +32,14 @@ pub fn job_worker() -> Command {
     command
 }
 
+/// What a command says on stdout and stderr, and its exit status.
+pub fn said(command: &mut Command) -> (String, String, Option<i32>) {
+    let output = command.output().expect("it can be started");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    let status = output.status.code();
+    (text(output.stdout), text(output.stderr), status)
+}
+
 /// Sets these variables.
 pub fn with(variables: &[(&str, &str)]) -> impl Fn(&mut Command) {
     move |command| _ = command.envs(variables.iter().copied())
