@@ -173,7 +173,6 @@ fn unknown_variables_are_named_by_check_and_at_start() {
     }
 }
 
-/// [`said`] by `check --connect`.
 fn connect(url: &str, variables: &[(&str, &str)]) -> (String, String, Option<i32>) {
     let mut command = job_worker();
     command.args(["check", "--connect"]).env("MQTT_URL", url);

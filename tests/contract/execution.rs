@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 
 const RULE: &str = "----------------------------------------";
 
-/// Seconds such as `1.2s`.
 fn is_time(text: &str) -> bool {
     let seconds = text.strip_suffix('s');
     seconds.is_some_and(|seconds| seconds.parse::<f64>().is_ok())

@@ -10,7 +10,6 @@ use crate::support::temp_dir::TempDir;
 use crate::support::worker::{Worker, speaking};
 use serde_json::{Value, json};
 
-/// The failed result that a request with a usable id gets.
 fn assert_rejected(result: &Value, what: &str) {
     let expected = json!({ "id": 7, "status": "failed", "reason": "rejected", "exitCode": 1, "logFile": null,
         "worker": "node-worker-01" });

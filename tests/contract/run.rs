@@ -222,7 +222,6 @@ fn ctrl_c_while_it_waits_for_another_worker_runs_nothing() {
     assert_eq!(names(&dir), ["job.json", "job.log"]);
 }
 
-/// A run of the job `id` whose log goes to a pipe.
 fn piped(site: &Site<Broker>, id: &str) -> Child {
     let mut command = command(site, &[id]);
     command.stdout(Stdio::piped()).stderr(Stdio::null());

@@ -22,7 +22,6 @@ fn definitions() -> Vec<(String, bool)> {
     texts.map(judged).filter(is_json).collect()
 }
 
-/// Requests.
 fn requests() -> Vec<(String, bool)> {
     let whole = corpus::each(corpus::REQUESTS).chain(corpus::each(corpus::NAMELESS));
     let whole = whole.map(|(_, text)| text.to_owned());

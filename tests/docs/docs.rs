@@ -18,7 +18,6 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// The search path with our binary at its front.
 fn path() -> OsString {
     let others = std::env::var_os("PATH").unwrap();
     let ours = binary().parent().unwrap().as_os_str().to_owned();
@@ -139,7 +138,6 @@ fn the_settings_of_mosquitto_are_tested() {
     }
 }
 
-/// All that is in the files of a directory and below.
 fn sources(dir: &Path) -> String {
     let paths = names(dir).into_iter().map(|name| dir.join(name));
     let texts = paths.map(|path| match path.is_dir() {
@@ -227,7 +225,6 @@ fn headings_are_found_in_comments_of_several_lines() {
     assert_eq!(headings_named_in(&code), ["Job definition", "Topics"]);
 }
 
-/// The text between a heading of the reference and the next one.
 fn section_of_the_reference(heading: &str) -> String {
     let reference = text("docs/reference.md");
     let mut sections = reference.split("\n## ");
@@ -282,7 +279,6 @@ pub fn help() -> String {
     output(job_worker().arg("--help"))
 }
 
-/// The variables that a text names.
 pub fn variables(text: &str) -> BTreeSet<String> {
     let starts = ["MQTT_", "JOB_", "WORKER_", "RUST_"];
     let words = text.split(|c: char| !c.is_ascii_uppercase() && c != '_');

@@ -12,7 +12,6 @@ fn file(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// What is in it.
 fn text(path: &str) -> String {
     support::site::read(&file(path))
 }

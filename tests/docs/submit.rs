@@ -49,14 +49,12 @@ fn drive<B: Hub>(site: &Site<B>) -> PathBuf {
     site.directory("the \"drive\"")
 }
 
-/// A broker that has the queue of a worker.
 fn site() -> Site {
     let site = Site::start();
     site.open_queue(|_| {});
     site
 }
 
-/// The directory of the only job on the drive.
 fn job_dir(site: &Site) -> PathBuf {
     let drive = drive(site);
     wait::until("the job's directory", || !names(&drive).is_empty());

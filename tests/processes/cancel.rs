@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::path::Path;
 
-/// What every job ends with that was cancelled or withdrawn.
 const CANCELLED: (&str, &str, i64) = ("failed", "cancelled", 130);
 
 fn cancel(site: &Site<Broker>) {

@@ -70,7 +70,6 @@ fn who_forks_and_exits_all_the_time_is_caught() {
     }
 }
 
-/// The process of another user, which this worker may not kill.
 #[test]
 #[ignore = "needs root to become another user"]
 fn what_cannot_be_killed_is_told_after_one_try() {

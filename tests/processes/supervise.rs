@@ -175,7 +175,6 @@ fn what_a_killed_worker_leaves_is_swept_and_its_job_runs_again() {
     site.nothing_survives();
 }
 
-/// Kills the worker of a job that has noted it.
 fn kill_worker(dir: &Path) {
     let pid = read(&dir.join("worker")).trim().parse().expect("one pid");
     kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();

@@ -63,7 +63,6 @@ impl Installed {
         fs::set_permissions(&self.path, permissions).unwrap();
     }
 
-    /// Whether a process runs from the file that has the name now.
     fn is_run_by(&self, pid: u32) -> bool {
         let running = fs::metadata(format!("/proc/{pid}/exe")).expect("it is running");
         let there = fs::metadata(&self.path).expect("it is installed");

@@ -24,7 +24,6 @@ const TOPICS: [&str; 6] = [
 /// Everybody's password.
 const PASSWORD: &str = "correct horse";
 
-/// The ACL of the examples, as it is installed.
 fn example() -> String {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/mosquitto/acl");
     fs::read_to_string(file).expect("the ACL is in examples/mosquitto")
@@ -94,7 +93,6 @@ fn controller_and_worker_can_do_all_that_they_need(version: &str) {
 
 on_both_protocols!(controller_and_worker_can_do_all_that_they_need);
 
-/// Which of the topics `user` may write to.
 fn writable(broker: &Mosquitto, observer: &Controller, user: &str) -> Vec<&'static str> {
     let mark = observer.mark();
     let client = connect(broker, user);
@@ -108,7 +106,6 @@ fn writable(broker: &Mosquitto, observer: &Controller, user: &str) -> Vec<&'stat
     TOPICS.into_iter().filter(is_heard).collect()
 }
 
-/// Which of the topics `user` may read.
 fn readable(broker: &Mosquitto, observer: &Controller, user: &str) -> Vec<&'static str> {
     let client = connect(broker, user);
     for topic in TOPICS {
@@ -205,7 +202,6 @@ fn a_worker_that_may_not_show_its_presence_still_works() {
     worker.exits_with(0);
 }
 
-/// What `check --connect` as `worker` with `password` says.
 fn check(broker: &Mosquitto, password: &str) -> (String, String, Option<i32>) {
     let mut command = job_worker();
     command.args(["check", "--connect"]);

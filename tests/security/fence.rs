@@ -237,7 +237,6 @@ fn an_open_file_of_a_process_leads_nowhere() {
     drive.refuses(link(&gone));
 }
 
-/// What a worker opens its files with.
 const WAYS: [OFlags; 2] = [
     OFlags::RDONLY,
     OFlags::RDWR.union(OFlags::CREATE).union(OFlags::APPEND),

@@ -134,7 +134,6 @@ fn a_broker_that_shows_no_good_certificate_is_refused() {
     }
 }
 
-/// Makes a worker show this certificate.
 fn shows(identity: &Identity) -> impl Fn(&mut Command) + use<> {
     let Identity { certificate, key } = identity.clone();
     move |command| {
@@ -196,7 +195,6 @@ fn a_pool_shares_a_queue(version: &str) {
     });
 }
 
-/// The lines of a PEM file that say something.
 fn secrets(file: &Path) -> Vec<String> {
     let text = fs::read_to_string(file).expect("a PEM file of the test's");
     text.lines()
