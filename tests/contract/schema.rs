@@ -143,13 +143,14 @@ fn presence_and_rejections_are_as_their_schemas_say() {
 fn every_document_of_the_worker_is_as_its_schema_says() {
     let site = Site::start();
     let failed = |reason: &str, code: u8| json!(["failed", reason, code]);
+    let chatters = "while :; do head -c 50000 /dev/zero; sleep 0.01; done";
     let cases = json!([
         { "job": { "steps": ["true", { "run": "true", "name": "second" }] }, "ends": ["success", "", 0] },
         { "job": { "steps": [] }, "ends": ["success", "", 0] },
         { "job": { "steps": ["exit 3", "true", { "run": "true", "always": true }] }, "ends": failed("step", 3) },
         { "job": { "steps": ["kill -KILL $$"] }, "ends": failed("step", 137) },
         { "job": { "steps": ["exec sleep 600"], "timeoutSeconds": 0.1 }, "ends": failed("timeout", 124) },
-        { "job": { "steps": ["yes"] }, "env": { "JOB_LOG_LIMIT": "100000" }, "ends": failed("log_limit", 143) },
+        { "job": { "steps": [chatters] }, "env": { "JOB_LOG_LIMIT": "100000" }, "ends": failed("log_limit", 143) },
         { "job": { "steps": ["rm -rf \"$JOB_WORK_DIR\"", "true"] }, "ends": failed("internal", 1) },
     ]);
     let jobs = site.jobs(&cases).into_iter();
