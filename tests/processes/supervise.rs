@@ -190,10 +190,8 @@ fn pid_1_supervises_and_survives_a_step_that_kills_everything() {
     let site = Site::scripted();
     let mut supervisor = pid_1(&site, &["supervise"]);
     // all but PID 1: its worker too
-    site.submit(
-        "a",
-        json!({ "steps": ["(setsid sleep 1000 &); kill -9 -1; sleep 1000"], "maxAttempts": 2 }),
-    );
+    let step = "(setsid sleep 1000 &); kill -9 -1; sleep 1000";
+    site.submit("a", json!({ "steps": [step], "maxAttempts": 2 }));
     assert_eq!(site.result("a").json()["reason"], "interrupted");
     let dir = site.submit("b", json!({ "steps": ["(setsid sleep 1000 &); echo ran"] }));
     site.succeeds("b");
