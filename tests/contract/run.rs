@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 fn command(site: &Site<Broker>, arguments: &[&str]) -> Command {
@@ -85,9 +85,7 @@ fn the_log_is_shown_while_it_grows() {
     let early = format!("echo early; {}", until_exists("gate"));
     let dir = site.prepare("a", json!({ "steps": [early, "echo late"] }));
     let mut process = run(&site, &["a"]);
-    wait::until("the first line on the terminal", || {
-        process.stdout().contains("\nearly\n")
-    });
+    process.await_stdout("\nearly\n");
     release(&dir);
     process.exits_with(0);
     assert!(process.stdout().contains("\nlate\n"));
@@ -113,9 +111,7 @@ fn what_a_step_puts_in_the_place_of_the_log_is_neither_waited_for_nor_shown() {
 fn an_attempt_after_a_crash_shows_only_what_is_new() {
     let site = Site::scripted();
     let step = format!("touch up; {}", until_exists("gate"));
-    let dir = site.prepare("a", json!({ "steps": [step] }));
-    let mut process = run(&site, &["a"]);
-    await_file(&dir.join("up"));
+    let (dir, mut process) = begin(&site, json!([step]), "8");
     process.kill9();
     release(&dir);
     let mut process = run(&site, &["a"]);
@@ -153,21 +149,21 @@ fn bad_directories_are_told_and_left_alone() {
     run(&site, &["a"]).exits_with(0);
     fs::write(dir.join("job.json"), "{").unwrap();
     run(&site, &["a"]).exits_with(1);
-    assert_eq!(
-        journal(&dir)["reason"],
-        "rejected",
-        "not the success before"
-    );
+    let reason = &journal(&dir)["reason"];
+    assert_eq!(reason, "rejected", "not the success before");
     site.prepare("a", json!({ "steps": ["true"] }));
     run(&site, &["a", "--id=no/id"]).exits_with(64);
     run(&site, &["/"]).exits_with(64);
 }
 
-/// Ctrl-C at a terminal reaches the whole group.
-fn in_own_group(site: &Site<Broker>, grace: &str) -> Worker {
+/// A run whose first step has made `up`; Ctrl-C at a terminal reaches the whole group.
+fn begin(site: &Site<Broker>, steps: Value, grace: &str) -> (PathBuf, Worker) {
+    let dir = site.prepare("a", json!({ "steps": steps }));
     let mut command = command(site, &["a"]);
     command.env("JOB_STOP_GRACE", grace).process_group(0);
-    site.start_as(command)
+    let process = site.start_as(command);
+    await_file(&dir.join("up"));
+    (dir, process)
 }
 
 #[test]
@@ -176,9 +172,7 @@ fn ctrl_c_is_a_cancel() {
     let cleans =
         "trap 'sleep 0.3; touch cleaned; exit' TERM; touch up; while :; do sleep 0.02; done";
     let steps = json!([cleans, "touch next", { "run": "touch last", "always": true }]);
-    let dir = site.prepare("a", json!({ "steps": steps }));
-    let mut process = in_own_group(&site, "30");
-    await_file(&dir.join("up"));
+    let (dir, mut process) = begin(&site, steps, "30");
     process.signal_group(Signal::INT);
     process.exits_with(130);
     assert_eq!(journal(&dir)["reason"], "cancelled");
@@ -196,9 +190,7 @@ fn a_second_ctrl_c_is_at_once_whatever_runs_by_then() {
     for (first, second) in [(heeds_not, "true"), ("touch up; sleep 1000", always)] {
         let site = Site::scripted();
         let steps = json!([first, { "run": second, "always": true }, { "run": "touch last", "always": true }]);
-        let dir = site.prepare("a", json!({ "steps": steps }));
-        let mut process = in_own_group(&site, "1000");
-        await_file(&dir.join("up"));
+        let (dir, mut process) = begin(&site, steps, "1000");
         process.signal_group(Signal::INT);
         await_file(&dir.join("told"));
         process.insist(Signal::INT);
@@ -215,9 +207,9 @@ fn ctrl_c_while_it_waits_for_another_worker_runs_nothing() {
     let dir = site.prepare("a", json!({ "steps": ["touch ran"] }));
     let log = File::create(dir.join("job.log")).unwrap();
     log.lock().unwrap();
-    let mut process = in_own_group(&site, "1");
+    let mut process = run(&site, &["a"]);
     process.await_stderr("is in use");
-    process.signal_group(Signal::INT);
+    process.signal(Signal::INT);
     process.exits_with(130);
     assert_eq!(names(&dir), ["job.json", "job.log"]);
 }
