@@ -39,12 +39,7 @@ fn a_good_configuration_and_a_good_job() {
         "unknown fields in job.json are ignored: steps[].allways (did you mean always?)",
         "asks for timeoutSeconds 8, more than JOB_TIMEOUT allows: 7",
     ];
-    let warnings = warnings.map(|warning| {
-        format!(
-            "warning: job: {warning}
-"
-        )
-    });
+    let warnings = warnings.map(|warning| format!("warning: job: {warning}\n"));
     assert_eq!((status, wrong), (Some(0), warnings.concat()));
     assert!(good.contains("job: good; steps: 2"), "{good}");
     assert_eq!(names(&dir), ["job.json"], "nothing is run");
