@@ -57,7 +57,7 @@ pub fn measure(at: &Place) -> Part {
         let (name, against) = (row.name.clone(), row.over(all).to_string());
         [name, row.sample().to_string(), against, rounds]
     });
-    let titles = ["", "milliseconds", "× the least", "rounds"];
+    let titles = ["what runs", "milliseconds", "× the least", "rounds"];
     let by = |id: &str| rows.iter().find(|row| row.id == id);
     let figure = |what, limit, unit, other, means| match (by("static"), by(other)) {
         (Some(ours), Some(other)) => {
@@ -65,29 +65,28 @@ pub fn measure(at: &Place) -> Part {
         }
         _ => Figure::skipped(what, how()),
     };
-    let cycle = "whole cycle: process start → job of one `true` step → result acknowledged → exit";
-    let same = "the same";
+
     let figures = vec![
         figure(
-            cycle,
+            "whole cycle",
             0.9,
             "× the first version",
             "earlier",
-            "each job costs a small machine that much more than we want; a job of a second does not notice it",
+            "a very short job takes longer on a small machine than we want; with a job of a second you do not notice it",
         ),
         figure(
-            same,
+            "whole cycle, beside the least",
             1.4,
-            "× the least (spawn of `sh -c true` + spawn of `/bin/true` + 3 round trips)",
+            "× the least",
             "all",
-            "what the worker adds to what a job costs at least",
+            "the worker adds more than we want to what a job costs at least",
         ),
         figure(
-            same,
+            "whole cycle, beside the script",
             0.4,
-            "× a `mosquitto_sub -C 1` + `sh` + `mosquitto_pub` script",
+            "× the script",
             "shell",
-            "the script is closer than it should be",
+            "the worker is not as far ahead of the script as we want",
         ),
     ];
     let shown: [(_, _, RGBColor); 5] = [

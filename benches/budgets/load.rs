@@ -29,7 +29,7 @@ pub fn throughput(at: &Place) -> Part {
                 let before = rate(&earlier, format!("earlier-{round}"));
                 rate(&now, format!("supervise-{round}")) / before
             });
-            let means = "a long queue of very short jobs takes longer than it could; jobs of seconds do not notice it";
+            let means = "a long queue of very short jobs takes longer than it could; with jobs of seconds you do not notice it";
             Figure::new(
                 &what,
                 AtLeast(1.2),
@@ -152,7 +152,7 @@ pub fn log(at: &Place) -> Part {
         AtMost(1.1),
         "× the same command redirected by a shell, behind as many bytes",
         &to_shell,
-        "output goes slower than it could: there is nothing between step and file, so that is the drive or the machine",
+        "output is slower than it could be; nothing of ours is between step and file, so the drive or the machine is the reason",
     );
     Part {
         figures: vec![figure],

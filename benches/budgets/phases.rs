@@ -180,5 +180,8 @@ fn instructions(at: &Place) -> String {
             lines.next().unwrap_or_default(),
         ]
     });
-    table(&["instructions of a cycle outside of the kernel", ""], rows)
+    table(
+        &["program", "instructions of a cycle outside of the kernel"],
+        rows,
+    )
 }

@@ -129,7 +129,7 @@ pub fn growth(at: &Place) -> Part {
             AtMost(1.25),
             "× that of an own queue",
             &shortest.over(cycles),
-            "what the claim on the drive and a second connection cost each job of a pool",
+            "the claim on the drive and a second connection cost each job of a pool more than we want",
         ),
         Figure::new(
             "whole cycle of a pool's member with 10,000 queued jobs",
@@ -142,8 +142,8 @@ pub fn growth(at: &Place) -> Part {
     let titles = [
         "queued jobs",
         "whole cycle, ms",
-        "the same, of a pool's member, ms",
-        "of both, connecting and getting the request, ms",
+        "whole cycle of a pool's member, ms",
+        "part of both: connecting and getting the request, ms",
     ];
     let rows = LENGTHS.iter().zip(&samples).map(|(length, samples)| {
         let [cycles, members, hand_outs] = samples.each_ref().map(ToString::to_string);
@@ -192,7 +192,7 @@ pub fn throughput(at: &Place) -> Part {
         short.0.push(rate(4, "true", JOBS));
         sleeps.0.push(rate(8, "sleep 1", 32));
     }
-    let titles = ["", "jobs per second"];
+    let titles = ["workers and jobs", "jobs per second"];
     let rows = [
         ("one worker, a queue of its own, `true`", &own),
         ("pool of 4, `true`", &short),
@@ -205,7 +205,7 @@ pub fn throughput(at: &Place) -> Part {
             AtLeast(1.0),
             "× one worker's own queue",
             &short.over(&own),
-            "with jobs as short as this a pool is slower than one worker, since its turns are one after the other",
+            "with jobs as short as this a pool is slower than one worker, because its turns are one after the other",
         ),
         Figure::new(
             "pool of 8 under `supervise`, jobs of `sleep 1`",
@@ -249,7 +249,7 @@ pub fn turns(at: &Place) -> Part {
             AtMost(10.0),
             "ms",
             &gaps(at, idle),
-            "so long nobody takes the next request",
+            "for so long no member takes the next request",
         ));
         figures.push(Figure::new(
             &format!("wake-ups of an idle member of a pool, {idle} idle, median of the members"),

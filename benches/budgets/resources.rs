@@ -24,15 +24,14 @@ pub fn measure(at: &Place) -> Part {
         let peaks = |_| with_both(at, &program, |both| both.map(Running::peak_memory));
         let (idle, busy): (Vec<f64>, Vec<f64>) = (0..ROUNDS).map(peaks).map(Into::into).unzip();
         let [idle, busy] = [Sample(idle), Sample(busy)];
-        let waits =
-            "matters where hundreds of workers wait on one machine, or on the smallest boards";
+        let waits = "you notice it where hundreds of workers wait on one machine, or on the smallest boards";
         let wishes = [
             (
                 "program, static",
                 780.0,
                 "KB",
                 &size,
-                "more to load at each start",
+                "each start has more to load",
             ),
             ("peak memory, static, idle", 0.9, "MB", &idle, waits),
             ("peak memory, static, in a job", 1.0, "MB", &busy, waits),
