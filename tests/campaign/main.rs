@@ -163,7 +163,7 @@ enum End {
 }
 
 /// One process of a worker.
-#[derive(Debug)]
+#[derive(Clone)]
 struct Life {
     worker: &'static str,
     started: Instant,
@@ -178,7 +178,7 @@ struct Life {
 }
 
 /// What the controller knows of a request.
-#[derive(Debug)]
+#[derive(Clone)]
 struct Request {
     id: String,
     queue: usize,
@@ -229,14 +229,15 @@ fn campaign(crowd: Crowd, version: &str, memory: Broker) {
         running,
         lives: Mutex::default(),
         next: AtomicUsize::new(0),
+        memory,
+        faults: Mutex::default(),
+        lull: AtomicBool::new(false),
         calm: AtomicBool::new(false),
         over: AtomicBool::new(false),
     };
     for worker in 0..crowd.queues().len() {
         crew.open_queue(&controller, worker);
     }
-    let lull = AtomicBool::new(false);
-    let faults = Mutex::new(Faults::default());
 
     let requests = thread::scope(|scope| {
         for worker in 0..crowd.workers().len() {
@@ -250,7 +251,7 @@ fn campaign(crowd: Crowd, version: &str, memory: Broker) {
         }
         let breaker = scope.spawn(|| {
             let _guard = Ending(&crew.calm, &crew.over);
-            crew.break_things(&mut broker, random(3), &lull, &faults);
+            crew.break_things(&mut broker, random(3));
         });
         let _guard = Ending(&crew.calm, &crew.over);
         let mut desk = Desk {
@@ -260,8 +261,6 @@ fn campaign(crowd: Crowd, version: &str, memory: Broker) {
             requests: Requests::new(),
             outstanding: BTreeSet::new(),
             mark: controller.mark(),
-            lull: &lull,
-            faults: &faults,
         };
         desk.bring_through(count, &mut random(4));
         crew.calm.store(true, Relaxed);
@@ -274,23 +273,11 @@ fn campaign(crowd: Crowd, version: &str, memory: Broker) {
         desk.requests
     });
 
-    let lives = crew.lives.into_inner().unwrap();
-    let Faults { crashes, cuts } = faults.into_inner().unwrap();
-    let events = std::mem::take(&mut *log.lock().unwrap());
-    let marks = fs::read_to_string(drive.path().join("marks")).unwrap_or_default();
+    let evidence = crew.evidence(&requests);
+    let (lives, events) = (&evidence.lives, &evidence.events);
     let ended = |end| lives.values().filter(|life| life.end == end).count();
     let (kills, stops) = (ended(End::Killed), ended(End::Stopped));
     let is_trapped = |event: &&wire::Event| matches!(event.packet, wire::Packet::Trapped(_));
-    let evidence = verdict::Evidence {
-        crowd,
-        requests: &requests,
-        lives: &lives,
-        events: &events,
-        marks: &marks,
-        crashes: &crashes,
-        cuts: &cuts,
-        memory,
-    };
     if let Ok(file) = std::env::var("CAMPAIGN_TIMELINE") {
         let tokens: Vec<&str> = requests.keys().map(String::as_str).collect();
         fs::write(file, evidence.timeline(&tokens)).unwrap();
@@ -302,8 +289,8 @@ fn campaign(crowd: Crowd, version: &str, memory: Broker) {
         started.elapsed().as_secs_f64(),
         lives.len(),
         lives.values().filter(|life| life.step_killed).count(),
-        crashes.len(),
-        cuts.len(),
+        evidence.crashes.len(),
+        evidence.cuts.len(),
         events.iter().filter(is_trapped).count(),
     );
     let found = verdict.violations.join("\n");
@@ -317,11 +304,11 @@ fn campaign(crowd: Crowd, version: &str, memory: Broker) {
     // the short form may be over within two seconds
     let enough = if count < LONG_FORM { 1 } else { count / share };
     assert!(kills >= enough, "only {kills} workers were killed");
-    assert!(!crashes.is_empty(), "no broker kill");
+    assert!(!evidence.crashes.is_empty(), "no broker kill");
 }
 
 /// When the broker was killed, and when a link was cut.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Faults {
     crashes: Vec<Instant>,
     cuts: Vec<Instant>,
@@ -357,19 +344,33 @@ struct Crew<'a> {
     running: Running,
     lives: Mutex<BTreeMap<usize, Life>>,
     next: AtomicUsize,
+    memory: Broker,
+    faults: Mutex<Faults>,
+    /// No more faults, until there is a result.
+    lull: AtomicBool,
     /// No more faults.
     calm: AtomicBool,
     over: AtomicBool,
 }
 
-/// A process of a worker, while it lives.
-struct Birth {
-    life: usize,
-    started: Instant,
-}
-
 impl Crew<'_> {
-    fn start(&self, worker: usize) -> (Birth, Worker) {
+    /// All that was noted so far.
+    fn evidence(&self, requests: &Requests) -> verdict::Evidence {
+        let Faults { crashes, cuts } = self.faults.lock().unwrap().clone();
+        verdict::Evidence {
+            crowd: self.crowd,
+            memory: self.memory,
+            requests: requests.clone(),
+            lives: self.lives.lock().unwrap().clone(),
+            events: self.log.lock().unwrap().clone(),
+            marks: fs::read_to_string(self.drive.join("marks")).unwrap_or_default(),
+            crashes,
+            cuts,
+        }
+    }
+
+    /// The number of the process, when it was started, and the process.
+    fn start(&self, worker: usize) -> (usize, Instant, Worker) {
         let life = self.next.fetch_add(1, Relaxed);
         let mut command = job_worker();
         let url = format!("mqtt://127.0.0.1:{}", self.proxies[worker].port);
@@ -402,18 +403,18 @@ impl Crew<'_> {
             killed: false,
         };
         self.running.lock().unwrap().insert(life, running);
-        (Birth { life, started }, worker)
+        (life, started, worker)
     }
 
     /// Makes the broker keep requests for a worker, by one that comes, subscribes and is stopped.
     fn open_queue(&self, controller: &Controller, worker: usize) {
-        let (birth, mut process) = self.start(worker);
+        let (life, started, mut process) = self.start(worker);
         wait::until("the worker to serve its queue", || {
             self.serves(controller, 0, worker, None)
         });
         process.sigterm();
         process.exits_with(0);
-        self.note(birth, worker, End::Stopped, false, &process);
+        self.note(life, (worker, started), (End::Stopped, false), &process);
     }
 
     /// Whether this worker, or a member of the pool, has subscribed after `mark`, or after `crash`.
@@ -428,17 +429,13 @@ impl Crew<'_> {
             Crowd::Loners => {
                 let name = self.crowd.workers()[worker];
                 let topic = format!("{name}/workers/{name}");
-                let heard = controller.heard_since(mark, &topic);
-                heard
-                    .iter()
-                    .any(|message| message.json()["state"] != "offline")
+                let mut heard = controller.heard_since(mark, &topic).into_iter();
+                heard.any(|message| message.json()["state"] != "offline")
             }
             Crowd::Pool => {
                 let log = self.log.lock().unwrap();
-                let mut newest = log
-                    .iter()
-                    .rev()
-                    .take_while(|event| crash.is_none_or(|at| event.at > at));
+                let is_new = |event: &&wire::Event| crash.is_none_or(|at| event.at > at);
+                let mut newest = log.iter().rev().take_while(is_new);
                 newest.any(|event| matches!(event.packet, wire::Packet::Subscribed))
             }
         }
@@ -452,9 +449,14 @@ impl Crew<'_> {
         kept
     }
 
-    fn note(&self, birth: Birth, worker: usize, end: End, step_killed: bool, process: &Worker) {
+    fn note(
+        &self,
+        number: usize,
+        (worker, started): (usize, Instant),
+        (end, step_killed): (End, bool),
+        process: &Worker,
+    ) {
         let ended = Instant::now();
-        let name = self.crowd.workers()[worker];
         // the marks first: a run that began before the look at the claims was not allowed to
         let marks = fs::read_to_string(self.drive.join("marks")).unwrap_or_default();
         let left = match self.crowd {
@@ -462,8 +464,8 @@ impl Crew<'_> {
             Crowd::Pool => claims::claims(&pool::directory(self.drive)),
         };
         let life = Life {
-            worker: name,
-            started: birth.started,
+            worker: self.crowd.workers()[worker],
+            started,
             ended,
             end,
             step_killed,
@@ -471,7 +473,7 @@ impl Crew<'_> {
             left,
             marks: marks.lines().count(),
         };
-        self.lives.lock().unwrap().insert(birth.life, life);
+        self.lives.lock().unwrap().insert(number, life);
     }
 
     /// Starts one process after the other, and ends most of them at some moment of their life.
@@ -479,10 +481,10 @@ impl Crew<'_> {
         // a member of a pool spends most of its life waiting
         let longest_life = self.crowd.pick(150, 600);
         while !self.over.load(Relaxed) {
-            let (birth, mut worker) = self.start(number);
+            let (life, started, mut worker) = self.start(number);
             let end_at = random
                 .percent(75)
-                .then(|| birth.started + random.millis(0, longest_life));
+                .then(|| started + random.millis(0, longest_life));
             let how = random.below(100);
             let mut end = End::Done;
             let mut step_killed = false;
@@ -506,8 +508,8 @@ impl Crew<'_> {
                     thread::sleep(Duration::from_millis(1));
                 }
             }
-            let life = self.running.lock().unwrap().remove(&birth.life);
-            if life.is_some_and(|life| life.killed) {
+            let running = self.running.lock().unwrap().remove(&life);
+            if running.is_some_and(|running| running.killed) {
                 end = End::Killed;
             }
             match worker.wait().code() {
@@ -518,28 +520,22 @@ impl Crew<'_> {
                 // also where SIGTERM comes before its handler is there
                 None => assert_ne!(end, End::Done, "{}", worker.stderr()),
             }
-            self.note(birth, number, end, step_killed, &worker);
+            self.note(life, (number, started), (end, step_killed), &worker);
         }
     }
 
     /// Kills the broker and cuts links until it is calm.
-    fn break_things(
-        &self,
-        broker: &mut Mosquitto,
-        mut random: Random,
-        lull: &AtomicBool,
-        faults: &Mutex<Faults>,
-    ) {
+    fn break_things(&self, broker: &mut Mosquitto, mut random: Random) {
         let mut next_cut = Instant::now() + random.millis(50, 600);
         let mut next_crash = Instant::now() + random.millis(200, 600);
         while !self.calm.load(Relaxed) {
             let now = Instant::now();
-            if lull.load(Relaxed) {
+            if self.lull.load(Relaxed) {
                 self.proxies.iter().for_each(|proxy| proxy.set(None));
                 thread::sleep(Duration::from_millis(1));
             } else if now >= next_crash {
                 broker.crash();
-                faults.lock().unwrap().crashes.push(now);
+                self.faults.lock().unwrap().crashes.push(now);
                 thread::sleep(random.millis(0, 200));
                 broker.restart();
                 next_crash = Instant::now() + random.millis(1000, 5000);
@@ -549,7 +545,7 @@ impl Crew<'_> {
                 if self.crowd == Crowd::Pool && random.percent(60) {
                     proxy.set(Some(pool::trap(&mut random)));
                 } else if proxy.cut(older) {
-                    faults.lock().unwrap().cuts.push(now);
+                    self.faults.lock().unwrap().cuts.push(now);
                 }
                 next_cut = now + random.millis(50, self.crowd.pick(600, 300));
             } else {
@@ -594,8 +590,6 @@ struct Desk<'a> {
     requests: Requests,
     outstanding: BTreeSet<String>,
     mark: usize,
-    lull: &'a AtomicBool,
-    faults: &'a Mutex<Faults>,
 }
 
 impl Desk<'_> {
@@ -608,7 +602,7 @@ impl Desk<'_> {
                 (progress, silence) = (Instant::now(), Instant::now());
             }
             assert!(progress.elapsed() < STUCK, "{}", self.story_of_a_halt());
-            self.lull.store(silence.elapsed() > LULL, Relaxed);
+            self.crew.lull.store(silence.elapsed() > LULL, Relaxed);
             let patience = self.crew.crowd.pick(PATIENCE, pool::PATIENCE);
             // who reads all notes at each turn keeps the proxies from writing theirs
             let may_look = looked.elapsed() > LULL && silence.elapsed() > patience;
@@ -643,12 +637,12 @@ impl Desk<'_> {
         if lost {
             self.sessions = sessions.len();
             let mark = sessions[self.sessions - 1];
-            let crash = self.faults.lock().unwrap().crashes.last().copied();
+            let crash = self.crew.faults.lock().unwrap().crashes.last().copied();
             let serves = |worker| self.crew.serves(self.controller, mark, worker, crash);
             let since = Instant::now();
             wait::until("the workers to be back, or the broker to be gone", || {
                 // one that pauses for longer than the broker lives would never be back
-                self.lull.store(since.elapsed() > LULL, Relaxed);
+                self.crew.lull.store(since.elapsed() > LULL, Relaxed);
                 self.controller.fresh_sessions().len() > self.sessions
                     || (0..self.crew.crowd.workers().len()).all(serves)
             });
@@ -729,19 +723,7 @@ impl Desk<'_> {
     }
 
     fn story_of_a_halt(&self) -> String {
-        let lives = self.crew.lives.lock().unwrap();
-        let events = self.crew.log.lock().unwrap();
-        let faults = self.faults.lock().unwrap();
-        let evidence = verdict::Evidence {
-            crowd: self.crew.crowd,
-            requests: &self.requests,
-            lives: &lives,
-            events: &events,
-            marks: "",
-            crashes: &faults.crashes,
-            cuts: &faults.cuts,
-            memory: Broker::Remembers,
-        };
+        let evidence = self.crew.evidence(&self.requests);
         let outstanding: Vec<&str> = self.outstanding.iter().map(String::as_str).collect();
         let story = evidence.timeline(&outstanding[..outstanding.len().min(3)]);
         format!("stuck: no result of {outstanding:?}{story}")

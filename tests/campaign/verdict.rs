@@ -50,17 +50,17 @@ pub fn claimed(events: &[Event]) -> BTreeSet<String> {
 }
 
 /// All that was noted.
-pub struct Evidence<'a> {
+pub struct Evidence {
     pub crowd: Crowd,
-    pub requests: &'a Requests,
-    pub lives: &'a BTreeMap<usize, Life>,
-    pub events: &'a [Event],
-    pub marks: &'a str,
-    /// When the broker was killed.
-    pub crashes: &'a [Instant],
-    /// When a link was cut.
-    pub cuts: &'a [Instant],
     pub memory: Broker,
+    pub requests: Requests,
+    pub lives: BTreeMap<usize, Life>,
+    pub events: Vec<Event>,
+    pub marks: String,
+    /// When the broker was killed.
+    pub crashes: Vec<Instant>,
+    /// When a link was cut.
+    pub cuts: Vec<Instant>,
 }
 
 /// Why a request was run once more.
@@ -128,7 +128,7 @@ struct Wire {
     acknowledged: Option<Instant>,
 }
 
-impl Evidence<'_> {
+impl Evidence {
     pub fn verdict(&self) -> Verdict {
         let mut verdict = Verdict::default();
         let wires: BTreeMap<usize, Wire> = self
@@ -141,7 +141,7 @@ impl Evidence<'_> {
         if self.crowd == Crowd::Pool {
             self.check_order(&starts, &mut verdict);
         }
-        for (token, request) in self.requests {
+        for (token, request) in &self.requests {
             let case = Case {
                 notes: self,
                 wires: &wires,
@@ -194,7 +194,7 @@ impl Evidence<'_> {
                     wire.results += 1;
                     wire.identified = document["origin"].is_string();
                     let claimed = claim.as_ref().map(|claim| claim.token.clone());
-                    let token = claimed.or_else(|| token_of(document, self.requests));
+                    let token = claimed.or_else(|| token_of(document, &self.requests));
                     // where nothing was run the result may name nothing
                     let token = token.or_else(|| wire.held.first().cloned());
                     let token = token.unwrap_or_default();
@@ -214,7 +214,7 @@ impl Evidence<'_> {
                     claim: None,
                     ..
                 } if is_member && lives_on => (
-                    token_of(document, self.requests).unwrap_or_default(),
+                    token_of(document, &self.requests).unwrap_or_default(),
                     Some("its claim is removed, and the broker does not have its result"),
                 ),
                 Packet::ResultAck { .. } => {
@@ -358,7 +358,7 @@ impl Evidence<'_> {
 
 /// One request, and all that was noted.
 struct Case<'a> {
-    notes: &'a Evidence<'a>,
+    notes: &'a Evidence,
     wires: &'a BTreeMap<usize, Wire>,
     starts: &'a [Start<'a>],
     token: &'a str,
@@ -432,7 +432,7 @@ impl Case<'_> {
         let published = &self.request.published;
         let doubtful = published
             .iter()
-            .filter(|(from, to)| any_between(self.notes.crashes, *from, *to))
+            .filter(|(from, to)| any_between(&self.notes.crashes, *from, *to))
             .count();
         published.len() - 1 + doubtful
     }
@@ -483,7 +483,7 @@ impl Case<'_> {
             Some(event) => event.at,
             None => self.notes.lives[&later.life].started,
         };
-        let crashed = any_between(self.notes.crashes, from, to);
+        let crashed = any_between(&self.notes.crashes, from, to);
         let redelivered = self
             .wires
             .range(earlier.life + 1..)
@@ -495,7 +495,7 @@ impl Case<'_> {
         let lost = life.end != End::Done
             || crashed
             || on_its_way
-            || any_between(self.notes.cuts, from, to);
+            || any_between(&self.notes.cuts, from, to);
         let unknown = later.old_protocol || !earlier.identified;
         match lost {
             true if unknown => Ok(DOUBTFUL),
@@ -507,7 +507,7 @@ impl Case<'_> {
 
     /// Whether another run in the directory has taken the place of the journal between these two.
     fn is_overwritten(&self, earlier: &Start, later: &Start) -> bool {
-        let requests = self.notes.requests;
+        let requests = &self.notes.requests;
         let is_other = |token: &str| {
             let other = requests.get(token).filter(|_| token != self.token);
             other.is_some_and(|other| other.id == self.request.id)

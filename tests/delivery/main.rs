@@ -15,5 +15,4 @@ mod order;
 mod own_result;
 mod qos_0;
 mod reasons;
-mod scripted_broker;
 mod sync;

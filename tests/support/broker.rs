@@ -8,7 +8,7 @@
 //! are written while it is held, so the transcript has exactly the order of the wire. Whoever changes the
 //! state wakes the condition variable that the `wait_…` methods sleep on.
 //!
-//! Not served: QoS 2 (refused, as MQTT 5 Maximum QoS 1 announces), topic aliases, message expiry, will delay; a
+//! Not served: keep-alive, QoS 2 (refused, as MQTT 5 Maximum QoS 1 announces), topic aliases, message expiry, will delay; a
 //! session with an expiry above 0 is kept until it is forgotten on purpose.
 
 // The paths are spelled out because `examples/quickstart.rs` includes this file by its path too.
@@ -19,7 +19,7 @@ mod state;
 
 pub use packet::{Message, Packet};
 use state::{Link, State, Will};
-use std::io::{ErrorKind, Read};
+use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -408,7 +408,6 @@ fn read(shared: &Shared, connection: usize, mut stream: TcpStream) {
         match stream.read(&mut chunk) {
             Ok(0) => break "closed by the client",
             Ok(n) => pending.extend_from_slice(&chunk[..n]),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => break "keep-alive passed",
             Err(_) => break "reset by the client",
         }
         while let Some(packet) = packet::take_packet(&mut pending) {

@@ -17,7 +17,7 @@ pub fn claim_in(packet: &Packet) -> Option<&Claim> {
     }
 }
 
-impl Evidence<'_> {
+impl Evidence {
     /// What is wrong with an acknowledgement. `lives_on`: the process was alive when this was read; what is on its way when a process
     /// ends may be read after others have gone on.
     pub(super) fn wrong_acknowledgement(
@@ -47,7 +47,7 @@ impl Evidence<'_> {
     ) -> Option<&'static str> {
         match claim {
             Some(claim)
-                if token_of(document, self.requests).is_some_and(|it| it != claim.token) =>
+                if token_of(document, &self.requests).is_some_and(|it| it != claim.token) =>
             {
                 Some("stale: the result of another request is in its claim")
             }
@@ -96,7 +96,7 @@ impl Evidence<'_> {
         let once = |token: &str| {
             let published = &self.requests.get(token)?.published;
             let (from, to) = *published.first()?;
-            let is_once = published.len() == 1 && !any_between(self.crashes, from, to);
+            let is_once = published.len() == 1 && !any_between(&self.crashes, from, to);
             is_once.then_some(to)
         };
         // by the identities of the claims, which are in the order of taking
@@ -165,9 +165,10 @@ impl Case<'_> {
             let is_trapped = |event: &Event| {
                 event.connection == first.connection && matches!(event.packet, Packet::Trapped(_))
             };
-            let is_between = |times| any_between(times, first.at, again.at);
-            let is_cut = || is_between(self.notes.cuts) || self.notes.events.iter().any(is_trapped);
-            match is_between(self.notes.crashes) {
+            let is_between = |times: &[Instant]| any_between(times, first.at, again.at);
+            let is_cut =
+                || is_between(&self.notes.cuts) || self.notes.events.iter().any(is_trapped);
+            match is_between(&self.notes.crashes) {
                 true => Some(GONE_BACK),
                 false => is_cut().then_some(DOUBTFUL),
             }
@@ -191,7 +192,7 @@ impl Case<'_> {
             // the broker may forget a result that it has acknowledged
             let published = self.published_at(from, next);
             let is_forgotten =
-                published.is_some_and(|at| any_between(self.notes.crashes, at, next));
+                published.is_some_and(|at| any_between(&self.notes.crashes, at, next));
             let mut later = claims.filter(|(event, _)| event.at > next);
             if !is_forgotten && !later.any(|(_, other)| other.request == claim.request) {
                 return Err(format!("{} is lost: nothing came of it", claim.request));
@@ -205,7 +206,7 @@ impl Case<'_> {
         let is_own = |event: &&Event| match &event.packet {
             Packet::Result { document, claim } => {
                 let token = claim.as_ref().map(|claim| claim.token.clone());
-                let token = token.or_else(|| token_of(document, self.notes.requests));
+                let token = token.or_else(|| token_of(document, &self.notes.requests));
                 token.as_deref() == Some(self.token) && from <= event.at && event.at <= to
             }
             _ => false,

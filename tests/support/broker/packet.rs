@@ -14,8 +14,6 @@ pub enum Packet {
         will: Option<Message>,
         username: String,
         password: String,
-        /// Seconds.
-        keep_alive: u16,
         receive_maximum: Option<u16>,
         /// Seconds; 0 in 3.1.1, where `clean` alone decides.
         session_expiry: u32,
@@ -167,7 +165,7 @@ fn connect(fields: &mut Fields) -> Option<Packet> {
     if fields.text()? != "MQTT" {
         return None;
     }
-    let (version, flags, keep_alive) = (fields.byte()?, fields.byte()?, fields.number()?);
+    let (version, flags, _keep_alive) = (fields.byte()?, fields.byte()?, fields.number()?);
     let properties = fields.properties(version)?;
     let client_id = fields.text()?;
     let has = |flag: u8| flags & flag != 0;
@@ -197,7 +195,6 @@ fn connect(fields: &mut Fields) -> Option<Packet> {
         will,
         username: login(0x80)?,
         password: login(0x40)?,
-        keep_alive,
         receive_maximum: properties.get(&0x21).map(|maximum| *maximum as u16),
         session_expiry: properties.get(&0x11).copied().unwrap_or(0),
         version,

@@ -5,7 +5,6 @@ use super::{Entry, Step, Verdict};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
-use std::time::Duration;
 
 /// In-flight window of 3.1.1, which has no Receive Maximum: Mosquitto's `max_inflight_messages`.
 const WINDOW_OF_3_1_1: usize = 20;
@@ -254,7 +253,6 @@ impl State {
             mut client_id,
             clean,
             will,
-            keep_alive,
             receive_maximum,
             session_expiry,
             version,
@@ -295,9 +293,6 @@ impl State {
         }
         let link = self.links.get_mut(&connection);
         let link = link.expect("the connection whose CONNECT is being processed");
-        let silence = (keep_alive > 0).then(|| Duration::from_secs(keep_alive.into()) * 3 / 2);
-        let bounded = link.stream.set_read_timeout(silence);
-        bounded.expect("a read timeout");
         link.will = will;
         link.client.clone_from(&client_id);
         let greeting = Packet::ConnAck {
