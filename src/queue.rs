@@ -132,15 +132,6 @@ struct Held {
 }
 
 impl Held {
-    fn new(request: Message, custody: Custody) -> Self {
-        Self {
-            request,
-            custody,
-            acknowledged: false,
-            reconnected: false,
-        }
-    }
-
     /// Whether a message is this request once more. A message without DUP never is.
     ///
     /// A redelivery keeps its packet identifier. Some brokers number each connection anew all the same: there, the first
@@ -159,8 +150,9 @@ impl Held {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 enum State {
+    #[default]
     Waiting,
     Working(Held),
     Publishing(Held, Publication),
@@ -172,7 +164,7 @@ enum State {
 }
 
 /// The machine.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Machine {
     state: State,
     connected: bool,
@@ -185,20 +177,6 @@ pub struct Machine {
     publish_at: Option<Instant>,
     /// A signal asked us to stop: the latest moment to go.
     stop_at: Option<Instant>,
-}
-
-impl Default for Machine {
-    fn default() -> Self {
-        Self {
-            state: State::Waiting,
-            connected: false,
-            delivered: false,
-            behind: VecDeque::new(),
-            deadline: None,
-            publish_at: None,
-            stop_at: None,
-        }
-    }
 }
 
 impl Machine {
@@ -340,7 +318,12 @@ impl Machine {
     }
 
     fn take(&mut self, message: Message, custody: Custody, actions: &mut Vec<Action>) {
-        self.state = State::Working(Held::new(message.clone(), custody));
+        self.state = State::Working(Held {
+            request: message.clone(),
+            custody,
+            acknowledged: false,
+            reconnected: false,
+        });
         self.publish_at = None;
         actions.push(Action::Take(message));
     }
@@ -376,11 +359,10 @@ impl Machine {
 
     fn published(&mut self, subscribers: Subscribers, now: Instant, actions: &mut Vec<Action>) {
         if let State::Publishing(held, publication) = &mut self.state {
-            let wait = held.reconnected;
-            let next = publication.published(subscribers, wait, now);
-            actions.extend(next.warning.map(Action::Warn));
-            if next.again_at.is_some() {
-                self.deadline = next.again_at;
+            let (again_at, warning) = publication.published(subscribers, held.reconnected, now);
+            actions.extend(warning.map(Action::Warn));
+            if again_at.is_some() {
+                self.deadline = again_at;
                 return;
             }
             let after = publication.result.after;

@@ -25,31 +25,18 @@ pub const RESUBSCRIBE_WAIT: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub struct Publication {
     pub result: ResultMessage,
-    no_subscriber: Option<NoSubscriber>,
+    /// Since when no client is subscribed to it.
+    unheard_since: Option<Instant>,
+    republish: Backoff,
     retry: Backoff,
-}
-
-/// The time in which no client was subscribed to a result.
-#[derive(Clone, Debug)]
-struct NoSubscriber {
-    since: Instant,
-    backoff: Backoff,
-}
-
-/// What follows when the broker has the result.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Next {
-    /// When to publish it again; `None` where it has arrived.
-    pub again_at: Option<Instant>,
-    /// What to tell the operator.
-    pub warning: Option<&'static str>,
 }
 
 impl Publication {
     pub fn new(result: ResultMessage) -> Self {
         Self {
             result,
-            no_subscriber: None,
+            unheard_since: None,
+            republish: Backoff::new(FIRST_REPUBLISH_PAUSE, LAST_REPUBLISH_PAUSE),
             retry: Backoff::new(FIRST_RETRY_PAUSE, LAST_RETRY_PAUSE),
         }
     }
@@ -59,34 +46,31 @@ impl Publication {
         self.retry.next_pause()
     }
 
-    /// The broker has it. `reconnected`: our connection was lost meanwhile, and so may be that of its controller.
-    pub fn published(&mut self, subscribers: Subscribers, reconnected: bool, now: Instant) -> Next {
+    /// The broker has it. When to publish it again, unless it has arrived, and what to tell the operator. `reconnected`: our connection
+    /// was lost meanwhile, and so may be that of its controller.
+    pub fn published(
+        &mut self,
+        subscribers: Subscribers,
+        reconnected: bool,
+        now: Instant,
+    ) -> (Option<Instant>, Option<&'static str>) {
         let waits = self.result.wait_for_subscriber || reconnected;
         if subscribers != Subscribers::None || !waits {
-            return Next {
-                again_at: None,
-                warning: None,
-            };
+            return (None, None);
         }
-        let is_new = self.no_subscriber.is_none();
-        let waiting = self.no_subscriber.get_or_insert_with(|| NoSubscriber {
-            since: now,
-            backoff: Backoff::new(FIRST_REPUBLISH_PAUSE, LAST_REPUBLISH_PAUSE),
-        });
-        if now.duration_since(waiting.since) >= REPUBLISH_LIMIT {
-            return Next {
-                again_at: None,
-                warning: Some(
-                    "nobody has subscribed to the result for 60 s: it counts as delivered",
-                ),
-            };
-        }
-        Next {
-            again_at: Some(now + waiting.backoff.next_pause()),
-            warning: is_new.then_some(
+        let warning = match self.unheard_since {
+            None => Some(
                 "nobody is subscribed to the result, and its controller may be on its way back: \
                  publishing it again for 60 s",
             ),
-        }
+            Some(since) if now.duration_since(since) >= REPUBLISH_LIMIT => {
+                let warning =
+                    "nobody has subscribed to the result for 60 s: it counts as delivered";
+                return (None, Some(warning));
+            }
+            Some(_) => None,
+        };
+        self.unheard_since.get_or_insert(now);
+        (Some(now + self.republish.next_pause()), warning)
     }
 }
