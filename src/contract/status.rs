@@ -162,15 +162,15 @@ impl Document {
         }
     }
 
-    /// A document that says why no step of the job was run.
-    pub fn not_run(id: JobId, worker: &str, reason: Reason, error: String) -> Self {
+    /// It says why no step of the job was run.
+    pub fn not_run(self, reason: Reason, error: String) -> Self {
         Self {
             status: JobState::Failed,
             exit_code: Some(if reason == Reason::Cancelled { 130 } else { 1 }),
             reason: Some(reason),
             error: Some(error),
             finished_at: Some(Timestamp::now()),
-            ..Self::new(id, worker)
+            ..self
         }
     }
 
@@ -179,7 +179,7 @@ impl Document {
     pub fn rejected(id: JobId, work_dir: Option<String>, worker: &str, error: String) -> Self {
         Self {
             work_dir: work_dir.filter(|path| path.len() <= MAX_PATH_BYTES),
-            ..Self::not_run(id, worker, Reason::Rejected, error)
+            ..Self::new(id, worker).not_run(Reason::Rejected, error)
         }
     }
 
@@ -265,7 +265,7 @@ mod tests {
     fn a_rejection_is_known_by_its_reason() {
         let rejected = Document::rejected(id(), None, "w", "why".into());
         assert!(rejected.is_rejection());
-        let not_run = Document::not_run(id(), "w", Reason::Internal, "why".into());
+        let not_run = Document::new(id(), "w").not_run(Reason::Internal, "why".into());
         assert!(!not_run.is_rejection());
     }
 
@@ -280,7 +280,7 @@ mod tests {
 
     #[test]
     fn stops_are_told_where_there_were_any() {
-        let mut document = Document::not_run(id(), "w", Reason::Internal, "why".into());
+        let mut document = Document::new(id(), "w").not_run(Reason::Internal, "why".into());
         for (stops, told) in [(0, false), (1, true), (2, true)] {
             document.stops = stops;
             let json = String::from_utf8(document.to_json()).unwrap();
@@ -290,7 +290,7 @@ mod tests {
 
     #[test]
     fn each_warning_is_told() {
-        let mut document = Document::not_run(id(), "w", Reason::Internal, "why".into());
+        let mut document = Document::new(id(), "w").not_run(Reason::Internal, "why".into());
         document.warn("one");
         document.warn("two");
         assert_eq!(document.warning.as_deref(), Some("one; two"));
@@ -321,7 +321,9 @@ mod tests {
 
     #[test]
     fn the_first_keys_are_those_of_the_seed_in_their_order() {
-        let json = Document::not_run(id(), "w", Reason::Rejected, "why".into()).to_json();
+        let json = Document::new(id(), "w")
+            .not_run(Reason::Rejected, "why".into())
+            .to_json();
         let json = String::from_utf8(json).unwrap();
         let start = r#"{"id":"a","status":"failed","logFile":null,"exitCode":1,"reason":"rejected","error":"why","worker":"w""#;
         assert!(json.starts_with(start), "{json}");

@@ -74,7 +74,7 @@ impl Preparation {
     /// there and no other run has that.
     pub fn cancelled(&self, by: &str, config: &JobConfig, worker: &str) -> Document {
         let error = format!("cancelled by {by} before its first step");
-        let document = self.document(worker, Reason::Cancelled, error);
+        let document = self.document(worker).not_run(Reason::Cancelled, error);
         if let Ok(dir) = self.open_dir(config) {
             store_unrun(&dir, &document, config.durability);
         }
@@ -89,7 +89,7 @@ impl Preparation {
             && let Decision::GiveUp(_, error) =
                 EarlierRun::decide(None, None, &self.origin, config.max_attempts)
         {
-            return final_result(self.document(worker, Reason::Interrupted, error));
+            return final_result(self.document(worker).not_run(Reason::Interrupted, error));
         }
         let (reason, error) = match self.try_to_begin(config, worker) {
             Ok(look) => return look,
@@ -109,7 +109,7 @@ impl Preparation {
                 (reason, format!("{what} {why}"))
             }
         };
-        let document = self.document(worker, reason, error);
+        let document = self.document(worker).not_run(reason, error);
         // a person who has run a job by hand finds how that ended, and not the success before
         if self.origin == RequestOrigin::ByHand
             && let Ok(dir) = self.open_dir(config)
@@ -200,7 +200,7 @@ impl Preparation {
             let file = dir.path().join(CANCEL_FILE);
             let file = file.display();
             let error = format!("withdrawn by {file}; remove that file to have the job run");
-            let document = self.document(worker, Reason::Cancelled, error);
+            let document = self.document(worker).not_run(Reason::Cancelled, error);
             store_unrun(&dir, &document, config.durability);
             return Ok(final_result(document));
         }
@@ -214,7 +214,9 @@ impl Preparation {
                     true => Err(OpenError::of(place, error)),
                     false => {
                         let error = format!("{place} cannot be opened: {}", explained(&error));
-                        Ok(final_result(self.document(worker, Reason::Internal, error)))
+                        Ok(final_result(
+                            self.document(worker).not_run(Reason::Internal, error),
+                        ))
                     }
                 };
             }
@@ -251,18 +253,20 @@ impl Preparation {
                     log::warn!("job {}: {sentence}", self.request.id.as_str());
                 }
                 let job = PreparedJob {
-                    id: self.request.id.clone(),
-                    key: self.request.key.clone(),
-                    origin: self.origin.identity().map(str::to_owned),
-                    work_dir: self.request.work_dir.clone(),
+                    document: self.document(worker),
                     plan,
+                    // nothing in memory outlives a power cut: there is no disk to wait for
+                    durability: match dir.is_in_memory() {
+                        true => Durability::Cache,
+                        false => config.durability,
+                    },
                     dir,
                     log,
                     attempt,
                     is_lost: self.is_lost.clone(),
                     is_by_hand: self.origin == RequestOrigin::ByHand,
                 };
-                Running::start(job, config, worker)?
+                Running::start(job, config)?
             }
         })
     }
@@ -320,13 +324,12 @@ impl Preparation {
     }
 
     /// A document of this request, to be completed.
-    fn document(&self, worker: &str, reason: Reason, error: String) -> Document {
-        let id = self.request.id.clone();
+    fn document(&self, worker: &str) -> Document {
         Document {
             key: self.request.key.clone(),
             origin: self.origin.identity().map(str::to_owned),
             work_dir: Some(self.request.work_dir.clone()),
-            ..Document::not_run(id, worker, reason, error)
+            ..Document::new(self.request.id.clone(), worker)
         }
     }
 
@@ -344,18 +347,16 @@ impl Preparation {
             log::warn!("{} cannot be written: {error}", log.path());
         }
         log.line(format_args!("job failed: {error}"));
-        let document = Document {
+        let mut document = Document {
             log_file: Some(log.path().to_owned()),
             attempt: Some(attempt.number),
             stops: attempt.stops,
-            ..self.document(worker, Reason::Interrupted, error)
+            ..self.document(worker).not_run(Reason::Interrupted, error)
         };
-        let durability = config.durability;
-        let mut document = document;
-        if let Err(error) = log.complete(durability) {
+        if let Err(error) = log.complete(config.durability) {
             document.warn(&error);
         }
-        if let Err(error) = journal::store(dir, &document, durability) {
+        if let Err(error) = journal::store(dir, &document, config.durability) {
             document.warn(&error.to_string());
         }
         if let Some(warning) = &document.warning {

@@ -2,21 +2,19 @@
 
 use super::log::JobLog;
 use super::{IsLost, WorkDir};
-use crate::contract::{Attempt, Document, Follows, JobId, Plan, StepState, StepStatus, Timestamp};
+use crate::config::Durability;
+use crate::contract::{Attempt, Document, Follows, Plan, StepState, StepStatus, Timestamp};
 use crate::host;
 use std::io;
 
 /// A job that runs next. Its lock is that of `log`.
 pub struct PreparedJob {
-    pub id: JobId,
-    /// See [`Document::key`] and [`Document::origin`].
-    pub key: Option<String>,
-    pub origin: Option<String>,
-    /// See [`Document::work_dir`].
-    pub work_dir: String,
+    /// What its request says, and who runs it.
+    pub document: Document,
     pub plan: Plan,
     pub dir: WorkDir,
     pub log: JobLog,
+    pub durability: Durability,
     pub attempt: Attempt,
     pub is_lost: Option<IsLost>,
     /// It was started by hand: a terminal shows the log.
@@ -25,7 +23,7 @@ pub struct PreparedJob {
 
 impl PreparedJob {
     /// The status document at the start: the first step runs next.
-    pub fn document(&self, worker: &str) -> Document {
+    pub fn first_document(&self) -> Document {
         let steps = self.plan.steps.iter().map(|step| StepStatus {
             name: step.name.clone(),
             ..StepStatus::default()
@@ -40,13 +38,10 @@ impl PreparedJob {
             log_file: Some(self.log.path().to_owned()),
             warning: (!warnings.is_empty()).then(|| warnings.join("; ")),
             attempt: Some(self.attempt.number),
-            work_dir: Some(self.work_dir.clone()),
             started_at: now,
             steps,
-            key: self.key.clone(),
-            origin: self.origin.clone(),
             stops: self.attempt.stops,
-            ..Document::new(self.id.clone(), worker)
+            ..self.document.clone()
         }
     }
 
@@ -54,10 +49,11 @@ impl PreparedJob {
     ///
     /// # Errors
     /// A sentence, where the log cannot be written.
-    pub fn begin_log(&mut self, worker: &str) -> io::Result<()> {
+    pub fn begin_log(&mut self) -> io::Result<()> {
+        let Document { id, worker, .. } = &self.document;
         let begun = match self.attempt.follows {
-            Follows::Nothing => self.log.begin(&self.id, &self.dir),
-            Follows::Crash | Follows::Stop => self.log.resume(&self.id, &self.dir),
+            Follows::Nothing => self.log.begin(id, &self.dir),
+            Follows::Crash | Follows::Stop => self.log.resume(id, &self.dir),
         };
         begun.map_err(|error| {
             let path = self.log.path();

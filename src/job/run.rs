@@ -167,7 +167,7 @@ impl Run {
         {
             let leave_at = Instant::now() + self.config.stop_grace;
             let leave_at = running.is_stopping().then_some(leave_at);
-            let saving = Saving::begin(running.end(), self.config.durability, leave_at, &self.wake);
+            let saving = Saving::begin(running.end(), leave_at, &self.wake);
             self.stage = Stage::Saving(Box::new(saving));
         }
         self.await_drive(Duration::ZERO);

@@ -9,7 +9,7 @@ use super::save::{self, Begun, Ending};
 use super::step::{Due, EndedStep, RunningStep};
 use super::{Interruption, OpenError, environment, journal};
 use crate::config::{Durability, JobConfig};
-use crate::contract::{Attempt, Document, JobState, Reason, StepState, Timestamp, millis, took};
+use crate::contract::{Attempt, JobState, Reason, StepState, Timestamp, millis, took};
 use crate::process::{self, Swept};
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -61,23 +61,14 @@ impl Running {
     ///
     /// # Errors
     /// The drive is full, so it is waited for: the next jobs would only fail, too. A person at a terminal is told at once.
-    pub fn start(
-        mut job: PreparedJob,
-        config: &JobConfig,
-        worker: &str,
-    ) -> Result<Look, OpenError> {
+    pub fn start(mut job: PreparedJob, config: &JobConfig) -> Result<Look, OpenError> {
         let log_start = match job.attempt == Attempt::FIRST {
             true => 0,
             false => job.log.size(),
         };
-        let durability = match job.dir.is_in_memory() {
-            true => Durability::Cache,
-            false => config.durability,
-        };
-        let begun = job.begin_log(worker).and_then(|()| {
-            let document = job.document(worker);
-            Journal::begin(&job.dir, document, durability)
-        });
+        let begun = job
+            .begin_log()
+            .and_then(|()| Journal::begin(&job.dir, job.first_document(), job.durability));
         let journal = match begun {
             Ok(journal) => journal,
             Err(error) if is_full(&error) && !job.is_by_hand => {
@@ -86,20 +77,14 @@ impl Running {
             }
             Err(error) => {
                 job.log.verdict(&format!("job failed: {error}"));
-                let (id, error) = (job.id.clone(), error.to_string());
-                let document = Document {
-                    key: job.key,
-                    origin: job.origin,
-                    work_dir: Some(job.work_dir),
-                    ..Document::not_run(id, worker, Reason::Internal, error)
-                };
+                let document = job.document.not_run(Reason::Internal, error.to_string());
                 // the journal may say by now that the job runs; the first error is the one to tell
                 let _ = journal::write(&job.dir, &document.to_json(), Durability::Cache);
                 return Ok(final_result(document));
             }
         };
         let mut running = Self {
-            env: environment::of(&job, worker),
+            env: environment::of(&job),
             journal,
             job,
             config: config.clone(),
@@ -423,13 +408,10 @@ impl Running {
             }
         }
         Ending {
-            dir: self.job.dir,
-            log: self.job.log,
+            job: self.job,
             document: self.journal.document,
-            warnings: left.into_iter().collect(),
+            warning: left,
             begun: self.begun,
-            is_lost: self.job.is_lost,
-            keeps_lock: self.job.is_by_hand,
         }
     }
 }

@@ -12,7 +12,8 @@
 //! drive, since a frozen one would never let it leave.
 
 use super::log::JobLog;
-use super::{IsLost, Outcome, WorkDir, journal};
+use super::prepared::PreparedJob;
+use super::{Outcome, WorkDir, journal};
 use crate::config::Durability;
 use crate::contract::{Document, JobState, Reason, took};
 use std::os::fd::IntoRawFd;
@@ -24,15 +25,11 @@ pub type Begun = Arc<Mutex<bool>>;
 
 /// A job whose steps are over.
 pub struct Ending {
-    pub dir: WorkDir,
-    pub log: JobLog,
+    pub job: PreparedJob,
     pub document: Document,
     /// What a person should know of its end.
-    pub warnings: Vec<String>,
+    pub warning: Option<String>,
     pub begun: Begun,
-    pub is_lost: Option<IsLost>,
-    /// The lock on the log lasts as long as this process: a terminal has not shown all of it yet.
-    pub keeps_lock: bool,
 }
 
 /// Tells the main thread, from another one, that there is something for [`super::Run::drive_done`].
@@ -69,31 +66,22 @@ impl Done {
 impl Saving {
     /// Begins to make log and journal final. `wake` is called when that is done, where it may take a while. A worker that stops
     /// leaves at `leave_at`.
-    pub fn begin(
-        ending: Ending,
-        durability: Durability,
-        leave_at: Option<Instant>,
-        wake: &Wake,
-    ) -> Self {
-        let durability = match ending.dir.is_in_memory() {
-            true => Durability::Cache,
-            false => durability,
-        };
+    pub fn begin(ending: Ending, leave_at: Option<Instant>, wake: &Wake) -> Self {
         let note = match leave_at {
             Some(_) => None,
-            None => ending.dir.try_clone().ok(),
+            None => ending.job.dir.try_clone().ok(),
         };
         let note = note.map(|dir| (dir, ending.document.clone(), ending.begun.clone()));
         let done = Arc::<Done>::default();
-        if durability == Durability::Cache && leave_at.is_none() {
-            done.put(finish(ending, durability));
+        if ending.job.durability == Durability::Cache && leave_at.is_none() {
+            done.put(finish(ending));
         } else {
             let given = Arc::new(Mutex::new(Some(ending)));
             let (done, wake) = (done.clone(), wake.clone());
             let save = move || {
                 let given = given.lock().unwrap_or_else(PoisonError::into_inner).take();
                 if let Some(ending) = given {
-                    done.put(finish(ending, durability));
+                    done.put(finish(ending));
                     wake();
                 }
             };
@@ -160,26 +148,24 @@ pub fn interrupt(document: &mut Document) {
 }
 
 /// Makes log and journal of a job complete, in the order in which nothing is promised too early.
-fn finish(ending: Ending, durability: Durability) -> Outcome {
+fn finish(ending: Ending) -> Outcome {
     let Ending {
-        dir,
-        mut log,
+        job,
         mut document,
-        warnings,
+        warning,
         begun,
-        is_lost,
-        keeps_lock,
     } = ending;
-    if is_lost.is_some_and(|is_lost| is_lost()) {
+    let (dir, mut log, durability) = (job.dir, job.log, job.durability);
+    if job.is_lost.is_some_and(|is_lost| is_lost()) {
         return Outcome::Lost;
     }
     log.release();
     if let Err(error) = log.restore_if_removed(&dir) {
         log::warn!("{error}; the result is published all the same");
     }
-    warnings
-        .iter()
-        .for_each(|w| warn(&mut document, &mut log, w));
+    if let Some(warning) = warning {
+        warn(&mut document, &mut log, &warning);
+    }
     if !dir.is_in_place() && !dir.is_removed() {
         let path = dir.path().display();
         let moved =
@@ -213,7 +199,8 @@ fn finish(ending: Ending, durability: Durability) -> Outcome {
         // the drive may have had a bad moment only; the first error is the one to tell
         let _ = journal::store(&dir, &document, durability);
     }
-    if keeps_lock {
+    if job.is_by_hand {
+        // the terminal has not shown all of it yet
         let _ = log.handle().map(IntoRawFd::into_raw_fd); // never closed
     }
     match is_final {
