@@ -6,7 +6,7 @@ use super::journal::Journal;
 use super::prepare::{Look, final_result};
 use super::prepared::PreparedJob;
 use super::save::{self, Begun, Ending};
-use super::step::{Due, EndedStep, RunningStep};
+use super::step::{Due, RunningStep};
 use super::{Interruption, OpenError, environment, journal};
 use crate::config::{Durability, JobConfig};
 use crate::contract::{Attempt, JobState, Reason, StepState, Timestamp, millis, took};
@@ -190,7 +190,7 @@ impl Running {
         if why == Interruption::Stop && !std::mem::replace(&mut self.stopping, true) {
             self.note_stop();
         }
-        let Some(step) = self.step.as_mut().filter(|step| !step.is_interrupted()) else {
+        let Some(step) = self.step.as_mut().filter(|s| s.interruption().is_none()) else {
             return;
         };
         let sentence = why.sentence();
@@ -244,41 +244,39 @@ impl Running {
 
     fn step_over(&mut self) {
         let Some(step) = self.step.take() else { return };
-        let log_limit = self.log_limit_passed().filter(|_| !step.is_interrupted());
-        if let Some(passed) = log_limit {
-            self.job.log.line(format_args!("{}", passed.sentence())); // it ended before the size check
-        }
-        let ended = step.ended(log_limit);
-        let (code, signal) = (ended.exit_code(), ended.exit.signal_name());
+        let why = step.interruption().or_else(|| {
+            let passed = self.log_limit_passed()?; // it ended before the size check
+            self.job.log.line(format_args!("{}", passed.sentence()));
+            Some(passed)
+        });
+        let (exit, ms) = (step.exit(), millis(step.started.elapsed()));
+        let code = why.map_or(exit.code(), |why| why.exit_code(exit.code()));
+        let signal = exit.signal_name();
         let how = signal.as_ref().map(|name| format!(" ({name})"));
-        let place = self.job.step_number(ended.index);
+        let place = self.job.step_number(step.index);
         self.job.log.line(format_args!(
             "{place}: exit {code}{} in {}s",
             how.as_deref().unwrap_or_default(),
-            took(millis(ended.duration))
+            took(ms)
         ));
-        let status = &mut self.journal.document.steps[ended.index];
+        let status = &mut self.journal.document.steps[step.index];
         status.status = match code {
             0 => StepState::Success,
             _ => StepState::Failed,
         };
         status.exit_code = Some(code);
         status.signal = signal;
-        status.duration_ms = Some(millis(ended.duration));
-        self.judge(&ended, code, how);
+        status.duration_ms = Some(ms);
+        self.judge(step.index, why, code, how);
         self.run_next();
     }
 
-    /// Whether the job fails by this step. `how`: the signal that ended it.
-    fn judge(&mut self, step: &EndedStep, code: i32, how: Option<String>) {
-        match step.interruption {
+    /// Whether the job fails by this step. `why`: the exit code is that of an interruption; `how`: the signal that ended it.
+    fn judge(&mut self, index: usize, why: Option<Interruption>, code: i32, how: Option<String>) {
+        match why {
             Some(Interruption::Stop) => {}
             Some(why) => {
-                let is_of_job = !matches!(
-                    why,
-                    Interruption::LogLimit(_) | Interruption::Timeout(_, Limit::Step(_))
-                );
-                self.limit_every_step |= is_of_job;
+                self.limit_every_step |= why.spares_always_steps();
                 self.fail(why.reason(), code, why.sentence());
             }
             None if code != 0 => {
@@ -286,7 +284,7 @@ impl Running {
                     None => format!("ended with exit code {code}"),
                     Some(signal) => format!("was ended by{signal}"),
                 };
-                let (place, name) = (self.job.step_number(step.index), self.job.name(step.index));
+                let (place, name) = (self.job.step_number(index), self.job.name(index));
                 self.fail(Reason::Step, code, format!("{place} ({name}) {ended}"));
             }
             None => {}

@@ -8,22 +8,14 @@ use std::time::{Duration, Instant};
 /// A step that runs.
 pub struct RunningStep {
     pub index: usize,
+    pub started: Instant,
     group: Pid,
-    started: Instant,
     /// Since when which limit counts.
     limit: Option<(Instant, Duration)>,
     /// How its shell has ended.
     exit: Option<Ended>,
     /// Why it is being ended, and when to kill what has not gone by then.
     interrupted: Option<(Interruption, Instant)>,
-}
-
-/// A step that has run.
-pub struct EndedStep {
-    pub index: usize,
-    pub exit: Ended,
-    pub duration: Duration,
-    pub interruption: Option<Interruption>,
 }
 
 /// What is to be done about a step whose time is over.
@@ -123,28 +115,14 @@ impl RunningStep {
         })
     }
 
-    /// How it ended. `log_limit` is set if it ended before the size check saw that the log is over its limit.
-    pub fn ended(self, log_limit: Option<Interruption>) -> EndedStep {
-        EndedStep {
-            index: self.index,
-            exit: self.exit.unwrap_or(Ended::Signal(Signal::KILL.as_raw())),
-            duration: self.started.elapsed(),
-            interruption: self.interrupted.map(|(why, _)| why).or(log_limit),
-        }
+    /// How it ended.
+    pub fn exit(&self) -> Ended {
+        self.exit.unwrap_or(Ended::Signal(Signal::KILL.as_raw()))
     }
 
-    /// Whether its end has begun.
-    pub fn is_interrupted(&self) -> bool {
-        self.interrupted.is_some()
-    }
-}
-
-impl EndedStep {
-    /// The exit code that the status document shows: that of its shell as [`Ended::code`] has it, or the one that says why
-    /// it was interrupted.
-    pub fn exit_code(&self) -> i32 {
-        let own = self.exit.code();
-        self.interruption.map_or(own, |why| why.exit_code(own))
+    /// Why it is being ended, if it is.
+    pub fn interruption(&self) -> Option<Interruption> {
+        self.interrupted.map(|(why, _)| why)
     }
 }
 
