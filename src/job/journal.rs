@@ -85,13 +85,14 @@ pub fn sync_name(dir: &WorkDir, durability: Durability) -> io::Result<()> {
 pub struct Journal {
     pub document: Document,
     durability: Durability,
-    started: Instant,
+    /// When the job was started.
+    pub started: Instant,
     /// No write is due before.
     rests_until: Instant,
-    /// When to write next, where the document has changed since the last time.
-    due: Option<Instant>,
-    /// What was written since the last call of [`Self::take_change`].
-    change: Option<Vec<u8>>,
+    /// When to call [`Self::write_if_due`], where the document has changed since the last time.
+    pub due: Option<Instant>,
+    /// The document as the journal has it, until it is told.
+    pub change: Option<Vec<u8>>,
 }
 
 impl Journal {
@@ -110,21 +111,6 @@ impl Journal {
             rests_until: now + PAUSE,
             due: None,
         })
-    }
-
-    /// When the job was started.
-    pub fn started(&self) -> Instant {
-        self.started
-    }
-
-    /// When to call [`Self::write_if_due`].
-    pub fn due(&self) -> Option<Instant> {
-        self.due
-    }
-
-    /// The document as the journal has it, if that has changed since the last call.
-    pub fn take_change(&mut self) -> Option<Vec<u8>> {
-        self.change.take()
     }
 
     /// The document has changed: the journal says so at once, or with what changes in the next moments. A journal that a step

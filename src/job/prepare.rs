@@ -5,6 +5,7 @@
 use super::directory::{explained, is_full, is_ours};
 use super::log::{JobLog, Lock, while_nothing_runs};
 use super::prepared::PreparedJob;
+use super::run::Stage;
 use super::running::Running;
 use super::{IsLost, OpenError, Outcome, Then, WorkDir, journal};
 use crate::backoff::Backoff;
@@ -33,22 +34,13 @@ pub struct Preparation {
     request: Request,
     origin: RequestOrigin,
     started: Instant,
-    next_look: Instant,
+    /// When to look, next.
+    pub next_look: Instant,
     backoff: Backoff,
     /// What it waits for, and why.
     waiting: Option<(String, String)>,
     /// See [`super::Run::ask_at_the_end`].
     pub is_lost: Option<IsLost>,
-}
-
-/// What a look has found.
-pub enum Look {
-    /// Nothing yet: look again at [`Preparation::next_look`].
-    Wait,
-    /// Its first step runs.
-    Run(Box<Running>),
-    /// It is over without a step.
-    Over(Outcome),
 }
 
 impl Preparation {
@@ -65,11 +57,6 @@ impl Preparation {
         }
     }
 
-    /// When to look, next.
-    pub fn next_look(&self) -> Instant {
-        self.next_look
-    }
-
     /// Ends a job that is cancelled before its first step: its result, which is in its journal then, if its directory is
     /// there and no other run has that.
     pub fn cancelled(&self, by: &str, config: &JobConfig, worker: &str) -> Document {
@@ -81,18 +68,24 @@ impl Preparation {
         document
     }
 
-    /// Tries to begin the job, without waiting.
-    pub fn look(&mut self, config: &JobConfig, worker: &str) -> Look {
+    /// Tries to begin the job, without waiting. The stage that it comes to; `None`: look again at [`Self::next_look`].
+    pub fn look(&mut self, config: &JobConfig, worker: &str) -> Option<Stage> {
         // giving up has failed, too: whatever kills the worker is perhaps the directory itself
         if let RequestOrigin::Pool { taken, .. } = &self.origin
             && *taken > config.max_attempts.saturating_add(1)
             && let Decision::GiveUp(_, error) =
                 EarlierRun::decide(None, None, &self.origin, config.max_attempts)
         {
-            return final_result(self.document(worker).not_run(Reason::Interrupted, error));
+            return Some(Stage::result(
+                self.document(worker).not_run(Reason::Interrupted, error),
+            ));
         }
         let (reason, error) = match self.try_to_begin(config, worker) {
-            Ok(look) => return look,
+            Ok(Some(stage)) => return Some(stage),
+            Ok(None) => {
+                self.wait(config);
+                return None;
+            }
             Err(OpenError::Unusable(error)) => (Reason::Rejected, error),
             Err(OpenError::Missing { what, why, then }) => {
                 let waited = self.started.elapsed();
@@ -100,7 +93,8 @@ impl Preparation {
                     if waited >= UNREMARKABLE_WAIT {
                         self.wait_for(what, why);
                     }
-                    return self.wait(config);
+                    self.wait(config);
+                    return None;
                 }
                 let reason = match then {
                     Then::Reject => Reason::Rejected,
@@ -116,7 +110,7 @@ impl Preparation {
         {
             store_unrun(&dir, &document, config.durability);
         }
-        final_result(document)
+        Some(Stage::result(document))
     }
 
     /// What the job waits for before it can run, if that is worth a word.
@@ -134,7 +128,7 @@ impl Preparation {
         }
     }
 
-    fn wait(&mut self, config: &JobConfig) -> Look {
+    fn wait(&mut self, config: &JobConfig) {
         let now = Instant::now();
         self.next_look = now + self.backoff.next_pause();
         // the end of the wait is a moment to look, too
@@ -142,7 +136,6 @@ impl Preparation {
         if end > now {
             self.next_look = self.next_look.min(end);
         }
-        Look::Wait
     }
 
     /// Opens the workDir, which may not be anywhere.
@@ -180,7 +173,11 @@ impl Preparation {
         }
     }
 
-    fn try_to_begin(&mut self, config: &JobConfig, worker: &str) -> Result<Look, OpenError> {
+    fn try_to_begin(
+        &mut self,
+        config: &JobConfig,
+        worker: &str,
+    ) -> Result<Option<Stage>, OpenError> {
         let own = &self.request.definition;
         if config.payload_steps == PayloadSteps::Deny
             && (own.steps.is_some() || !own.env.is_empty())
@@ -194,7 +191,7 @@ impl Preparation {
             if let Err(error) = journal::sync_name(&dir, config.durability) {
                 log::warn!("{error}; the result is published all the same");
             }
-            return Ok(Look::Over(Outcome::Stored(document)));
+            return Ok(Some(Stage::Over(Some(Outcome::Stored(document)))));
         }
         if dir.contains(CANCEL_FILE) {
             let file = dir.path().join(CANCEL_FILE);
@@ -202,7 +199,7 @@ impl Preparation {
             let error = format!("withdrawn by {file}; remove that file to have the job run");
             let document = self.document(worker).not_run(Reason::Cancelled, error);
             store_unrun(&dir, &document, config.durability);
-            return Ok(final_result(document));
+            return Ok(Some(Stage::result(document)));
         }
         let plan = self.plan(&dir, config)?;
         let log = match JobLog::open(&dir) {
@@ -214,16 +211,15 @@ impl Preparation {
                     true => Err(OpenError::of(place, error)),
                     false => {
                         let error = format!("{place} cannot be opened: {}", explained(&error));
-                        Ok(final_result(
-                            self.document(worker).not_run(Reason::Internal, error),
-                        ))
+                        let document = self.document(worker).not_run(Reason::Internal, error);
+                        Ok(Some(Stage::result(document)))
                     }
                 };
             }
         };
         match log.try_lock(&dir) {
             Lock::Ours => {}
-            Lock::Replaced => return Ok(self.wait(config)),
+            Lock::Replaced => return Ok(None),
             Lock::Unsupported(error) => {
                 static WARN: Once = Once::new();
                 WARN.call_once(|| {
@@ -239,14 +235,14 @@ impl Preparation {
                     _ => "is in use by another worker, or by what one has left",
                 };
                 self.wait_for(format!("the lock on {}", log.path()), why.to_owned());
-                return Ok(self.wait(config));
+                return Ok(None);
             }
         }
         // only now, with the lock, is the journal's word final
-        Ok(match self.decide(&dir, plan.max_attempts)? {
-            (Decision::Stored, document) => Look::Over(Outcome::Stored(document)),
+        let stage = match self.decide(&dir, plan.max_attempts)? {
+            (Decision::Stored, document) => Stage::Over(Some(Outcome::Stored(document))),
             (Decision::GiveUp(attempt, error), _) => {
-                final_result(self.give_up(&dir, log, attempt, error, config, worker))
+                Stage::result(self.give_up(&dir, log, attempt, error, config, worker))
             }
             (Decision::Run(attempt), _) => {
                 for sentence in &plan.warnings {
@@ -268,7 +264,8 @@ impl Preparation {
                 };
                 Running::start(job, config)?
             }
-        })
+        };
+        Ok(Some(stage))
     }
 
     fn plan(&self, dir: &WorkDir, config: &JobConfig) -> Result<Plan, OpenError> {
@@ -376,10 +373,6 @@ fn store_unrun(dir: &WorkDir, document: &Document, durability: Durability) {
         Ok(Some(Err(error))) => log::warn!("{error}"),
         Err(error) => log::warn!("job.status.json in {path}: {error}"),
     }
-}
-
-pub fn final_result(document: Document) -> Look {
-    Look::Over(Outcome::Final(Box::new(document)))
 }
 
 /// How a file looks that is still being written, or that a network drive does not show whole yet; `None` where it is whole.

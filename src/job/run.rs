@@ -2,12 +2,12 @@
 //!
 //! The worker wakes a run when it wants to be woken, passes on what the kernel says, and asks for its news.
 
-use super::prepare::{Look, Preparation};
+use super::prepare::Preparation;
 use super::running::Running;
 use super::save::{Saving, Wake};
 use super::{Interruption, IsLost, Outcome};
 use crate::config::JobConfig;
-use crate::contract::{JobId, Request, RequestOrigin};
+use crate::contract::{Document, JobId, Request, RequestOrigin};
 use crate::process;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -24,17 +24,24 @@ pub struct Run {
     stage: Stage,
     /// Its start, until it is told.
     start: Option<News>,
-    has_started: bool,
     log_start: u64,
 }
 
-enum Stage {
+/// How far a run is.
+pub enum Stage {
     /// Its directory, its definition or its lock may have to be waited for.
     Preparing(Box<Preparation>),
     Running(Box<Running>),
     Saving(Box<Saving>),
     /// The outcome, until it is told.
     Over(Option<Outcome>),
+}
+
+impl Stage {
+    /// The end with this result.
+    pub fn result(document: Document) -> Self {
+        Self::Over(Some(Outcome::Final(Box::new(document))))
+    }
 }
 
 /// What is new of a run.
@@ -68,7 +75,6 @@ impl Run {
             wake,
             stage: Stage::Preparing(Box::new(Preparation::new(request, origin))),
             start: None,
-            has_started: false,
             log_start: 0,
         }
     }
@@ -93,9 +99,9 @@ impl Run {
         }
     }
 
-    /// Whether it has its directory.
+    /// Whether it has its directory, and no outcome yet.
     pub fn has_started(&self) -> bool {
-        self.has_started
+        matches!(self.stage, Stage::Running(_) | Stage::Saving(_))
     }
 
     /// Where in the log this attempt begins, in bytes.
@@ -106,9 +112,9 @@ impl Run {
     /// When to call [`Self::wake`].
     pub fn next_wake(&self) -> Option<Instant> {
         match &self.stage {
-            Stage::Preparing(preparation) => Some(preparation.next_look()),
+            Stage::Preparing(preparation) => Some(preparation.next_look),
             Stage::Running(running) => running.next_wake(),
-            Stage::Saving(saving) => saving.leave_at(),
+            Stage::Saving(saving) => saving.leave_at,
             Stage::Over(_) => None,
         }
     }
@@ -116,15 +122,13 @@ impl Run {
     /// The moment of [`Self::next_wake`] may have come.
     pub fn wake(&mut self, now: Instant) {
         match &mut self.stage {
-            Stage::Preparing(preparation) if preparation.next_look() <= now => {
-                match preparation.look(&self.config, &self.worker) {
-                    Look::Wait => {}
-                    Look::Run(running) => self.started(running),
-                    Look::Over(outcome) => self.end(outcome),
+            Stage::Preparing(preparation) if preparation.next_look <= now => {
+                if let Some(stage) = preparation.look(&self.config, &self.worker) {
+                    self.enter(stage);
                 }
             }
             Stage::Running(running) => running.wake(now),
-            Stage::Saving(saving) if saving.leave_at().is_some_and(|at| at <= now) => {
+            Stage::Saving(saving) if saving.leave_at.is_some_and(|at| at <= now) => {
                 log::warn!("the drive does not answer; leaving without it");
                 self.end(Outcome::Unfinished);
             }
@@ -133,14 +137,15 @@ impl Run {
         self.go_on();
     }
 
-    fn started(&mut self, running: Box<Running>) {
-        self.start = Some(News::Started {
-            dir: running.dir().to_owned(),
-            attempt: running.attempt(),
-        });
-        self.has_started = true;
-        self.log_start = running.log_start();
-        self.stage = Stage::Running(running);
+    fn enter(&mut self, stage: Stage) {
+        if let Stage::Running(running) = &stage {
+            self.start = Some(News::Started {
+                dir: running.job.dir.path().to_owned(),
+                attempt: running.job.attempt.number,
+            });
+            self.log_start = running.log_start;
+        }
+        self.stage = stage;
     }
 
     /// Some child has ended.
@@ -162,11 +167,11 @@ impl Run {
     /// Takes the next stage where this one is over.
     fn go_on(&mut self) {
         if let Stage::Running(running) = &self.stage
-            && running.is_over()
+            && running.is_over
             && let Stage::Running(running) = std::mem::replace(&mut self.stage, Stage::Over(None))
         {
             let leave_at = Instant::now() + self.config.stop_grace;
-            let leave_at = running.is_stopping().then_some(leave_at);
+            let leave_at = running.stopping.then_some(leave_at);
             let saving = Saving::begin(running.end(), leave_at, &self.wake);
             self.stage = Stage::Saving(Box::new(saving));
         }
@@ -191,7 +196,7 @@ impl Run {
             }
             (Stage::Preparing(preparation), Interruption::Cancelled(by)) => {
                 let document = preparation.cancelled(by, &self.config, &self.worker);
-                self.end(Outcome::Final(Box::new(document)));
+                self.stage = Stage::result(document);
             }
             (Stage::Preparing(_), Interruption::Stop) => self.end(Outcome::Unfinished),
             // only steps have limits
@@ -226,7 +231,7 @@ impl Run {
             return Some(start);
         }
         match &mut self.stage {
-            Stage::Running(running) => running.take_change().map(News::Changed),
+            Stage::Running(running) => running.journal.change.take().map(News::Changed),
             Stage::Over(outcome) => outcome.take().map(News::Over),
             Stage::Preparing(_) | Stage::Saving(_) => None,
         }

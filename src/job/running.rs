@@ -3,8 +3,8 @@
 use super::directory::is_full;
 use super::interruption::Limit;
 use super::journal::Journal;
-use super::prepare::{Look, final_result};
 use super::prepared::PreparedJob;
+use super::run::Stage;
 use super::save::{self, Begun, Ending};
 use super::step::{Due, RunningStep};
 use super::{Interruption, OpenError, environment, journal};
@@ -12,7 +12,6 @@ use crate::config::{Durability, JobConfig};
 use crate::contract::{Attempt, JobState, Reason, StepState, Timestamp, millis, took};
 use crate::process::{self, Swept};
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// What an `always` step without a limit of its own has after a timeout of the job or a cancel.
@@ -24,10 +23,10 @@ const LOG_LOOK: Duration = Duration::from_millis(100);
 
 /// A job whose steps run.
 pub struct Running {
-    job: PreparedJob,
+    pub job: PreparedJob,
     config: JobConfig,
     env: Vec<(OsString, OsString)>,
-    journal: Journal,
+    pub journal: Journal,
     /// The step that runs now.
     step: Option<RunningStep>,
     next: usize,
@@ -37,13 +36,14 @@ pub struct Running {
     limit_every_step: bool,
     log_limit: Option<LogLimit>,
     /// Where in the log this attempt begins, in bytes.
-    log_start: u64,
+    pub log_start: u64,
     /// The worker stops: no further step is to run.
-    stopping: bool,
+    pub stopping: bool,
     /// How many processes could not be killed since the last step began.
     unkilled: usize,
     begun: Begun,
-    is_over: bool,
+    /// No step is to run any more: [`Self::end`] is next.
+    pub is_over: bool,
 }
 
 /// The size that the log may have, in bytes, and when to look at it.
@@ -61,7 +61,7 @@ impl Running {
     ///
     /// # Errors
     /// The drive is full, so it is waited for: the next jobs would only fail, too. A person at a terminal is told at once.
-    pub fn start(mut job: PreparedJob, config: &JobConfig) -> Result<Look, OpenError> {
+    pub fn start(mut job: PreparedJob, config: &JobConfig) -> Result<Stage, OpenError> {
         let log_start = match job.attempt == Attempt::FIRST {
             true => 0,
             false => job.log.size(),
@@ -80,7 +80,7 @@ impl Running {
                 let document = job.document.not_run(Reason::Internal, error.to_string());
                 // the journal may say by now that the job runs; the first error is the one to tell
                 let _ = journal::write(&job.dir, &document.to_json(), Durability::Cache);
-                return Ok(final_result(document));
+                return Ok(Stage::result(document));
             }
         };
         let mut running = Self {
@@ -104,44 +104,14 @@ impl Running {
             is_over: false,
         };
         running.run_next();
-        Ok(Look::Run(Box::new(running)))
-    }
-
-    /// Its workDir.
-    pub fn dir(&self) -> &Path {
-        self.job.dir.path()
-    }
-
-    /// Which attempt it is, from 1.
-    pub fn attempt(&self) -> u32 {
-        self.job.attempt.number
-    }
-
-    /// Where in the log this attempt begins, in bytes.
-    pub fn log_start(&self) -> u64 {
-        self.log_start
-    }
-
-    /// The document as the journal has it, if that has changed since the last call.
-    pub fn take_change(&mut self) -> Option<Vec<u8>> {
-        self.journal.take_change()
-    }
-
-    /// Whether no step is to run any more: [`Self::end`] is next.
-    pub fn is_over(&self) -> bool {
-        self.is_over
-    }
-
-    /// Whether the worker stops.
-    pub fn is_stopping(&self) -> bool {
-        self.stopping
+        Ok(Stage::Running(Box::new(running)))
     }
 
     /// When to call [`Self::wake`].
     pub fn next_wake(&self) -> Option<Instant> {
         let look = self.log_limit.as_ref().map(|limit| limit.look_at);
         let over = self.step.as_ref()?.deadline(self.limit());
-        let due = self.journal.due().filter(|_| self.may_write());
+        let due = self.journal.due.filter(|_| self.may_write());
         [over, look, due].into_iter().flatten().min()
     }
 
@@ -152,7 +122,7 @@ impl Running {
             true => Limit::Setting,
             false => Limit::Job,
         };
-        Some((self.journal.started(), limit, whose))
+        Some((self.journal.started, limit, whose))
     }
 
     /// Whether the journal may be written here: it is this worker's, and no stop waits meanwhile.

@@ -41,7 +41,7 @@ pub struct Saving {
     /// What notes a stop, unless one is noted.
     note: Option<(WorkDir, Document, Begun)>,
     /// The worker stops, and waits for the drive until then.
-    leave_at: Option<Instant>,
+    pub leave_at: Option<Instant>,
 }
 
 /// The outcome, once the drive has the rest. No channel: the code of one more would be a hundredth of the program.
@@ -95,11 +95,6 @@ impl Saving {
             note,
             leave_at,
         }
-    }
-
-    /// When a worker that stops leaves without the drive.
-    pub fn leave_at(&self) -> Option<Instant> {
-        self.leave_at
     }
 
     /// The worker stops: it waits for the drive until `leave_at`.
