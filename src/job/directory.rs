@@ -216,14 +216,17 @@ impl WorkDir {
     /// # Errors
     /// What the system said.
     pub fn sync(&self) -> io::Result<()> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        // the handle that we have only names the directory
-        let directory = File::from(openat(&self.handle, ".", flags, Mode::empty())?);
-        match directory.sync_all() {
+        match File::from(self.opened()?).sync_all() {
             // some network drives have nothing like it
             Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => Ok(()),
             synced => synced,
         }
+    }
+
+    /// The handle that we have only names the directory.
+    fn opened(&self) -> rustix::io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        openat(&self.handle, ".", flags, Mode::empty())
     }
 
     /// Whether it lives in memory only, so that there is no disk to wait for.
@@ -281,11 +284,8 @@ impl WorkDir {
     /// # Errors
     /// What the system said.
     pub fn names(&self) -> io::Result<Vec<String>> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        // the handle that we have only names the directory
-        let directory = openat(&self.handle, ".", flags, Mode::empty())?;
         let mut names = Vec::new();
-        for entry in Dir::new(directory)? {
+        for entry in Dir::new(self.opened()?)? {
             if let Ok(name) = entry?.file_name().to_str() {
                 names.push(name.to_owned());
             }
@@ -354,12 +354,8 @@ impl WorkDir {
     /// What the system said; the old content is still there then.
     pub fn replace(&self, name: &str, content: &[u8], durability: Durability) -> io::Result<()> {
         let temporary = format!(".{name}.tmp");
-        let create = || {
-            self.open_file(
-                &temporary,
-                OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW,
-            )
-        };
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+        let create = || self.open_file(&temporary, flags);
         let mut file = create().or_else(|error| match error.kind() {
             // left by a worker that was killed at this very point
             io::ErrorKind::AlreadyExists => {
@@ -375,8 +371,7 @@ impl WorkDir {
             Durability::Disk => file.sync_all(),
             Durability::Cache => close(file),
         });
-        let replaced =
-            written.and_then(|()| Ok(renameat(&self.handle, &temporary, &self.handle, name)?));
+        let replaced = written.and_then(|()| self.rename(&temporary, name));
         if replaced.is_err() {
             let _ = self.remove(&temporary); // the first error is the one to tell
         }

@@ -47,10 +47,8 @@ struct Removed {
 #[derive(Debug)]
 pub enum Lock {
     Ours,
-    /// Another worker runs here, or orphans of one.
-    Busy,
-    /// A process that only reads keeps it: a worker's lock is exclusive.
-    HeldByReader,
+    /// Others have it; who, in a few words.
+    Held(&'static str),
     /// The name leads to another file by now: open it anew.
     Replaced,
     /// The file system has no locks, and says so.
@@ -63,15 +61,20 @@ impl JobLog {
     /// # Errors
     /// What the system said.
     pub fn open(dir: &WorkDir) -> io::Result<Self> {
-        Ok(Self {
-            file: open(dir, OFlags::empty())?,
-            path: dir.path().join(NAME).to_string_lossy().into_owned(),
+        let path = dir.path().join(NAME).to_string_lossy().into_owned();
+        Ok(Self::new(open(dir, OFlags::empty())?, path))
+    }
+
+    fn new(file: File, path: String) -> Self {
+        Self {
+            file,
+            path,
             broken: None,
             held: None,
             verdict_at: None,
             removed: Vec::new(),
             taken: false,
-        })
+        }
     }
 
     /// Its absolute path.
@@ -83,8 +86,9 @@ impl JobLog {
     pub fn try_lock(&self, dir: &WorkDir) -> Lock {
         match self.file.try_lock() {
             Err(TryLockError::WouldBlock) => match self.file.try_lock_shared() {
-                Ok(()) => Lock::HeldByReader,
-                Err(_) => Lock::Busy,
+                // a worker's lock is exclusive
+                Ok(()) => Lock::Held("is held by a process that only reads it, such as `flock -s`"),
+                Err(_) => Lock::Held("is in use by another worker, or by what one has left"),
             },
             // the worker that had the lock may have written the log anew, and locked that
             _ if !dir.leads_to(NAME, &self.file) => Lock::Replaced,
@@ -261,7 +265,7 @@ impl JobLog {
         let complete = match durability {
             Durability::Disk => self.file.sync_all(),
             // a network drive writes at each close, and only then tells what it thinks of it
-            Durability::Cache => self.file.try_clone().and_then(close),
+            Durability::Cache => self.handle().and_then(close),
         };
         let complete =
             complete.map_err(|error| format!("{} cannot be written: {error}", self.path));
@@ -283,15 +287,7 @@ impl JobLog {
     /// # Errors
     /// What the system said.
     pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self {
-            file: self.file.try_clone()?,
-            path: self.path.clone(),
-            broken: None,
-            held: None,
-            verdict_at: None,
-            removed: Vec::new(),
-            taken: self.taken,
-        })
+        Ok(Self::new(self.handle()?, self.path.clone()))
     }
 
     /// The same open file once more, for a step.

@@ -227,13 +227,7 @@ impl Preparation {
                     log::warn!("{path} cannot be locked: {error}; going on, so never let two workers have one directory");
                 });
             }
-            held @ (Lock::Busy | Lock::HeldByReader) => {
-                let why = match held {
-                    Lock::HeldByReader => {
-                        "is held by a process that only reads it, such as `flock -s`"
-                    }
-                    _ => "is in use by another worker, or by what one has left",
-                };
+            Lock::Held(why) => {
                 self.wait_for(format!("the lock on {}", log.path()), why.to_owned());
                 return Ok(None);
             }
