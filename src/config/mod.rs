@@ -4,7 +4,7 @@ mod pool;
 mod url;
 mod variables;
 
-use crate::contract::{Topics, check_name};
+use crate::contract::{FOREVER, Topics, check_name};
 #[cfg(feature = "tls")]
 use crate::mqtt::tls::{self, Tls};
 use crate::mqtt::{Broker, Credentials, Password, Protocol};
@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf, absolute};
 use std::str::FromStr;
 use std::time::Duration;
 use url::Url;
+use variables::of;
 
 pub use pool::{POOLS, PoolConfig};
 pub use variables::{
@@ -92,9 +93,6 @@ pub enum OnStop {
     /// Finish the job first.
     Finish,
 }
-
-/// A longer time counts as this long (136 years): the clock cannot tell a moment beyond its own end.
-const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 impl Config {
     /// Reads the environment of this process.
@@ -193,7 +191,7 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
         Broker {
             #[cfg(feature = "tls")]
             tls: self.tls(&url),
-            credentials: self.credentials(url.username, url.password),
+            credentials: self.credentials(&url),
             hosts: url.hosts,
             protocol: self.choice(
                 "MQTT_PROTOCOL_VERSION",
@@ -272,13 +270,11 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
     }
 
     /// User name and password. The variables win over the URL.
-    fn credentials(
-        &mut self,
-        url_username: Option<String>,
-        url_password: Option<String>,
-    ) -> Option<Credentials> {
-        let username = self.text("MQTT_USERNAME").or(url_username);
-        let password = self.password().or(url_password.map(Password::Text));
+    fn credentials(&mut self, url: &Url) -> Option<Credentials> {
+        let username = self.text("MQTT_USERNAME").or_else(|| url.username.clone());
+        let password = self
+            .password()
+            .or_else(|| url.password.clone().map(Password::Text));
         if username.is_none() && password.as_ref().is_some_and(|p| p.read().is_ok()) {
             self.errors
                 .push("MQTT_PASSWORD is set without a user name: set MQTT_USERNAME too".to_owned());
@@ -379,13 +375,6 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
 fn is_program(path: &Path) -> bool {
     path.metadata()
         .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
-}
-
-/// The value of a variable unless set, and what it may be.
-fn of(name: &str) -> (&'static str, &'static str) {
-    let variable = variables::find(name);
-    debug_assert!(variable.is_some(), "{name} is not in the table");
-    variable.unwrap_or_default()
 }
 
 fn to_name(text: &str) -> Option<String> {

@@ -56,15 +56,17 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     TABLE.iter().map(|(name, ..)| *name)
 }
 
-/// The value of a variable unless set, and what it may be; `None` where it is none of ours.
-pub fn find(name: &str) -> Option<(&'static str, &'static str)> {
-    let (_, default, expected) = TABLE.iter().find(|(known, ..)| *known == name)?;
-    Some((default, expected))
+/// The value of a variable unless set, and what it may be.
+pub fn of(name: &str) -> (&'static str, &'static str) {
+    let variable = TABLE.into_iter().find(|(known, ..)| *known == name);
+    debug_assert!(variable.is_some(), "{name} is not in the table");
+    let (_, default, expected) = variable.unwrap_or_default();
+    (default, expected)
 }
 
 /// Whether a variable of the worker's environment is its own configuration, which the steps do not get.
 pub fn is_own(name: &str) -> bool {
-    find(name).is_some()
+    names().any(|known| known == name)
 }
 
 fn starts_as_ours(name: &str) -> bool {

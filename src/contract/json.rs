@@ -106,7 +106,7 @@ pub fn boolean(raw: &RawValue) -> Result<bool, String> {
 }
 
 /// A longer duration counts as this long (136 years): the clock cannot tell a moment beyond its own end.
-const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
+pub const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// A number as far as a double can tell it, which is how schemas and most languages read it. `None`: no number. It is not
 /// [`str::parse`], whose tables are 15 KB of the program.

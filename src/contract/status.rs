@@ -135,7 +135,7 @@ pub struct Document {
 }
 
 /// Linux: PATH_MAX.
-const MAX_PATH_BYTES: usize = 4096;
+pub const MAX_PATH_BYTES: usize = 4096;
 
 impl Document {
     /// A document of a job that runs, with nothing else in it.

@@ -3,6 +3,7 @@
 
 use super::fence::Fence;
 use crate::config::{Durability, JobConfig};
+use crate::contract::MAX_PATH_BYTES;
 use rustix::fs::{
     AtFlags, CWD, Dir, Mode, OFlags, Stat, fstat, fstatfs, openat, renameat, stat, statat, unlinkat,
 };
@@ -12,9 +13,6 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-
-/// Linux: PATH_MAX.
-const MAX_PATH_BYTES: usize = 4096;
 
 /// An open workDir.
 #[derive(Debug)]
