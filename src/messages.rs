@@ -6,6 +6,7 @@ use crate::contract::{
 };
 use crate::mqtt::{Connection, Message, Retention};
 use serde::Serialize;
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// How long the broker keeps it that a member of a pool is offline: a day.
@@ -90,14 +91,9 @@ struct Presence<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     waiting_for: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pool: Option<Pool<'a>>,
+    pool: Option<Value>,
     since: Timestamp,
     version: &'static str,
-}
-
-#[derive(Serialize)]
-struct Pool<'a> {
-    name: &'a str,
 }
 
 /// Publishes where there is a connection. What must be said is said again on the next one.
@@ -224,7 +220,7 @@ impl Messages {
             state,
             job,
             waiting_for,
-            pool: self.pool.as_deref().map(|name| Pool { name }),
+            pool: self.pool.as_deref().map(|name| json!({ "name": name })),
             since,
             version: env!("CARGO_PKG_VERSION"),
         };

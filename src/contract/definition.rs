@@ -57,7 +57,9 @@ impl Definition {
 
     /// Names the unknown fields of `place`, if there are any.
     pub fn told_unknown(&self, place: &str) -> Option<String> {
-        told_unknown(place, &self.unknown)
+        let names = self.unknown.join(", ");
+        (!self.unknown.is_empty())
+            .then(|| format!("unknown fields in {place} are ignored: {names}"))
     }
 
     /// Takes the fields of a definition out of an object that had `others` of its owner.
@@ -90,24 +92,20 @@ impl Definition {
         unknown.sort();
         unknown.dedup();
         unknown.truncate(NAMED);
-        if !faults.is_empty() {
-            // perhaps a misspelt one is what is missing
-            faults.extend(told_unknown("it", &unknown));
-            return Err(faults);
-        }
-        Ok(Self {
+        let definition = Self {
             steps,
             env,
             timeout,
             max_attempts,
             unknown,
-        })
+        };
+        if !faults.is_empty() {
+            // perhaps a misspelt one is what is missing
+            faults.extend(definition.told_unknown("it"));
+            return Err(faults);
+        }
+        Ok(definition)
     }
-}
-
-fn told_unknown(place: &str, unknown: &[String]) -> Option<String> {
-    let names = unknown.join(", ");
-    (!unknown.is_empty()).then(|| format!("unknown fields in {place} are ignored: {names}"))
 }
 
 fn unknown_in(rest: Object, place: &str, ours: &[&str]) -> impl Iterator<Item = String> {

@@ -70,10 +70,6 @@ fn died(attempts: u32) -> String {
     format!("interrupted: the worker died in each attempt (maxAttempts: {attempts})")
 }
 
-fn stopped() -> String {
-    format!("interrupted: the worker was stopped {MAX_STOPS} times during this job")
-}
-
 impl EarlierRun {
     /// Reads `job.status.json` for the job `id`; `None` where it speaks of another job.
     ///
@@ -138,7 +134,10 @@ impl EarlierRun {
                     }
                     JobState::Running => attempt(run.attempt.saturating_add(1), Follows::Crash),
                     JobState::Interrupted if run.stops >= MAX_STOPS => {
-                        return Decision::GiveUp(attempt(run.attempt, Follows::Stop), stopped());
+                        let why = format!(
+                            "interrupted: the worker was stopped {MAX_STOPS} times during this job"
+                        );
+                        return Decision::GiveUp(attempt(run.attempt, Follows::Stop), why);
                     }
                     JobState::Interrupted => attempt(run.attempt, Follows::Stop),
                 }
@@ -174,19 +173,17 @@ impl EarlierRun {
         match origin {
             RequestOrigin::ByHand => ours.and(Some(false)),
             RequestOrigin::Pool { identity, .. } => ours.map(|ours| ours == identity),
-            RequestOrigin::Queue { worker, .. }
-                if self.worker.as_ref().is_some_and(|w| w != worker) =>
-            {
-                Some(false)
-            }
             RequestOrigin::Queue {
+                worker,
                 redelivered,
                 identity,
-                ..
-            } => match ours? == identity.as_deref()? {
-                true => redelivered.then_some(true),
-                false => Some(false),
-            },
+            } => {
+                let is_of_another = self.worker.as_ref().is_some_and(|w| w != worker);
+                match is_of_another || ours? != identity.as_deref()? {
+                    true => Some(false),
+                    false => redelivered.then_some(true),
+                }
+            }
         }
     }
 }

@@ -28,16 +28,10 @@ pub enum RequestOrigin {
 impl RequestOrigin {
     /// Whether the broker has sent it before, to whomever.
     pub fn is_redelivered(&self) -> bool {
-        matches!(
-            self,
-            Self::Queue {
-                redelivered: true,
-                ..
-            } | Self::Pool {
-                redelivered: true,
-                ..
-            }
-        )
+        match self {
+            Self::ByHand => false,
+            Self::Queue { redelivered, .. } | Self::Pool { redelivered, .. } => *redelivered,
+        }
     }
 
     /// What no other request has in common with this one, where the broker tells it.

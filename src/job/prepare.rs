@@ -144,19 +144,18 @@ impl Preparation {
         let base = config.root.as_deref().unwrap_or(Path::new(""));
         let path = std::path::absolute(base.join(work_dir))
             .map_err(|error| OpenError::Unusable(format!("workDir {work_dir:?}: {error}")))?;
-        let dir = WorkDir::open(path, config.root.as_deref()).map_err(|error| match error {
+        let mut opened = WorkDir::open(path, config.root.as_deref());
+        if let Err(OpenError::Missing {
+            why,
+            then: Then::Reject,
+            ..
+        }) = &mut opened
+            && self.origin.is_redelivered()
+        {
             // who got it may have removed the directory
-            OpenError::Missing {
-                what,
-                why,
-                then: Then::Reject,
-            } if self.origin.is_redelivered() => OpenError::Missing {
-                what,
-                why: why + "; if this is a redelivery, a result may have been published before",
-                then: Then::Reject,
-            },
-            error => error,
-        })?;
+            why.push_str("; if this is a redelivery, a result may have been published before");
+        }
+        let dir = opened?;
         let Some(reserved) = &config.reserved else {
             return Ok(dir);
         };
