@@ -177,6 +177,8 @@ pub struct Machine {
     publish_at: Option<Instant>,
     /// A signal asked us to stop: the latest moment to go.
     stop_at: Option<Instant>,
+    /// What is to be done about the present event.
+    actions: Vec<Action>,
 }
 
 impl Machine {
@@ -192,29 +194,28 @@ impl Machine {
 
     /// Takes one event and tells what is to be done about it, in this order.
     pub fn handle(&mut self, input: Input, now: Instant) -> Vec<Action> {
-        let mut actions = Vec::new();
         match input {
             Input::Connected {
                 resumed,
                 tells_subscribers,
-            } => self.connected(resumed, tells_subscribers, now, &mut actions),
-            Input::Lost => self.lost(&mut actions),
-            Input::Request(message) => self.request(message, now, &mut actions),
-            Input::Claim(message) => self.take(message, Custody::Drive, &mut actions),
-            Input::Published(subscribers) => self.published(subscribers, now, &mut actions),
+            } => self.connected(resumed, tells_subscribers, now),
+            Input::Lost => self.lost(),
+            Input::Request(message) => self.request(message, now),
+            Input::Claim(message) => self.take(message, Custody::Drive),
+            Input::Published(subscribers) => self.published(subscribers, now),
             Input::NotPublished => {
                 if let State::Publishing(_, publication) = &mut self.state {
                     self.deadline = Some(now + publication.not_taken());
                 }
             }
-            Input::Closed if matches!(self.state, State::Leaving(_)) => self.go(&mut actions),
+            Input::Closed if matches!(self.state, State::Leaving(_)) => self.go(),
             Input::Closed => {}
-            Input::Result(result) => self.result(result, now, &mut actions),
-            Input::Requeue => self.leave(None, now, &mut actions),
-            Input::Stop { grace } => self.stop(grace, now, &mut actions),
-            Input::Expired => self.expired(now, &mut actions),
+            Input::Result(result) => self.result(result, now),
+            Input::Requeue => self.leave(None, now),
+            Input::Stop { grace } => self.stop(grace, now),
+            Input::Expired => self.expired(now),
         }
-        actions
+        std::mem::take(&mut self.actions)
     }
 
     fn held_mut(&mut self) -> Option<&mut Held> {
@@ -226,13 +227,7 @@ impl Machine {
         }
     }
 
-    fn connected(
-        &mut self,
-        resumed: bool,
-        tells_subscribers: bool,
-        now: Instant,
-        actions: &mut Vec<Action>,
-    ) {
+    fn connected(&mut self, resumed: bool, tells_subscribers: bool, now: Instant) {
         (self.connected, self.delivered) = (true, false);
         if let Some(held) = self.held_mut() {
             held.reconnected = true;
@@ -244,13 +239,13 @@ impl Machine {
             }
         }
         match &self.state {
-            State::Publishing(..) => self.publish(now, actions),
-            State::Acknowledging(..) => self.acknowledge(now, actions),
+            State::Publishing(..) => self.publish(now),
+            State::Acknowledging(..) => self.acknowledge(now),
             _ => {}
         }
     }
 
-    fn lost(&mut self, actions: &mut Vec<Action>) {
+    fn lost(&mut self) {
         (self.connected, self.deadline) = (false, None);
         self.behind.clear(); // the broker delivers them again
         let leaving = match &mut self.state {
@@ -264,7 +259,7 @@ impl Machine {
             {
                 self.state = State::Acknowledging(held, AfterResult::Leave);
             }
-            Some(_) => return self.go(actions),
+            Some(_) => return self.go(),
         }
         if let Some(held) = self.held_mut()
             && matches!(held.custody, Custody::Delivered(_))
@@ -273,14 +268,14 @@ impl Machine {
         }
     }
 
-    fn request(&mut self, message: Message, now: Instant, actions: &mut Vec<Action>) {
+    fn request(&mut self, message: Message, now: Instant) {
         if message.packet_id.is_none() {
             return match self.state {
-                State::Waiting => self.take(message, Custody::NeverKept, actions),
+                State::Waiting => self.take(message, Custody::NeverKept),
                 State::Leaving(_) | State::Gone => {}
                 // one request is held at a time, and the broker does not keep this one until its turn
                 State::Working(_) | State::Publishing(..) | State::Acknowledging(..) => {
-                    actions.push(Action::RejectNow(message))
+                    self.actions.push(Action::RejectNow(message))
                 }
             };
         }
@@ -291,7 +286,7 @@ impl Machine {
             held.custody = message
                 .packet_id
                 .map_or(Custody::NeverKept, Custody::Delivered);
-            return self.acknowledge(now, actions);
+            return self.acknowledge(now);
         }
         if let State::Leaving(held) = &mut self.state {
             // the broker has given the identifier away again, so it has our acknowledgement
@@ -312,12 +307,12 @@ impl Machine {
         if let State::Acknowledging(held, _) = &mut self.state {
             // requests come in their order: ours would have been first, so the broker has our acknowledgement already
             held.custody = Custody::Forgotten;
-            return self.acknowledge(now, actions);
+            return self.acknowledge(now);
         }
-        self.take_next(actions);
+        self.take_next();
     }
 
-    fn take(&mut self, message: Message, custody: Custody, actions: &mut Vec<Action>) {
+    fn take(&mut self, message: Message, custody: Custody) {
         self.state = State::Working(Held {
             request: message.clone(),
             custody,
@@ -325,42 +320,44 @@ impl Machine {
             reconnected: false,
         });
         self.publish_at = None;
-        actions.push(Action::Take(message));
+        self.actions.push(Action::Take(message));
     }
 
-    fn take_next(&mut self, actions: &mut Vec<Action>) {
+    fn take_next(&mut self) {
         if self.is_waiting()
             && let Some(message) = self.behind.pop_front()
             && let Some(packet_id) = message.packet_id
         {
-            self.take(message, Custody::Delivered(packet_id), actions);
+            self.take(message, Custody::Delivered(packet_id));
         }
     }
 
-    fn result(&mut self, result: ResultMessage, now: Instant, actions: &mut Vec<Action>) {
+    fn result(&mut self, result: ResultMessage, now: Instant) {
         self.state = match std::mem::replace(&mut self.state, State::Gone) {
             State::Working(held) => State::Publishing(held, Publication::new(result)),
             other => other,
         };
-        self.publish(now, actions);
+        self.publish(now);
     }
 
     /// Publishes the result, if that can be done on the present connection and its controller has had the time to subscribe.
-    fn publish(&mut self, now: Instant, actions: &mut Vec<Action>) {
+    fn publish(&mut self, now: Instant) {
         let State::Publishing(_, publication) = &self.state else {
             return;
         };
         match self.publish_at.filter(|at| *at > now) {
             _ if !self.connected => {}
             Some(at) => self.deadline = Some(at),
-            None => actions.push(Action::Publish(publication.result.clone())),
+            None => self
+                .actions
+                .push(Action::Publish(publication.result.clone())),
         }
     }
 
-    fn published(&mut self, subscribers: Subscribers, now: Instant, actions: &mut Vec<Action>) {
+    fn published(&mut self, subscribers: Subscribers, now: Instant) {
         if let State::Publishing(held, publication) = &mut self.state {
             let (again_at, warning) = publication.published(subscribers, held.reconnected, now);
-            actions.extend(warning.map(Action::Warn));
+            self.actions.extend(warning.map(Action::Warn));
             if again_at.is_some() {
                 self.deadline = again_at;
                 return;
@@ -368,11 +365,11 @@ impl Machine {
             let after = publication.result.after;
             self.state = State::Acknowledging(held.clone(), after);
         }
-        self.acknowledge(now, actions);
+        self.acknowledge(now);
     }
 
     /// Acknowledges the request if that is due and can be done on the present connection.
-    fn acknowledge(&mut self, now: Instant, actions: &mut Vec<Action>) {
+    fn acknowledge(&mut self, now: Instant) {
         let State::Acknowledging(held, after) = &mut self.state else {
             return;
         };
@@ -382,38 +379,38 @@ impl Machine {
                 return;
             }
             Custody::Delivered(packet_id) => {
-                actions.push(Action::Acknowledge(packet_id));
+                self.actions.push(Action::Acknowledge(packet_id));
                 held.acknowledged = true;
             }
-            Custody::Drive => actions.push(Action::EndClaim),
+            Custody::Drive => self.actions.push(Action::EndClaim),
             Custody::Forgotten | Custody::NeverKept => {}
         }
         self.deadline = None;
         if *after == AfterResult::WaitOn && self.stop_at.is_none() {
             self.state = State::Waiting;
-            return self.take_next(actions);
+            return self.take_next();
         }
         let held = held.clone();
-        self.leave(Some(held), now, actions);
+        self.leave(Some(held), now);
     }
 
-    fn leave(&mut self, held: Option<Held>, now: Instant, actions: &mut Vec<Action>) {
+    fn leave(&mut self, held: Option<Held>, now: Instant) {
         if !self.connected {
-            return self.go(actions);
+            return self.go();
         }
         self.state = State::Leaving(held);
         self.deadline = Some(now + LEAVE_WAIT);
-        actions.push(Action::Disconnect);
+        self.actions.push(Action::Disconnect);
     }
 
-    fn go(&mut self, actions: &mut Vec<Action>) {
+    fn go(&mut self) {
         (self.state, self.deadline, self.stop_at) = (State::Gone, None, None);
-        actions.push(Action::Exit);
+        self.actions.push(Action::Exit);
     }
 
-    fn stop(&mut self, grace: Duration, now: Instant, actions: &mut Vec<Action>) {
+    fn stop(&mut self, grace: Duration, now: Instant) {
         match self.state {
-            State::Waiting => self.leave(None, now, actions),
+            State::Waiting => self.leave(None, now),
             // the worker interrupts the job and then gives its request back
             State::Working(_) | State::Gone => {}
             State::Publishing(..) | State::Acknowledging(..) | State::Leaving(_) => {
@@ -422,23 +419,23 @@ impl Machine {
         }
     }
 
-    fn expired(&mut self, now: Instant, actions: &mut Vec<Action>) {
+    fn expired(&mut self, now: Instant) {
         if self.stop_at.is_some_and(|at| at <= now) {
             // the result is on the disk, and the broker still has the request: the next worker sends it
             self.stop_at = None;
-            return self.leave(None, now, actions);
+            return self.leave(None, now);
         }
         if self.deadline.is_none_or(|at| at > now) {
             return;
         }
         self.deadline = None;
         match &mut self.state {
-            State::Publishing(..) => self.publish(now, actions),
+            State::Publishing(..) => self.publish(now),
             State::Acknowledging(held, _) => {
                 held.custody = Custody::Forgotten;
-                self.acknowledge(now, actions);
+                self.acknowledge(now);
             }
-            State::Leaving(_) => self.go(actions),
+            State::Leaving(_) => self.go(),
             State::Waiting | State::Working(_) | State::Gone => {}
         }
     }
