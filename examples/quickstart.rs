@@ -1,6 +1,6 @@
 //! The whole design in one transcript, with nothing to install: `cargo run --example quickstart`.
 //!
-//! A controller (this program) prepares a directory and publishes a pointer to it; a worker (a process of its own, as in
+//! A controller (this program) prepares a directory and publishes a request that names it; a worker (a process of its own, as in
 //! real life) takes the job, runs its steps with all output going to `job.log`, publishes the result and exits; a restart
 //! policy (this program again) starts a fresh worker. The broker is the embedded one of the tests.
 
@@ -73,7 +73,7 @@ fn tell() -> Result<bool, Box<dyn Error>> {
     let request = r#"{"id": "hello", "workDir": "hello"}"#;
     say(
         "the controller",
-        &format!("publishes the pointer to it on jobs/pending:\n    {request}"),
+        &format!("publishes the request on jobs/pending:\n    {request}"),
     );
     broker.publish("jobs/pending", request);
 

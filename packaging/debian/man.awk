@@ -32,11 +32,11 @@ FNR == NR { next }
 FNR == 1 {
     for (i = 1; i <= count; i++) print (i > 1 ? ".br\n" : "") ".B " text(commands[i])
     print ".SH DESCRIPTION\n" text(summary)
-    print "A controller prepares a directory and publishes a pointer to it. The worker takes one job, runs its steps in that directory with all"
-    print "output going to job.log, publishes the result, and exits."
+    print "A controller prepares a directory and publishes a request that names it. The worker takes one request, and runs the job's steps in that directory. All"
+    print "their output goes to job.log. Then the worker publishes the result and exits."
     print ".SH COMMANDS"
     for (i = 1; i <= count; i++) { paragraph(commands[i]); print text(told[i]) }
-    print ".SH ENVIRONMENT\nAll are optional. The services read them from /etc/default/job\\-worker, which shows what they take unless set."
+    print ".SH ENVIRONMENT\nAll are optional. The services read them from /etc/default/job\\-worker, which shows the defaults."
     header = 1
 }
 /^$/ { header = 0; comment = ""; next }
@@ -53,8 +53,11 @@ header { next }
 END {
     print ".SH EXIT STATUS"
     print ".TP\n.B 0\nThe job has its result, whatever that is, or the worker was stopped."
-    print ".TP\n.B 64, 70, 78\nThe command line, a defect, the configuration."
-    print ".TP\n.B 75, 77\nAnother client has taken over WORKER_ID; the broker denies what the worker needs."
+    print ".TP\n.B 64\nThe command line is wrong."
+    print ".TP\n.B 70\nA defect of the program."
+    print ".TP\n.B 75\nAnother client has taken over WORKER_ID."
+    print ".TP\n.B 77\nThe broker denies what the worker needs."
+    print ".TP\n.B 78\nThe configuration cannot be used."
     print ".PP\n.B job\\-worker run\nends with the exit code of the job."
     print ".SH FILES"
     print ".TP\n.I /etc/default/job\\-worker\nThe settings of the services."

@@ -1,4 +1,4 @@
-//! The pointer message on `jobs/pending` (docs/reference.md, "Request"), and what an unusable one
+//! The message on `jobs/pending` (docs/reference.md, "Request"), and what an unusable one
 //! becomes (docs/reference.md, "Bad input").
 
 use super::definition::Definition;

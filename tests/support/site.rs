@@ -217,7 +217,7 @@ impl<B: Hub> Site<B> {
             .publish(&self.controller, "jobs/pending", payload);
     }
 
-    /// Prepares a directory and publishes a pointer to it, both under the name `id`. There must be a session that keeps it.
+    /// Prepares a directory and publishes the request for it, both under the name `id`. There must be a session that keeps it.
     pub fn submit(&self, id: &str, definition: Value) -> PathBuf {
         let dir = self.prepare(id, definition);
         self.request(json!({ "id": id, "workDir": dir }));
