@@ -63,16 +63,10 @@ fn the_disk_has_it_before_the_result_is_published() {
     let renamed = places(&trace, &["renameat", "job.status.json"]);
     let synced_dirs = places(&trace, &["fsync(", "/a>"]);
     let synced_files = places(&trace, &["fsync(", "/a/.job.status.json.tmp>"]);
-    assert_eq!(
-        [renamed.len(), synced_dirs.len(), synced_files.len()],
-        [2, 2, 2],
-        "{trace}"
-    );
-    let only = |words: &[&str]| {
-        *places(&trace, words)
-            .last()
-            .unwrap_or_else(|| panic!("{words:?}: {trace}"))
-    };
+    let counts = [renamed.len(), synced_dirs.len(), synced_files.len()];
+    assert_eq!(counts, [2, 2, 2], "{trace}");
+    let only = |words: &[&str]| *places(&trace, words).last().expect("one such call");
+    let published = places(&trace, &["jobs/results/a"])[0];
     is_in_order(
         &trace,
         &[
@@ -87,18 +81,12 @@ fn the_disk_has_it_before_the_result_is_published() {
             ("its name", renamed[1]),
             ("directory", synced_dirs[1]),
             ("close of the log", only(&["close(", "/a/job.log>"])),
-            ("result", places(&trace, &["jobs/results/a"])[0]),
+            ("result", published),
         ],
     );
-    let handle_of_directory = only(&["close(", "/a>"]);
-    assert!(
-        handle_of_directory < places(&trace, &["jobs/results/a"])[0],
-        "{trace}"
-    );
-    assert_eq!(finished.result["status"], "success");
-    assert!(
-        finished.log.ends_with("s\n") && untimed(&finished.log).contains("\n==> job success in ")
-    );
+    assert!(only(&["close(", "/a>"]) < published, "{trace}");
+    succeeds(&finished);
+    assert!(untimed(&finished.log).contains("\n==> job success in "));
 }
 
 #[test]
@@ -133,45 +121,37 @@ fn warns(finished: &Finished, text: &str) {
 #[test]
 #[ignore = "needs strace"]
 fn a_drive_that_does_not_take_something_makes_no_success() {
-    let fails = |error: &'static str| vec!["-e", error];
-    // with a journal in the way the drive keeps the first one
-    let in_the_way = "mkdir .job.status.json.tmp; touch ran";
-    for (arguments, step, has_run, said, stored) in [
-        (
-            fails("inject=fsync:error=EIO:when=1"),
-            "touch ran",
-            false,
-            "Input/output error",
-            "failed",
-        ),
-        (
-            fails("inject=fsync:error=EIO:when=2"),
-            "touch ran",
-            false,
-            "Input/output error",
-            "failed",
-        ),
-        (
-            fails("inject=fsync:error=ENOSPC:when=3"),
-            "touch ran",
-            true,
-            "",
-            "failed",
-        ),
-        (vec![], in_the_way, true, "", "running"),
+    for (fault, has_run, said) in [
+        ("EIO:when=1", false, "Input/output error"),
+        ("EIO:when=2", false, "Input/output error"),
+        ("ENOSPC:when=3", true, ""),
     ] {
-        let (_site, finished, _) = run_traced(&arguments, "on", &[step]);
-        assert_eq!(
-            finished.verdict(),
-            ("failed", "internal", 1),
-            "{arguments:?}"
-        );
-        assert_eq!(finished.dir.join("ran").exists(), has_run, "{arguments:?}");
+        let inject = format!("inject=fsync:error={fault}");
+        let (_site, finished, _) = run_traced(&["-e", &inject], "on", &["touch ran"]);
+        assert_eq!(finished.verdict(), ("failed", "internal", 1), "{fault}");
+        assert_eq!(finished.dir.join("ran").exists(), has_run, "{fault}");
         let error = finished.result["error"].as_str().unwrap();
-        assert!(error.contains(said), "{arguments:?}: {error}");
+        assert!(error.contains(said), "{fault}: {error}");
         let document = read_json(&finished.dir.join("job.status.json"));
-        assert_eq!(document["status"], stored, "{arguments:?}");
+        assert_eq!(document["status"], "failed", "{fault}");
         ends_with_one_failure(&finished);
+    }
+}
+
+/// With something in its way the drive keeps the first one.
+#[test]
+fn a_final_journal_that_is_not_written_makes_a_success_a_failure_and_is_a_warning_else() {
+    let site = Site::start();
+    for (exit, expected) in [(0, ("failed", "internal", 1)), (3, ("failed", "step", 3))] {
+        let step = format!("mkdir .job.status.json.tmp; exit {exit}");
+        let finished = site.run(&format!("exit-{exit}"), json!({ "steps": [step] }));
+        assert_eq!(finished.verdict(), expected);
+        let document = read_json(&finished.dir.join("job.status.json"));
+        assert_eq!(document["status"], "running");
+        match exit {
+            0 => ends_with_one_failure(&finished),
+            _ => warns(&finished, "job.status.json cannot be written"),
+        }
     }
 }
 
@@ -204,15 +184,6 @@ fn a_log_that_the_drive_does_not_take_makes_a_success_a_failure() {
             ends_with_one_failure(&finished);
         }
     }
-}
-
-#[test]
-#[ignore = "needs strace"]
-fn a_failed_job_whose_final_journal_is_not_written_says_so_in_a_warning() {
-    let steps = ["mkdir .job.status.json.tmp; exit 3"];
-    let (_site, finished, _) = run_traced(&[], "on", &steps);
-    assert_eq!(finished.verdict(), ("failed", "step", 3));
-    warns(&finished, "job.status.json cannot be written");
 }
 
 /// Waits until the drive's thread waits in this call, acts, and waits until the worker has left: nothing is published.
