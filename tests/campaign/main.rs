@@ -210,9 +210,10 @@ fn campaign(crowd: Crowd, version: &str, memory: Broker) {
     let controller = Controller::connect(&broker);
     let log = wire::Log::default();
     let running = Running::default();
-    let world = match crowd {
-        Crowd::Loners => World::of_wires(&log),
-        Crowd::Pool => pool::world(&log, drive.path(), &running),
+    let world = World {
+        log: log.clone(),
+        running: running.clone(),
+        pool: (crowd == Crowd::Pool).then(|| pool::directory(drive.path())),
     };
     let start = |_: &&str| Proxy::start(broker.port(), world.clone());
     let proxies: Vec<Proxy> = crowd.workers().iter().map(start).collect();

@@ -1,13 +1,10 @@
 //! The campaign over a pool: six members of one queue, whom faults also meet when a packet of their choice goes by.
 
-use super::claims::{Claim, claims};
 use super::support::site::names;
 use super::support::wait;
-use super::wire::{KINDS, Log, Trap, World};
-use super::{Random, Running, campaigns};
-use rustix::process::{Pid, Signal, kill_process};
+use super::wire::{KINDS, Trap};
+use super::{Random, campaigns};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 pub const NAME: &str = "the-pool";
@@ -23,30 +20,6 @@ campaigns!(crate::Crowd::Pool, by_default "auto", in_mqtt_3_1_1 "4");
 /// The directory of the pool.
 pub fn directory(drive: &Path) -> PathBuf {
     drive.join(".job-worker").join(NAME)
-}
-
-/// What the proxies of the members know.
-pub fn world(log: &Log, drive: &Path, running: &Running) -> World {
-    let (pool, running) = (directory(drive), running.clone());
-    World {
-        log: log.clone(),
-        look: Arc::new(move || look(&pool)),
-        kill: Arc::new(move |life| {
-            let mut running = running.lock().unwrap();
-            if let Some(life) = running.get_mut(&life)
-                && let Some(pid) = Pid::from_raw(life.pid as i32)
-            {
-                life.killed = kill_process(pid, Signal::KILL).is_ok();
-            }
-        }),
-    }
-}
-
-fn look(pool: &Path) -> Vec<Claim> {
-    match pool.is_dir() {
-        true => claims(pool),
-        false => Vec::new(),
-    }
 }
 
 /// A fault that waits for a packet.

@@ -308,11 +308,15 @@ impl Campaign {
     fn new(kind: FileSystem, drive: CutDrive, queue: Queue, sync: &'static str) -> Self {
         let broker = Mosquitto::start();
         let wire = wire::Log::default();
+        let world = World {
+            log: wire.clone(),
+            ..World::default()
+        };
         Self {
             name: format!("{queue:?} on {} with JOB_SYNC={sync}", kind.name),
             queue,
             sync,
-            proxy: Proxy::start(broker.port(), World::of_wires(&wire)),
+            proxy: Proxy::start(broker.port(), world),
             wire,
             random: Random::new(number("POWER_SEED", SEED)),
             controller: Controller::connect(&broker),

@@ -2,12 +2,15 @@
 //! given, which results it published and what was acknowledged, in the order in which it went over the wire. Of a pool it
 //! also notes what lies on the drive at that very moment, before it passes the packet on.
 
-use super::claims::Claim;
+use super::Running;
+use super::claims::{Claim, claims};
 use super::support::broker::packet::{Packet as Mqtt, decode, take_packet};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
@@ -62,12 +65,6 @@ pub struct Event {
 
 pub type Log = Arc<Mutex<Vec<Event>>>;
 
-/// What the drive holds at this moment.
-pub type Look = Arc<dyn Fn() -> Vec<Claim> + Send + Sync>;
-
-/// Kills the process of a worker.
-pub type Kill = Arc<dyn Fn(usize) + Send + Sync>;
-
 /// A kind of packet that a trap waits for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Kind {
@@ -101,20 +98,27 @@ pub struct Proxy {
 }
 
 /// What a proxy knows of the world beside its connections.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct World {
     pub log: Log,
-    pub look: Look,
-    pub kill: Kill,
+    pub running: Running,
+    /// The directory of the pool, if there is one.
+    pub pool: Option<PathBuf>,
 }
 
 impl World {
-    /// One in which nothing but the wire matters.
-    pub fn of_wires(log: &Log) -> Self {
-        Self {
-            log: log.clone(),
-            look: Arc::new(Vec::new),
-            kill: Arc::new(|_| {}),
+    /// What the drive holds at this moment.
+    fn look(&self) -> Vec<Claim> {
+        let pool = self.pool.as_ref().filter(|pool| pool.is_dir());
+        pool.map_or(Vec::new(), |pool| claims(pool))
+    }
+
+    fn kill(&self, life: usize) {
+        let mut running = lock(&self.running);
+        if let Some(life) = running.get_mut(&life)
+            && let Some(pid) = Pid::from_raw(life.pid as i32)
+        {
+            life.killed = kill_process(pid, Signal::KILL).is_ok();
         }
     }
 }
@@ -259,7 +263,7 @@ impl Reader {
     fn spring(&self, trap: Trap) {
         self.note(Packet::Trapped(trap));
         if trap.kills {
-            (self.world.kill)(self.life);
+            self.world.kill(self.life);
         }
     }
 
@@ -336,7 +340,7 @@ impl Reader {
     }
 
     fn claim(&self, is_it: impl Fn(&Claim) -> bool) -> Option<Claim> {
-        (self.world.look)().into_iter().find(is_it)
+        self.world.look().into_iter().find(is_it)
     }
 
     fn claim_with(&self, result: &Value) -> Option<Claim> {
