@@ -19,14 +19,14 @@ Usage:
   job-worker run DIR [--id ID]      run the job in DIR now, without a broker
   job-worker check [DIR] [--connect]  validate the configuration, and the job in DIR;
                                     with --connect also try the broker, leaving no trace there
-  job-worker --help | --version     --help stands behind every command, too
+  job-worker --help | --version     --help also works behind each command
 
 Exit status: 0 the job has its result, or the worker was stopped; 64 usage; 70 a defect;
   75 another client took over WORKER_ID; 77 the broker denies what the worker needs; 78 configuration
   `run`: that of the first step that failed, 128 + n for signal n, 124 timeout, 130 cancelled,
   1 no step ran, 64 DIR cannot be used
 
-Configuration is by environment variables, all optional. Behind the = stands what holds unless they are set:
+Environment variables configure the worker. All are optional, and the value behind the = is the default:
 ";
 
 /// With the target triple: the first question about a binary that was copied to a board.
