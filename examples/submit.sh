@@ -26,10 +26,10 @@
 # a second one leaves at once. The job's directory stays: it holds what the job has made.
 #
 # Exit status:
-#   0 to 255     the job's exit code, but for 64 and 75: a job that ends with one of these makes it 1, and is told on stderr
+#   0 to 255     the job's exit code, but for 64 and 75: a job that ends with one of these makes it 1, and stderr says so
 #   130          cancelled or withdrawn
 #   64           usage
-#   75           nothing was run, or nobody knows: no broker, no worker has ever been there, the drive takes nothing, the
+#   75           nothing was run, or the script cannot know: no broker, no worker has ever been there, the drive takes nothing, the
 #                worker has rejected the job, ... stderr says which. A start that has failed leaves no directory
 #                behind; that of a rejected job stays
 set -eu
