@@ -3,6 +3,7 @@
 mod walk;
 
 use super::*;
+use AfterResult::{Leave, WaitOn};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -36,6 +37,14 @@ fn result(after: AfterResult) -> ResultMessage {
     }
 }
 
+fn publish() -> Action {
+    Action::Publish(result(Leave))
+}
+
+fn take(name: &'static str, packet_id: u16) -> Action {
+    Action::Take(request(name, packet_id))
+}
+
 fn connected(resumed: bool) -> Input {
     Input::Connected {
         resumed,
@@ -61,7 +70,7 @@ impl Story {
     fn with_a_request() -> Self {
         let mut story = Self::new();
         assert_eq!(story.connects(true), []);
-        assert_eq!(story.is_given("a", 1), [Action::Take(request("a", 1))]);
+        assert_eq!(story.is_given("a", 1), [take("a", 1)]);
         story
     }
 
@@ -94,6 +103,13 @@ impl Story {
         self.hears(Input::Result(result(after)))
     }
 
+    fn has_an_insisting_result(&mut self) {
+        self.hears(Input::Result(ResultMessage {
+            wait_for_subscriber: true,
+            ..result(Leave)
+        }));
+    }
+
     fn published(&mut self) -> Vec<Action> {
         self.hears(Input::Published(Subscribers::Some))
     }
@@ -110,26 +126,23 @@ impl Story {
 
 #[test]
 fn the_order_at_the_end() {
-    let mut story = Story::with_a_result(AfterResult::Leave);
+    let mut story = Story::with_a_result(Leave);
     assert_eq!(story.published(), LEAVES);
     assert_eq!(story.hears(Input::Closed), [Action::Exit]);
 }
 
 #[test]
 fn after_an_answer_that_is_no_run_the_next_request_is_taken() {
-    let mut story = Story::with_a_result(AfterResult::WaitOn);
+    let mut story = Story::with_a_result(WaitOn);
     assert_eq!(story.published(), [Action::Acknowledge(1)]);
-    assert_eq!(story.is_given("b", 2), [Action::Take(request("b", 2))]);
+    assert_eq!(story.is_given("b", 2), [take("b", 2)]);
 }
 
 #[test]
 fn requests_behind_the_first_stay_with_the_broker() {
     let mut story = Story::with_a_request();
     assert_eq!(story.is_given("b", 2), []);
-    assert_eq!(
-        story.has_result(AfterResult::Leave),
-        [Action::Publish(result(AfterResult::Leave))]
-    );
+    assert_eq!(story.has_result(Leave), [publish()]);
     assert_eq!(story.published(), LEAVES);
 }
 
@@ -138,32 +151,53 @@ fn requests_behind_a_rejected_one_are_taken_in_their_order() {
     let mut story = Story::with_a_request();
     story.is_given("b", 2);
     story.is_given("c", 3);
-    story.has_result(AfterResult::WaitOn);
-    assert_eq!(
-        story.published(),
-        [Action::Acknowledge(1), Action::Take(request("b", 2))]
-    );
-    story.has_result(AfterResult::WaitOn);
-    assert_eq!(
-        story.published(),
-        [Action::Acknowledge(2), Action::Take(request("c", 3))]
-    );
+    story.has_result(WaitOn);
+    assert_eq!(story.published(), [Action::Acknowledge(1), take("b", 2)]);
+    story.has_result(WaitOn);
+    assert_eq!(story.published(), [Action::Acknowledge(2), take("c", 3)]);
 }
 
 #[test]
-fn a_message_on_another_topic_is_not_our_request_again() {
-    let mut story = Story::with_a_request();
-    let other = Message {
+fn what_comes_behind_is_another_request_but_for_a_redelivery_of_ours() {
+    let old_topic = Message {
         topic: "old/pending".into(),
-        redelivered: true,
-        ..request("a", 1)
+        ..again(1, true)
     };
-    story.hears(Input::Request(other.clone()));
-    story.has_result(AfterResult::WaitOn);
-    assert_eq!(
-        story.published(),
-        [Action::Acknowledge(1), Action::Take(other)]
-    );
+    for (behind, is_other) in [
+        (old_topic, true),
+        (request("a", 2), true),
+        (again(1, true), false),
+    ] {
+        let mut story = Story::with_a_request();
+        assert_eq!(story.hears(Input::Request(behind.clone())), []);
+        story.has_result(WaitOn);
+        let mut expected = vec![Action::Acknowledge(1)];
+        expected.extend(is_other.then(|| Action::Take(behind)));
+        assert_eq!(story.published(), expected);
+    }
+}
+
+/// Nobody knows whether the acknowledgement got through, until the broker delivers something. What is not ours may be a request that
+/// nobody has seen.
+#[test]
+fn after_our_acknowledgement_the_next_connection_tells_whether_it_got_through() {
+    let other_session = Message {
+        subscription: Some(6),
+        ..again(1, true)
+    };
+    for (delivered, is_ours) in [
+        (again(1, true), true),
+        (again(2, true), false),
+        (other_session, false),
+        (request("b", 2), false),
+    ] {
+        let mut story = Story::with_a_result(Leave);
+        story.published();
+        assert_eq!(story.loses(), []);
+        assert_eq!(story.connects(true), []);
+        let expected = if is_ours { &LEAVES[..] } else { &LEAVES[1..] };
+        assert_eq!(story.hears(Input::Request(delivered)), expected);
+    }
 }
 
 #[test]
@@ -192,7 +226,7 @@ fn each_wait_for_the_broker_has_its_length_and_nothing_happens_before() {
         (|story| story.stops(), SECOND),
     ];
     for (begin, length) in waits {
-        let mut story = Story::with_a_result(AfterResult::Leave);
+        let mut story = Story::with_a_result(Leave);
         begin(&mut story);
         let deadline = story.now + length;
         assert_eq!(story.machine.deadline(), Some(deadline));
@@ -209,11 +243,11 @@ fn a_link_that_breaks_while_we_leave_is_the_end_where_nothing_is_to_be_acknowled
     let mut story = Story::new();
     story.connects(true);
     story.hears(Input::Request(at_qos_0("a")));
-    story.has_result(AfterResult::Leave);
+    story.has_result(Leave);
     assert_eq!(story.published(), [Action::Disconnect]);
     assert_eq!(story.loses(), [Action::Exit]);
     // a stop leaves no time to make sure of it
-    let mut story = Story::with_a_result(AfterResult::Leave);
+    let mut story = Story::with_a_result(Leave);
     story.published();
     story.stops();
     assert_eq!(story.loses(), [Action::Exit]);
@@ -223,59 +257,27 @@ fn a_link_that_breaks_while_we_leave_is_the_end_where_nothing_is_to_be_acknowled
 fn a_controller_has_60_s_to_come_back_and_no_longer() {
     for (waited, is_over) in [(59_999, false), (60_000, true)] {
         let mut story = Story::with_a_request();
-        story.hears(Input::Result(ResultMessage {
-            wait_for_subscriber: true,
-            ..result(AfterResult::Leave)
-        }));
+        story.has_an_insisting_result();
         story.hears(Input::Published(Subscribers::None));
         story.now += Duration::from_millis(waited);
         let actions = story.hears(Input::Published(Subscribers::None));
-        assert_eq!(
-            actions.contains(&Action::Disconnect),
-            is_over,
-            "{actions:?}"
-        );
+        let has_left = actions.contains(&Action::Disconnect);
+        assert_eq!(has_left, is_over, "{actions:?}");
     }
-}
-
-#[test]
-fn a_redelivery_on_the_live_connection_is_not_a_new_request() {
-    let mut story = Story::with_a_request();
-    assert_eq!(story.hears(Input::Request(again(1, true))), []);
-    story.has_result(AfterResult::WaitOn);
-    assert_eq!(
-        story.published(),
-        [Action::Acknowledge(1)],
-        "and is not taken later"
-    );
-}
-
-#[test]
-fn the_same_job_published_twice_is_two_requests() {
-    let mut story = Story::with_a_request();
-    story.is_given("a", 2);
-    story.has_result(AfterResult::WaitOn);
-    assert_eq!(
-        story.published(),
-        [Action::Acknowledge(1), Action::Take(request("a", 2))]
-    );
 }
 
 #[test]
 fn a_link_lost_before_the_broker_has_the_answer_means_publishing_it_again() {
     for resumed in [true, false] {
-        let mut story = Story::with_a_result(AfterResult::Leave);
+        let mut story = Story::with_a_result(Leave);
         assert_eq!(story.loses(), []);
-        assert_eq!(
-            story.connects(resumed),
-            [Action::Publish(result(AfterResult::Leave))]
-        );
+        assert_eq!(story.connects(resumed), [publish()]);
     }
 }
 
 #[test]
 fn after_a_lost_link_the_redelivered_request_is_acknowledged_and_not_the_old_one() {
-    let mut story = Story::with_a_result(AfterResult::Leave);
+    let mut story = Story::with_a_result(Leave);
     story.loses();
     story.connects(true);
     assert_eq!(
@@ -300,13 +302,13 @@ fn a_fresh_request_with_the_text_of_the_held_one_is_another_one() {
         for after_result in [false, true] {
             let mut story = Story::with_a_request();
             if after_result {
-                story.has_result(AfterResult::Leave);
+                story.has_result(Leave);
             }
             story.loses();
             story.connects(true);
             assert_eq!(story.hears(Input::Request(fresh.clone())), []);
             if !after_result {
-                story.has_result(AfterResult::Leave);
+                story.has_result(Leave);
             }
             assert_eq!(story.published(), [], "ours may still come");
             assert_eq!(
@@ -319,32 +321,13 @@ fn a_fresh_request_with_the_text_of_the_held_one_is_another_one() {
 }
 
 #[test]
-fn the_same_text_in_another_session_or_under_another_number_is_not_acknowledged() {
-    let other_session = Message {
-        subscription: Some(6),
-        ..again(1, true)
-    };
-    for other in [again(2, true), other_session] {
-        let mut story = Story::with_a_result(AfterResult::Leave);
-        story.published();
-        story.loses();
-        story.connects(true);
-        assert_eq!(
-            story.hears(Input::Request(other)),
-            [Action::Disconnect],
-            "our acknowledgement may have arrived, so this may be a request that nobody has seen"
-        );
-    }
-}
-
-#[test]
 fn a_broker_that_numbers_each_connection_anew_redelivers_ours_first() {
     let mut story = Story::with_a_request();
     story.loses();
     story.connects(true);
     assert_eq!(story.hears(Input::Request(again(9, true))), []);
     assert_eq!(story.hears(Input::Request(again(10, true))), []);
-    story.has_result(AfterResult::Leave);
+    story.has_result(Leave);
     assert_eq!(
         story.published(),
         [Action::Acknowledge(9), Action::Disconnect]
@@ -353,7 +336,7 @@ fn a_broker_that_numbers_each_connection_anew_redelivers_ours_first() {
 
 #[test]
 fn nothing_is_acknowledged_on_a_session_that_has_forgotten_the_request() {
-    let mut story = Story::with_a_result(AfterResult::Leave);
+    let mut story = Story::with_a_result(Leave);
     story.loses();
     story.connects(false);
     assert_eq!(story.published(), [Action::Disconnect]);
@@ -365,7 +348,7 @@ fn a_request_of_the_same_content_on_a_new_session_is_another_one() {
     story.loses();
     story.connects(false);
     story.is_given("a", 1);
-    story.has_result(AfterResult::Leave);
+    story.has_result(Leave);
     assert_eq!(
         story.published(),
         [Action::Disconnect],
@@ -374,30 +357,8 @@ fn a_request_of_the_same_content_on_a_new_session_is_another_one() {
 }
 
 #[test]
-fn a_link_lost_after_our_acknowledgement_is_made_sure_of() {
-    let mut story = Story::with_a_result(AfterResult::Leave);
-    story.published();
-    assert_eq!(
-        story.loses(),
-        [],
-        "nobody knows whether the acknowledgement got through"
-    );
-    assert_eq!(story.connects(true), []);
-    assert_eq!(story.hears(Input::Request(again(1, true))), LEAVES);
-}
-
-#[test]
-fn another_request_instead_of_ours_says_that_our_acknowledgement_got_through() {
-    let mut story = Story::with_a_result(AfterResult::Leave);
-    story.published();
-    story.loses();
-    story.connects(true);
-    assert_eq!(story.is_given("b", 2), [Action::Disconnect]);
-}
-
-#[test]
 fn a_redelivery_that_never_comes_is_not_waited_for_for_ever() {
-    let mut story = Story::with_a_result(AfterResult::Leave);
+    let mut story = Story::with_a_result(Leave);
     story.loses();
     story.connects(true);
     story.published();
@@ -411,12 +372,9 @@ fn a_redelivery_that_never_comes_is_not_waited_for_for_ever() {
 
 #[test]
 fn an_answer_that_the_broker_does_not_take_is_published_again_later() {
-    let mut story = Story::with_a_result(AfterResult::Leave);
+    let mut story = Story::with_a_result(Leave);
     assert_eq!(story.hears(Input::NotPublished), []);
-    assert_eq!(
-        story.waits_for_its_deadline(),
-        [Action::Publish(result(AfterResult::Leave))]
-    );
+    assert_eq!(story.waits_for_its_deadline(), [publish()]);
 }
 
 #[test]
@@ -427,7 +385,7 @@ fn a_request_at_qos_0_is_answered_and_nothing_is_acknowledged() {
         story.hears(Input::Request(at_qos_0("a"))),
         [Action::Take(at_qos_0("a"))]
     );
-    story.has_result(AfterResult::Leave);
+    story.has_result(Leave);
     assert_eq!(story.published(), [Action::Disconnect]);
 }
 
@@ -436,7 +394,7 @@ fn a_request_at_qos_0_during_a_job_is_rejected_at_once() {
     let mut story = Story::with_a_request();
     let reject = || [Action::RejectNow(at_qos_0("b"))];
     assert_eq!(story.hears(Input::Request(at_qos_0("b"))), reject());
-    story.has_result(AfterResult::Leave);
+    story.has_result(Leave);
     assert_eq!(story.hears(Input::Request(at_qos_0("b"))), reject());
     assert_eq!(story.published(), LEAVES, "and does not lengthen this life");
     assert_eq!(
@@ -448,7 +406,7 @@ fn a_request_at_qos_0_during_a_job_is_rejected_at_once() {
 
 #[test]
 fn a_result_that_the_broker_does_not_take_is_published_again_ever_more_slowly() {
-    let mut story = Story::with_a_result(AfterResult::Leave);
+    let mut story = Story::with_a_result(Leave);
     for seconds in [1, 2, 4, 8, 16, 30, 30] {
         assert_eq!(story.hears(Input::NotPublished), []);
         assert_eq!(story.machine.deadline(), Some(story.now + seconds * SECOND));
@@ -469,11 +427,11 @@ fn a_request_of_the_drive_is_done_when_the_broker_has_its_result_whatever_became
             story.hears(Input::Claim(request.clone())),
             [Action::Take(request)]
         );
-        story.has_result(AfterResult::Leave);
+        story.has_result(Leave);
         if loses {
             story.loses();
             let again = story.connects(false);
-            assert_eq!(again, [Action::Publish(result(AfterResult::Leave))]);
+            assert_eq!(again, [publish()]);
         }
         assert_eq!(story.published(), [Action::EndClaim, Action::Disconnect]);
     }
@@ -481,13 +439,13 @@ fn a_request_of_the_drive_is_done_when_the_broker_has_its_result_whatever_became
 
 #[test]
 fn a_packet_identifier_that_is_given_away_again_proves_our_acknowledgement() {
-    let mut story = Story::with_a_result(AfterResult::Leave);
+    let mut story = Story::with_a_result(Leave);
     let left = story.published();
     assert_eq!(left, LEAVES);
     assert_eq!(story.is_given("a", 1), []);
     // on another connection it would come with DUP set, and pass for the one that is done
     assert_eq!(story.loses(), [Action::Exit]);
-    let mut story = Story::with_a_result(AfterResult::Leave);
+    let mut story = Story::with_a_result(Leave);
     assert_eq!(story.published(), LEAVES);
     assert_eq!(story.is_given("b", 2), []);
     assert_eq!(story.loses(), [], "another identifier proves nothing");
@@ -523,7 +481,7 @@ fn a_result_waits_for_a_controller_that_has_lost_its_connection_too() {
         if resumed {
             story.hears(Input::Request(again(1, true)));
         }
-        story.has_result(AfterResult::Leave);
+        story.has_result(Leave);
         let waited = publishes_into_the_void(&mut story).as_secs_f64();
         assert!((60.0..65.1).contains(&waited), "{waited}");
     }
@@ -532,10 +490,7 @@ fn a_result_waits_for_a_controller_that_has_lost_its_connection_too() {
 #[test]
 fn a_result_that_insists_waits_for_its_controller() {
     let mut story = Story::with_a_request();
-    story.hears(Input::Result(ResultMessage {
-        wait_for_subscriber: true,
-        ..result(AfterResult::Leave)
-    }));
+    story.has_an_insisting_result();
     let first = story.hears(Input::Published(Subscribers::None));
     assert!(matches!(first[..], [Action::Warn(_)]), "{first:?}");
     assert!(matches!(
@@ -548,7 +503,7 @@ fn a_result_that_insists_waits_for_its_controller() {
 #[test]
 fn a_result_that_nobody_wants_is_delivered_otherwise() {
     for subscribers in [Subscribers::None, Subscribers::Unknown] {
-        let mut story = Story::with_a_result(AfterResult::Leave);
+        let mut story = Story::with_a_result(Leave);
         assert_eq!(story.hears(Input::Published(subscribers)), LEAVES);
     }
 }
@@ -562,18 +517,15 @@ fn a_result_waits_blindly_where_the_broker_does_not_tell() {
     for result_first in [true, false] {
         let mut story = Story::with_a_request();
         if result_first {
-            story.has_result(AfterResult::Leave);
+            story.has_result(Leave);
         }
         story.loses();
         assert_eq!(story.hears(reconnected()), []);
         let before = story.now;
         if !result_first {
-            assert_eq!(story.has_result(AfterResult::Leave), []);
+            assert_eq!(story.has_result(Leave), []);
         }
-        assert_eq!(
-            story.waits_for_its_deadline(),
-            [Action::Publish(result(AfterResult::Leave))]
-        );
+        assert_eq!(story.waits_for_its_deadline(), [publish()]);
         assert_eq!(story.now - before, 2 * SECOND);
     }
     let mut story = Story::with_a_request();
@@ -583,15 +535,15 @@ fn a_result_waits_blindly_where_the_broker_does_not_tell() {
         tells_subscribers: false,
     });
     assert_eq!(
-        story.has_result(AfterResult::Leave),
-        [Action::Publish(result(AfterResult::Leave))],
+        story.has_result(Leave),
+        [publish()],
         "on the same session it does not wait for a controller that may be there"
     );
 }
 
 #[test]
 fn a_link_that_is_lost_ends_every_wait_for_the_broker() {
-    let mut story = Story::with_a_result(AfterResult::Leave);
+    let mut story = Story::with_a_result(Leave);
     story.hears(Input::NotPublished);
     assert!(story.machine.deadline().is_some());
     story.loses();
@@ -616,10 +568,10 @@ fn a_released_request_stays_with_the_broker() {
 
 #[test]
 fn a_stop_leaves_the_answer_a_grace_to_arrive() {
-    let mut story = Story::with_a_result(AfterResult::Leave);
+    let mut story = Story::with_a_result(Leave);
     assert_eq!(story.stops(), []);
     assert_eq!(story.published(), LEAVES);
-    let mut story = Story::with_a_result(AfterResult::Leave);
+    let mut story = Story::with_a_result(Leave);
     story.loses();
     story.stops();
     assert_eq!(
@@ -631,7 +583,7 @@ fn a_stop_leaves_the_answer_a_grace_to_arrive() {
 
 #[test]
 fn a_stop_ends_a_life_that_would_wait_on() {
-    let mut story = Story::with_a_result(AfterResult::WaitOn);
+    let mut story = Story::with_a_result(WaitOn);
     story.stops();
     assert_eq!(story.published(), LEAVES);
 }

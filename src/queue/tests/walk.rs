@@ -226,7 +226,7 @@ impl World {
                     let run = self.directory.as_mut().expect("a run was begun");
                     run.document = run.document.replace("running", "success");
                     self.result_of = Some(run.of);
-                    Input::Result(result(AfterResult::Leave))
+                    Input::Result(result(Leave))
                 }
             },
             Move::TimePasses => match self.machine.as_ref().and_then(Machine::deadline) {
@@ -311,7 +311,7 @@ impl World {
             Some(Decision::Run(attempt)) => document("running", attempt.number),
             Some(Decision::Stored) => {
                 self.result_of = self.directory.as_ref().map(|run| run.of);
-                return self.machine_hears(Input::Result(result(AfterResult::Leave)));
+                return self.machine_hears(Input::Result(result(Leave)));
             }
             Some(Decision::GiveUp(attempt, _)) => {
                 let document = document("failed", attempt.number);
@@ -320,7 +320,7 @@ impl World {
                     document,
                 });
                 self.result_of = Some(number);
-                return self.machine_hears(Input::Result(result(AfterResult::Leave)));
+                return self.machine_hears(Input::Result(result(Leave)));
             }
         };
         self.directory = Some(Run {
