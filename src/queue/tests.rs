@@ -158,6 +158,26 @@ fn requests_behind_a_rejected_one_are_taken_in_their_order() {
 }
 
 #[test]
+fn a_request_behind_is_taken_once_and_only_on_its_connection() {
+    // as NATS does: once more, on the live connection
+    let mut story = Story::with_a_request();
+    story.is_given("b", 2);
+    story.is_given("b", 2);
+    story.has_result(WaitOn);
+    assert_eq!(story.published(), [Action::Acknowledge(1), take("b", 2)]);
+    story.has_result(WaitOn);
+    assert_eq!(story.published(), [Action::Acknowledge(2)]);
+    // on the next one it has to come again
+    let mut story = Story::with_a_request();
+    story.is_given("b", 2);
+    story.loses();
+    story.connects(true);
+    story.hears(Input::Request(again(1, true)));
+    story.has_result(WaitOn);
+    assert_eq!(story.published(), [Action::Acknowledge(1)]);
+}
+
+#[test]
 fn what_comes_behind_is_another_request_but_for_a_redelivery_of_ours() {
     let old_topic = Message {
         topic: "old/pending".into(),
