@@ -1,6 +1,7 @@
 //! Timeouts of steps and jobs (docs/reference.md, "Limits" and "Stopping"): TERM to the whole job, the grace, KILL;
 //! 124 and `timeout`.
 
+use crate::orphans::STORM;
 use crate::support::site::Site;
 use serde_json::json;
 
@@ -55,6 +56,7 @@ fn each_limit_counts_and_the_nearest_wins() {
             "env": { "JOB_TIMEOUT": "0.5", "JOB_MAX_ATTEMPTS": "2" }, "codes": [124, 124],
             "error": "the job timed out after 0.5s (JOB_TIMEOUT)" },
     ]);
+    let _calm = STORM.read();
     let site = Site::scripted();
     let jobs = site.jobs(&cases);
     let (last, others) = jobs.split_last().expect("there are some");
