@@ -33,6 +33,8 @@ pub const CANCEL_FILE: &str = "job.cancel";
 pub struct Preparation {
     request: Request,
     origin: RequestOrigin,
+    config: JobConfig,
+    worker: String,
     started: Instant,
     /// When to look, next.
     pub next_look: Instant,
@@ -44,11 +46,13 @@ pub struct Preparation {
 }
 
 impl Preparation {
-    pub fn new(request: Request, origin: RequestOrigin) -> Self {
+    pub fn new(request: Request, origin: RequestOrigin, config: JobConfig, worker: String) -> Self {
         let started = Instant::now();
         Self {
             request,
             origin,
+            config,
+            worker,
             started,
             next_look: started,
             backoff: Backoff::new(FIRST_PAUSE, LAST_PAUSE),
@@ -59,41 +63,39 @@ impl Preparation {
 
     /// Ends a job that is cancelled before its first step: its result, which is in its journal then, if its directory is
     /// there and no other run has that.
-    pub fn cancelled(&self, by: &str, config: &JobConfig, worker: &str) -> Document {
+    pub fn cancelled(&self, by: &str) -> Document {
         let error = format!("cancelled by {by} before its first step");
-        let document = self.document(worker).not_run(Reason::Cancelled, error);
-        if let Ok(dir) = self.open_dir(config) {
-            store_unrun(&dir, &document, config.durability);
+        let document = self.not_run(Reason::Cancelled, error);
+        if let Ok(dir) = self.open_dir() {
+            store_unrun(&dir, &document, self.config.durability);
         }
         document
     }
 
     /// Tries to begin the job, without waiting. The stage that it comes to; `None`: look again at [`Self::next_look`].
-    pub fn look(&mut self, config: &JobConfig, worker: &str) -> Option<Stage> {
+    pub fn look(&mut self) -> Option<Stage> {
         // giving up has failed, too: whatever kills the worker is perhaps the directory itself
         if let RequestOrigin::Pool { taken, .. } = &self.origin
-            && *taken > config.max_attempts.saturating_add(1)
+            && *taken > self.config.max_attempts.saturating_add(1)
             && let Decision::GiveUp(_, error) =
-                EarlierRun::decide(None, None, &self.origin, config.max_attempts)
+                EarlierRun::decide(None, None, &self.origin, self.config.max_attempts)
         {
-            return Some(Stage::result(
-                self.document(worker).not_run(Reason::Interrupted, error),
-            ));
+            return Some(Stage::result(self.not_run(Reason::Interrupted, error)));
         }
-        let (reason, error) = match self.try_to_begin(config, worker) {
+        let (reason, error) = match self.try_to_begin() {
             Ok(Some(stage)) => return Some(stage),
             Ok(None) => {
-                self.wait(config);
+                self.wait();
                 return None;
             }
             Err(OpenError::Unusable(error)) => (Reason::Rejected, error),
             Err(OpenError::Missing { what, why, then }) => {
                 let waited = self.started.elapsed();
-                if waited < config.dir_wait || then == Then::WaitOn {
+                if waited < self.config.dir_wait || then == Then::WaitOn {
                     if waited >= UNREMARKABLE_WAIT {
                         self.wait_for(what, why);
                     }
-                    self.wait(config);
+                    self.wait();
                     return None;
                 }
                 let reason = match then {
@@ -103,12 +105,12 @@ impl Preparation {
                 (reason, format!("{what} {why}"))
             }
         };
-        let document = self.document(worker).not_run(reason, error);
+        let document = self.not_run(reason, error);
         // a person who has run a job by hand finds how that ended, and not the success before
         if self.origin == RequestOrigin::ByHand
-            && let Ok(dir) = self.open_dir(config)
+            && let Ok(dir) = self.open_dir()
         {
-            store_unrun(&dir, &document, config.durability);
+            store_unrun(&dir, &document, self.config.durability);
         }
         Some(Stage::result(document))
     }
@@ -128,23 +130,23 @@ impl Preparation {
         }
     }
 
-    fn wait(&mut self, config: &JobConfig) {
+    fn wait(&mut self) {
         let now = Instant::now();
         self.next_look = now + self.backoff.next_pause();
         // the end of the wait is a moment to look, too
-        let end = self.started + config.dir_wait;
+        let end = self.started + self.config.dir_wait;
         if end > now {
             self.next_look = self.next_look.min(end);
         }
     }
 
     /// Opens the workDir, which may not be anywhere.
-    fn open_dir(&self, config: &JobConfig) -> Result<WorkDir, OpenError> {
+    fn open_dir(&self) -> Result<WorkDir, OpenError> {
         let work_dir = &self.request.work_dir;
-        let base = config.root.as_deref().unwrap_or(Path::new(""));
+        let base = self.config.root.as_deref().unwrap_or(Path::new(""));
         let path = std::path::absolute(base.join(work_dir))
             .map_err(|error| OpenError::Unusable(format!("workDir {work_dir:?}: {error}")))?;
-        let mut opened = WorkDir::open(path, config.root.as_deref());
+        let mut opened = WorkDir::open(path, self.config.root.as_deref());
         if let Err(OpenError::Missing {
             why,
             then: Then::Reject,
@@ -156,7 +158,7 @@ impl Preparation {
             why.push_str("; if this is a redelivery, a result may have been published before");
         }
         let dir = opened?;
-        let Some(reserved) = &config.reserved else {
+        let Some(reserved) = &self.config.reserved else {
             return Ok(dir);
         };
         let real = dir
@@ -172,22 +174,18 @@ impl Preparation {
         }
     }
 
-    fn try_to_begin(
-        &mut self,
-        config: &JobConfig,
-        worker: &str,
-    ) -> Result<Option<Stage>, OpenError> {
+    fn try_to_begin(&mut self) -> Result<Option<Stage>, OpenError> {
         let own = &self.request.definition;
-        if config.payload_steps == PayloadSteps::Deny
+        if self.config.payload_steps == PayloadSteps::Deny
             && (own.steps.is_some() || !own.env.is_empty())
         {
             let error = "the request brings `steps` or `env`, which JOB_PAYLOAD_STEPS=deny leaves to job.json";
             return Err(OpenError::Unusable(error.to_owned()));
         }
-        let dir = self.open_dir(config)?;
+        let dir = self.open_dir()?;
         // a stored result needs neither the definition, which may be gone by now, nor the lock: it does not change
         if let (Decision::Stored, document) = self.decide(&dir, u32::MAX)? {
-            if let Err(error) = journal::sync_name(&dir, config.durability) {
+            if let Err(error) = journal::sync_name(&dir, self.config.durability) {
                 log::warn!("{error}; the result is published all the same");
             }
             return Ok(Some(Stage::Over(Some(Outcome::Stored(document)))));
@@ -196,11 +194,11 @@ impl Preparation {
             let file = dir.path().join(CANCEL_FILE);
             let file = file.display();
             let error = format!("withdrawn by {file}; remove that file to have the job run");
-            let document = self.document(worker).not_run(Reason::Cancelled, error);
-            store_unrun(&dir, &document, config.durability);
+            let document = self.not_run(Reason::Cancelled, error);
+            store_unrun(&dir, &document, self.config.durability);
             return Ok(Some(Stage::result(document)));
         }
-        let plan = self.plan(&dir, config)?;
+        let plan = self.plan(&dir)?;
         let log = match JobLog::open(&dir) {
             Ok(log) => log,
             Err(error) => {
@@ -210,7 +208,7 @@ impl Preparation {
                     true => Err(OpenError::of(place, error)),
                     false => {
                         let error = format!("{place} cannot be opened: {}", explained(&error));
-                        let document = self.document(worker).not_run(Reason::Internal, error);
+                        let document = self.not_run(Reason::Internal, error);
                         Ok(Some(Stage::result(document)))
                     }
                 };
@@ -235,19 +233,19 @@ impl Preparation {
         let stage = match self.decide(&dir, plan.max_attempts)? {
             (Decision::Stored, document) => Stage::Over(Some(Outcome::Stored(document))),
             (Decision::GiveUp(attempt, error), _) => {
-                Stage::result(self.give_up(&dir, log, attempt, error, config, worker))
+                Stage::result(self.give_up(&dir, log, attempt, error))
             }
             (Decision::Run(attempt), _) => {
                 for sentence in &plan.warnings {
                     log::warn!("job {}: {sentence}", self.request.id.as_str());
                 }
                 let job = PreparedJob {
-                    document: self.document(worker),
+                    document: self.document(),
                     plan,
                     // nothing in memory outlives a power cut: there is no disk to wait for
                     durability: match dir.is_in_memory() {
                         true => Durability::Cache,
-                        false => config.durability,
+                        false => self.config.durability,
                     },
                     dir,
                     log,
@@ -255,13 +253,13 @@ impl Preparation {
                     is_lost: self.is_lost.clone(),
                     is_by_hand: self.origin == RequestOrigin::ByHand,
                 };
-                Running::start(job, config)?
+                Running::start(job, &self.config)?
             }
         };
         Ok(Some(stage))
     }
 
-    fn plan(&self, dir: &WorkDir, config: &JobConfig) -> Result<Plan, OpenError> {
+    fn plan(&self, dir: &WorkDir) -> Result<Plan, OpenError> {
         let place = || format!("{}/job.json", dir.path().display());
         let missing = |why: &str| OpenError::Missing {
             what: place(),
@@ -292,8 +290,8 @@ impl Preparation {
         let plan = Plan::merge(
             &self.request.definition,
             definition,
-            config.timeout,
-            config.max_attempts,
+            self.config.timeout,
+            self.config.max_attempts,
         );
         plan.map_err(|mut faults| {
             if self.origin != RequestOrigin::ByHand
@@ -314,25 +312,22 @@ impl Preparation {
     }
 
     /// A document of this request, to be completed.
-    fn document(&self, worker: &str) -> Document {
+    fn document(&self) -> Document {
         Document {
             key: self.request.key.clone(),
             origin: self.origin.identity().map(str::to_owned),
             work_dir: Some(self.request.work_dir.clone()),
-            ..Document::new(self.request.id.clone(), worker)
+            ..Document::new(self.request.id.clone(), &self.worker)
         }
     }
 
+    /// The document that says why no step of the job is run.
+    fn not_run(&self, reason: Reason, error: String) -> Document {
+        self.document().not_run(reason, error)
+    }
+
     /// Ends a job that gets no further attempt.
-    fn give_up(
-        &self,
-        dir: &WorkDir,
-        mut log: JobLog,
-        attempt: Attempt,
-        error: String,
-        config: &JobConfig,
-        worker: &str,
-    ) -> Document {
+    fn give_up(&self, dir: &WorkDir, mut log: JobLog, attempt: Attempt, error: String) -> Document {
         if let Err(error) = log.resume(&self.request.id, dir) {
             log::warn!("{} cannot be written: {error}", log.path());
         }
@@ -341,12 +336,12 @@ impl Preparation {
             log_file: Some(log.path().to_owned()),
             attempt: Some(attempt.number),
             stops: attempt.stops,
-            ..self.document(worker).not_run(Reason::Interrupted, error)
+            ..self.not_run(Reason::Interrupted, error)
         };
-        if let Err(error) = log.complete(config.durability) {
+        if let Err(error) = log.complete(self.config.durability) {
             document.warn(&error);
         }
-        if let Err(error) = journal::store(dir, &document, config.durability) {
+        if let Err(error) = journal::store(dir, &document, self.config.durability) {
             document.warn(&error.to_string());
         }
         if let Some(warning) = &document.warning {

@@ -18,8 +18,7 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 /// A job from its request to its result.
 pub struct Run {
     id: JobId,
-    config: JobConfig,
-    worker: String,
+    stop_grace: Duration,
     wake: Wake,
     stage: Stage,
     /// Its start, until it is told.
@@ -70,10 +69,14 @@ impl Run {
     ) -> Self {
         Self {
             id: request.id.clone(),
-            config: config.clone(),
-            worker: worker.to_owned(),
+            stop_grace: config.stop_grace,
             wake,
-            stage: Stage::Preparing(Box::new(Preparation::new(request, origin))),
+            stage: Stage::Preparing(Box::new(Preparation::new(
+                request,
+                origin,
+                config.clone(),
+                worker.to_owned(),
+            ))),
             start: None,
             log_start: 0,
         }
@@ -123,7 +126,7 @@ impl Run {
     pub fn wake(&mut self, now: Instant) {
         match &mut self.stage {
             Stage::Preparing(preparation) if preparation.next_look <= now => {
-                if let Some(stage) = preparation.look(&self.config, &self.worker) {
+                if let Some(stage) = preparation.look() {
                     self.enter(stage);
                 }
             }
@@ -170,7 +173,7 @@ impl Run {
             && running.is_over
             && let Stage::Running(running) = std::mem::replace(&mut self.stage, Stage::Over(None))
         {
-            let leave_at = Instant::now() + self.config.stop_grace;
+            let leave_at = Instant::now() + self.stop_grace;
             let leave_at = running.stopping.then_some(leave_at);
             let saving = Saving::begin(running.end(), leave_at, &self.wake);
             self.stage = Stage::Saving(Box::new(saving));
@@ -192,10 +195,10 @@ impl Run {
         match (&mut self.stage, why) {
             (Stage::Running(running), _) => running.interrupt(why, now),
             (Stage::Saving(saving), Interruption::Stop) => {
-                saving.stop(now + self.config.stop_grace);
+                saving.stop(now + self.stop_grace);
             }
             (Stage::Preparing(preparation), Interruption::Cancelled(by)) => {
-                let document = preparation.cancelled(by, &self.config, &self.worker);
+                let document = preparation.cancelled(by);
                 self.stage = Stage::result(document);
             }
             (Stage::Preparing(_), Interruption::Stop) => self.end(Outcome::Unfinished),
