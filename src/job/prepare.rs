@@ -7,6 +7,7 @@ use super::log::{JobLog, Lock, while_nothing_runs};
 use super::prepared::PreparedJob;
 use super::run::Stage;
 use super::running::Running;
+use super::save::Begun;
 use super::{IsLost, OpenError, Outcome, Then, WorkDir, journal};
 use crate::backoff::Backoff;
 use crate::config::{Durability, JobConfig, PayloadSteps};
@@ -250,6 +251,7 @@ impl Preparation {
                     dir,
                     log,
                     attempt,
+                    begun: Begun::default(),
                     is_lost: self.is_lost.clone(),
                     is_by_hand: self.origin == RequestOrigin::ByHand,
                 };

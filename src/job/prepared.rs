@@ -1,6 +1,7 @@
 //! A job that has its directory, its definition and its lock, and runs next.
 
 use super::log::JobLog;
+use super::save::Begun;
 use super::{IsLost, WorkDir};
 use crate::config::Durability;
 use crate::contract::{Attempt, Document, Follows, Plan, StepState, StepStatus, Timestamp};
@@ -9,13 +10,14 @@ use std::io;
 
 /// A job that runs next. Its lock is that of `log`.
 pub struct PreparedJob {
-    /// What its request says, and who runs it.
+    /// What its request says, and who runs it; at the end, how it ended.
     pub document: Document,
     pub plan: Plan,
     pub dir: WorkDir,
     pub log: JobLog,
     pub durability: Durability,
     pub attempt: Attempt,
+    pub begun: Begun,
     pub is_lost: Option<IsLost>,
     /// It was started by hand: a terminal shows the log.
     pub is_by_hand: bool,

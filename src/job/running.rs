@@ -5,7 +5,7 @@ use super::interruption::Limit;
 use super::journal::Journal;
 use super::prepared::PreparedJob;
 use super::run::Stage;
-use super::save::{self, Begun, Ending};
+use super::save;
 use super::step::{Due, RunningStep};
 use super::{Interruption, OpenError, environment, journal};
 use crate::config::{Durability, JobConfig};
@@ -41,7 +41,6 @@ pub struct Running {
     pub stopping: bool,
     /// How many processes could not be killed since the last step began.
     unkilled: usize,
-    begun: Begun,
     /// No step is to run any more: [`Self::end`] is next.
     pub is_over: bool,
 }
@@ -100,7 +99,6 @@ impl Running {
             log_start,
             stopping: false,
             unkilled: 0,
-            begun: Begun::default(),
             is_over: false,
         };
         running.run_next();
@@ -190,7 +188,7 @@ impl Running {
         match handles {
             (Ok(dir), Ok(log)) if !self.job.log.is_taken() => {
                 let document = self.journal.document.clone();
-                save::note_stop(dir, Some(log), document, self.begun.clone());
+                save::note_stop(dir, Some(log), document, self.job.begun.clone());
             }
             _ => log::warn!("the stop cannot be noted before the end"),
         }
@@ -348,7 +346,7 @@ impl Running {
     }
 
     /// Leaves nothing behind: only then log and journal can be made final.
-    pub fn end(mut self) -> Ending {
+    pub fn end(mut self) -> PreparedJob {
         // what could not be killed a moment ago would keep the worker for as long once more
         let swept = match self.unkilled {
             0 => process::sweep(|_, _| {}),
@@ -360,12 +358,14 @@ impl Running {
                 swept.killed
             ));
         }
-        let left = (swept.left > 0).then(|| {
-            format!(
+        if swept.left > 0 {
+            let left = format!(
                 "processes of the job that could not be killed still run: {}",
                 swept.left
-            )
-        });
+            );
+            self.job.log.line(format_args!("warning: {left}"));
+            self.journal.document.warn(&left);
+        }
         match self.failure {
             None if self.stopping => save::interrupt(&mut self.journal.document),
             None => self.journal.make_final(JobState::Success, 0),
@@ -375,11 +375,7 @@ impl Running {
                 (document.reason, document.error) = (Some(reason), Some(error));
             }
         }
-        Ending {
-            job: self.job,
-            document: self.journal.document,
-            warning: left,
-            begun: self.begun,
-        }
+        self.job.document = self.journal.document;
+        self.job
     }
 }

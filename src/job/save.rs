@@ -23,15 +23,6 @@ use std::time::{Duration, Instant};
 /// Whether the final journal is being written, or is there: no stop is noted any more.
 pub type Begun = Arc<Mutex<bool>>;
 
-/// A job whose steps are over.
-pub struct Ending {
-    pub job: PreparedJob,
-    pub document: Document,
-    /// What a person should know of its end.
-    pub warning: Option<String>,
-    pub begun: Begun,
-}
-
 /// Tells the main thread, from another one, that there is something for [`super::Run::drive_done`].
 pub type Wake = Arc<dyn Fn() + Send + Sync>;
 
@@ -66,22 +57,22 @@ impl Done {
 impl Saving {
     /// Begins to make log and journal final. `wake` is called when that is done, where it may take a while. A worker that stops
     /// leaves at `leave_at`.
-    pub fn begin(ending: Ending, leave_at: Option<Instant>, wake: &Wake) -> Self {
+    pub fn begin(job: PreparedJob, leave_at: Option<Instant>, wake: &Wake) -> Self {
         let note = match leave_at {
             Some(_) => None,
-            None => ending.job.dir.try_clone().ok(),
+            None => job.dir.try_clone().ok(),
         };
-        let note = note.map(|dir| (dir, ending.document.clone(), ending.begun.clone()));
+        let note = note.map(|dir| (dir, job.document.clone(), job.begun.clone()));
         let done = Arc::<Done>::default();
-        if ending.job.durability == Durability::Cache && leave_at.is_none() {
-            done.put(finish(ending));
+        if job.durability == Durability::Cache && leave_at.is_none() {
+            done.put(finish(job));
         } else {
-            let given = Arc::new(Mutex::new(Some(ending)));
+            let given = Arc::new(Mutex::new(Some(job)));
             let (done, wake) = (done.clone(), wake.clone());
             let save = move || {
                 let given = given.lock().unwrap_or_else(PoisonError::into_inner).take();
-                if let Some(ending) = given {
-                    done.put(finish(ending));
+                if let Some(job) = given {
+                    done.put(finish(job));
                     wake();
                 }
             };
@@ -143,23 +134,15 @@ pub fn interrupt(document: &mut Document) {
 }
 
 /// Makes log and journal of a job complete, in the order in which nothing is promised too early.
-fn finish(ending: Ending) -> Outcome {
-    let Ending {
-        job,
-        mut document,
-        warning,
-        begun,
-    } = ending;
-    let (dir, mut log, durability) = (job.dir, job.log, job.durability);
+fn finish(job: PreparedJob) -> Outcome {
+    let (dir, mut log, mut document) = (job.dir, job.log, job.document);
+    let durability = job.durability;
     if job.is_lost.is_some_and(|is_lost| is_lost()) {
         return Outcome::Lost;
     }
     log.release();
     if let Err(error) = log.restore_if_removed(&dir) {
         log::warn!("{error}; the result is published all the same");
-    }
-    if let Some(warning) = warning {
-        warn(&mut document, &mut log, &warning);
     }
     if !dir.is_in_place() && !dir.is_removed() {
         let path = dir.path().display();
@@ -180,7 +163,7 @@ fn finish(ending: Ending) -> Outcome {
     if let Err(error) = log.complete(durability) {
         fail(&mut document, &mut log, &error, durability);
     }
-    let mut begun = begun.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut begun = job.begun.lock().unwrap_or_else(PoisonError::into_inner);
     *begun = true;
     if log.is_taken() {
         log::warn!("the journal is another worker's by now");
