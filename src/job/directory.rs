@@ -243,12 +243,6 @@ impl WorkDir {
         statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
 
-    /// Whether the directory certainly has nothing of this name.
-    pub fn lacks(&self, name: &str) -> bool {
-        let found = statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW);
-        matches!(found, Err(Errno::NOENT))
-    }
-
     /// Removes a name from the directory, if it is none of another directory.
     ///
     /// # Errors
