@@ -3,7 +3,7 @@
 
 use super::fence::Fence;
 use crate::config::{Durability, JobConfig};
-use crate::contract::MAX_PATH_BYTES;
+use crate::contract::{MAX_PATH_BYTES, Reason};
 use rustix::fs::{
     AtFlags, CWD, Dir, Mode, OFlags, Stat, fstat, fstatfs, openat, renameat, stat, statat, unlinkat,
 };
@@ -31,37 +31,27 @@ pub enum OpenError {
         what: String,
         /// Why it is not.
         why: String,
-        /// What follows where it stays so.
-        then: Then,
+        /// Why the job fails where it stays so; `None`: no request could be run, so it is waited for as long as it takes.
+        reason: Option<Reason>,
     },
     /// A sentence that says why it never will be.
     Unusable(String),
-}
-
-/// What follows where something stays missing.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Then {
-    /// The request is rejected.
-    Reject,
-    /// It fails: the fault is of this machine or its drive.
-    Fail,
-    /// It is waited for as long as it takes: no request could be run.
-    WaitOn,
 }
 
 impl OpenError {
     /// What the system said of `what`.
     pub fn of(what: String, error: io::Error) -> Self {
         let said = format!("cannot be opened: {}", explained(&error));
-        let (why, then) = match Errno::from_io_error(&error) {
-            Some(Errno::NOENT) => ("does not exist".to_owned(), Then::Reject),
+        let (why, reason) = match Errno::from_io_error(&error) {
+            Some(Errno::NOENT) => ("does not exist".to_owned(), Reason::Rejected),
             // files on a network drive come before their permissions
-            Some(Errno::ACCESS) => (said, Then::Reject),
+            Some(Errno::ACCESS) => (said, Reason::Rejected),
             Some(Errno::NOTDIR) => return Self::Unusable(format!("{what} is not a directory")),
-            _ if is_ours(&error) => (said, Then::Fail),
+            _ if is_ours(&error) => (said, Reason::Internal),
             _ => return Self::Unusable(format!("{what} {said}")),
         };
-        Self::Missing { what, why, then }
+        let reason = Some(reason);
+        Self::Missing { what, why, reason }
     }
 
     /// The drive of `dir` is full: no job could be run there.
@@ -69,7 +59,7 @@ impl OpenError {
         Self::Missing {
             what: format!("room on the drive of {}", dir.path().display()),
             why: format!("is missing: {error}"),
-            then: Then::WaitOn,
+            reason: None,
         }
     }
 }
@@ -147,7 +137,7 @@ impl WorkDir {
         let no_root = |error: io::Error| OpenError::Missing {
             what: format!("JOB_ROOT {}", root.display()),
             why: format!("cannot be opened: {}", explained(&error)),
-            then: Then::WaitOn,
+            reason: None,
         };
         let start = open_directory(root).map_err(|error| no_root(error.into()))?;
         let real = std::fs::read_link(path_of(&start)).map_err(no_root)?;

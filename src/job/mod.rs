@@ -17,7 +17,7 @@ mod step;
 use crate::contract::Document;
 use std::sync::Arc;
 
-pub use directory::{OpenError, Then, WorkDir, missing_root};
+pub use directory::{OpenError, WorkDir, missing_root};
 pub use interruption::Interruption;
 pub use prepare::CANCEL_FILE;
 pub use run::{News, Run};

@@ -8,7 +8,7 @@ use super::prepared::PreparedJob;
 use super::run::Stage;
 use super::running::Running;
 use super::save::Begun;
-use super::{IsLost, OpenError, Outcome, Then, WorkDir, journal};
+use super::{IsLost, OpenError, Outcome, WorkDir, journal};
 use crate::backoff::Backoff;
 use crate::config::{Durability, JobConfig, PayloadSteps};
 use crate::contract::{
@@ -90,18 +90,14 @@ impl Preparation {
                 return None;
             }
             Err(OpenError::Unusable(error)) => (Reason::Rejected, error),
-            Err(OpenError::Missing { what, why, then }) => {
+            Err(OpenError::Missing { what, why, reason }) => {
                 let waited = self.started.elapsed();
-                if waited < self.config.dir_wait || then == Then::WaitOn {
+                let Some(reason) = reason.filter(|_| waited >= self.config.dir_wait) else {
                     if waited >= UNREMARKABLE_WAIT {
                         self.wait_for(what, why);
                     }
                     self.wait();
                     return None;
-                }
-                let reason = match then {
-                    Then::Reject => Reason::Rejected,
-                    Then::Fail | Then::WaitOn => Reason::Internal,
                 };
                 (reason, format!("{what} {why}"))
             }
@@ -150,7 +146,7 @@ impl Preparation {
         let mut opened = WorkDir::open(path, self.config.root.as_deref());
         if let Err(OpenError::Missing {
             why,
-            then: Then::Reject,
+            reason: Some(Reason::Rejected),
             ..
         }) = &mut opened
             && self.origin.is_redelivered()
@@ -266,7 +262,7 @@ impl Preparation {
         let missing = |why: &str| OpenError::Missing {
             what: place(),
             why: why.to_owned(),
-            then: Then::Reject,
+            reason: Some(Reason::Rejected),
         };
         let content = dir
             .read("job.json", MAX_DEFINITION_BYTES)
