@@ -8,12 +8,9 @@ use std::ffi::OsString;
 pub fn of(job: &PreparedJob) -> Vec<(OsString, OsString)> {
     let is_own = |name: &OsString| name.to_str().is_some_and(is_own_variable);
     let inherited = std::env::vars_os().filter(|(name, _)| !is_own(name));
-    let own = job
-        .plan
-        .env
-        .iter()
-        .map(|(name, value)| (name.into(), value.into()));
-    let ours = [
+    let own = job.plan.env.iter();
+    let own = own.map(|(name, value)| (&**name, value.into()));
+    let ours: [(&str, OsString); 6] = [
         ("JOB_ID", job.document.id.as_str().into()),
         ("JOB_WORK_DIR", job.dir.path().into()),
         ("JOB_LOG", job.log.path().into()),
@@ -21,8 +18,6 @@ pub fn of(job: &PreparedJob) -> Vec<(OsString, OsString)> {
         ("JOB_ATTEMPT", job.attempt.number.to_string().into()),
         ("WORKER_ID", (&job.document.worker).into()),
     ];
-    let ours = ours
-        .into_iter()
-        .map(|(name, value): (&str, OsString)| (name.into(), value));
-    inherited.chain(own).chain(ours).collect()
+    let set = own.chain(ours).map(|(name, value)| (name.into(), value));
+    inherited.chain(set).collect()
 }
