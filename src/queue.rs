@@ -248,18 +248,12 @@ impl Machine {
     fn lost(&mut self) {
         (self.connected, self.deadline) = (false, None);
         self.behind.clear(); // the broker delivers them again
-        let leaving = match &mut self.state {
-            State::Leaving(held) => Some(held.take()),
-            _ => None,
-        };
-        match leaving {
-            None => {}
-            Some(Some(held))
-                if self.stop_at.is_none() && matches!(held.custody, Custody::Delivered(_)) =>
-            {
-                self.state = State::Acknowledging(held, AfterResult::Leave);
-            }
-            Some(_) => return self.go(),
+        if let State::Leaving(held) = &mut self.state {
+            let is_kept = |held: &mut Held| matches!(held.custody, Custody::Delivered(_));
+            let Some(held) = held.take_if(is_kept).filter(|_| self.stop_at.is_none()) else {
+                return self.go();
+            };
+            self.state = State::Acknowledging(held, AfterResult::Leave);
         }
         if let Some(held) = self.held_mut()
             && matches!(held.custody, Custody::Delivered(_))
