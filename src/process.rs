@@ -23,7 +23,7 @@ const SWEEP_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long [`terminate`] scans /proc for processes outside of the group. One that is not found in time gets only the KILL.
 /// With thousands of processes that fork and exit all the time, one scan takes seconds.
-const SCAN_LIMIT: Duration = Duration::from_millis(200);
+const SCAN_LIMIT: Duration = Duration::from_secs(1);
 
 /// How many children are reaped before anything else is looked at. More of them end meanwhile, if a job forks and exits all
 /// the time.
@@ -174,14 +174,15 @@ fn reap() -> Reaped {
     }
 }
 
-/// Asks every process of the job to end: the group of its step, and all descendants outside of that group.
-pub fn terminate(group: Pid) {
+/// Asks every process of the job to end: the group of its step, and all descendants outside of that group that are found before
+/// the `grace` is over.
+pub fn terminate(group: Pid, grace: Duration) {
     let signals = [Signal::TERM, Signal::CONT]; // a stopped process takes no TERM
     // the group first and at once: its members cannot escape by forking while we look
     for signal in signals {
         let _ = kill_process_group(group, signal); // ESRCH: the group is empty already
     }
-    for process in descendants(SCAN_LIMIT)
+    for process in descendants(SCAN_LIMIT.min(grace))
         .iter()
         .filter(|process| process.group != group.as_raw_pid())
     {

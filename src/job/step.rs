@@ -90,7 +90,7 @@ impl RunningStep {
     pub fn interrupt(&mut self, why: Interruption, kill_at: Instant) {
         if self.interrupted.is_none() {
             self.interrupted = Some((why, kill_at));
-            process::terminate(self.group);
+            process::terminate(self.group, kill_at - Instant::now());
         }
     }
 
