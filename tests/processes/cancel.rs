@@ -281,3 +281,16 @@ fn a_step_that_always_runs_and_never_ends_has_its_time_once() {
     site.jobs(&json!([{ "job": { "steps": [always], "timeoutSeconds": 0.3 }, "ends": ["failed", "timeout", 124],
         "codes": [124], "error": "the job timed out after 0.3s" }]));
 }
+
+#[test]
+fn a_step_that_always_runs_after_a_cancel_has_10_s() {
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|_| {});
+    let steps = json!(["touch up; exec sleep 1000", { "run": "exec sleep 1000", "always": true }]);
+    site.begin("a", json!({ "steps": steps }));
+    cancel(&site);
+    let result = site.result("a").json();
+    assert_eq!(verdict(&result), CANCELLED, "{result}");
+    assert_eq!(result["steps"][1]["exitCode"], 124, "{result}");
+    worker.exits_with(0);
+}
