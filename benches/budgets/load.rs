@@ -14,7 +14,7 @@ const JOBS: usize = 300;
 const GIB: u64 = 1 << 30;
 const LOG_ROUNDS: usize = 7;
 
-/// In milliseconds, of `restart: always`, as `tests/docker.sh` has measured them: it takes a Docker engine and three minutes.
+/// In milliseconds, of `restart: always`, as `SHORT_JOBS=12 tests/docker.sh` has measured them.
 const DOCKER: [f64; 11] = [
     214.0, 313.0, 511.0, 911.0, 1_725.0, 3_326.0, 6_507.0, 12_909.0, 25_705.0, 51_313.0, 60_108.0,
 ];

@@ -83,7 +83,7 @@ directory as before the first step, then the whole file system and the log, the 
 ## Pauses between jobs
 
 {supervise}
-`tests/docker.sh` has measured Docker's pauses. It needs a Docker engine, and three minutes.
+`tests/docker.sh` has measured Docker's pauses. It needs a Docker engine, and with `SHORT_JOBS=12` three minutes.
 
 ## Size and memory
 
