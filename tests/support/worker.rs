@@ -70,14 +70,28 @@ pub fn without_privileges(command: &mut Command) {
 
 /// Takes these rights of root away; needs root.
 pub fn without(rights: &str, command: &mut Command) {
+    through(
+        "setpriv",
+        &["--bounding-set", rights, "--inh-caps", rights],
+        command,
+    );
+}
+
+/// In a session of its own. The kernel shares the processors out by session, so a storm of processes there starves no other test.
+pub fn apart(command: &mut Command) {
+    through("setsid", &[], command);
+}
+
+/// Lets this program start the binary.
+fn through(program: &str, options: &[&str], command: &mut Command) {
     let environment: Vec<_> = command
         .get_envs()
         .map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned)))
         .collect();
     let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
     let dir = command.get_current_dir().map(Path::to_owned);
-    *command = Command::new("setpriv");
-    command.args(["--bounding-set", rights, "--inh-caps", rights]);
+    *command = Command::new(program);
+    command.args(options);
     command.arg(binary()).args(arguments);
     for (name, value) in environment {
         match value {
