@@ -1,6 +1,7 @@
 //! Processes of a job: starting a step in a group of its own, reaping, signalling and sweeping all descendants
 //! (docs/reference.md, "Steps and their environment" and "Stopping").
 
+use nix::sys::signal::{SigSet, Signal::SIGTTOU};
 use nix::unistd::getpgid;
 use process_wrap::std::{CommandWrap, ProcessSession};
 use rustix::io::Errno;
@@ -62,8 +63,8 @@ impl Ended {
     }
 }
 
-/// Children that we had before we started any: the program that became us by `exec` had them, a log writer or a companion. They
-/// are no part of a job, and neither are their descendants.
+/// Children that we had before a job: the program that became us by `exec` had them, a log writer or a companion, or they are
+/// orphans that we were given. They are no part of a job, and neither are their descendants.
 static FOREIGN: Mutex<Vec<i32>> = Mutex::new(Vec::new());
 
 fn foreign() -> MutexGuard<'static, Vec<i32>> {
@@ -73,13 +74,19 @@ fn foreign() -> MutexGuard<'static, Vec<i32>> {
 /// Lets daemonised descendants become our children when their parents die, so that [`sweep`] finds them. To be called
 /// before any process is started.
 pub fn adopt_orphans() {
-    if !matches!(reap(), Reaped::NoneLeft) {
-        *foreign() = children().iter().map(|pid| pid.as_raw_pid()).collect();
-    }
+    spare_children();
     if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
         log::warn!(
             "cannot become a subreaper: {error}; daemonised processes of a job may outlive it"
         );
+    }
+}
+
+/// The children that are there now are no part of what is started next. To be called while nothing of a job runs.
+pub fn spare_children() {
+    if !matches!(reap(), Reaped::NoneLeft) {
+        let others = children();
+        foreign().extend(others.iter().map(|pid| pid.as_raw_pid()));
     }
 }
 
@@ -105,14 +112,21 @@ pub fn spawn<'a>(
         .env_clear()
         .envs(env);
     command.stdin(Stdio::null()).stdout(log).stderr(errors);
+    let has_no_terminal = File::open("/dev/tty")
+        .is_err_and(|error| Errno::from_io_error(&error) == Some(Errno::NXIO));
+    // a step inherits the mask of this thread, which writes nothing to a terminal in between
+    let masked = SigSet::from(SIGTTOU);
+    masked.thread_unblock()?;
     // the handles are let go: reaping is ours alone, see `reap`
-    let pid = match File::open("/dev/tty") {
-        Err(_) => command.process_group(0).spawn()?.id(),
-        Ok(_) => CommandWrap::from(command)
-            .wrap(ProcessSession)
-            .spawn()?
-            .id(),
+    let pid = match has_no_terminal {
+        true => command.process_group(0).spawn().map(|child| child.id()),
+        false => {
+            let mut command = CommandWrap::from(command);
+            command.wrap(ProcessSession).spawn().map(|child| child.id())
+        }
     };
+    masked.thread_block()?;
+    let pid = pid?;
     i32::try_from(pid)
         .ok()
         .and_then(Pid::from_raw)
@@ -192,15 +206,6 @@ pub fn terminate(group: Pid, grace: Duration) {
     }
 }
 
-/// Kills a group of the job at once. To be called before [`sweep`]: where the group forks all the time, this process gets too
-/// little of the processors to look for it. `leads`: the leader has not been reaped yet.
-pub fn kill_group(group: Pid, leads: bool) {
-    // without its leader the number is another process's by now, or still that of the group
-    if leads || test_kill_process(group) == Err(Errno::SRCH) {
-        let _ = kill_process_group(group, Signal::KILL); // ESRCH: the group is empty already
-    }
-}
-
 /// What a sweep has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Swept {
@@ -212,10 +217,19 @@ pub struct Swept {
 
 /// Kills and reaps until no descendant is left. `ended` hears how each child ended.
 ///
+/// A `group` is killed first: where it forks all the time, this process gets too little of the processors to look for its members.
+/// With it comes whether its leader has not been reaped yet.
+///
 /// Where nothing is left over, this is one system call.
-pub fn sweep(mut ended: impl FnMut(Pid, Ended)) -> Swept {
+pub fn sweep(group: Option<(Pid, bool)>, mut ended: impl FnMut(Pid, Ended)) -> Swept {
     let started = Instant::now();
-    let mut killing = false;
+    if let Some((group, leads)) = group
+        // without its leader the number is another process's by now, or still that of the group
+        && (leads || test_kill_process(group) == Err(Errno::SRCH))
+    {
+        let _ = kill_process_group(group, Signal::KILL); // ESRCH: the group is empty already
+    }
+    let mut killing = group.is_some();
     let mut killed = 0;
     let mut idle_passes = 0;
     // A scan of thousands takes longer than a fork, while the first scans catch almost all.

@@ -7,7 +7,7 @@ use crate::Exit;
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::inbox::{Event, Inbox, Outbox};
-use crate::process;
+use crate::process::{self, Ended};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::execv;
 use rustix::process::{Pid, Signal, kill_process};
@@ -75,6 +75,7 @@ pub fn run(config: Config, _: Outbox<Infallible>, mut inbox: Inbox<Infallible>) 
 }
 
 fn start_worker(config: &Config) -> io::Result<Pid> {
+    process::spare_children();
     // in a group of its own: what a terminal or a service manager sends to ours is passed on, and not heard twice
     let mut command = Command::new("/proc/self/exe");
     command.arg(SUPERVISED).process_group(0);
@@ -106,7 +107,11 @@ fn watch(worker: Pid, inbox: &mut Inbox<Infallible>) -> ControlFlow<u8, u8> {
             None => {}
         }
     }
-    process::sweep(|_, _| {});
+    // one that has ended by itself has left nothing, and what is there now was never its own
+    let defect = i32::from(Exit::Defect.status());
+    if !matches!(ended, Some(Ended::Code(code)) if code != defect) {
+        process::sweep(None, |_, _| {});
+    }
     let status = ended.and_then(|ended| u8::try_from(ended.code()).ok());
     match (stopped, status.unwrap_or(Exit::Defect.status())) {
         (true, STOPPED) => ControlFlow::Break(0),

@@ -65,15 +65,21 @@ impl Running {
             true => 0,
             false => job.log.size(),
         };
+        // these lines are told once, where the drive is full for a while
+        job.log.hold();
         let begun = job
             .begin_log()
             .and_then(|()| Journal::begin(&job.dir, job.first_document(), job.durability));
+        if let Err(error) = &begun
+            && is_full(error)
+            && !job.is_by_hand
+        {
+            job.log.cut(log_start);
+            return Err(OpenError::no_room(&job.dir, error));
+        }
+        job.log.release();
         let journal = match begun {
             Ok(journal) => journal,
-            Err(error) if is_full(&error) && !job.is_by_hand => {
-                job.log.cut(log_start);
-                return Err(OpenError::no_room(&job.dir, &error));
-            }
             Err(error) => {
                 job.log.verdict(&format!("job failed: {error}"));
                 let document = job.document.not_run(Reason::Internal, error.to_string());
@@ -101,6 +107,7 @@ impl Running {
             unkilled: 0,
             is_over: false,
         };
+        process::spare_children();
         running.run_next();
         Ok(Stage::Running(Box::new(running)))
     }
@@ -349,7 +356,7 @@ impl Running {
     pub fn end(mut self) -> PreparedJob {
         // what could not be killed a moment ago would keep the worker for as long once more
         let swept = match self.unkilled {
-            0 => process::sweep(|_, _| {}),
+            0 => process::sweep(None, |_, _| {}),
             left => Swept { killed: 0, left },
         };
         if swept.killed > 0 {

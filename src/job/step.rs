@@ -107,8 +107,8 @@ impl RunningStep {
 
     /// Kills all of it.
     pub fn kill(&mut self) -> Swept {
-        process::kill_group(self.group, self.exit.is_none());
-        process::sweep(|pid, exit| {
+        let leads = self.exit.is_none();
+        process::sweep(Some((self.group, leads)), |pid, exit| {
             if pid == self.group {
                 self.exit = Some(exit);
             }

@@ -3,7 +3,7 @@
 
 use crate::support::broker::{Broker, Packet, Step, Verdict};
 use crate::support::log::untimed;
-use crate::support::processes::{survivors, zombies_of};
+use crate::support::processes::{children, survivors, zombies_of};
 use crate::support::site::{Site, await_file, read, release, until_exists, verdict};
 use crate::support::wait;
 use crate::support::worker::{Worker, apart, binary, without};
@@ -127,17 +127,31 @@ fn zombies_are_reaped_while_a_long_step_runs() {
     worker.exits_with(0);
 }
 
-/// The binary, started by a shell that had a child already and became it: as a log writer or a companion is started.
-fn with_companion(site: &Site<Broker>, arguments: &str) -> (Worker, Pid) {
+/// The binary, started by a shell that had a child already and became it: as a log writer or a companion is started. Another
+/// companion has left a daemon by the time at which it waits for a job.
+fn with_companions(site: &Site<Broker>, arguments: &str) -> (Worker, [Pid; 2]) {
     let mut command = Command::new("sh");
     let binary = binary().display().to_string();
-    let script = format!("sleep 1000 & echo $! > companion; exec {binary} {arguments}");
+    let script = format!(
+        "sleep 1000 & echo $! > companion; rm -f late; \
+         (until [ -e late ]; do sleep 0.02; done; sleep 1000 & echo $! > daemon) & exec {binary} {arguments}"
+    );
     site.equip(command.args(["-c", &script]));
     command.env("JOB_STOP_GRACE", "1000");
     let states = site.mark();
     let process = site.start_as(command);
     site.await_idle(states);
-    (process, pid_in(&site.drive.path().join("companion")))
+    let [companion, late, daemon] =
+        ["companion", "late", "daemon"].map(|name| site.drive.path().join(name));
+    fs::write(late, "").unwrap();
+    wait::until("the daemon to be an orphan", || {
+        let daemon = fs::read_to_string(&daemon).unwrap_or_default();
+        children(process.pid())
+            .iter()
+            .any(|pid| daemon == format!("{pid}\n"))
+    });
+    let companions = [companion, daemon].map(|file| pid_in(&file));
+    (process, companions)
 }
 
 fn pid_in(file: &Path) -> Pid {
@@ -150,21 +164,21 @@ fn who_was_there_before_is_no_part_of_a_job() {
     // its end would be waited for, for the whole grace, if it counted
     let timeout = json!({ "run": "sleep 1000", "timeoutSeconds": 0.1 });
     for (step, code) in [(json!("(setsid sleep 1000 &)"), 0), (timeout, 124)] {
-        let (worker, companion) = with_companion(&site, "");
+        let (worker, companions) = with_companions(&site, "");
         let job = site.run_on(worker, "a", json!({ "steps": [step] }));
         assert_eq!(job.result["exitCode"], code);
         site.nothing_survives();
-        test_kill_process(companion).expect("the companion is alive");
+        assert!(companions.iter().all(|pid| test_kill_process(*pid).is_ok()));
     }
 
-    let (mut supervisor, companion) = with_companion(&site, "supervise");
+    let (mut supervisor, companions) = with_companions(&site, "supervise");
     for id in ["b", "c"] {
         site.submit(id, json!({ "steps": ["(setsid sleep 1000 &)"] }));
         site.succeeds(id);
     }
     supervisor.stop();
     site.nothing_survives();
-    test_kill_process(companion).expect("the companion is alive");
+    assert!(companions.iter().all(|pid| test_kill_process(*pid).is_ok()));
 }
 
 /// A step that starts `chains` of processes, each of which ignores TERM, forks and exits all the time. They end by
