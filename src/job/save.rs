@@ -20,8 +20,15 @@ use std::os::fd::IntoRawFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Whether the final journal is being written, or is there: no stop is noted any more.
-pub type Begun = Arc<Mutex<bool>>;
+/// What of a job is being made final, or is so: no stop is noted there any more.
+#[derive(Default)]
+pub struct Final {
+    log: bool,
+    journal: bool,
+}
+
+/// Shared with the thread that notes a stop.
+pub type Begun = Arc<Mutex<Final>>;
 
 /// Tells the main thread, from another one, that there is something for [`super::Run::drive_done`].
 pub type Wake = Arc<dyn Fn() + Send + Sync>;
@@ -106,14 +113,13 @@ impl Saving {
 pub fn note_stop(dir: WorkDir, log: Option<JobLog>, mut document: Document, begun: Begun) {
     let note = move || {
         let begun = begun.lock().unwrap_or_else(PoisonError::into_inner);
-        if !*begun {
+        if !begun.journal {
             interrupt(&mut document);
             if let Err(error) = journal::write(&dir, &document.to_json(), Durability::Cache) {
                 log::warn!("{error}");
             }
         }
-        drop(begun);
-        if let Some(mut log) = log {
+        if let Some(mut log) = log.filter(|_| !begun.log) {
             log.line(format_args!(
                 "the worker is asked to stop; asking the job to stop"
             ));
@@ -140,6 +146,7 @@ fn finish(job: PreparedJob) -> Outcome {
     if job.is_lost.is_some_and(|is_lost| is_lost()) {
         return Outcome::Lost;
     }
+    job.begun.lock().unwrap_or_else(PoisonError::into_inner).log = true;
     log.release();
     if let Err(error) = log.restore_if_removed(&dir) {
         log::warn!("{error}; the result is published all the same");
@@ -164,7 +171,7 @@ fn finish(job: PreparedJob) -> Outcome {
         fail(&mut document, &mut log, &error, durability);
     }
     let mut begun = job.begun.lock().unwrap_or_else(PoisonError::into_inner);
-    *begun = true;
+    begun.journal = true;
     if log.is_taken() {
         log::warn!("the journal is another worker's by now");
     } else if let Err(error) = journal::store(&dir, &document, durability) {
