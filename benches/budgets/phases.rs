@@ -14,7 +14,7 @@ const PHASES: [(&str, &[&[&str]]); 8] = [
     ("start", &[&["execve("]]),
     ("connect", &[&["socket(AF_INET"]]),
     ("take", &[&["recv", "/pending"]]),
-    ("prepare", &[&["open", "DIR\""]]),
+    ("prepare", &[&["open", "DIR\""], &["open", "DIR/.\""]]),
     ("spawn", &[&["fork("], &["CLONE_VFORK"]]),
     ("end", &[&["SIGCHLD"]]),
     ("publish", &[&["/results/"]]),
