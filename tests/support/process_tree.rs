@@ -33,9 +33,10 @@ impl ProcessTree {
         new
     }
 
-    /// Kills all of them and waits until they have left their files.
+    /// Kills all of them and waits until they have left their files. Children go first: the kernel lets a stopped process group go
+    /// on whose last parent outside of it ends.
     pub fn kill9(self) {
-        for pid in &self.0 {
+        for pid in self.0.iter().rev() {
             signal(*pid, Signal::KILL);
         }
         wait::until("the processes to die", || {
