@@ -6,7 +6,6 @@ use crate::support;
 
 use serde_json::json;
 use std::path::Path;
-use std::thread;
 use std::time::{Duration, Instant};
 use support::controller::Controller;
 use support::mosquitto::Mosquitto;
@@ -84,7 +83,9 @@ fn result_reaches_a_late_controller(broker: Mosquitto, version: &str) {
     wait::until("the worker to be back", || {
         site.broker.log().contains("as node-worker-01")
     });
-    thread::sleep(Duration::from_secs(1));
+    wait::throughout(Duration::from_secs(1), "the worker waits for it", || {
+        worker.ended().is_none()
+    });
     let late = Controller::connect(&site.broker);
     assert_eq!(late.next("jobs/results/held").text(), document);
     worker.exits_with(0);

@@ -1,7 +1,7 @@
 //! Members that die: their job is another's next attempt, and nothing waits for them.
 
+use std::fs;
 use std::time::{Duration, Instant};
-use std::{fs, thread};
 
 use serde_json::json;
 
@@ -25,9 +25,10 @@ fn a_head_that_hangs_is_named_and_goes_on_when_it_can() {
     let mut other = site.idle_worker(member_of(&site, "second", "5"));
     head.freeze();
     site.submit("a", json!({ "steps": ["true"] }));
-    thread::sleep(Duration::from_secs(60)); // what it waits for before it says so
+    let is_without_result = || site.controller.heard("jobs/results/").is_empty();
+    wait::throughout(Duration::from_secs(60), "no result", is_without_result);
     other.await_stderr("was not touched for a minute");
-    assert!(site.controller.heard("jobs/results/").is_empty());
+    assert!(is_without_result());
     head.thaw();
     site.succeeds("a");
     wait::until("one of them to end", || {
