@@ -1,37 +1,52 @@
 //! A head that is cut off from the broker, and from nothing else.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::members::{await_no_claims, await_queue, member_of, supervised};
+use super::members::{await_no_claims, member_of, supervised};
 use super::support::broker::{Packet, Verdict};
-use super::support::proxy::Proxy;
 use super::support::site::{Site, read};
 
 #[test]
 fn a_head_that_is_cut_off_frees_the_head() {
-    let site = Site::start();
-    let way = Proxy::before(site.broker.port());
-    let mut cut_off = site.idle_worker(|command| {
-        member_of(&site, "cut-off", "5")(command);
-        command.env("MQTT_URL", way.url());
+    let site = Site::scripted();
+    let is_cut = Arc::new(AtomicBool::new(false));
+    let (is_cut_now, mut its_own) = (Arc::clone(&is_cut), BTreeSet::new());
+    site.broker.set_script(move |step| {
+        let is_its = |packet: &Packet| matches!(packet, Packet::Connect { username, .. } if username == "cut-off");
+        if is_its(step.packet) {
+            its_own.insert(step.connection);
+        }
+        match is_cut_now.load(Relaxed) && its_own.contains(&step.connection) {
+            true => Verdict::Drop,
+            false => Verdict::Pass,
+        }
     });
-    await_queue(&site);
-    let mut other = site.idle_worker(member_of(&site, "other", "5"));
-    way.hold();
+    let member = |name| {
+        site.idle_worker(|command| {
+            member_of(&site, name, "5")(command);
+            command.env("MQTT_USERNAME", name);
+        })
+    };
+    let [mut cut_off, mut other] = ["cut-off", "other"].map(member);
+    is_cut.store(true, Relaxed);
     let cut = Instant::now();
     site.submit("a", json!({ "steps": ["true"] }));
     assert_eq!(site.result("a").json()["worker"], "other");
     other.exits_with(0);
     let took = cut.elapsed();
     assert!(took < Duration::from_secs(20), "{took:?}");
-    way.release();
+    is_cut.store(false, Relaxed);
     site.submit("b", json!({ "steps": ["true"] }));
     assert_eq!(site.result("b").json()["worker"], "cut-off");
     cut_off.exits_with(0);
     await_no_claims(&site);
-    assert_eq!(site.controller.heard("jobs/results/").len(), 2, "each once");
+    let results = site.broker.received("jobs/results/+");
+    assert_eq!(results.len(), 2, "each once");
 }
 
 on_both_protocols!(a_request_whose_acknowledgement_the_broker_does_not_live_to_read_runs_once);

@@ -73,13 +73,13 @@ pub fn make_pool(site: &Site) -> PathBuf {
 }
 
 /// The claims that are left.
-pub fn claims(site: &Site) -> Vec<String> {
+pub fn claims<B: Hub>(site: &Site<B>) -> Vec<String> {
     let mut names = names(&pool_of(site));
     names.retain(|name| name.contains('-') && !name.starts_with("d-"));
     names
 }
 
-pub fn await_no_claims(site: &Site) {
+pub fn await_no_claims<B: Hub>(site: &Site<B>) {
     wait::until("no claim to be left", || claims(site).is_empty());
 }
 

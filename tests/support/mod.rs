@@ -30,7 +30,6 @@ pub mod mutation;
 pub mod process_tree;
 pub mod processes;
 pub mod properties;
-pub mod proxy;
 pub mod random;
 pub mod schema;
 pub mod site;

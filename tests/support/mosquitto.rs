@@ -9,6 +9,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::temp_dir::TempDir;
 use super::wait;
 
@@ -40,13 +42,13 @@ impl Mosquitto {
         }
     }
 
-    /// Forgets sessions and messages when it dies.
     /// Keeps what it persists in memory, so that it never waits for a disk that others keep busy.
     pub fn in_memory(mut self) -> Self {
         self.dir = TempDir::in_memory();
         self
     }
 
+    /// Forgets sessions and messages when it dies.
     pub fn without_persistence(mut self) -> Self {
         self.persistence = false;
         self
@@ -172,6 +174,20 @@ impl Mosquitto {
     /// Dies at this very moment, with whatever it has acknowledged and not written yet.
     pub fn crash(&mut self) {
         self.end();
+    }
+
+    /// Stops its clock: its connections stay open, and nothing passes until [`Mosquitto::thaw`].
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let process = self.process.as_ref().expect("it runs");
+        kill_process(Pid::from_child(process), signal).expect("it is our child");
     }
 
     fn end(&mut self) {
