@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Once};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT};
 
 use super::site::read;
 use super::wait;
@@ -52,11 +54,27 @@ pub fn speaking(version: &str) -> impl Fn(&mut Command) {
 
 /// Takes the configuration of whoever runs the tests away from a command.
 pub fn without_configuration(command: &mut Command) {
+    static SIGNALS: Once = Once::new();
+    SIGNALS.call_once(default_signals);
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         let starts = ["MQTT_", "JOB_", "RUST_LOG", "WORKER_ID"];
         if starts.iter().any(|start| text.starts_with(start)) {
             command.env_remove(&name);
+        }
+    }
+}
+
+/// Lets no child ignore what `nohup`, or a shell in the background, makes us ignore: a child does not inherit a handler.
+fn default_signals() {
+    let status = read("/proc/self/status".as_ref());
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = u64::from_str_radix(ignored.expect("a mask").trim(), 16).expect("a mask");
+    for signal in [SIGHUP, SIGINT, SIGQUIT] {
+        if ignored & (1 << (signal - 1)) != 0 {
+            // we go on ignoring it
+            let unread = Arc::<AtomicBool>::default();
+            signal_hook::flag::register(signal, unread).expect("a handler");
         }
     }
 }
