@@ -39,6 +39,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use support::controller::Controller;
 use support::mosquitto::Mosquitto;
+use support::pool::{NAME, await_no_claims, directory};
 use support::processes::children;
 use support::random::{Random, number};
 use support::site::names;
@@ -213,7 +214,7 @@ fn campaign(crowd: Crowd, version: &str, memory: Broker) {
     let world = World {
         log: log.clone(),
         running: running.clone(),
-        pool: (crowd == Crowd::Pool).then(|| pool::directory(drive.path())),
+        pool: (crowd == Crowd::Pool).then(|| directory(drive.path())),
     };
     let start = |_: &&str| Proxy::start(broker.port(), world.clone());
     let proxies: Vec<Proxy> = crowd.workers().iter().map(start).collect();
@@ -268,7 +269,7 @@ fn campaign(crowd: Crowd, version: &str, memory: Broker) {
         breaker.join().expect("the breaker");
         desk.bring_the_last_through();
         if crowd == Crowd::Pool {
-            pool::await_no_claims(drive.path());
+            await_no_claims(drive.path());
         }
         crew.over.store(true, Relaxed);
         desk.requests
@@ -392,7 +393,7 @@ impl Crew<'_> {
             Crowd::Loners => command.env("MQTT_TOPIC_ROOT", name),
             Crowd::Pool => command
                 .env("MQTT_TOPIC_ROOT", self.crowd.queues()[0])
-                .env("JOB_POOL", pool::NAME)
+                .env("JOB_POOL", NAME)
                 .env("JOB_ROOT", self.drive),
         };
         let stderr = self.drive.join("workers").join(life.to_string());
@@ -413,8 +414,7 @@ impl Crew<'_> {
         wait::until("the worker to serve its queue", || {
             self.serves(controller, 0, worker, None)
         });
-        process.sigterm();
-        process.exits_with(0);
+        process.stop();
         self.note(life, (worker, started), (End::Stopped, false), &process);
     }
 
@@ -445,7 +445,7 @@ impl Crew<'_> {
     /// The requests that are claims, or were.
     fn kept_requests(&self) -> BTreeSet<String> {
         let mut kept = verdict::claimed(&self.log.lock().unwrap());
-        let claims = claims::claims(&pool::directory(self.drive));
+        let claims = claims::claims(&directory(self.drive));
         kept.extend(claims.into_iter().map(|claim| claim.token));
         kept
     }
@@ -462,7 +462,7 @@ impl Crew<'_> {
         let marks = fs::read_to_string(self.drive.join("marks")).unwrap_or_default();
         let left = match self.crowd {
             Crowd::Loners => Vec::new(),
-            Crowd::Pool => claims::claims(&pool::directory(self.drive)),
+            Crowd::Pool => claims::claims(&directory(self.drive)),
         };
         let life = Life {
             worker: self.crowd.workers()[worker],

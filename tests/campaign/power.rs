@@ -18,7 +18,6 @@
 //! into the witness file before it does anything else, so the campaign knows what was run though the drive has forgotten it.
 
 use crate::claims::{Claim, claims};
-use crate::pool;
 use crate::support;
 use crate::wire::{self, Packet, Proxy, World};
 
@@ -32,6 +31,7 @@ use support::broker::Message;
 use support::controller::Controller;
 use support::cut_drive::{CutDrive, DiskCache, FILE_SYSTEMS, FileSystem};
 use support::mosquitto::Mosquitto;
+use support::pool::{Queue, directory};
 use support::process_tree::ProcessTree;
 use support::random::{Random, number};
 use support::temp_dir::TempDir;
@@ -44,13 +44,6 @@ const SHORT_FORM_OF_A_POOL: u64 = 4;
 
 /// The members of the pool.
 const MEMBERS: [&str; 3] = ["m0", "m1", "m2"];
-
-/// Whose jobs they are.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Queue {
-    Own,
-    Pool,
-}
 
 /// Requests that are published and have no result yet, at the beginning of each round.
 const WINDOW: usize = 6;
@@ -371,8 +364,7 @@ impl Campaign {
             wire.any(|event| matches!(event.packet, Packet::Subscribed))
         });
         for worker in &mut workers {
-            worker.sigterm();
-            worker.exits_with(0);
+            worker.stop();
         }
     }
 
@@ -387,13 +379,9 @@ impl Campaign {
                 )
                 .env("MQTT_PROTOCOL_VERSION", "5")
                 .env("JOB_SYNC", self.sync)
-                .env("WORKER_ID", name)
                 .current_dir(self.outside.path());
-            if self.queue == Queue::Pool {
-                command
-                    .env("JOB_POOL", pool::NAME)
-                    .env("JOB_ROOT", self.drive.path());
-            }
+            self.queue.serve(&mut command, &self.drive.path());
+            command.env("WORKER_ID", name);
             Worker::start(command, self.outside.path())
         };
         let members = match self.queue {
@@ -629,7 +617,7 @@ impl Campaign {
 
     /// Every request that is acknowledged is a claim, or has its result.
     fn look_at_the_claims(&mut self) {
-        let claims = claims(&pool::directory(&self.drive.path()));
+        let claims = claims(&directory(&self.drive.path()));
         let acknowledged = self.acknowledged();
         for index in 0..self.requests.len() {
             let request = &mut self.requests[index];
@@ -809,7 +797,7 @@ impl Campaign {
             worker.wait();
         }
         self.hear_the_rest();
-        let pool = pool::directory(&self.drive.path());
+        let pool = directory(&self.drive.path());
         if self.queue == Queue::Pool {
             for claim in claims(&pool) {
                 self.violate(Violation::ClaimLeft, format!("{claim:?}"));

@@ -20,19 +20,13 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use support::cases;
+use support::pool::Queue;
 use support::random::number;
 use support::site::{Site, names, read, read_json};
 use support::wait;
 use support::worker::binary;
 
 const POINTS: u64 = 10;
-const POOL: &str = "the-pool";
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Queue {
-    Own,
-    Pool,
-}
 
 fn a_queue_of_its_own(version: &str) {
     walk(Queue::Own, version);
@@ -65,18 +59,13 @@ fn walk(queue: Queue, version: &str) {
 /// not.
 fn kill_at(queue: Queue, version: &str, point: usize) -> Option<usize> {
     let site = Site::scripted();
-    let session = match queue {
-        Queue::Own => support::site::WORKER,
-        Queue::Pool => POOL,
-    };
+    let session = queue.session();
     let configure = |command: &mut Command| {
+        queue.serve(command, site.drive.path());
         command
             .env("MQTT_PROTOCOL_VERSION", version)
             .env("JOB_ROOT", site.drive.path())
             .env("JOB_STOP_GRACE", "1");
-        if queue == Queue::Pool {
-            command.env("JOB_POOL", POOL).env("WORKER_ID", "m");
-        }
     };
     let mut opener = site.worker(configure);
     wait::until("the queue", || {
@@ -84,8 +73,7 @@ fn kill_at(queue: Queue, version: &str, point: usize) -> Option<usize> {
         let mut heard = heard.iter().map(|message| message.json());
         heard.any(|said| said["state"] == "idle" && said["waitingFor"].is_null())
     });
-    opener.sigterm();
-    opener.exits_with(0);
+    opener.stop();
     wait::until("its end", || !site.broker.is_connected(session));
 
     let dir = site.directory("job");
@@ -107,15 +95,6 @@ fn kill_at(queue: Queue, version: &str, point: usize) -> Option<usize> {
     let calls = trace(command, point, &dir.with_file_name("stderr"));
 
     let results = |id: &str| site.broker.received(&format!("jobs/results/{id}"));
-    let left = || {
-        let pool = site.drive.path().join(".job-worker").join(POOL);
-        let mut names = match queue {
-            Queue::Own => Vec::new(),
-            Queue::Pool => names(&pool),
-        };
-        names.retain(|name| !name.starts_with("d-") && name != "head.lock");
-        names
-    };
     let mut next = site.worker(|command| {
         configure(command);
         command.arg("supervise");
@@ -123,10 +102,9 @@ fn kill_at(queue: Queue, version: &str, point: usize) -> Option<usize> {
     wait::until("both results, and nothing to be left", || {
         ["one", "two"].iter().all(|id| !results(id).is_empty())
             && site.broker.queued(session) == 0
-            && left().is_empty()
+            && site.claims().is_empty()
     });
-    next.sigterm();
-    next.exits_with(0);
+    next.stop();
 
     let runs = read(&dir.with_file_name("runs"));
     let runs: Vec<(&str, u64)> = runs

@@ -14,7 +14,8 @@ use std::thread;
 use std::time::Duration;
 use support::broker::{Broker, Entry, Packet, Step, Verdict};
 use support::cases;
-use support::site::{Site, WORKER, names, read, read_json, verdict};
+use support::pool::Queue;
+use support::site::{Site, read, read_json, verdict};
 use support::wait;
 use support::worker::Worker;
 
@@ -75,12 +76,6 @@ impl Fault {
             Self::KillAfter => Verdict::Pass,
         }
     }
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Queue {
-    Own,
-    Pool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -158,18 +153,12 @@ impl Case {
 struct Place {
     site: Site<Broker>,
     case: Case,
-    /// The session that is the queue.
-    session: &'static str,
 }
 
 fn run(case: &Case) -> End {
     let place = Place {
         site: Site::scripted(),
         case: *case,
-        session: match case.queue {
-            Queue::Own => WORKER,
-            Queue::Pool => "the-pool",
-        },
     };
     let broker = &place.site.broker;
     let dir = place.site.directory("job");
@@ -272,12 +261,7 @@ impl Place {
     fn start(&self) -> Worker {
         self.site.worker(|command| {
             command.env("MQTT_PROTOCOL_VERSION", self.case.version);
-            if self.case.queue == Queue::Pool {
-                command
-                    .env("WORKER_ID", WORKER)
-                    .env("JOB_POOL", self.session)
-                    .env("JOB_ROOT", self.site.drive.path());
-            }
+            self.case.queue.serve(command, self.site.drive.path());
         })
     }
 
@@ -303,18 +287,7 @@ impl Place {
 
     /// Nothing is left to do, for the broker and on the drive.
     fn is_empty(&self) -> bool {
-        self.site.broker.queued(self.session) == 0 && self.claims().is_empty()
-    }
-
-    /// What is in progress in the pool's directory, if there is one.
-    fn claims(&self) -> Vec<String> {
-        let pool = self.site.drive.path().join(".job-worker/the-pool");
-        let mut claims = match pool.is_dir() {
-            true => names(&pool),
-            false => Vec::new(),
-        };
-        claims.retain(|name| name.starts_with("c-"));
-        claims
+        self.site.broker.queued(self.case.queue.session()) == 0 && self.site.claims().is_empty()
     }
 
     /// Starts workers until the job is reported and nothing is left to do.
@@ -343,8 +316,7 @@ impl Place {
         let mark = self.site.mark();
         let mut worker = self.start();
         self.site.await_state(&mut worker, mark, "idle");
-        worker.sigterm();
-        worker.exits_with(0);
+        worker.stop();
         self.await_end();
     }
 
@@ -375,8 +347,8 @@ impl Place {
         let dir = self.site.drive.path().join("job");
         let stored = read_json(&dir.join("job.status.json"));
         assert_eq!(stored["attempt"], result["attempt"]);
-        broker.wait_for_queued(self.session, 0, wait::DEADLINE);
-        assert_eq!(self.claims(), [""; 0]);
+        broker.wait_for_queued(self.case.queue.session(), 0, wait::DEADLINE);
+        assert_eq!(self.site.claims(), [""; 0]);
         assert!(broker.received("jobs/rejected").is_empty());
 
         let attempts = result["attempt"].as_u64().unwrap();

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 use support::cut_drive::{CutDrive, DiskCache, FILE_SYSTEMS};
 use support::mount::{Mount, mount};
+use support::pool::Queue;
 use support::site::{Finished, Site, await_file, read, until_exists};
 use support::wait;
 
@@ -91,20 +92,16 @@ fn a_drive_that_fills_up_in_mid_job_is_no_success_and_does_not_change_another_re
 #[ignore = "needs root and loop devices"]
 fn a_drive_that_fails_in_mid_job_is_no_success() {
     let verdicts = [(0, ("failed", "internal", 1)), (3, ("failed", "step", 3))];
-    let cases = [(false, false), (false, true), (true, false), (true, true)];
-    for ((is_gone, in_pool), (exit, expected)) in
-        cases.map(|case| verdicts.map(|v| (case, v))).concat()
+    let cases = [false, true]
+        .map(|gone| [(gone, Queue::Own), (gone, Queue::Pool)])
+        .concat();
+    for ((is_gone, queue), (exit, expected)) in cases
+        .into_iter()
+        .flat_map(|case| verdicts.map(|v| (case, v)))
     {
         let drive = CutDrive::start(FILE_SYSTEMS[0], "fails").expect("a drive");
         let site = Site::start();
-        let member = |command: &mut Command| {
-            command.env("WORKER_ID", "w");
-            if in_pool {
-                command
-                    .env("JOB_POOL", "the-pool")
-                    .env("JOB_ROOT", drive.path());
-            }
-        };
+        let member = |command: &mut Command| queue.serve(command, &drive.path());
         let worker = site.idle_worker(member);
         let [up, gate] = ["up", "gate"].map(|name| site.drive.path().join(name));
         let dir = drive.path().join("a");
@@ -121,7 +118,7 @@ fn a_drive_that_fails_in_mid_job_is_no_success() {
         let finished = site.finish(worker, dir.clone(), "a");
         assert_eq!(finished.verdict(), expected, "{}", finished.result);
         says(&finished, "warning", "job.status.json cannot be written");
-        if is_gone && in_pool {
+        if is_gone && queue == Queue::Pool {
             drive.restore(false).expect("it has its power again");
             let again = site.finish(site.worker(member), dir, "a").result;
             assert_eq!(again["attempt"], 2);

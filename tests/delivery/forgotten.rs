@@ -15,8 +15,7 @@ use support::worker::{Worker, speaking};
 
 /// Stops a worker in mid-job, which marks it interrupted.
 fn interrupt(mut worker: Worker, dir: &Path) {
-    worker.sigterm();
-    worker.exits_with(0);
+    worker.stop();
     let stored = read_json(&dir.join("job.status.json"));
     assert_eq!(stored["status"], "interrupted");
 }

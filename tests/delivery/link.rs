@@ -12,6 +12,7 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::json;
 use support::broker::{Broker, Entry, Message, Packet, Verdict};
 use support::cases;
+use support::pool::Queue;
 use support::site::{Site, WORKER, read_json, release, until_exists};
 use support::wait::{self, DEADLINE};
 use support::worker::{binary, speaking};
@@ -315,22 +316,16 @@ fn a_worker_says_idle_when_its_queue_is_there_and_not_before(version: &str) {
 #[test]
 fn too_few_descriptors_are_waited_for() {
     let site = Site::scripted();
-    for (few, in_pool) in (6..=9)
-        .map(|few| (few, false))
-        .chain((8..=15).map(|few| (few, true)))
-    {
-        let id = format!("{few}-{in_pool}");
+    let own = (6..=9).map(|few| (few, Queue::Own));
+    for (few, queue) in own.chain((8..=15).map(|few| (few, Queue::Pool))) {
+        let id = format!("{few}-{queue:?}");
         let mark = site.mark();
         let mut command = Command::new("sh");
         let limited = format!("ulimit -Sn {few}; exec \"$0\"");
         command.args(["-c", &limited]).arg(binary());
         site.equip(&mut command);
+        queue.serve(&mut command, site.drive.path());
         command.env("WORKER_ID", &id);
-        if in_pool {
-            command
-                .env("JOB_POOL", "the-pool")
-                .env("JOB_ROOT", site.drive.path());
-        }
         let mut worker = site.start_as(command);
         wait::until("it to meet the limit", || {
             let said = worker.stderr();

@@ -1,6 +1,6 @@
 //! `job-worker check` with `JOB_POOL`: what is at the pool's place, without a change there.
 
-use super::members::{first_member, member_of, pool_of};
+use super::members::{first_member, member_of};
 use super::support::site::{Site, names};
 
 /// What `check` says, which finds nothing wrong.
@@ -25,7 +25,7 @@ fn a_pool_that_is_not_there_yet_is_good_and_is_not_made() {
 fn a_pool_that_works_is_described_and_not_disturbed() {
     let site = Site::start();
     let mut member = first_member(&site, "a", "5");
-    let before = names(&pool_of(&site));
+    let before = names(&site.pool());
     let said = check(&site);
     for line in [
         "the-pool is there; a member waits for a request; requests in progress: 0",
@@ -33,6 +33,6 @@ fn a_pool_that_works_is_described_and_not_disturbed() {
     ] {
         assert!(said.contains(line), "{line}: {said}");
     }
-    assert_eq!(names(&pool_of(&site)), before);
+    assert_eq!(names(&site.pool()), before);
     site.runs_a_job(&mut member);
 }

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::members::{await_no_claims, member_of, supervised};
+use super::members::{member_of, supervised};
 use super::support::broker::{Packet, Verdict};
+use super::support::pool::await_no_claims;
 use super::support::site::{Site, read};
 
 #[test]
@@ -44,7 +45,7 @@ fn a_head_that_is_cut_off_frees_the_head() {
     site.submit("b", json!({ "steps": ["true"] }));
     assert_eq!(site.result("b").json()["worker"], "cut-off");
     cut_off.exits_with(0);
-    await_no_claims(&site);
+    await_no_claims(site.drive.path());
     let results = site.broker.received("jobs/results/+");
     assert_eq!(results.len(), 2, "each once");
 }

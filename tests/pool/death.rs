@@ -5,9 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::members::{
-    await_no_claims, await_queue, claims, first_member, member_of, pool_of, supervised,
-};
+use super::members::{await_queue, first_member, member_of, supervised};
+use super::support::pool::await_no_claims;
 use super::support::process_tree::ProcessTree;
 use super::support::site::{Site, await_file, read, release, verdict};
 use super::support::wait;
@@ -34,7 +33,7 @@ fn a_head_that_hangs_is_named_and_goes_on_when_it_can() {
     wait::until("one of them to end", || {
         head.ended().is_some() || other.ended().is_some()
     });
-    await_no_claims(&site);
+    await_no_claims(site.drive.path());
 }
 
 fn a_job_of_a_dead_member_is_the_next_attempt_of_another(version: &str) {
@@ -57,7 +56,7 @@ fn a_job_of_a_dead_member_is_the_next_attempt_of_another(version: &str) {
     assert_eq!(result["worker"], "second");
     site.submit("c", json!({ "steps": ["true"] }));
     site.result("c");
-    await_no_claims(&site);
+    await_no_claims(site.drive.path());
 }
 
 #[test]
@@ -79,8 +78,8 @@ fn a_result_that_was_not_published_is_published_by_another(version: &str) {
     let dir = site.hold("a");
     site.kill9_broker();
     release(&dir);
-    let claim = claims(&site).pop().expect("a claim");
-    let path = pool_of(&site).join(claim);
+    let claim = site.claims().pop().expect("a claim");
+    let path = site.pool().join(claim);
     wait::until("the result in the claim", || {
         read(&path).contains("success")
     });
@@ -93,5 +92,5 @@ fn a_result_that_was_not_published_is_published_by_another(version: &str) {
     assert_eq!(verdict(&result), ("success", "", 0), "{result}");
     assert_eq!(result["worker"], "first");
     second.exits_with(0);
-    assert_eq!(claims(&site), [""; 0]);
+    assert_eq!(site.claims(), [""; 0]);
 }

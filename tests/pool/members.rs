@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::support::site::{Hub, Site, names};
+use super::support::pool::{Queue, directory};
+use super::support::site::{Hub, Site};
 use super::support::wait;
 use super::support::worker::Worker;
 
@@ -17,9 +18,8 @@ pub fn member_of<'a, B: Hub>(
     version: &'a str,
 ) -> impl Fn(&mut Command) + 'a {
     move |command| {
+        Queue::Pool.serve(command, site.drive.path());
         command
-            .env("JOB_POOL", "the-pool")
-            .env("JOB_ROOT", site.drive.path())
             .env("WORKER_ID", name)
             .env("MQTT_PROTOCOL_VERSION", version)
             .env("JOB_STOP_GRACE", "1");
@@ -50,7 +50,7 @@ pub fn await_queue(site: &Site) {
 
 /// The member that has the lock of the pool on this drive.
 pub fn head_of(drive: &Path) -> Option<String> {
-    let lock = fs::metadata(drive.join(".job-worker/the-pool/head.lock")).ok()?;
+    let lock = fs::metadata(directory(drive).join("head.lock")).ok()?;
     let end = format!(":{}", lock.ino());
     let locks = fs::read_to_string("/proc/locks").ok()?;
     // one that waits for the lock has an arrow in its line
@@ -62,25 +62,9 @@ pub fn head_of(drive: &Path) -> Option<String> {
     variables.find_map(|variable| Some(variable.strip_prefix("WORKER_ID=")?.to_owned()))
 }
 
-/// The directory of the pool.
-pub fn pool_of<B: Hub>(site: &Site<B>) -> PathBuf {
-    site.drive.path().join(".job-worker/the-pool")
-}
-
 /// Makes the directory of the pool by hand, as the reference says it of a queue that was a worker's own.
 pub fn make_pool(site: &Site) -> PathBuf {
     site.directory(".job-worker/the-pool")
-}
-
-/// The claims that are left.
-pub fn claims<B: Hub>(site: &Site<B>) -> Vec<String> {
-    let mut names = names(&pool_of(site));
-    names.retain(|name| name.contains('-') && !name.starts_with("d-"));
-    names
-}
-
-pub fn await_no_claims<B: Hub>(site: &Site<B>) {
-    wait::until("no claim to be left", || claims(site).is_empty());
 }
 
 #[test]
@@ -90,8 +74,7 @@ fn a_member_that_waits_stops_at_once() {
     let mut standing = site.idle_worker(member_of(&site, "b", "5"));
     let started = Instant::now();
     for member in [&mut standing, &mut head] {
-        member.sigterm();
-        member.exits_with(0);
+        member.stop();
     }
     let took = started.elapsed();
     assert!(took < Duration::from_secs(3), "{took:?}");

@@ -4,7 +4,8 @@ use std::fs;
 
 use serde_json::json;
 
-use super::members::{await_no_claims, await_queue, claims, make_pool, supervised};
+use super::members::{await_queue, make_pool, supervised};
+use super::support::pool::await_no_claims;
 use super::support::site::{Site, await_file, read, while_exists};
 use super::support::wait;
 use super::support::worker::Worker;
@@ -14,11 +15,6 @@ on_both_protocols!(from_a_queue_of_its_own_to_a_pool_and_back_no_job_is_lost);
 /// Publishes a request whose job leaves a line in the file `runs` each time that it runs to its end.
 fn submit(site: &Site, id: &str) {
     site.submit(id, json!({ "steps": ["echo $WORKER_ID >> runs"] }));
-}
-
-fn stop(mut member: Worker) {
-    member.sigterm();
-    member.exits_with(0);
 }
 
 fn from_a_queue_of_its_own_to_a_pool_and_back_no_job_is_lost(version: &str) {
@@ -32,17 +28,17 @@ fn from_a_queue_of_its_own_to_a_pool_and_back_no_job_is_lost(version: &str) {
         })
     };
     // a queue of its own, with requests in it while nobody is there
-    let worker = own();
+    let mut worker = own();
     await_queue(&site);
     submit(&site, "own-1");
     site.result("own-1");
-    stop(worker);
+    worker.stop();
     submit(&site, "own-2");
     submit(&site, "own-3");
 
     // the pool takes them, and what comes now
     make_pool(&site);
-    let members = ["m1", "m2"].map(|name| supervised(&site, name, version));
+    let mut members = ["m1", "m2"].map(|name| supervised(&site, name, version));
     for id in ["own-2", "own-3"] {
         assert_ne!(site.result(id).json()["worker"], "the-pool");
     }
@@ -57,27 +53,27 @@ fn from_a_queue_of_its_own_to_a_pool_and_back_no_job_is_lost(version: &str) {
     await_file(&gate);
     submit(&site, "pool-2");
     site.result("pool-2");
-    members.into_iter().for_each(stop);
-    assert_eq!(claims(&site).len(), 1);
+    members.iter_mut().for_each(Worker::stop);
+    assert_eq!(site.claims().len(), 1);
     // the member that stopped last may have had it, too
     let begun = || read(&gate.with_file_name("begun")).lines().count();
     let before = begun();
     // one member again, until no claim is left
-    let member = supervised(&site, "m1", version);
+    let mut member = supervised(&site, "m1", version);
     wait::until("the job to run again", || begun() > before);
     fs::remove_file(&gate).unwrap();
     site.result("held");
-    await_no_claims(&site);
-    stop(member);
+    await_no_claims(site.drive.path());
+    member.stop();
     submit(&site, "back-1");
     submit(&site, "back-2");
 
     // and a queue of its own again
-    let worker = own();
+    let mut worker = own();
     for id in ["back-1", "back-2"] {
         assert_eq!(site.result(id).json()["worker"], "the-pool");
     }
-    stop(worker);
+    worker.stop();
     for id in [
         "own-1", "own-2", "own-3", "pool-1", "pool-2", "held", "back-1", "back-2",
     ] {

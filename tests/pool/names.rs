@@ -1,5 +1,6 @@
 //! Members of one host have names of their own, also where nobody gives them any: containers with the host's network have its name.
 
+use super::support::pool::Queue;
 use super::support::site::Site;
 use super::support::wait;
 use super::support::worker::Worker;
@@ -7,8 +8,7 @@ use super::support::worker::Worker;
 /// A member of the site's pool, with this `WORKER_ID` or none.
 fn member(site: &Site, name: &str) -> Worker {
     site.worker(|command| {
-        command.env("JOB_POOL", "the-pool");
-        command.env("JOB_ROOT", site.drive.path());
+        Queue::Pool.serve(command, site.drive.path());
         command.env("WORKER_ID", name); // an empty one counts as unset
     })
 }
@@ -44,17 +44,15 @@ fn members_without_a_worker_id_are_numbered_and_a_free_number_is_taken_again() {
     let _next = begin();
     // a supervisor keeps its name for all its workers, also while the first one is free
     let mut command = site.command(["supervise"]);
-    command
-        .env("JOB_POOL", "the-pool")
-        .env("JOB_ROOT", site.drive.path());
+    Queue::Pool.serve(&mut command, site.drive.path());
+    command.env("WORKER_ID", "");
     let _supervisor = site.start_as(command);
     let kept = format!("{host}-4");
     for name in [&names[1], &kept] {
         await_presence(&site, name, "idle");
     }
     for member in [0, 2] {
-        members[member].sigterm();
-        members[member].exits_with(0);
+        members[member].stop();
     }
     for id in ["a", "b", "c"] {
         site.submit(id, serde_json::json!({ "steps": ["true"] }));

@@ -4,16 +4,15 @@ use std::fs;
 
 use serde_json::json;
 
-use super::members::{
-    await_no_claims, await_queue, claims, first_member, member_of, pool_of, supervised,
-};
+use super::members::{await_queue, first_member, member_of, supervised};
+use super::support::pool::await_no_claims;
 use super::support::site::{Site, read_json, release};
 
 #[test]
 fn a_job_that_removes_its_claim_has_its_result() {
     let site = Site::start();
     let mut worker = first_member(&site, "a", "5");
-    let step = format!("rm {}/c-*", pool_of(&site).display());
+    let step = format!("rm {}/c-*", site.pool().display());
     let dir = site.submit("a", json!({ "steps": [step, "echo second"] }));
     site.succeeds("a");
     assert_eq!(read_json(&dir.join("job.status.json"))["status"], "success");
@@ -37,7 +36,7 @@ fn a_job_that_removes_all_of_the_pool_has_its_result_and_the_pool_goes_on() {
             site.succeeds(&id);
         }
     }
-    await_no_claims(&site);
+    await_no_claims(site.drive.path());
 }
 
 /// Somebody else has the request of a claim that has another file by now.
@@ -46,7 +45,7 @@ fn a_claim_in_the_place_of_another_is_not_removed() {
     let site = Site::start();
     let mut worker = first_member(&site, "a", "5");
     let dir = site.hold("a");
-    let claim = pool_of(&site).join(claims(&site).pop().unwrap());
+    let claim = site.pool().join(site.claims().pop().unwrap());
     let copy = claim.with_file_name("copy");
     fs::copy(&claim, &copy).unwrap();
     fs::rename(&copy, &claim).unwrap();

@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::members::{
-    await_no_claims, await_queue, claims, first_member, make_pool, member_of, pool_of, supervised,
-};
+use super::members::{await_queue, first_member, make_pool, member_of, supervised};
 use super::support::controller::Controller;
 use super::support::mount::Mount;
+use super::support::pool::await_no_claims;
 use super::support::site::{Site, await_file, names, read, until_exists};
 use super::support::wait;
 use super::support::worker::with;
@@ -39,7 +38,7 @@ fn what_cannot_be_used_is_rejected_and_the_head_goes_on(version: &str) {
     assert_eq!(site.result("bad").json()["reason"], "rejected");
     site.succeeds("good");
     worker.exits_with(0);
-    assert_eq!(claims(&site), [""; 0]);
+    assert_eq!(site.claims(), [""; 0]);
     assert!(rejected().all(|payload| payload != ""));
 }
 
@@ -89,7 +88,7 @@ fn a_directory_runs_one_job_at_a_time_in_the_order_of_the_queue(version: &str) {
     }
     let order = read(&dir.join("order"));
     assert_eq!(order.lines().collect::<Vec<_>>(), ids);
-    await_no_claims(&site);
+    await_no_claims(site.drive.path());
 }
 
 #[test]
@@ -123,7 +122,7 @@ fn a_drive_that_is_mounted_while_members_wait_is_used() {
     let site = Site::start();
     let mut members = ["a", "b"].map(|name| site.idle_worker(member_of(&site, name, "5")));
     await_queue(&site);
-    let before = fs::File::open(pool_of(&site)).unwrap();
+    let before = fs::File::open(site.pool()).unwrap();
     let _mount = Mount::on(site.drive.path(), "size=9m");
     make_pool(&site); // its own place there
     for id in ["first", "second"] {
@@ -135,7 +134,7 @@ fn a_drive_that_is_mounted_while_members_wait_is_used() {
     for member in &mut members {
         member.exits_with(0);
     }
-    assert_eq!(claims(&site), [""; 0]);
+    assert_eq!(site.claims(), [""; 0]);
     let below = PathBuf::from(format!("/proc/self/fd/{}", before.as_raw_fd()));
     let is_claim = |name: &String| name.starts_with("c-");
     assert!(!names(&below).iter().any(is_claim));
@@ -165,7 +164,7 @@ fn a_full_drive_leaves_the_request_with_the_broker() {
     fs::remove_file(drive.join("filler")).unwrap();
     site.succeeds("a");
     worker.exits_with(0);
-    assert_eq!(claims(&site), [""; 0]);
+    assert_eq!(site.claims(), [""; 0]);
 }
 
 #[test]
@@ -173,7 +172,7 @@ fn members_that_find_the_queue_and_no_directory_for_it_end_and_take_nothing() {
     let site = Site::start();
     site.open_queue(with(&[("WORKER_ID", "the-pool")]));
     site.submit("a", json!({ "steps": ["true"] }));
-    let pool = pool_of(&site);
+    let pool = site.pool();
     let mut members = ["m1", "m2", "m3"].map(|name| site.worker(member_of(&site, name, "5")));
     for member in &mut members {
         member.exits_with(78);
@@ -254,8 +253,7 @@ fn a_member_with_another_configuration_ends() {
 fn a_member_leaves_nothing_on_the_broker_but_that_it_is_gone() {
     let site = Site::start();
     let mut member = site.idle_worker(member_of(&site, "a", "5"));
-    member.sigterm();
-    member.exits_with(0);
+    member.stop();
     let late = Controller::hearing("jobs/workers/+", &site.broker, "late");
     let presence = late.next("jobs/workers/a").json();
     assert_eq!(presence["state"], "offline");

@@ -27,6 +27,7 @@ pub mod log;
 pub mod mosquitto;
 pub mod mount;
 pub mod mutation;
+pub mod pool;
 pub mod process_tree;
 pub mod processes;
 pub mod properties;

@@ -142,8 +142,7 @@ impl Site {
     /// Makes the broker keep jobs for the worker, by a worker that comes, subscribes and is stopped.
     pub fn open_queue(&self, configure: impl FnOnce(&mut Command)) {
         let mut worker = self.idle_worker(configure);
-        worker.sigterm();
-        worker.exits_with(0);
+        worker.stop();
     }
 
     pub fn kill9_broker(&mut self) {
