@@ -5,11 +5,10 @@
 //! it, change it, or cut the link before or after it. `examples/quickstart.rs` uses it as an embedded broker.
 //!
 //! Theory of operation: one thread accepts, one thread per connection reads. All state is behind one mutex, and packets
-//! are written while it is held, so the transcript has exactly the order of the wire. Whoever changes the
-//! state wakes the condition variable that the `wait_…` methods sleep on.
+//! are written while it is held, so the transcript has exactly the order of the wire.
 //!
-//! Not served: keep-alive, QoS 2 (refused, as MQTT 5 Maximum QoS 1 announces), topic aliases, message expiry, will delay; a
-//! session with an expiry above 0 is kept until it is forgotten on purpose.
+//! Not served: keep-alive, QoS 2 (as MQTT 5 Maximum QoS 1 announces), empty client ids, No Local, topic aliases, message expiry,
+//! will delay; a session with an expiry above 0 is kept until it is forgotten on purpose.
 
 // The paths are spelled out because `examples/quickstart.rs` includes this file by its path too.
 #[path = "broker/packet.rs"]
@@ -21,12 +20,14 @@ pub use packet::{Message, Packet};
 use state::{Link, State, Will};
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long a client may leave its socket full before the broker gives it up.
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
+
+const POLL: Duration = Duration::from_millis(2);
 
 /// The packet that a script decides about.
 #[derive(Debug)]
@@ -77,7 +78,7 @@ impl Entry {
 
 /// The broker; it stops with all its threads when it is dropped.
 pub struct Broker {
-    shared: Arc<Shared>,
+    state: Arc<Mutex<State>>,
     port: u16,
     acceptor: Mutex<Option<JoinHandle<()>>>,
 }
@@ -87,10 +88,10 @@ impl Broker {
     pub fn start() -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free loopback port");
         let port = listener.local_addr().expect("the port just bound").port();
-        let shared = Arc::default();
+        let state = Arc::default();
         Self {
-            acceptor: Mutex::new(Some(accept(&shared, listener))),
-            shared,
+            acceptor: Mutex::new(Some(accept(&state, listener))),
+            state,
             port,
         }
     }
@@ -105,8 +106,7 @@ impl Broker {
     /// Asks `script` about every packet from now on. It runs inside the broker, so it must not call the broker; it may
     /// keep its own state, and tell the test through a channel.
     pub fn set_script(&self, script: impl FnMut(&Step) -> Verdict + Send + 'static) {
-        self.shared
-            .change(|state| state.script = Some(Box::new(script)));
+        self.lock().script = Some(Box::new(script));
     }
 
     /// Denies each CONNECT with this code, of the client's protocol version, until there is another script.
@@ -162,22 +162,22 @@ impl Broker {
             retain,
             ..Message::default()
         };
-        self.shared.change(|state| state.publish(message));
+        self.lock().publish(message);
     }
 
     /// Everything that clients and their last wills have published to matching topics, in order.
     pub fn received(&self, filter: &str) -> Vec<Message> {
-        self.shared.lock().received(filter)
+        self.lock().received(filter)
     }
 
     /// The retained message of a topic.
     pub fn retained(&self, topic: &str) -> Option<Message> {
-        self.shared.lock().retained.get(topic).cloned()
+        self.lock().retained.get(topic).cloned()
     }
 
     /// The transcript so far.
     pub fn log(&self) -> Vec<Entry> {
-        self.shared.lock().log.clone()
+        self.lock().log.clone()
     }
 
     /// The packets of clients so far.
@@ -189,47 +189,44 @@ impl Broker {
 
     /// Messages that the session holds: in flight and queued.
     pub fn queued(&self, client: &str) -> usize {
-        self.shared.lock().queued(client)
+        self.lock().queued(client)
     }
 
     pub fn is_connected(&self, client: &str) -> bool {
-        self.shared.lock().connection_of(client).is_some()
+        self.lock().connection_of(client).is_some()
     }
 
     pub fn has_session(&self, client: &str) -> bool {
-        self.shared.lock().sessions.contains_key(client)
+        self.lock().sessions.contains_key(client)
     }
 
     /// Sends the client a packet out of turn.
     pub fn send(&self, client: &str, packet: Packet) {
-        self.shared.change(|state| {
-            if let Some(connection) = state.connection_of(client) {
-                state.send(connection, packet);
-            }
-        });
+        let mut state = self.lock();
+        if let Some(connection) = state.connection_of(client) {
+            state.send(connection, packet);
+        }
     }
 
     /// Closes the client's connection; the session stays, the last will is published.
     pub fn kick(&self, client: &str) {
-        self.shared.change(|state| {
-            if let Some(connection) = state.connection_of(client) {
-                state.close(connection, "kicked", Will::Publish);
-            }
-        });
+        let mut state = self.lock();
+        if let Some(connection) = state.connection_of(client) {
+            state.close(connection, "kicked", Will::Publish);
+        }
     }
 
     /// Drops the session, and closes the connection if there is one.
     pub fn forget_session(&self, client: &str) {
-        self.shared.change(|state| state.forget(client));
+        self.lock().forget(client);
     }
 
     /// Drops all sessions and retained messages, as a restart without persistence does.
     pub fn forget_everything(&self) {
-        self.shared.change(|state| {
-            let clients: Vec<_> = state.sessions.keys().cloned().collect();
-            clients.iter().for_each(|client| state.forget(client));
-            state.retained.clear();
-        });
+        let mut state = self.lock();
+        let clients: Vec<_> = state.sessions.keys().cloned().collect();
+        clients.iter().for_each(|client| state.forget(client));
+        state.retained.clear();
     }
 
     /// Goes down: closes all connections (without last wills, as a broker that stops) and refuses new ones.
@@ -237,12 +234,12 @@ impl Broker {
         let Some(thread) = self.acceptor.lock().unwrap().take() else {
             return;
         };
-        self.shared.change(|state| {
-            state.away = true;
-            let open: Vec<_> = state.links.keys().copied().collect();
-            open.iter()
-                .for_each(|&connection| state.close(connection, "broker went down", Will::Drop));
-        });
+        let mut state = self.lock();
+        state.away = true;
+        let open: Vec<_> = state.links.keys().copied().collect();
+        open.iter()
+            .for_each(|&connection| state.close(connection, "broker went down", Will::Drop));
+        drop(state);
         // Wakes the acceptor. If this is refused, a client has woken it before.
         drop(TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)));
         thread.join().expect("the acceptor");
@@ -261,8 +258,8 @@ impl Broker {
             }
             std::thread::yield_now();
         };
-        self.shared.change(|state| state.away = false);
-        *acceptor = Some(accept(&self.shared, listener));
+        self.lock().away = false;
+        *acceptor = Some(accept(&self.state, listener));
     }
 
     /// Waits until `n` messages have been received on matching topics and returns all there are by then.
@@ -302,24 +299,24 @@ impl Broker {
     #[track_caller]
     fn wait<T>(&self, within: Duration, what: &str, found: impl Fn(&State) -> Option<T>) -> T {
         let start = Instant::now();
-        let mut patience = within;
-        let mut state = self.shared.lock();
         loop {
+            let mut state = self.lock();
             if let Some(value) = found(&state) {
                 return value;
             }
-            if start.elapsed() >= patience {
-                patience = within.mul_f64(slowness());
-            }
-            let left = patience.saturating_sub(start.elapsed());
-            if left.is_zero() {
+            let waited = start.elapsed();
+            if waited >= within && waited >= within.mul_f64(slowness()) {
                 let log = std::mem::take(&mut state.log);
                 drop(state);
                 panic!("no {what} within {within:?}; transcript: {log:#?}");
             }
-            let changed = self.shared.changed.wait_timeout(state, left);
-            state = changed.expect("an earlier panic").0;
+            drop(state);
+            std::thread::sleep(POLL);
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
     }
 }
 
@@ -333,7 +330,7 @@ pub fn slowness() -> f64 {
 
 impl Drop for Broker {
     fn drop(&mut self) {
-        let has_panicked = self.shared.state.is_poisoned();
+        let has_panicked = self.state.is_poisoned();
         if !has_panicked {
             self.stop_listening();
         }
@@ -344,40 +341,18 @@ impl Drop for Broker {
     }
 }
 
-#[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
-    changed: Condvar,
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state
+        .lock()
+        .expect("an earlier panic in the broker or in its script")
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state
-            .lock()
-            .expect("an earlier panic in the broker or in its script")
-    }
-
-    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        // Also after a panic of the script: whoever waits shall fail at once, not at its deadline.
-        let _wake = WakeAll(&self.changed);
-        change(&mut self.lock())
-    }
-}
-
-struct WakeAll<'a>(&'a Condvar);
-
-impl Drop for WakeAll<'_> {
-    fn drop(&mut self) {
-        self.0.notify_all();
-    }
-}
-
-fn accept(shared: &Arc<Shared>, listener: TcpListener) -> JoinHandle<()> {
-    let shared = Arc::clone(shared);
+fn accept(state: &Arc<Mutex<State>>, listener: TcpListener) -> JoinHandle<()> {
+    let shared = Arc::clone(state);
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let stream = stream.expect("accept");
-            let mut state = shared.lock();
+            let mut state = lock(&shared);
             if state.away {
                 return;
             }
@@ -401,7 +376,7 @@ fn accept(shared: &Arc<Shared>, listener: TcpListener) -> JoinHandle<()> {
 
 /// Reads a connection to its end. After a cut it goes on, without listening to the client, until the client closes too:
 /// closing a socket with unread data would reset the connection, and the client could lose the last packets sent to it.
-fn read(shared: &Shared, connection: usize, mut stream: TcpStream) {
+fn read(state: &Mutex<State>, connection: usize, mut stream: TcpStream) {
     let mut pending = Vec::new();
     let mut chunk = [0; 16 * 1024];
     let why = loop {
@@ -411,8 +386,8 @@ fn read(shared: &Shared, connection: usize, mut stream: TcpStream) {
             Err(_) => break "reset by the client",
         }
         while let Some(packet) = packet::take_packet(&mut pending) {
-            shared.change(|state| state.receive(connection, &packet));
+            lock(state).receive(connection, &packet);
         }
     };
-    shared.change(|state| state.close(connection, why, Will::Publish));
+    lock(state).close(connection, why, Will::Publish);
 }

@@ -335,7 +335,7 @@ pub(super) fn encode(version: u8, packet: &Packet) -> Vec<u8> {
     bytes
 }
 
-pub(super) fn put_string(bytes: &mut Vec<u8>, text: &str) {
+fn put_string(bytes: &mut Vec<u8>, text: &str) {
     let length = u16::try_from(text.len()).expect("a string of at most 65,535 bytes");
     bytes.extend(length.to_be_bytes());
     bytes.extend(text.as_bytes());

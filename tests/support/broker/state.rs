@@ -2,6 +2,7 @@
 
 use super::packet::{self, Message, Packet};
 use super::{Entry, Step, Verdict};
+use rumqttc::matches;
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
@@ -100,7 +101,7 @@ impl State {
     pub(super) fn received(&self, filter: &str) -> Vec<Message> {
         self.received
             .iter()
-            .filter(|message| matches(filter, &message.topic))
+            .filter(|message| matches(&message.topic, filter))
             .cloned()
             .collect()
     }
@@ -204,9 +205,6 @@ impl State {
         }
         match packet {
             Packet::Connect { .. } => self.connect(connection, packet),
-            Packet::Publish { qos: 2.., .. } => {
-                self.refuse(connection, 0x9B, "QoS 2 is not served")
-            }
             Packet::Publish {
                 topic,
                 payload,
@@ -250,7 +248,7 @@ impl State {
 
     fn connect(&mut self, connection: usize, packet: Packet) {
         let Packet::Connect {
-            mut client_id,
+            client_id,
             clean,
             will,
             receive_maximum,
@@ -262,19 +260,11 @@ impl State {
             unreachable!("called for CONNECT only")
         };
         let v5 = version == 5;
-        let mut properties = Vec::new();
-        if v5 {
-            properties.extend([0x24, 1]); // Maximum QoS
-        }
-        if client_id.is_empty() {
-            client_id = format!("auto-{connection}");
-            if v5 {
-                properties.push(0x12); // Assigned Client Identifier
-                packet::put_string(&mut properties, &client_id);
-            }
-        }
         if let Some(old) = self.connection_of(&client_id) {
-            self.refuse(old, 0x8E, "taken over");
+            if self.links.get(&old).is_some_and(|link| link.version == 5) {
+                self.send(old, Packet::Disconnect { code: 0x8E });
+            }
+            self.close(old, "taken over", Will::Publish);
         }
         if clean {
             self.sessions.remove(&client_id);
@@ -298,7 +288,7 @@ impl State {
         let greeting = Packet::ConnAck {
             session_present,
             code: 0,
-            properties,
+            properties: vec![0x24, 1], // Maximum QoS
         };
         self.send(connection, greeting);
         self.pump(&client_id);
@@ -329,7 +319,7 @@ impl State {
             };
             if wanted {
                 let matching = self.retained.values();
-                let matching = matching.filter(|message| matches(&filter, &message.topic));
+                let matching = matching.filter(|message| matches(&message.topic, &filter));
                 retained.extend(matching.map(|message| Message {
                     qos: message.qos.min(qos),
                     subscription: identifier,
@@ -356,10 +346,8 @@ impl State {
         // Per subscriber once, with the options of the subscription that has the highest QoS.
         let mut direct = Vec::new();
         for (client, session) in &self.sessions {
-            let matching = session.subscriptions.iter().filter(|(filter, subscribed)| {
-                let no_local = subscribed.0 & 4 != 0 && *client == message.client;
-                matches(filter, &message.topic) && !no_local
-            });
+            let matching = session.subscriptions.iter();
+            let matching = matching.filter(|(filter, _)| matches(&message.topic, filter));
             let best = matching.max_by_key(|(_, (options, _))| options & 3);
             direct.extend(best.map(|(_, subscribed)| (client.clone(), *subscribed)));
         }
@@ -396,15 +384,6 @@ impl State {
         }
     }
 
-    /// Ends a connection for the broker's reasons; an MQTT 5 client is told the code.
-    fn refuse(&mut self, connection: usize, code: u8, why: &'static str) {
-        let link = self.links.get(&connection);
-        if link.is_some_and(|link| link.version == 5) {
-            self.send(connection, Packet::Disconnect { code });
-        }
-        self.close(connection, why, Will::Publish);
-    }
-
     pub(super) fn forget(&mut self, client: &str) {
         let session = self.sessions.remove(client);
         if let Some(connection) = session.and_then(|session| session.connection) {
@@ -436,21 +415,4 @@ impl State {
             self.publish(message);
         }
     }
-}
-
-/// Whether the topic matches the filter.
-fn matches(filter: &str, topic: &str) -> bool {
-    if topic.starts_with('$') && filter.starts_with(['+', '#']) {
-        return false;
-    }
-    let mut levels = topic.split('/');
-    for wanted in filter.split('/') {
-        match (wanted, levels.next()) {
-            ("#", _) => return true,
-            ("+", Some(_)) => {}
-            (wanted, Some(level)) if wanted == level => {}
-            _ => return false,
-        }
-    }
-    levels.next().is_none()
 }
