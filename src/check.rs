@@ -1,8 +1,8 @@
 //! `job-worker check [DIR]`: says what is wrong before anything runs (docs/reference.md, "Commands").
 
 use crate::config::{Config, JobConfig, PoolConfig, unknown_variables, variables};
-use crate::contract::{Definition, MAX_DEFINITION_BYTES, Plan};
-use crate::job::{CANCEL_FILE, WorkDir, missing_root};
+use crate::contract::{Definition, Plan};
+use crate::job::{CANCEL_FILE, WorkDir, definition, missing_root};
 use crate::mqtt::{self, Life, Session, Subscription};
 use crate::pool::Place;
 use Verdict::{Doubtful, Good, Wrong};
@@ -145,11 +145,9 @@ fn check_job(dir: &OsStr, config: Option<JobConfig>, tell: Tell) -> Result<(), S
     if let Err(error) = WorkDir::open(dir.real_path().unwrap_or_default(), root.as_deref()) {
         tell(Doubtful, format!("job: {error}"));
     }
-    let place = dir.path().join("job.json");
-    let content = dir
-        .read("job.json", MAX_DEFINITION_BYTES)
-        .map_err(|error| format!("{}: {error}", place.display()))?;
-    let content = content.ok_or_else(|| format!("{} does not exist", place.display()))?;
+    let content = definition(&dir).map_err(|error| error.to_string())?;
+    let missing = || format!("{}/job.json does not exist", dir.path().display());
+    let content = content.ok_or_else(missing)?;
     let plan = Definition::parse(&content).and_then(|definition| {
         Plan::merge(&Definition::default(), Some(definition), timeout, attempts)
     });

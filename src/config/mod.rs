@@ -4,7 +4,7 @@ mod pool;
 mod url;
 mod variables;
 
-use crate::contract::{FOREVER, Topics, check_name};
+use crate::contract::{Topics, check_name, duration};
 #[cfg(feature = "tls")]
 use crate::mqtt::tls::{self, Tls};
 use crate::mqtt::{Broker, Credentials, Password, Protocol};
@@ -386,8 +386,7 @@ fn positive<T: FromStr + Default + PartialOrd>(text: &str) -> Option<T> {
 }
 
 fn seconds(text: &str) -> Option<Duration> {
-    let seconds = serde_json::from_str(text).ok()?;
-    Some(Duration::try_from_secs_f64(seconds).ok()?.min(FOREVER))
+    duration(serde_json::from_str(text).ok()?)
 }
 
 fn topic_root(text: &str) -> Option<String> {
@@ -561,6 +560,18 @@ mod tests {
             config(&[("MQTT_URL", "mqtts://a..b")]).unwrap_err()[0]
                 .contains("no certificate can be for")
         );
+    }
+
+    #[test]
+    fn a_time_beyond_all_clocks_is_one() {
+        for long in ["1e300", "1e999", "4294967295"] {
+            let config = config(&[("JOB_TIMEOUT", long), ("JOB_DIR_WAIT", long)]).unwrap();
+            assert!(config.job.timeout >= Some(config.job.dir_wait), "{long}");
+            assert!(
+                config.job.dir_wait >= Duration::from_secs(1 << 31),
+                "{long}"
+            );
+        }
     }
 
     #[test]

@@ -119,15 +119,23 @@ fn number(raw: &RawValue) -> Option<f64> {
     }
 }
 
-/// A duration in seconds, fractions allowed.
+/// A duration in seconds, fractions allowed. `None`: no number, or less than nothing.
+pub fn duration(raw: &RawValue) -> Option<Duration> {
+    let seconds = number(raw)?.min(FOREVER.as_secs_f64());
+    let duration = Duration::try_from_secs_f64(seconds).ok()?;
+    // what is shorter than a moment is not nothing
+    let least = Duration::from_nanos((seconds > 0.0).into());
+    Some(duration.max(least))
+}
+
+/// A duration in seconds that is longer than nothing.
 pub fn seconds(raw: &RawValue) -> Result<Duration, String> {
-    let wanted = "must be a number of seconds greater than 0";
-    let value = number(raw).ok_or_else(|| format!("{wanted}, not {}", type_name(raw)))?;
-    if value <= 0.0 {
-        return Err(format!("{wanted}, not {}", brief(raw.get())));
-    }
-    let duration = Duration::try_from_secs_f64(value.min(FOREVER.as_secs_f64()));
-    Ok(duration.unwrap_or(FOREVER).max(Duration::from_nanos(1)))
+    let given = match number(raw) {
+        Some(_) => brief(raw.get()),
+        None => type_name(raw).to_owned(),
+    };
+    let duration = duration(raw).filter(|duration| !duration.is_zero());
+    duration.ok_or_else(|| format!("must be a number of seconds greater than 0, not {given}"))
 }
 
 /// A whole number from 1, also as `2.0` or `2e0`.

@@ -14,7 +14,7 @@ mod topics;
 pub use definition::{Definition, MAX_DEFINITION_BYTES, Step, nearest};
 pub use earlier_run::{Attempt, Decision, EarlierRun, Follows};
 pub use id::{JobId, check_name};
-pub use json::{BYTE_ORDER_MARK, FOREVER, without_mark};
+pub use json::{BYTE_ORDER_MARK, duration, without_mark};
 pub use origin::{RequestOrigin, fnv_1a, identity};
 pub use plan::Plan;
 pub use request::{MAX_REQUEST_BYTES, Rejection, Request, rejection_notice, told};

@@ -1,6 +1,7 @@
 //! What a job will do: the request, `job.json` and the worker's limits, merged.
 
 use super::definition::{Definition, Step};
+use super::json::FOREVER;
 use super::seconds;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -47,7 +48,11 @@ impl Plan {
         if let (Some(asked), Some(bound)) = (asked, timeout)
             && asked > bound
         {
-            let (asked, bound) = (seconds(asked), seconds(bound));
+            let asked = match asked < FOREVER {
+                true => seconds(asked),
+                false => "of 136 years or more".to_owned(),
+            };
+            let bound = seconds(bound);
             warnings.push(format!(
                 "asks for timeoutSeconds {asked}, more than JOB_TIMEOUT allows: {bound}"
             ));
@@ -70,6 +75,42 @@ impl Plan {
             max_attempts: attempts.unwrap_or(max_attempts).min(max_attempts),
             warnings,
         })
+    }
+}
+
+impl Plan {
+    /// What a person finds a step by in log and result: its number, from 1.
+    pub fn place(&self, index: usize) -> String {
+        format!("step {}/{}", index + 1, self.steps.len())
+    }
+
+    /// What a person knows a step by, in one word: its name, else what it runs.
+    pub fn name(&self, index: usize) -> String {
+        let step = &self.steps[index];
+        first_line(step.name.as_ref().unwrap_or(&step.run))
+    }
+
+    /// What a step is and does: its name, and what it runs.
+    pub fn label(&self, index: usize) -> String {
+        let step = &self.steps[index];
+        let run = first_line(&step.run);
+        match &step.name {
+            Some(name) => format!("{} ({run})", first_line(name)),
+            None => run,
+        }
+    }
+}
+
+/// How much of a name or a command is shown, in characters.
+const SHOWN: usize = 200;
+
+/// The start of the first line of a command, which says whether there is more.
+fn first_line(command: &str) -> String {
+    let first = command.lines().next().unwrap_or_default();
+    let shown: String = first.chars().take(SHOWN).collect();
+    match shown.len() < command.trim_end().len() {
+        true => format!("{shown} …"),
+        false => shown,
     }
 }
 
@@ -143,5 +184,10 @@ mod tests {
             assert_eq!(plan.warnings.len(), capped, "{:?}", plan.warnings);
             assert_eq!(plan.is_bound, timeout > 9.0);
         }
+        let told = plan(1e300, 1).warnings.concat();
+        assert!(
+            told.contains("timeoutSeconds of 136 years or more"),
+            "{told}"
+        );
     }
 }

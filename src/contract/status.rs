@@ -41,6 +41,17 @@ pub enum Reason {
     Internal,
 }
 
+impl Reason {
+    /// The exit code of a step that was ended for this reason and had `own` (docs/reference.md, "Exit codes").
+    pub fn exit_code(self, own: i32) -> i32 {
+        match self {
+            Self::Timeout => 124,
+            Self::Cancelled => 130,
+            _ => own.max(1),
+        }
+    }
+}
+
 /// State of one step.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -166,7 +177,7 @@ impl Document {
     pub fn not_run(self, reason: Reason, error: String) -> Self {
         Self {
             status: JobState::Failed,
-            exit_code: Some(if reason == Reason::Cancelled { 130 } else { 1 }),
+            exit_code: Some(reason.exit_code(1)),
             reason: Some(reason),
             error: Some(error),
             finished_at: Some(Timestamp::now()),

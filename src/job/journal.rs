@@ -2,9 +2,10 @@
 //! "Status document" and "Attempts and stops").
 
 use super::directory::is_ours;
+use super::save::Job;
 use super::{OpenError, WorkDir};
 use crate::config::Durability;
-use crate::contract::{Document, EarlierRun, JobId, JobState, StepState, Timestamp, millis};
+use crate::contract::{EarlierRun, JobId};
 use std::io;
 use std::sync::Once;
 use std::time::{Duration, Instant};
@@ -64,8 +65,8 @@ fn unwritten(dir: &WorkDir, error: &io::Error) -> String {
 ///
 /// # Errors
 /// A sentence, with what the drive said.
-pub fn store(dir: &WorkDir, document: &Document, durability: Durability) -> io::Result<()> {
-    write(dir, &document.to_json(), durability)?;
+pub fn store(dir: &WorkDir, document: &[u8], durability: Durability) -> io::Result<()> {
+    write(dir, document, durability)?;
     sync_name(dir, durability)
 }
 
@@ -81,10 +82,8 @@ pub fn sync_name(dir: &WorkDir, durability: Durability) -> io::Result<()> {
     synced.map_err(|error| io::Error::other(unwritten(dir, &error)))
 }
 
-/// The status document of a job that runs, and when its journal gets it.
+/// When the journal of a job that runs gets the job's document.
 pub struct Journal {
-    pub document: Document,
-    durability: Durability,
     /// When the job was started.
     pub started: Instant,
     /// No write is due before.
@@ -100,13 +99,12 @@ impl Journal {
     ///
     /// # Errors
     /// A sentence, with what the drive said.
-    pub fn begin(dir: &WorkDir, document: Document, durability: Durability) -> io::Result<Self> {
-        store(dir, &document, durability)?;
+    pub fn begin(job: &Job) -> io::Result<Self> {
+        let document = job.document.to_json();
+        store(&job.dir, &document, job.durability)?;
         let now = Instant::now();
         Ok(Self {
-            change: Some(document.to_json()),
-            document,
-            durability,
+            change: Some(document),
             started: now,
             rests_until: now + PAUSE,
             due: None,
@@ -115,38 +113,27 @@ impl Journal {
 
     /// The document has changed: the journal says so at once, or with what changes in the next moments. A journal that a step
     /// has removed is there again before the next step starts, since it counts the attempts.
-    pub fn note_change(&mut self, dir: &WorkDir, now: Instant) {
-        self.due = Some(match dir.contains(NAME) {
+    pub fn note_change(&mut self, job: &Job) {
+        let now = Instant::now();
+        self.due = Some(match job.dir.contains(NAME) {
             true => self.rests_until.max(now),
             false => now,
         });
-        self.write_if_due(dir, now);
+        self.write_if_due(job, now);
     }
 
     /// Writes the journal that was put off, if its time has come.
-    pub fn write_if_due(&mut self, dir: &WorkDir, now: Instant) {
+    pub fn write_if_due(&mut self, job: &Job, now: Instant) {
         if self.due.is_none_or(|at| at > now) {
             return;
         }
         self.due = None;
-        let document = self.document.to_json();
-        match write(dir, &document, self.durability) {
+        let document = job.document.to_json();
+        match write(&job.dir, &document, job.durability) {
             Ok(()) => self.change = Some(document),
             Err(error) => log::warn!("{error}; going on, since the job runs already"),
         }
         // steps wait meanwhile: a slow drive is asked less often
         self.rests_until = Instant::now() + PAUSE.max(RESTS_FOR * now.elapsed());
-    }
-
-    /// The job is over: what was not run yet will not be.
-    pub fn make_final(&mut self, status: JobState, exit_code: i32) {
-        for step in &mut self.document.steps {
-            if step.status == StepState::Pending {
-                step.status = StepState::Skipped;
-            }
-        }
-        (self.document.status, self.document.exit_code) = (status, Some(exit_code));
-        self.document.finished_at = Some(Timestamp::now());
-        self.document.duration_ms = Some(millis(self.started.elapsed()));
     }
 }

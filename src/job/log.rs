@@ -61,20 +61,15 @@ impl JobLog {
     /// # Errors
     /// What the system said.
     pub fn open(dir: &WorkDir) -> io::Result<Self> {
-        let path = dir.path().join(NAME).to_string_lossy().into_owned();
-        Ok(Self::new(open(dir, OFlags::empty())?, path))
-    }
-
-    fn new(file: File, path: String) -> Self {
-        Self {
-            file,
-            path,
+        Ok(Self {
+            file: open(dir, OFlags::empty())?,
+            path: dir.path().join(NAME).to_string_lossy().into_owned(),
             broken: None,
             held: None,
             verdict_at: None,
             removed: Vec::new(),
             taken: false,
-        }
+        })
     }
 
     /// Its absolute path.
@@ -280,14 +275,6 @@ impl JobLog {
     pub fn sync_file_system(&self) -> io::Result<()> {
         let oldest = self.removed.first().map(|removed| &removed.file);
         Ok(rustix::fs::syncfs(oldest.unwrap_or(&self.file))?)
-    }
-
-    /// The same log once more, which holds nothing.
-    ///
-    /// # Errors
-    /// What the system said.
-    pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self::new(self.handle()?, self.path.clone()))
     }
 
     /// The same open file once more, for a step.

@@ -2,13 +2,10 @@
 //! of MQTT.
 
 mod directory;
-mod environment;
 mod fence;
-mod interruption;
 mod journal;
 mod log;
 mod prepare;
-mod prepared;
 mod run;
 mod running;
 mod save;
@@ -18,10 +15,10 @@ use crate::contract::Document;
 use std::sync::Arc;
 
 pub use directory::{OpenError, WorkDir, missing_root};
-pub use interruption::Interruption;
-pub use prepare::CANCEL_FILE;
+pub use prepare::{CANCEL_FILE, definition};
 pub use run::{News, Run};
 pub use save::Wake;
+pub use step::Interruption;
 
 /// How a run ends.
 #[derive(Debug)]

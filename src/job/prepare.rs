@@ -4,20 +4,19 @@
 
 use super::directory::{explained, is_full, is_ours};
 use super::log::{JobLog, Lock, while_nothing_runs};
-use super::prepared::PreparedJob;
 use super::run::Stage;
 use super::running::Running;
-use super::save::Begun;
+use super::save::Job;
 use super::{IsLost, OpenError, Outcome, WorkDir, journal};
 use crate::backoff::Backoff;
 use crate::config::{Durability, JobConfig, PayloadSteps};
 use crate::contract::{
-    Attempt, BYTE_ORDER_MARK, Decision, Definition, Document, EarlierRun, MAX_DEFINITION_BYTES,
-    Plan, Reason, Request, RequestOrigin, told, without_mark,
+    BYTE_ORDER_MARK, Decision, Definition, Document, EarlierRun, MAX_DEFINITION_BYTES, Plan,
+    Reason, Request, RequestOrigin, told, without_mark,
 };
 use serde::de::IgnoredAny;
 use std::path::Path;
-use std::sync::Once;
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 /// Pause between two looks for a file or a lock: short at first, since most come soon.
@@ -62,15 +61,30 @@ impl Preparation {
         }
     }
 
-    /// Ends a job that is cancelled before its first step: its result, which is in its journal then, if its directory is
-    /// there and no other run has that.
-    pub fn cancelled(&self, by: &str) -> Document {
-        let error = format!("cancelled by {by} before its first step");
-        let document = self.not_run(Reason::Cancelled, error);
-        if let Ok(dir) = self.open_dir() {
-            store_unrun(&dir, &document, self.config.durability);
+    /// Ends the job before its first step.
+    pub fn end(&self, reason: Reason, error: String) -> Stage {
+        let document = self.document().not_run(reason, error);
+        // a cancel holds when the request comes again, and a person who has run a job by hand finds how that ended
+        if (reason == Reason::Cancelled || self.is_by_hand())
+            && let Ok(dir) = self.open_dir()
+        {
+            let stored = while_nothing_runs(&dir, || {
+                journal::store(&dir, &document.to_json(), self.config.durability)
+            });
+            let path = dir.path().display();
+            match stored {
+                Ok(Some(Ok(()))) => {}
+                // that journal is of the run that goes on
+                Ok(None) => log::info!("another run has {path}; its journal is left alone"),
+                Ok(Some(Err(error))) => log::warn!("{error}"),
+                Err(error) => log::warn!("job.status.json in {path}: {error}"),
+            }
         }
-        document
+        Stage::result(document)
+    }
+
+    fn is_by_hand(&self) -> bool {
+        self.origin == RequestOrigin::ByHand
     }
 
     /// Tries to begin the job, without waiting. The stage that it comes to; `None`: look again at [`Self::next_look`].
@@ -81,7 +95,7 @@ impl Preparation {
             && let Decision::GiveUp(_, error) =
                 EarlierRun::decide(None, None, &self.origin, self.config.max_attempts)
         {
-            return Some(Stage::result(self.not_run(Reason::Interrupted, error)));
+            return Some(self.end(Reason::Interrupted, error));
         }
         let (reason, error) = match self.try_to_begin() {
             Ok(Some(stage)) => return Some(stage),
@@ -102,14 +116,7 @@ impl Preparation {
                 (reason, format!("{what} {why}"))
             }
         };
-        let document = self.not_run(reason, error);
-        // a person who has run a job by hand finds how that ended, and not the success before
-        if self.origin == RequestOrigin::ByHand
-            && let Ok(dir) = self.open_dir()
-        {
-            store_unrun(&dir, &document, self.config.durability);
-        }
-        Some(Stage::result(document))
+        Some(self.end(reason, error))
     }
 
     /// What the job waits for before it can run, if that is worth a word.
@@ -191,9 +198,7 @@ impl Preparation {
             let file = dir.path().join(CANCEL_FILE);
             let file = file.display();
             let error = format!("withdrawn by {file}; remove that file to have the job run");
-            let document = self.not_run(Reason::Cancelled, error);
-            store_unrun(&dir, &document, self.config.durability);
-            return Ok(Some(Stage::result(document)));
+            return Ok(Some(self.end(Reason::Cancelled, error)));
         }
         let plan = self.plan(&dir)?;
         let log = match JobLog::open(&dir) {
@@ -205,7 +210,7 @@ impl Preparation {
                     true => Err(OpenError::of(place, error)),
                     false => {
                         let error = format!("{place} cannot be opened: {}", explained(&error));
-                        let document = self.not_run(Reason::Internal, error);
+                        let document = self.document().not_run(Reason::Internal, error);
                         Ok(Some(Stage::result(document)))
                     }
                 };
@@ -227,78 +232,68 @@ impl Preparation {
             }
         }
         // only now, with the lock, is the journal's word final
-        let stage = match self.decide(&dir, plan.max_attempts)? {
-            (Decision::Stored, document) => Stage::Over(Some(Outcome::Stored(document))),
-            (Decision::GiveUp(attempt, error), _) => {
-                Stage::result(self.give_up(&dir, log, attempt, error))
-            }
-            (Decision::Run(attempt), _) => {
-                for sentence in &plan.warnings {
-                    log::warn!("job {}: {sentence}", self.request.id.as_str());
-                }
-                let job = PreparedJob {
-                    document: self.document(),
-                    plan,
-                    // nothing in memory outlives a power cut: there is no disk to wait for
-                    durability: match dir.is_in_memory() {
-                        true => Durability::Cache,
-                        false => self.config.durability,
-                    },
-                    dir,
-                    log,
-                    attempt,
-                    begun: Begun::default(),
-                    is_lost: self.is_lost.clone(),
-                    is_by_hand: self.origin == RequestOrigin::ByHand,
-                };
-                Running::start(job, &self.config)?
-            }
+        let (decision, document) = self.decide(&dir, plan.max_attempts)?;
+        let mut job = Job {
+            document: self.document(),
+            // nothing in memory outlives a power cut: there is no disk to wait for
+            durability: match dir.is_in_memory() {
+                true => Durability::Cache,
+                false => self.config.durability,
+            },
+            dir,
+            log,
+            is_final: Arc::default(),
+            is_lost: self.is_lost.clone(),
+            is_by_hand: self.is_by_hand(),
         };
-        Ok(Some(stage))
+        Ok(Some(match decision {
+            Decision::Stored => Stage::Over(Some(Outcome::Stored(document))),
+            Decision::Run(attempt) => Running::start(job, plan, attempt, &self.config)?,
+            Decision::GiveUp(attempt, error) => {
+                if let Err(error) = job.log.resume(&self.request.id, &job.dir) {
+                    log::warn!("{} cannot be written: {error}", job.log.path());
+                }
+                job.document = Document {
+                    log_file: Some(job.log.path().to_owned()),
+                    attempt: Some(attempt.number),
+                    stops: attempt.stops,
+                    ..job.document.not_run(Reason::Interrupted, error)
+                };
+                Stage::Over(Some(job.finish()))
+            }
+        }))
     }
 
     fn plan(&self, dir: &WorkDir) -> Result<Plan, OpenError> {
-        let place = || format!("{}/job.json", dir.path().display());
-        let missing = |why: &str| OpenError::Missing {
-            what: place(),
-            why: why.to_owned(),
-            reason: Some(Reason::Rejected),
-        };
-        let content = dir
-            .read("job.json", MAX_DEFINITION_BYTES)
-            .map_err(|error| OpenError::of(place(), error))?;
         let own = &self.request.definition;
-        match &content {
-            None if own.steps.is_none() => {
-                let no_file = match self.origin == RequestOrigin::ByHand {
-                    true => "does not exist",
-                    false => "does not exist, and the request has no `steps`",
-                };
-                let unknown = own.told_unknown("the request").into_iter();
-                let why: Vec<_> = [no_file.to_owned()].into_iter().chain(unknown).collect();
-                return Err(missing(&why.join("; ")));
-            }
-            Some(bytes) if let Some(why) = incomplete(bytes) => return Err(missing(why)),
-            _ => {}
+        let content = definition(dir)?;
+        if content.is_none() && own.steps.is_none() {
+            let no_file = match self.is_by_hand() {
+                true => "does not exist",
+                false => "does not exist, and the request has no `steps`",
+            };
+            let unknown = own.told_unknown("the request").into_iter();
+            let why: Vec<_> = [no_file.to_owned()].into_iter().chain(unknown).collect();
+            return Err(OpenError::Missing {
+                what: path_of_definition(dir),
+                why: why.join("; "),
+                reason: Some(Reason::Rejected),
+            });
         }
-        let definition = content
-            .map(|bytes| Definition::parse(&bytes))
-            .transpose()
-            .map_err(|faults| OpenError::Unusable(told(&faults)))?;
-        let plan = Plan::merge(
-            &self.request.definition,
-            definition,
-            self.config.timeout,
-            self.config.max_attempts,
-        );
-        plan.map_err(|mut faults| {
-            if self.origin != RequestOrigin::ByHand
-                && let Some(missing) = faults.first_mut()
-            {
-                missing.push_str(", and neither has the request");
-            }
-            OpenError::Unusable(told(&faults))
-        })
+        let file = content.map(|content| Definition::parse(&content));
+        let merged = file.transpose().and_then(|file| {
+            let bounds = (self.config.timeout, self.config.max_attempts);
+            let plan = Plan::merge(own, file, bounds.0, bounds.1);
+            plan.map_err(|mut faults| {
+                if !self.is_by_hand()
+                    && let Some(missing) = faults.first_mut()
+                {
+                    missing.push_str(", and neither has the request");
+                }
+                faults
+            })
+        });
+        merged.map_err(|faults| OpenError::Unusable(told(&faults)))
     }
 
     /// What is to be done, and the document of the earlier run that says so.
@@ -318,46 +313,24 @@ impl Preparation {
             ..Document::new(self.request.id.clone(), &self.worker)
         }
     }
-
-    /// The document that says why no step of the job is run.
-    fn not_run(&self, reason: Reason, error: String) -> Document {
-        self.document().not_run(reason, error)
-    }
-
-    /// Ends a job that gets no further attempt.
-    fn give_up(&self, dir: &WorkDir, mut log: JobLog, attempt: Attempt, error: String) -> Document {
-        if let Err(error) = log.resume(&self.request.id, dir) {
-            log::warn!("{} cannot be written: {error}", log.path());
-        }
-        log.line(format_args!("job failed: {error}"));
-        let mut document = Document {
-            log_file: Some(log.path().to_owned()),
-            attempt: Some(attempt.number),
-            stops: attempt.stops,
-            ..self.not_run(Reason::Interrupted, error)
-        };
-        if let Err(error) = log.complete(self.config.durability) {
-            document.warn(&error);
-        }
-        if let Err(error) = journal::store(dir, &document, self.config.durability) {
-            document.warn(&error.to_string());
-        }
-        if let Some(warning) = &document.warning {
-            log::warn!("{warning}");
-        }
-        document
-    }
 }
 
-/// Writes the final journal of a job that has not run, unless another run has its directory.
-fn store_unrun(dir: &WorkDir, document: &Document, durability: Durability) {
-    let path = dir.path().display();
-    match while_nothing_runs(dir, || journal::store(dir, document, durability)) {
-        Ok(Some(Ok(()))) => {}
-        // that journal is of the run that goes on
-        Ok(None) => log::info!("another run has {path}; its journal is left alone"),
-        Ok(Some(Err(error))) => log::warn!("{error}"),
-        Err(error) => log::warn!("job.status.json in {path}: {error}"),
+fn path_of_definition(dir: &WorkDir) -> String {
+    format!("{}/job.json", dir.path().display())
+}
+
+/// The content of `job.json`; `None` where there is none.
+///
+/// # Errors
+/// It cannot be read, or is not whole.
+pub fn definition(dir: &WorkDir) -> Result<Option<Vec<u8>>, OpenError> {
+    match dir.read("job.json", MAX_DEFINITION_BYTES) {
+        Ok(Some(content)) if let Some(why) = incomplete(&content) => Err(OpenError::Missing {
+            what: path_of_definition(dir),
+            why: why.to_owned(),
+            reason: Some(Reason::Rejected),
+        }),
+        content => content.map_err(|error| OpenError::of(path_of_definition(dir), error)),
     }
 }
 

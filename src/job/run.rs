@@ -7,7 +7,7 @@ use super::running::Running;
 use super::save::{Saving, Wake};
 use super::{Interruption, IsLost, Outcome};
 use crate::config::JobConfig;
-use crate::contract::{Document, JobId, Request, RequestOrigin};
+use crate::contract::{Document, JobId, Reason, Request, RequestOrigin};
 use crate::process;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -144,7 +144,7 @@ impl Run {
         if let Stage::Running(running) = &stage {
             self.start = Some(News::Started {
                 dir: running.job.dir.path().to_owned(),
-                attempt: running.job.attempt.number,
+                attempt: running.job.document.attempt.unwrap_or(1),
             });
             self.log_start = running.log_start;
         }
@@ -170,7 +170,7 @@ impl Run {
     /// Takes the next stage where this one is over.
     fn go_on(&mut self) {
         if let Stage::Running(running) = &self.stage
-            && running.is_over
+            && running.step.is_none()
             && let Stage::Running(running) = std::mem::replace(&mut self.stage, Stage::Over(None))
         {
             let leave_at = Instant::now() + self.stop_grace;
@@ -198,8 +198,8 @@ impl Run {
                 saving.stop(now + self.stop_grace);
             }
             (Stage::Preparing(preparation), Interruption::Cancelled(by)) => {
-                let document = preparation.cancelled(by);
-                self.stage = Stage::result(document);
+                let error = format!("cancelled by {by} before its first step");
+                self.stage = preparation.end(Reason::Cancelled, error);
             }
             (Stage::Preparing(_), Interruption::Stop) => self.end(Outcome::Unfinished),
             // only steps have limits

@@ -1,15 +1,15 @@
 //! A job whose steps run: one after the other until the first failure, each within its limits.
 
 use super::directory::is_full;
-use super::interruption::Limit;
-use super::journal::Journal;
-use super::prepared::PreparedJob;
+use super::journal::{self, Journal};
 use super::run::Stage;
-use super::save;
-use super::step::{Due, RunningStep};
-use super::{Interruption, OpenError, environment, journal};
-use crate::config::{Durability, JobConfig};
-use crate::contract::{Attempt, JobState, Reason, StepState, Timestamp, millis, took};
+use super::save::{Job, interrupt};
+use super::step::{Due, End, RunningStep};
+use super::{Interruption, OpenError};
+use crate::config::{Durability, JobConfig, is_own_variable};
+use crate::contract::{
+    Attempt, JobState, Plan, Reason, StepState, StepStatus, Timestamp, millis, took,
+};
 use crate::process::{self, Swept};
 use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
@@ -23,34 +23,29 @@ const LOG_LOOK: Duration = Duration::from_millis(100);
 
 /// A job whose steps run.
 pub struct Running {
-    pub job: PreparedJob,
+    pub job: Job,
+    plan: Plan,
     config: JobConfig,
     env: Vec<(OsString, OsString)>,
     pub journal: Journal,
-    /// The step that runs now.
-    step: Option<RunningStep>,
+    /// The step that runs now; `None`: no step is to run any more, and [`Self::end`] is next.
+    pub step: Option<RunningStep>,
     next: usize,
     /// Why the job fails, and its exit code.
     failure: Option<(Reason, i32, String)>,
     /// A limit was passed, or the job was cancelled: from now on every step has a limit, and the job's own counts no more.
     limit_every_step: bool,
-    log_limit: Option<LogLimit>,
+    /// The size that the log may have, in bytes, where it has a limit. An `always` step may write as much again as there was at the
+    /// failure.
+    log_allowed: Option<u64>,
+    /// When to look at that.
+    look_at_log: Instant,
     /// Where in the log this attempt begins, in bytes.
     pub log_start: u64,
     /// The worker stops: no further step is to run.
     pub stopping: bool,
     /// How many processes could not be killed since the last step began.
     unkilled: usize,
-    /// No step is to run any more: [`Self::end`] is next.
-    pub is_over: bool,
-}
-
-/// The size that the log may have, in bytes, and when to look at it.
-struct LogLimit {
-    configured: u64,
-    /// An `always` step may write as much again as there was at the failure.
-    allowed: u64,
-    look_at: Instant,
 }
 
 impl Running {
@@ -60,16 +55,22 @@ impl Running {
     ///
     /// # Errors
     /// The drive is full, so it is waited for: the next jobs would only fail, too. A person at a terminal is told at once.
-    pub fn start(mut job: PreparedJob, config: &JobConfig) -> Result<Stage, OpenError> {
-        let log_start = match job.attempt == Attempt::FIRST {
+    pub fn start(
+        mut job: Job,
+        plan: Plan,
+        attempt: Attempt,
+        config: &JobConfig,
+    ) -> Result<Stage, OpenError> {
+        let log_start = match attempt == Attempt::FIRST {
             true => 0,
             false => job.log.size(),
         };
         // these lines are told once, where the drive is full for a while
         job.log.hold();
+        let asked = job.document.clone();
         let begun = job
-            .begin_log()
-            .and_then(|()| Journal::begin(&job.dir, job.first_document(), job.durability));
+            .begin(&plan, attempt)
+            .and_then(|()| Journal::begin(&job));
         if let Err(error) = &begun
             && is_full(error)
             && !job.is_by_hand
@@ -82,30 +83,30 @@ impl Running {
             Ok(journal) => journal,
             Err(error) => {
                 job.log.verdict(&format!("job failed: {error}"));
-                let document = job.document.not_run(Reason::Internal, error.to_string());
+                let document = asked.not_run(Reason::Internal, error.to_string());
                 // the journal may say by now that the job runs; the first error is the one to tell
                 let _ = journal::write(&job.dir, &document.to_json(), Durability::Cache);
                 return Ok(Stage::result(document));
             }
         };
+        for sentence in &plan.warnings {
+            log::warn!("job {}: {sentence}", job.document.id.as_str());
+        }
         let mut running = Self {
-            env: environment::of(&job),
+            env: environment(&job, &plan, attempt),
             journal,
             job,
+            plan,
             config: config.clone(),
             step: None,
             next: 0,
             failure: None,
             limit_every_step: false,
-            log_limit: config.log_limit.map(|limit| LogLimit {
-                configured: limit,
-                allowed: limit,
-                look_at: Instant::now() + LOG_LOOK,
-            }),
+            log_allowed: config.log_limit,
+            look_at_log: Instant::now() + LOG_LOOK,
             log_start,
             stopping: false,
             unkilled: 0,
-            is_over: false,
         };
         process::spare_children();
         running.run_next();
@@ -114,20 +115,21 @@ impl Running {
 
     /// When to call [`Self::wake`].
     pub fn next_wake(&self) -> Option<Instant> {
-        let look = self.log_limit.as_ref().map(|limit| limit.look_at);
-        let over = self.step.as_ref()?.deadline(self.limit());
+        let look = self.log_allowed.map(|_| self.look_at_log);
+        let over = self.step.as_ref()?.deadline();
         let due = self.journal.due.filter(|_| self.may_write());
         [over, look, due].into_iter().flatten().min()
     }
 
-    /// The start of the job, its limit and whose that is, as long as it counts.
-    fn limit(&self) -> Option<(Instant, Duration, Limit)> {
-        let limit = self.job.plan.timeout.filter(|_| !self.limit_every_step)?;
-        let whose = match self.job.plan.is_bound {
-            true => Limit::Setting,
-            false => Limit::Job,
+    /// The end of the job's time, as long as its limit counts; one beyond the clock's end is none.
+    fn end_of_job(&self) -> Option<End> {
+        let limit = self.plan.timeout.filter(|_| !self.limit_every_step)?;
+        let whose = match self.plan.is_bound {
+            true => " (JOB_TIMEOUT)",
+            false => "",
         };
-        Some((self.journal.started, limit, whose))
+        let at = self.journal.started.checked_add(limit)?;
+        Some((at, Interruption::JobTimeout(limit, whose)))
     }
 
     /// Whether the journal may be written here: it is this worker's, and no stop waits meanwhile.
@@ -138,15 +140,11 @@ impl Running {
     /// The moment of [`Self::next_wake`] has come.
     pub fn wake(&mut self, now: Instant) {
         if self.may_write() {
-            self.journal.write_if_due(&self.job.dir, now);
+            self.journal.write_if_due(&self.job, now);
         }
-        let log_limit = self.look_at_log(now);
-        let limit = self.limit();
-        let due = self
-            .step
-            .as_ref()
-            .and_then(|s| s.due(limit, log_limit, now));
-        match due {
+        let log_limit = self.log_limit_passed_at(now);
+        let step = self.step.as_ref();
+        match step.and_then(|step| step.due(log_limit, now)) {
             Some(Due::Interrupt(why)) => self.interrupt(why, now),
             Some(Due::Kill) => self.kill(),
             None => {}
@@ -163,42 +161,30 @@ impl Running {
     /// Ends the job: TERM to all of it, and KILL after the grace. A step that always runs has its time all the same, once.
     pub fn interrupt(&mut self, why: Interruption, now: Instant) {
         if why == Interruption::Stop && !std::mem::replace(&mut self.stopping, true) {
-            self.note_stop();
+            // from now on nothing is asked of the drive: it may not answer before this worker has to leave
+            self.job.log.hold();
+            if !self.job.log.is_taken() {
+                self.job.note_stop();
+            }
         }
         let Some(step) = self.step.as_mut().filter(|s| s.interruption().is_none()) else {
             return;
         };
         let sentence = why.sentence();
-        if self.job.plan.steps[step.index].always && why.spares_always_steps() {
+        if self.plan.steps[step.index].always && why.spares_always_steps() {
             if !std::mem::replace(&mut self.limit_every_step, true) {
                 step.limit_to(ALWAYS_LIMIT, now);
                 self.job.log.line(format_args!(
                     "{sentence}; this step always runs, and has time to end"
                 ));
-                self.fail(why.reason(), why.exit_code(1), sentence);
+                self.fail(why, 1);
             }
             return;
         }
-        if why != Interruption::Stop {
-            self.job
-                .log
-                .line(format_args!("{sentence}; asking the job to stop"));
-        }
+        let log = &mut self.job.log;
+        log.line(format_args!("{sentence}; asking the job to stop"));
         step.interrupt(why, now + self.config.stop_grace);
         self.child_ended(); // the shell may have ended before: from now on all of the job has to
-    }
-
-    /// Tells the drive of a stop, and asks nothing of it from then on: it may not answer before this worker has to leave.
-    fn note_stop(&mut self) {
-        let handles = (self.job.dir.try_clone(), self.job.log.try_clone());
-        self.job.log.hold();
-        match handles {
-            (Ok(dir), Ok(log)) if !self.job.log.is_taken() => {
-                let document = self.journal.document.clone();
-                save::note_stop(dir, Some(log), document, self.job.begun.clone());
-            }
-            _ => log::warn!("the stop cannot be noted before the end"),
-        }
     }
 
     /// Stops without any grace.
@@ -225,16 +211,33 @@ impl Running {
             Some(passed)
         });
         let (exit, ms) = (step.exit(), millis(step.started.elapsed()));
-        let code = why.map_or(exit.code(), |why| why.exit_code(exit.code()));
+        let own = exit.code();
+        let code = why.map_or(own, |why| why.reason().exit_code(own));
         let signal = exit.signal_name();
-        let how = signal.as_ref().map(|name| format!(" ({name})"));
-        let place = self.job.step_number(step.index);
+        let place = self.plan.place(step.index);
+        let by = signal.as_ref().map(|name| format!(" ({name})"));
         self.job.log.line(format_args!(
             "{place}: exit {code}{} in {}s",
-            how.as_deref().unwrap_or_default(),
+            by.unwrap_or_default(),
             took(ms)
         ));
-        let status = &mut self.journal.document.steps[step.index];
+        match why {
+            Some(Interruption::Stop) => {}
+            Some(why) => {
+                self.limit_every_step |= why.spares_always_steps();
+                self.fail(why, code);
+            }
+            None if code != 0 => {
+                let ended = match &signal {
+                    None => format!("ended with exit code {code}"),
+                    Some(name) => format!("was ended by {name}"),
+                };
+                let name = self.plan.name(step.index);
+                self.fail_for(Reason::Step, code, format!("{place} ({name}) {ended}"));
+            }
+            None => {}
+        }
+        let status = &mut self.job.document.steps[step.index];
         status.status = match code {
             0 => StepState::Success,
             _ => StepState::Failed,
@@ -242,59 +245,45 @@ impl Running {
         status.exit_code = Some(code);
         status.signal = signal;
         status.duration_ms = Some(ms);
-        self.judge(step.index, why, code, how);
         self.run_next();
     }
 
-    /// Whether the job fails by this step. `why`: the exit code is that of an interruption; `how`: the signal that ended it.
-    fn judge(&mut self, index: usize, why: Option<Interruption>, code: i32, how: Option<String>) {
-        match why {
-            Some(Interruption::Stop) => {}
-            Some(why) => {
-                self.limit_every_step |= why.spares_always_steps();
-                self.fail(why.reason(), code, why.sentence());
-            }
-            None if code != 0 => {
-                let ended = match how {
-                    None => format!("ended with exit code {code}"),
-                    Some(signal) => format!("was ended by{signal}"),
-                };
-                let (place, name) = (self.job.step_number(index), self.job.name(index));
-                self.fail(Reason::Step, code, format!("{place} ({name}) {ended}"));
-            }
-            None => {}
-        }
+    fn fail(&mut self, why: Interruption, own: i32) {
+        let reason = why.reason();
+        self.fail_for(reason, reason.exit_code(own), why.sentence());
     }
 
     /// The first failure is the job's; what comes later cannot change it.
-    fn fail(&mut self, reason: Reason, code: i32, error: String) {
+    fn fail_for(&mut self, reason: Reason, code: i32, error: String) {
         // `always` steps may write as much again, or the first look would end them
-        if let Some(limit) = &mut self.log_limit {
-            limit.allowed = self.job.log.size().saturating_add(limit.configured);
-        }
+        let limit = self.config.log_limit;
+        self.log_allowed = limit.map(|limit| self.job.log.size().saturating_add(limit));
         self.failure.get_or_insert((reason, code, error));
     }
 
-    fn look_at_log(&mut self, now: Instant) -> Option<Interruption> {
-        let limit = self.log_limit.as_mut().filter(|l| l.look_at <= now)?;
-        limit.look_at = now + LOG_LOOK;
+    /// Whether the log has passed its limit, ten times a second.
+    fn log_limit_passed_at(&mut self, now: Instant) -> Option<Interruption> {
+        if self.look_at_log > now {
+            return None;
+        }
+        self.look_at_log = now + LOG_LOOK;
         self.log_limit_passed()
     }
 
     fn log_limit_passed(&self) -> Option<Interruption> {
-        let limit = self.log_limit.as_ref()?;
-        (self.job.log.size() > limit.allowed).then_some(Interruption::LogLimit(limit.configured))
+        let is_passed = self.job.log.size() > self.log_allowed?;
+        is_passed.then_some(Interruption::LogLimit(self.config.log_limit?))
     }
 
     /// Starts the next step that is due, if there is one.
     fn run_next(&mut self) {
-        while self.next < self.job.plan.steps.len() && !self.stopping {
+        while self.next < self.plan.steps.len() && !self.stopping {
             let index = self.next;
             self.next += 1;
-            let step = &self.job.plan.steps[index];
+            let step = &self.plan.steps[index];
             if self.failure.is_some() && !step.always {
-                self.journal.document.steps[index].status = StepState::Skipped;
-                let place = self.job.step_number(index);
+                self.job.document.steps[index].status = StepState::Skipped;
+                let place = self.plan.place(index);
                 self.job.log.line(format_args!("{place}: skipped"));
                 continue;
             }
@@ -308,39 +297,38 @@ impl Running {
                     return;
                 }
                 Err(error) => {
-                    let place = self.job.step_number(index);
+                    let place = self.plan.place(index);
                     self.job.log.line(format_args!("{place}: {error}"));
-                    let status = &mut self.journal.document.steps[index];
+                    let status = &mut self.job.document.steps[index];
                     (status.status, status.started_at) = (StepState::Failed, None);
                     let error = format!("{place} could not be started: {error}");
-                    self.fail(Reason::Internal, 1, error);
+                    self.fail_for(Reason::Internal, 1, error);
                 }
             }
         }
-        self.is_over = true;
     }
 
     fn start_step(&mut self, index: usize, limit: Option<Duration>) -> Result<RunningStep, String> {
-        let status = &mut self.journal.document.steps[index];
+        let status = &mut self.job.document.steps[index];
         // the first journal has the first step already
         let is_new = status.status != StepState::Running;
         (status.status, status.started_at) = (StepState::Running, Some(Timestamp::now()));
         let ready = self.get_ready();
         if is_new && self.may_write() {
-            self.journal.note_change(&self.job.dir, Instant::now());
+            self.journal.note_change(&self.job);
         }
-        let (place, label) = (self.job.step_number(index), self.job.label(index));
+        let (place, label) = (self.plan.place(index), self.plan.label(index));
         self.job.log.line(format_args!("{place}: {label}"));
         ready?;
         let number = (index + 1).to_string();
         let env = self.env.iter().map(|(name, value)| (&**name, &**value));
         let env = env.chain([(OsStr::new("JOB_STEP"), OsStr::new(&number))]);
-        let run = &self.job.plan.steps[index].run;
+        let run = &self.plan.steps[index].run;
         let shell = &self.config.shell;
         let log = self.job.log.handle().map_err(|error| error.to_string())?;
         let group = process::spawn(shell, run, &self.job.dir.current_dir(), env, log)
             .map_err(|error| format!("{shell}: {error}"))?;
-        Ok(RunningStep::new(index, group, limit))
+        Ok(RunningStep::new(index, group, limit, self.end_of_job()))
     }
 
     /// Whatever the step before has done to the workDir: the next one finds directory, log and lock as they belong.
@@ -353,36 +341,56 @@ impl Running {
     }
 
     /// Leaves nothing behind: only then log and journal can be made final.
-    pub fn end(mut self) -> PreparedJob {
+    pub fn end(mut self) -> Job {
         // what could not be killed a moment ago would keep the worker for as long once more
-        let swept = match self.unkilled {
+        let Swept { killed, left } = match self.unkilled {
             0 => process::sweep(None, |_, _| {}),
             left => Swept { killed: 0, left },
         };
-        if swept.killed > 0 {
-            self.job.log.line(format_args!(
-                "killed what the steps left running, processes: {}",
-                swept.killed
+        let Job { log, document, .. } = &mut self.job;
+        if killed > 0 {
+            log.line(format_args!(
+                "killed what the steps left running, processes: {killed}"
             ));
         }
-        if swept.left > 0 {
-            let left = format!(
-                "processes of the job that could not be killed still run: {}",
-                swept.left
-            );
-            self.job.log.line(format_args!("warning: {left}"));
-            self.journal.document.warn(&left);
+        if left > 0 {
+            let left = format!("processes of the job that could not be killed still run: {left}");
+            log.line(format_args!("warning: {left}"));
+            document.warn(&left);
         }
-        match self.failure {
-            None if self.stopping => save::interrupt(&mut self.journal.document),
-            None => self.journal.make_final(JobState::Success, 0),
-            Some((reason, code, error)) => {
-                self.journal.make_final(JobState::Failed, code);
-                let document = &mut self.journal.document;
-                (document.reason, document.error) = (Some(reason), Some(error));
-            }
+        if self.failure.is_none() && self.stopping {
+            interrupt(document);
+            return self.job;
         }
-        self.job.document = self.journal.document;
+        (document.status, document.exit_code) = (JobState::Success, Some(0));
+        if let Some((reason, code, error)) = self.failure {
+            (document.status, document.exit_code) = (JobState::Failed, Some(code));
+            (document.reason, document.error) = (Some(reason), Some(error));
+        }
+        let not_run = |step: &&mut StepStatus| step.status == StepState::Pending;
+        for step in document.steps.iter_mut().filter(not_run) {
+            step.status = StepState::Skipped;
+        }
+        document.finished_at = Some(Timestamp::now());
+        document.duration_ms = Some(millis(self.journal.started.elapsed()));
         self.job
     }
+}
+
+/// What every step gets (docs/reference.md, "Steps and their environment"): the worker's own environment without its
+/// configuration, the job's, and ours on top.
+fn environment(job: &Job, plan: &Plan, attempt: Attempt) -> Vec<(OsString, OsString)> {
+    let is_own = |name: &OsString| name.to_str().is_some_and(is_own_variable);
+    let inherited = std::env::vars_os().filter(|(name, _)| !is_own(name));
+    let own = plan.env.iter().map(|(name, value)| (&**name, value.into()));
+    let ours: [(&str, OsString); 6] = [
+        ("JOB_ID", job.document.id.as_str().into()),
+        ("JOB_WORK_DIR", job.dir.path().into()),
+        ("JOB_LOG", job.log.path().into()),
+        ("JOB_STEPS", plan.steps.len().to_string().into()),
+        ("JOB_ATTEMPT", attempt.number.to_string().into()),
+        ("WORKER_ID", (&job.document.worker).into()),
+    ];
+    let set = own.chain(ours).map(|(name, value)| (name.into(), value));
+    inherited.chain(set).collect()
 }

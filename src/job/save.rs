@@ -12,123 +12,107 @@
 //! drive, since a frozen one would never let it leave.
 
 use super::log::JobLog;
-use super::prepared::PreparedJob;
-use super::{Outcome, WorkDir, journal};
+use super::{IsLost, Outcome, WorkDir, journal};
 use crate::config::Durability;
-use crate::contract::{Document, JobState, Reason, took};
+use crate::contract::{
+    Attempt, Document, Follows, JobState, Plan, Reason, StepState, StepStatus, Timestamp, took,
+};
+use std::io;
 use std::os::fd::IntoRawFd;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What of a job is being made final, or is so: no stop is noted there any more.
-#[derive(Default)]
-pub struct Final {
-    log: bool,
-    journal: bool,
-}
-
-/// Shared with the thread that notes a stop.
-pub type Begun = Arc<Mutex<Final>>;
+/// Pause between two looks at the drive of a worker that is leaving.
+const DRIVE_LOOK: Duration = Duration::from_millis(5);
 
 /// Tells the main thread, from another one, that there is something for [`super::Run::drive_done`].
 pub type Wake = Arc<dyn Fn() + Send + Sync>;
 
-/// A job of which the drive takes log and journal.
-pub struct Saving {
-    done: Arc<Done>,
-    /// What notes a stop, unless one is noted.
-    note: Option<(WorkDir, Document, Begun)>,
-    /// The worker stops, and waits for the drive until then.
-    pub leave_at: Option<Instant>,
+/// What a thread does.
+type Work = Box<dyn FnOnce() + Send>;
+
+/// A job that has its directory and its lock, which is that of `log`.
+pub struct Job {
+    pub dir: WorkDir,
+    pub log: JobLog,
+    /// What its request says, and who runs it; then how far it is, and at the end how it ended.
+    pub document: Document,
+    pub durability: Durability,
+    /// The final journal is being written, or is there: no stop is noted any more.
+    pub is_final: Arc<Mutex<bool>>,
+    pub is_lost: Option<IsLost>,
+    /// It was started by hand: a terminal shows the log.
+    pub is_by_hand: bool,
 }
 
-/// The outcome, once the drive has the rest. No channel: the code of one more would be a hundredth of the program.
-#[derive(Default)]
-struct Done(Mutex<Option<Outcome>>, Condvar);
-
-impl Done {
-    fn put(&self, outcome: Outcome) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
-        self.1.notify_one();
-    }
-
-    fn take(&self, patience: Duration) -> Option<Outcome> {
-        let slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self
-            .1
-            .wait_timeout_while(slot, patience, |slot| slot.is_none());
-        waited.unwrap_or_else(PoisonError::into_inner).0.take()
-    }
+/// A job of which the drive takes log and journal.
+pub struct Saving {
+    /// There once the drive has the rest. No channel: the code of one more would be a hundredth of the program.
+    outcome: Arc<Mutex<Option<Outcome>>>,
+    /// What notes a stop, unless one is noted.
+    note: Option<Work>,
+    /// The worker stops, and waits for the drive until then.
+    pub leave_at: Option<Instant>,
 }
 
 impl Saving {
     /// Begins to make log and journal final. `wake` is called when that is done, where it may take a while. A worker that stops
     /// leaves at `leave_at`.
-    pub fn begin(job: PreparedJob, leave_at: Option<Instant>, wake: &Wake) -> Self {
-        let note = match leave_at {
-            Some(_) => None,
-            None => job.dir.try_clone().ok(),
-        };
-        let note = note.map(|dir| (dir, job.document.clone(), job.begun.clone()));
-        let done = Arc::<Done>::default();
-        if job.durability == Durability::Cache && leave_at.is_none() {
-            done.put(finish(job));
-        } else {
-            let given = Arc::new(Mutex::new(Some(job)));
-            let (done, wake) = (done.clone(), wake.clone());
-            let save = move || {
-                let given = given.lock().unwrap_or_else(PoisonError::into_inner).take();
-                if let Some(job) = given {
-                    done.put(finish(job));
-                    wake();
-                }
-            };
-            let threads = std::thread::Builder::new().name("drive".to_owned());
-            if threads.spawn(save.clone()).is_err() {
-                save();
-            }
-        }
-        Self {
-            done,
-            note,
+    pub fn begin(job: Job, leave_at: Option<Instant>, wake: &Wake) -> Self {
+        let mut saving = Self {
+            outcome: Arc::default(),
+            note: None,
             leave_at,
+        };
+        if job.durability == Durability::Cache && leave_at.is_none() {
+            saving.outcome = Arc::new(Mutex::new(Some(job.finish())));
+            return saving;
         }
+        if leave_at.is_none() {
+            saving.note = Some(job.note_of_stop());
+        }
+        let given = Arc::new(Mutex::new(Some(job)));
+        let (outcome, wake) = (saving.outcome.clone(), wake.clone());
+        let save = move || {
+            let job = lock(&given).take();
+            let ended = job.map(Job::finish);
+            *lock(&outcome) = ended;
+            wake();
+        };
+        if !on_a_thread("drive", Box::new(save.clone())) {
+            save();
+        }
+        saving
     }
 
     /// The worker stops: it waits for the drive until `leave_at`.
     pub fn stop(&mut self, leave_at: Instant) {
         self.leave_at.get_or_insert(leave_at);
-        if let Some((dir, document, begun)) = self.note.take() {
-            note_stop(dir, None, document, begun);
+        if let Some(note) = self.note.take() {
+            on_a_thread("stop", note);
         }
     }
 
     /// How the job ended, once the drive has it; waits no longer than this.
     pub fn outcome(&self, patience: Duration) -> Option<Outcome> {
-        self.done.take(patience)
+        let until = Instant::now() + patience;
+        loop {
+            let outcome = lock(&self.outcome).take();
+            if outcome.is_some() || Instant::now() >= until {
+                return outcome;
+            }
+            std::thread::sleep(DRIVE_LOOK);
+        }
     }
 }
 
-/// Notes in the journal that a stop has interrupted the job, and the stop in the log. A thread of its own does so.
-pub fn note_stop(dir: WorkDir, log: Option<JobLog>, mut document: Document, begun: Begun) {
-    let note = move || {
-        let begun = begun.lock().unwrap_or_else(PoisonError::into_inner);
-        if !begun.journal {
-            interrupt(&mut document);
-            if let Err(error) = journal::write(&dir, &document.to_json(), Durability::Cache) {
-                log::warn!("{error}");
-            }
-        }
-        if let Some(mut log) = log.filter(|_| !begun.log) {
-            log.line(format_args!(
-                "the worker is asked to stop; asking the job to stop"
-            ));
-        }
-    };
-    let threads = std::thread::Builder::new().name("stop".to_owned());
-    if let Err(error) = threads.spawn(note) {
-        log::warn!("the stop cannot be noted before the end: {error}");
-    }
+/// Does something on a thread of its own; tells whether there is one.
+fn on_a_thread(name: &str, work: Work) -> bool {
+    let threads = std::thread::Builder::new().name(name.to_owned());
+    let begun = threads.spawn(work);
+    begun
+        .inspect_err(|error| log::warn!("no thread {name}: {error}"))
+        .is_ok()
 }
 
 /// A stop of the worker has interrupted the job.
@@ -139,82 +123,162 @@ pub fn interrupt(document: &mut Document) {
     document.stops = document.stops.saturating_add(1);
 }
 
-/// Makes log and journal of a job complete, in the order in which nothing is promised too early.
-fn finish(job: PreparedJob) -> Outcome {
-    let (dir, mut log, mut document) = (job.dir, job.log, job.document);
-    let durability = job.durability;
-    if job.is_lost.is_some_and(|is_lost| is_lost()) {
-        return Outcome::Lost;
-    }
-    job.begun.lock().unwrap_or_else(PoisonError::into_inner).log = true;
-    log.release();
-    if let Err(error) = log.restore_if_removed(&dir) {
-        log::warn!("{error}; the result is published all the same");
-    }
-    if !dir.is_in_place() && !dir.is_removed() {
-        let path = dir.path().display();
-        let moved =
-            format!("the job has moved its directory: log and journal are no longer at {path}");
-        warn(&mut document, &mut log, &moved);
-    }
-    log.verdict(&verdict(&document));
-    let is_final = document.status != JobState::Interrupted;
-    if is_final
-        && durability == Durability::Disk
-        && let Err(error) = log.sync_file_system()
-    {
-        // these may be the files of others on the same drive
-        let lost = format!("the drive may not have all that the steps wrote: {error}");
-        warn(&mut document, &mut log, &lost);
-    }
-    if let Err(error) = log.complete(durability) {
-        fail(&mut document, &mut log, &error, durability);
-    }
-    let mut begun = job.begun.lock().unwrap_or_else(PoisonError::into_inner);
-    begun.journal = true;
-    if log.is_taken() {
-        log::warn!("the journal is another worker's by now");
-    } else if let Err(error) = journal::store(&dir, &document, durability) {
-        let error = error.to_string();
-        match dir.is_removed() {
-            // a step may remove the directory of its own job: then its journal is not missed
-            true => document.warn(&error),
-            false => fail(&mut document, &mut log, &error, durability),
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Job {
+    /// Begins a fresh log, or goes on in the old one, and says which attempt this is, of whom, and what it follows. In the document
+    /// the first step runs.
+    ///
+    /// # Errors
+    /// A sentence, where the log cannot be written.
+    pub fn begin(&mut self, plan: &Plan, attempt: Attempt) -> io::Result<()> {
+        let (log, document) = (&mut self.log, &mut self.document);
+        let begun = match attempt.follows {
+            Follows::Nothing => log.begin(&document.id, &self.dir),
+            Follows::Crash | Follows::Stop => log.resume(&document.id, &self.dir),
+        };
+        begun.map_err(|error| {
+            let path = log.path();
+            io::Error::new(error.kind(), format!("{path} cannot be written: {error}"))
+        })?;
+        let (again, before) = match attempt.follows {
+            Follows::Nothing => ("", ""),
+            Follows::Crash => ("", "; the worker died in the attempt before"),
+            Follows::Stop => (" again", "; the worker was asked to stop in mid-run"),
+        };
+        log.line(format_args!(
+            "attempt {} of {}{again}, {} on {}, job-worker {}{before}",
+            attempt.number,
+            plan.max_attempts,
+            document.worker,
+            document.host,
+            env!("CARGO_PKG_VERSION"),
+        ));
+        for warning in &plan.warnings {
+            log.line(format_args!("warning: {warning}"));
         }
-        // the drive may have had a bad moment only; the first error is the one to tell
-        let _ = journal::store(&dir, &document, durability);
+        let now = Some(Timestamp::now());
+        document.log_file = Some(log.path().to_owned());
+        document.warning = (!plan.warnings.is_empty()).then(|| plan.warnings.join("; "));
+        (document.attempt, document.stops) = (Some(attempt.number), attempt.stops);
+        document.started_at = now;
+        let steps = plan.steps.iter().map(|step| StepStatus {
+            name: step.name.clone(),
+            ..StepStatus::default()
+        });
+        document.steps = steps.collect();
+        if let Some(first) = document.steps.first_mut() {
+            (first.status, first.started_at) = (StepState::Running, now);
+        }
+        Ok(())
     }
-    if job.is_by_hand {
-        // the terminal has not shown all of it yet
-        let _ = log.handle().map(IntoRawFd::into_raw_fd); // never closed
-    }
-    match is_final {
-        true => Outcome::Final(Box::new(document)),
-        false => Outcome::Unfinished,
-    }
-}
 
-/// Tells in result and log what does not make the job fail.
-fn warn(document: &mut Document, log: &mut JobLog, sentence: &str) {
-    document.warn(sentence);
-    log.retract_verdict();
-    log.line(format_args!("warning: {sentence}"));
-    log.verdict(&verdict(document));
-}
-
-/// A job that seemed to succeed fails where the drive does not keep what it is given.
-fn fail(document: &mut Document, log: &mut JobLog, error: &str, durability: Durability) {
-    log::warn!("{error}");
-    if document.status == JobState::Success {
-        document.status = JobState::Failed;
-        document.exit_code = Some(1);
-        document.reason = Some(Reason::Internal);
-        document.error = Some(error.to_owned());
-        log.verdict(&verdict(document));
-    } else {
-        warn(document, log, error);
+    /// Notes a stop at once, on a thread of its own: the drive may not answer before this worker has to leave.
+    pub fn note_stop(&self) {
+        on_a_thread("stop", self.note_of_stop());
     }
-    let _ = log.complete(durability); // it is told already that the drive takes no more
+
+    fn note_of_stop(&self) -> Work {
+        let (dir, is_final) = (self.dir.try_clone(), self.is_final.clone());
+        let mut document = self.document.clone();
+        Box::new(move || {
+            let is_final = lock(&is_final);
+            if *is_final {
+                return;
+            }
+            interrupt(&mut document);
+            let write = |dir| journal::write(&dir, &document.to_json(), Durability::Cache);
+            if let Err(error) = dir.and_then(write) {
+                log::warn!("the stop is not noted before the end: {error}");
+            }
+        })
+    }
+
+    /// Makes log and journal complete, in the order in which nothing is promised too early.
+    pub fn finish(mut self) -> Outcome {
+        if self.is_lost.as_ref().is_some_and(|is_lost| is_lost()) {
+            return Outcome::Lost;
+        }
+        self.log.release();
+        if let Err(error) = self.log.restore_if_removed(&self.dir) {
+            log::warn!("{error}; the result is published all the same");
+        }
+        if !self.dir.is_in_place() && !self.dir.is_removed() {
+            let path = self.dir.path().display();
+            let moved =
+                format!("the job has moved its directory: log and journal are no longer at {path}");
+            self.warn(&moved);
+        }
+        self.log.verdict(&verdict(&self.document));
+        let is_over = self.document.status != JobState::Interrupted;
+        // what has not run has written nothing
+        let has_run = is_over && self.document.started_at.is_some();
+        if has_run
+            && self.durability == Durability::Disk
+            && let Err(error) = self.log.sync_file_system()
+        {
+            // these may be the files of others on the same drive
+            self.warn(&format!(
+                "the drive may not have all that the steps wrote: {error}"
+            ));
+        }
+        if let Err(error) = self.log.complete(self.durability) {
+            self.fail(&error);
+        }
+        let is_final = self.is_final.clone();
+        let mut is_final = lock(&is_final);
+        *is_final = true;
+        if self.log.is_taken() {
+            log::warn!("the journal is another worker's by now");
+        } else if let Err(error) = self.store() {
+            let error = error.to_string();
+            match self.dir.is_removed() {
+                // a step may remove the directory of its own job: then its journal is not missed
+                true => self.document.warn(&error),
+                false => self.fail(&error),
+            }
+            // the drive may have had a bad moment only; the first error is the one to tell
+            let _ = self.store();
+        }
+        if self.is_by_hand {
+            // the terminal has not shown all of it yet
+            let _ = self.log.handle().map(IntoRawFd::into_raw_fd); // never closed
+        }
+        match is_over {
+            true => Outcome::Final(Box::new(self.document)),
+            false => Outcome::Unfinished,
+        }
+    }
+
+    fn store(&self) -> io::Result<()> {
+        journal::store(&self.dir, &self.document.to_json(), self.durability)
+    }
+
+    /// Tells in result and log what does not make the job fail.
+    fn warn(&mut self, sentence: &str) {
+        self.document.warn(sentence);
+        self.log.retract_verdict();
+        self.log.line(format_args!("warning: {sentence}"));
+        self.log.verdict(&verdict(&self.document));
+    }
+
+    /// A job that seemed to succeed fails where the drive does not keep what it is given.
+    fn fail(&mut self, error: &str) {
+        log::warn!("{error}");
+        let document = &mut self.document;
+        if document.status == JobState::Success {
+            document.status = JobState::Failed;
+            document.exit_code = Some(1);
+            document.reason = Some(Reason::Internal);
+            document.error = Some(error.to_owned());
+            self.log.verdict(&verdict(document));
+        } else {
+            self.warn(error);
+        }
+        let _ = self.log.complete(self.durability); // it is told already that the drive takes no more
+    }
 }
 
 /// The last line of the log.

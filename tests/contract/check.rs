@@ -98,7 +98,7 @@ fn a_fault_of_the_job_is_named() {
         ("a", Some(steps), "\njob: job.json: `steps` item 3"),
         ("a", Some(steps), "steps[].rum (did you mean run?)"),
         ("a", Some(steps), "\njob: job.json: `maxAttempts`"),
-        ("a", Some("{"), "job.json"),
+        ("a", Some("{"), "job.json ends in the middle of its JSON"),
     ] {
         if let Some(text) = definition {
             fs::write(site.directory(dir).join("job.json"), text).unwrap();

@@ -121,5 +121,10 @@ fn the_exit_code_is_that_of_the_step_or_128_plus_the_signal() {
         let ended = &job.result["steps"][0];
         assert_eq!(ended["exitCode"], code, "{step}");
         assert_eq!(ended["signal"], signal, "{step}");
+        let how = match signal.as_str() {
+            Some(name) => format!("step 1/1 ({step}) was ended by {name}"),
+            None => format!("step 1/1 ({step}) ended with exit code {code}"),
+        };
+        assert_eq!(job.result["error"], how);
     }
 }
