@@ -28,12 +28,13 @@
     warn(clippy::expect_used, clippy::panic, clippy::unwrap_used)
 )]
 
+use std::sync::OnceLock;
+
 mod backoff;
 mod check;
 pub mod cli;
 pub mod config;
 pub mod contract;
-mod host;
 pub mod inbox;
 pub mod job;
 mod logging;
@@ -80,4 +81,13 @@ impl Exit {
             Self::Of(code) => code,
         }
     }
+}
+
+/// The name of this host, as `uname -n` says it. It is read once: all that a process says is of the same name.
+fn host_name() -> &'static str {
+    static NAME: OnceLock<String> = OnceLock::new();
+    NAME.get_or_init(|| {
+        let system = rustix::system::uname();
+        system.nodename().to_string_lossy().into_owned()
+    })
 }

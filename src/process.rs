@@ -126,11 +126,7 @@ pub fn spawn<'a>(
         }
     };
     masked.thread_block()?;
-    let pid = pid?;
-    i32::try_from(pid)
-        .ok()
-        .and_then(Pid::from_raw)
-        .ok_or_else(|| io::Error::other(format!("the process id {pid} is no number of a process")))
+    Pid::from_raw(pid?.cast_signed()).ok_or_else(|| io::Error::other("the process has no number"))
 }
 
 /// Takes the status of those children that have ended, and tells `ended` how. Returns whether a child of ours is left.

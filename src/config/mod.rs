@@ -8,7 +8,7 @@ use crate::contract::{Topics, check_name, duration};
 #[cfg(feature = "tls")]
 use crate::mqtt::tls::{self, Tls};
 use crate::mqtt::{Broker, Credentials, Password, Protocol};
-use crate::{host, logging};
+use crate::{host_name, logging};
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf, absolute};
@@ -165,7 +165,7 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
 
     /// The name of this worker. A host name may be no usable one.
     fn worker_id(&mut self, in_pool: bool) -> String {
-        let name = host::name();
+        let name = host_name();
         if !in_pool || !self.is_unset("WORKER_ID") {
             return self.value("WORKER_ID", to_name).unwrap_or_default();
         }

@@ -2,7 +2,7 @@
 
 use super::{Config, JobConfig, Reader, to_name};
 use crate::contract::Topics;
-use crate::host;
+use crate::host_name;
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::os::linux::net::SocketAddrExt;
@@ -27,11 +27,11 @@ impl Config {
     /// process, and takes it back from a dead one. `supervise` has it for all its workers. docs/reference.md, "Configuration", `WORKER_ID`.
     pub fn take_name(&mut self) -> Option<UnixDatagram> {
         self.pool.as_ref()?;
-        let is_given = self.worker_id != host::name();
+        let is_given = self.worker_id != host_name();
         for number in 1.. {
             let name = match number {
                 1 => self.worker_id.clone(),
-                _ => format!("{}-{number}", host::name()),
+                _ => format!("{}-{number}", host_name()),
             };
             let topics = Topics::new(self.topics.root(), &name);
             let (broker, topic) = (&self.broker, &topics.presence);

@@ -2,9 +2,7 @@
 
 mod definition;
 mod earlier_run;
-mod id;
 mod json;
-mod origin;
 mod plan;
 mod request;
 mod shorten;
@@ -13,17 +11,17 @@ mod topics;
 
 pub use definition::{Definition, MAX_DEFINITION_BYTES, Step, nearest};
 pub use earlier_run::{Attempt, Decision, EarlierRun, Follows};
-pub use id::{JobId, check_name};
 pub use json::{BYTE_ORDER_MARK, duration, without_mark};
-pub use origin::{RequestOrigin, fnv_1a, identity};
 pub use plan::Plan;
-pub use request::{MAX_REQUEST_BYTES, Rejection, Request, rejection_notice, told};
+pub use request::{
+    MAX_REQUEST_BYTES, Rejection, Request, RequestOrigin, fnv_1a, identity, rejection_notice, told,
+};
 pub use shorten::shorten;
 pub use status::{
     Document, JobState, MAX_PATH_BYTES, Reason, StepState, StepStatus, Timestamp, millis, seconds,
     took,
 };
-pub use topics::Topics;
+pub use topics::{JobId, Topics, check_name};
 
 /// Text from outside in one line: it cannot make a second line, speak to the reader's terminal, or show its characters in
 /// another order than they are in (https://trojansource.codes).

@@ -2,7 +2,7 @@
 //! (docs/reference.md, "Status document").
 
 use super::JobId;
-use crate::host;
+use crate::host_name;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -161,7 +161,7 @@ impl Document {
             warning: None,
             attempt: None,
             worker: worker.to_owned(),
-            host: host::name(),
+            host: host_name(),
             work_dir: None,
             started_at: None,
             finished_at: None,

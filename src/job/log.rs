@@ -30,17 +30,11 @@ pub struct JobLog {
     held: Option<String>,
     /// Where the last line begins, in bytes, once it is written.
     verdict_at: Option<u64>,
-    removed: Vec<Removed>,
-    /// A step has removed the log, and another worker has begun one of its own.
-    taken: bool,
-}
-
-/// A log that a step has removed: what it has left running may still write there.
-#[derive(Debug)]
-struct Removed {
-    file: File,
-    /// How much of it is in the log that was written anew, in bytes.
-    copied: u64,
+    /// Logs that a step has removed, where what it has left running may still write; and how much of each is in the log that was
+    /// written anew, in bytes.
+    removed: Vec<(File, u64)>,
+    /// A step has removed the log, and another worker has begun one of its own: it has the directory.
+    pub is_taken: bool,
 }
 
 /// Whether we may run in this directory.
@@ -68,7 +62,7 @@ impl JobLog {
             held: None,
             verdict_at: None,
             removed: Vec::new(),
-            taken: false,
+            is_taken: false,
         })
     }
 
@@ -92,11 +86,6 @@ impl JobLog {
         }
     }
 
-    /// Whether another worker has the directory, since a step has removed the log.
-    pub fn is_taken(&self) -> bool {
-        self.taken
-    }
-
     /// Looks for the log by its name. Where a step has removed or replaced it, it is written anew from the open file, and
     /// locked.
     ///
@@ -104,23 +93,17 @@ impl JobLog {
     /// What the system said, or that another worker has locked a log of its own. That is left alone then.
     pub fn restore_if_removed(&mut self, dir: &WorkDir) -> Result<(), String> {
         if !dir.leads_to(NAME, &self.file) {
-            let new = begin_anew(dir).map_err(|error| {
-                let path = &self.path;
-                format!("a step has removed {path}, and it cannot be written anew: {error}")
-            })?;
-            self.taken = new.is_none();
-            let Some(new) = new else {
-                let path = &self.path;
-                return Err(format!(
-                    "a step has removed {path}, and another worker has it by now"
-                ));
-            };
+            let removed = format!("a step has removed {}, and", self.path);
+            let new = begin_anew(dir)
+                .map_err(|error| format!("{removed} it cannot be written anew: {error}"))?;
+            self.is_taken = new.is_none();
+            let new = new.ok_or(format!("{removed} another worker has it by now"))?;
             log::warn!(
                 "{} was removed or replaced by a step; writing it anew",
                 self.path
             );
             let file = std::mem::replace(&mut self.file, new);
-            self.removed.push(Removed { file, copied: 0 });
+            self.removed.push((file, 0));
             self.copy_removed()?;
             self.line(format_args!(
                 "job.log was removed or replaced by a step, and is written anew"
@@ -134,15 +117,15 @@ impl JobLog {
             return Ok(());
         }
         let mut buffer = vec![0; COPIED_AT_ONCE]; // on the stack it costs each job its pages
-        for removed in &mut self.removed {
+        for (removed, copied) in &mut self.removed {
             loop {
                 // by position: the steps share the file's own
-                let copied = match removed.file.read_at(&mut buffer, removed.copied) {
+                let more = match removed.read_at(&mut buffer, *copied) {
                     Ok(0) => break,
                     Ok(bytes) => self.file.write_all(&buffer[..bytes]).map(|()| bytes),
                     Err(error) => Err(error),
                 };
-                removed.copied += copied
+                *copied += more
                     .map_err(|error| format!("{} cannot be written anew: {error}", self.path))?
                     as u64;
             }
@@ -150,11 +133,15 @@ impl JobLog {
         Ok(())
     }
 
-    /// Starts a fresh log: the three lines of its head.
+    /// Starts a fresh log, with the three lines of its head; or goes on behind what earlier attempts have written. A power cut may have
+    /// left nothing of that.
     ///
     /// # Errors
     /// What the system said.
-    pub fn begin(&mut self, id: &JobId, dir: &WorkDir) -> io::Result<()> {
+    pub fn begin(&mut self, id: &JobId, dir: &WorkDir, goes_on: bool) -> io::Result<()> {
+        if goes_on && self.size() > 0 {
+            return Ok(());
+        }
         self.file.set_len(0)?;
         let rule = "-".repeat(40);
         let (id, dir) = (
@@ -163,17 +150,6 @@ impl JobLog {
         );
         self.file
             .write_all(format!("Job ID: {id}\nWorking Directory: {dir}\n{rule}\n").as_bytes())
-    }
-
-    /// Goes on behind what earlier attempts have written. A power cut may have left nothing of it, then it begins anew.
-    ///
-    /// # Errors
-    /// What the system said.
-    pub fn resume(&mut self, id: &JobId, dir: &WorkDir) -> io::Result<()> {
-        if self.size() > 0 {
-            return Ok(());
-        }
-        self.begin(id, dir)
     }
 
     /// Writes one line of ours with the time.
@@ -273,7 +249,7 @@ impl JobLog {
     /// # Errors
     /// What the system said.
     pub fn sync_file_system(&self) -> io::Result<()> {
-        let oldest = self.removed.first().map(|removed| &removed.file);
+        let oldest = self.removed.first().map(|(file, _)| file);
         Ok(rustix::fs::syncfs(oldest.unwrap_or(&self.file))?)
     }
 

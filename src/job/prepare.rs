@@ -1,27 +1,22 @@
 //! Preparing a job: finding its directory, reading its definition, getting its lock, and deciding by the journal what is to
 //! be done (docs/reference.md, "Request", "Job definition" and "Attempts and stops"). What may have to be waited for
-//! is tried again: by [`Preparation::look`].
+//! is tried again: by [`Run::look`].
 
 use super::directory::{explained, is_full, is_ours};
 use super::log::{JobLog, Lock, while_nothing_runs};
-use super::run::Stage;
+use super::run::{Run, Stage};
 use super::running::Running;
 use super::save::Job;
-use super::{IsLost, OpenError, Outcome, WorkDir, journal};
-use crate::backoff::Backoff;
-use crate::config::{Durability, JobConfig, PayloadSteps};
+use super::{OpenError, Outcome, WorkDir, journal};
+use crate::config::{Durability, PayloadSteps};
 use crate::contract::{
     BYTE_ORDER_MARK, Decision, Definition, Document, EarlierRun, MAX_DEFINITION_BYTES, Plan,
-    Reason, Request, RequestOrigin, told, without_mark,
+    Reason, RequestOrigin, told, without_mark,
 };
 use serde::de::IgnoredAny;
 use std::path::Path;
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
-
-/// Pause between two looks for a file or a lock: short at first, since most come soon.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-const LAST_PAUSE: Duration = Duration::from_millis(500);
 
 /// How long a directory or a `job.json` may be missing before that is told: most come sooner.
 const UNREMARKABLE_WAIT: Duration = Duration::from_secs(1);
@@ -29,40 +24,9 @@ const UNREMARKABLE_WAIT: Duration = Duration::from_secs(1);
 /// The file that withdraws a job, whatever it is.
 pub const CANCEL_FILE: &str = "job.cancel";
 
-/// A job that is being prepared.
-pub struct Preparation {
-    request: Request,
-    origin: RequestOrigin,
-    config: JobConfig,
-    worker: String,
-    started: Instant,
-    /// When to look, next.
-    pub next_look: Instant,
-    backoff: Backoff,
-    /// What it waits for, and why.
-    waiting: Option<(String, String)>,
-    /// See [`super::Run::ask_at_the_end`].
-    pub is_lost: Option<IsLost>,
-}
-
-impl Preparation {
-    pub fn new(request: Request, origin: RequestOrigin, config: JobConfig, worker: String) -> Self {
-        let started = Instant::now();
-        Self {
-            request,
-            origin,
-            config,
-            worker,
-            started,
-            next_look: started,
-            backoff: Backoff::new(FIRST_PAUSE, LAST_PAUSE),
-            waiting: None,
-            is_lost: None,
-        }
-    }
-
+impl Run {
     /// Ends the job before its first step.
-    pub fn end(&self, reason: Reason, error: String) -> Stage {
+    pub fn end_unrun(&self, reason: Reason, error: String) -> Stage {
         let document = self.document().not_run(reason, error);
         // a cancel holds when the request comes again, and a person who has run a job by hand finds how that ended
         if (reason == Reason::Cancelled || self.is_by_hand())
@@ -95,7 +59,7 @@ impl Preparation {
             && let Decision::GiveUp(_, error) =
                 EarlierRun::decide(None, None, &self.origin, self.config.max_attempts)
         {
-            return Some(self.end(Reason::Interrupted, error));
+            return Some(self.end_unrun(Reason::Interrupted, error));
         }
         let (reason, error) = match self.try_to_begin() {
             Ok(Some(stage)) => return Some(stage),
@@ -105,7 +69,7 @@ impl Preparation {
             }
             Err(OpenError::Unusable(error)) => (Reason::Rejected, error),
             Err(OpenError::Missing { what, why, reason }) => {
-                let waited = self.started.elapsed();
+                let waited = self.began.elapsed();
                 let Some(reason) = reason.filter(|_| waited >= self.config.dir_wait) else {
                     if waited >= UNREMARKABLE_WAIT {
                         self.wait_for(what, why);
@@ -116,12 +80,7 @@ impl Preparation {
                 (reason, format!("{what} {why}"))
             }
         };
-        Some(self.end(reason, error))
-    }
-
-    /// What the job waits for before it can run, if that is worth a word.
-    pub fn waiting_for(&self) -> Option<&str> {
-        self.waiting.as_ref().map(|(what, _)| &**what)
+        Some(self.end_unrun(reason, error))
     }
 
     /// Says once what is waited for.
@@ -138,7 +97,7 @@ impl Preparation {
         let now = Instant::now();
         self.next_look = now + self.backoff.next_pause();
         // the end of the wait is a moment to look, too
-        let end = self.started + self.config.dir_wait;
+        let end = self.began + self.config.dir_wait;
         if end > now {
             self.next_look = self.next_look.min(end);
         }
@@ -198,22 +157,20 @@ impl Preparation {
             let file = dir.path().join(CANCEL_FILE);
             let file = file.display();
             let error = format!("withdrawn by {file}; remove that file to have the job run");
-            return Ok(Some(self.end(Reason::Cancelled, error)));
+            return Ok(Some(self.end_unrun(Reason::Cancelled, error)));
         }
         let plan = self.plan(&dir)?;
         let log = match JobLog::open(&dir) {
             Ok(log) => log,
+            Err(error) if is_full(&error) => return Err(OpenError::no_room(&dir, &error)),
             Err(error) => {
                 let place = format!("{}/job.log", dir.path().display());
-                return match is_ours(&error) {
-                    true if is_full(&error) => Err(OpenError::no_room(&dir, &error)),
-                    true => Err(OpenError::of(place, error)),
-                    false => {
-                        let error = format!("{place} cannot be opened: {}", explained(&error));
-                        let document = self.document().not_run(Reason::Internal, error);
-                        Ok(Some(Stage::result(document)))
-                    }
-                };
+                if is_ours(&error) {
+                    return Err(OpenError::of(place, error));
+                }
+                let error = format!("{place} cannot be opened: {}", explained(&error));
+                let document = self.document().not_run(Reason::Internal, error);
+                return Ok(Some(Stage::result(document)));
             }
         };
         match log.try_lock(&dir) {
@@ -248,9 +205,9 @@ impl Preparation {
         };
         Ok(Some(match decision {
             Decision::Stored => Stage::Over(Some(Outcome::Stored(document))),
-            Decision::Run(attempt) => Running::start(job, plan, attempt, &self.config)?,
+            Decision::Run(attempt) => Running::start(job, plan, attempt, self.config.clone())?,
             Decision::GiveUp(attempt, error) => {
-                if let Err(error) = job.log.resume(&self.request.id, &job.dir) {
+                if let Err(error) = job.log.begin(self.id(), &job.dir, true) {
                     log::warn!("{} cannot be written: {error}", job.log.path());
                 }
                 job.document = Document {

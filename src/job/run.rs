@@ -2,24 +2,38 @@
 //!
 //! The worker wakes a run when it wants to be woken, passes on what the kernel says, and asks for its news.
 
-use super::prepare::Preparation;
 use super::running::Running;
 use super::save::{Saving, Wake};
 use super::{Interruption, IsLost, Outcome};
+use crate::backoff::Backoff;
 use crate::config::JobConfig;
 use crate::contract::{Document, JobId, Reason, Request, RequestOrigin};
 use crate::process;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// Pause between two looks for a file or a lock: short at first, since most come soon.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LAST_PAUSE: Duration = Duration::from_millis(500);
 
 /// How long to wait for the drive after a second stop signal.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
 /// A job from its request to its result.
 pub struct Run {
-    id: JobId,
-    stop_grace: Duration,
+    pub(super) request: Request,
+    pub(super) origin: RequestOrigin,
+    pub(super) config: Arc<JobConfig>,
+    pub(super) worker: String,
+    pub(super) is_lost: Option<IsLost>,
     wake: Wake,
+    /// Since when it is prepared, when to look next, and the pauses between looks.
+    pub(super) began: Instant,
+    pub(super) next_look: Instant,
+    pub(super) backoff: Backoff,
+    /// What it waits for before its first step, and why.
+    pub(super) waiting: Option<(String, String)>,
     stage: Stage,
     /// Its start, until it is told.
     start: Option<News>,
@@ -29,9 +43,9 @@ pub struct Run {
 /// How far a run is.
 pub enum Stage {
     /// Its directory, its definition or its lock may have to be waited for.
-    Preparing(Box<Preparation>),
+    Preparing,
     Running(Box<Running>),
-    Saving(Box<Saving>),
+    Saving(Saving),
     /// The outcome, until it is told.
     Over(Option<Outcome>),
 }
@@ -67,16 +81,19 @@ impl Run {
         worker: &str,
         wake: Wake,
     ) -> Self {
+        let now = Instant::now();
         Self {
-            id: request.id.clone(),
-            stop_grace: config.stop_grace,
+            request,
+            origin,
+            config: Arc::new(config.clone()),
+            worker: worker.to_owned(),
+            is_lost: None,
             wake,
-            stage: Stage::Preparing(Box::new(Preparation::new(
-                request,
-                origin,
-                config.clone(),
-                worker.to_owned(),
-            ))),
+            began: now,
+            next_look: now,
+            backoff: Backoff::new(FIRST_PAUSE, LAST_PAUSE),
+            waiting: None,
+            stage: Stage::Preparing,
             start: None,
             log_start: 0,
         }
@@ -84,21 +101,19 @@ impl Run {
 
     /// Asks `is_lost` before log and journal are made final.
     pub fn ask_at_the_end(&mut self, is_lost: IsLost) {
-        if let Stage::Preparing(preparation) = &mut self.stage {
-            preparation.is_lost = Some(is_lost);
-        }
+        self.is_lost = Some(is_lost);
     }
 
     /// The id of the job.
     pub fn id(&self) -> &JobId {
-        &self.id
+        &self.request.id
     }
 
     /// What it waits for before its first step, if that is worth a word.
     pub fn waiting_for(&self) -> Option<&str> {
-        match &self.stage {
-            Stage::Preparing(preparation) => preparation.waiting_for(),
-            Stage::Running(_) | Stage::Saving(_) | Stage::Over(_) => None,
+        match (&self.stage, &self.waiting) {
+            (Stage::Preparing, Some((what, _))) => Some(what),
+            _ => None,
         }
     }
 
@@ -115,7 +130,7 @@ impl Run {
     /// When to call [`Self::wake`].
     pub fn next_wake(&self) -> Option<Instant> {
         match &self.stage {
-            Stage::Preparing(preparation) => Some(preparation.next_look),
+            Stage::Preparing => Some(self.next_look),
             Stage::Running(running) => running.next_wake(),
             Stage::Saving(saving) => saving.leave_at,
             Stage::Over(_) => None,
@@ -125,8 +140,8 @@ impl Run {
     /// The moment of [`Self::next_wake`] may have come.
     pub fn wake(&mut self, now: Instant) {
         match &mut self.stage {
-            Stage::Preparing(preparation) if preparation.next_look <= now => {
-                if let Some(stage) = preparation.look() {
+            Stage::Preparing if self.next_look <= now => {
+                if let Some(stage) = self.look() {
                     self.enter(stage);
                 }
             }
@@ -135,7 +150,7 @@ impl Run {
                 log::warn!("the drive does not answer; leaving without it");
                 self.end(Outcome::Unfinished);
             }
-            Stage::Preparing(_) | Stage::Saving(_) | Stage::Over(_) => {}
+            _ => {}
         }
         self.go_on();
     }
@@ -155,9 +170,7 @@ impl Run {
     pub fn child_ended(&mut self) {
         match &mut self.stage {
             Stage::Running(running) => running.child_ended(),
-            Stage::Preparing(_) | Stage::Saving(_) | Stage::Over(_) => {
-                process::reap_some(|_, _| {});
-            }
+            _ => drop(process::reap_some(|_, _| {})),
         }
         self.go_on();
     }
@@ -173,10 +186,10 @@ impl Run {
             && running.step.is_none()
             && let Stage::Running(running) = std::mem::replace(&mut self.stage, Stage::Over(None))
         {
-            let leave_at = Instant::now() + self.stop_grace;
+            let leave_at = Instant::now() + self.config.stop_grace;
             let leave_at = running.stopping.then_some(leave_at);
             let saving = Saving::begin(running.end(), leave_at, &self.wake);
-            self.stage = Stage::Saving(Box::new(saving));
+            self.stage = Stage::Saving(saving);
         }
         self.await_drive(Duration::ZERO);
     }
@@ -195,15 +208,15 @@ impl Run {
         match (&mut self.stage, why) {
             (Stage::Running(running), _) => running.interrupt(why, now),
             (Stage::Saving(saving), Interruption::Stop) => {
-                saving.stop(now + self.stop_grace);
+                saving.stop(now + self.config.stop_grace);
             }
-            (Stage::Preparing(preparation), Interruption::Cancelled(by)) => {
+            (Stage::Preparing, Interruption::Cancelled(by)) => {
                 let error = format!("cancelled by {by} before its first step");
-                self.stage = preparation.end(Reason::Cancelled, error);
+                self.stage = self.end_unrun(Reason::Cancelled, error);
             }
-            (Stage::Preparing(_), Interruption::Stop) => self.end(Outcome::Unfinished),
+            (Stage::Preparing, Interruption::Stop) => self.end(Outcome::Unfinished),
             // only steps have limits
-            (Stage::Preparing(_) | Stage::Saving(_) | Stage::Over(_), _) => {}
+            _ => {}
         }
         self.go_on();
     }
@@ -213,9 +226,7 @@ impl Run {
         let now = Instant::now();
         match &mut self.stage {
             Stage::Running(running) => running.stop_at_once(now),
-            Stage::Preparing(_) | Stage::Saving(_) | Stage::Over(_) => {
-                self.interrupt(Interruption::Stop, now);
-            }
+            _ => self.interrupt(Interruption::Stop, now),
         }
         self.go_on();
         self.await_drive(LAST_WAIT);
@@ -236,7 +247,7 @@ impl Run {
         match &mut self.stage {
             Stage::Running(running) => running.journal.change.take().map(News::Changed),
             Stage::Over(outcome) => outcome.take().map(News::Over),
-            Stage::Preparing(_) | Stage::Saving(_) => None,
+            _ => None,
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::contract::{
 };
 use crate::process::{self, Swept};
 use std::ffi::{OsStr, OsString};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What an `always` step without a limit of its own has after a timeout of the job or a cancel.
@@ -25,7 +26,7 @@ const LOG_LOOK: Duration = Duration::from_millis(100);
 pub struct Running {
     pub job: Job,
     plan: Plan,
-    config: JobConfig,
+    config: Arc<JobConfig>,
     env: Vec<(OsString, OsString)>,
     pub journal: Journal,
     /// The step that runs now; `None`: no step is to run any more, and [`Self::end`] is next.
@@ -59,7 +60,7 @@ impl Running {
         mut job: Job,
         plan: Plan,
         attempt: Attempt,
-        config: &JobConfig,
+        config: Arc<JobConfig>,
     ) -> Result<Stage, OpenError> {
         let log_start = match attempt == Attempt::FIRST {
             true => 0,
@@ -97,12 +98,12 @@ impl Running {
             journal,
             job,
             plan,
-            config: config.clone(),
             step: None,
             next: 0,
             failure: None,
             limit_every_step: false,
             log_allowed: config.log_limit,
+            config,
             look_at_log: Instant::now() + LOG_LOOK,
             log_start,
             stopping: false,
@@ -134,7 +135,7 @@ impl Running {
 
     /// Whether the journal may be written here: it is this worker's, and no stop waits meanwhile.
     fn may_write(&self) -> bool {
-        !self.stopping && !self.job.log.is_taken()
+        !self.stopping && !self.job.log.is_taken
     }
 
     /// The moment of [`Self::next_wake`] has come.
@@ -163,7 +164,7 @@ impl Running {
         if why == Interruption::Stop && !std::mem::replace(&mut self.stopping, true) {
             // from now on nothing is asked of the drive: it may not answer before this worker has to leave
             self.job.log.hold();
-            if !self.job.log.is_taken() {
+            if !self.job.log.is_taken {
                 self.job.note_stop();
             }
         }

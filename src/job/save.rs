@@ -135,10 +135,8 @@ impl Job {
     /// A sentence, where the log cannot be written.
     pub fn begin(&mut self, plan: &Plan, attempt: Attempt) -> io::Result<()> {
         let (log, document) = (&mut self.log, &mut self.document);
-        let begun = match attempt.follows {
-            Follows::Nothing => log.begin(&document.id, &self.dir),
-            Follows::Crash | Follows::Stop => log.resume(&document.id, &self.dir),
-        };
+        let goes_on = attempt.follows != Follows::Nothing;
+        let begun = log.begin(&document.id, &self.dir, goes_on);
         begun.map_err(|error| {
             let path = log.path();
             io::Error::new(error.kind(), format!("{path} cannot be written: {error}"))
@@ -230,7 +228,7 @@ impl Job {
         let is_final = self.is_final.clone();
         let mut is_final = lock(&is_final);
         *is_final = true;
-        if self.log.is_taken() {
+        if self.log.is_taken {
             log::warn!("the journal is another worker's by now");
         } else if let Err(error) = self.store() {
             let error = error.to_string();
