@@ -1,6 +1,6 @@
 //! The worker's own log on stderr (`RUST_LOG`).
 
-use crate::contract::{Timestamp, single_line};
+use crate::contract::{now, single_line};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags};
@@ -85,7 +85,7 @@ impl Logger {
         };
         let priority = if self.is_journal { priority } else { "" };
         let time = match self.shows_time {
-            true => format!("{} ", Timestamp::now().to_millis()),
+            true => now() + " ",
             false => String::new(),
         };
         let mut line = format!("{priority}{time}job-worker: {name}: {}", single_line(text));

@@ -1,8 +1,7 @@
 //! Everything that the worker publishes: results, status documents, presence, rejections.
 
 use crate::contract::{
-    Document, JobId, Rejection, Request, RequestOrigin, Timestamp, Topics, rejection_notice,
-    shorten,
+    Document, JobId, Rejection, Request, RequestOrigin, Topics, now, rejection_notice, shorten,
 };
 use crate::mqtt::{Connection, Message, Retention};
 use serde::Serialize;
@@ -92,7 +91,7 @@ struct Presence<'a> {
     waiting_for: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pool: Option<Value>,
-    since: Timestamp,
+    since: &'a str,
     version: &'static str,
 }
 
@@ -102,7 +101,7 @@ pub struct Messages {
     worker: String,
     pool: Option<String>,
     /// Since when the worker is idle, or has the job of `job`.
-    since: Timestamp,
+    since: String,
     job: Option<String>,
     /// What was shown on this connection: the job, if there is one, and what is waited for.
     shown: Option<(Option<String>, Option<String>)>,
@@ -115,7 +114,7 @@ impl Messages {
             topics,
             worker: worker.to_owned(),
             pool,
-            since: Timestamp::now(),
+            since: now(),
             job: None,
             shown: None,
             connection: None,
@@ -189,11 +188,11 @@ impl Messages {
             return;
         }
         if self.job != name {
-            self.since = Timestamp::now();
+            self.since = now();
         }
         (self.job, self.shown) = (name, shown);
         let state = if job.is_some() { "busy" } else { "idle" };
-        let document = self.presence(state, job, waiting_for, self.since);
+        let document = self.presence(state, job, waiting_for, &self.since);
         connection.announce(&self.topics.presence, document, Retention::Kept);
     }
 
@@ -204,7 +203,7 @@ impl Messages {
             Some(_) => Retention::KeptFor(OFFLINE_SECONDS),
             None => Retention::Kept,
         };
-        let document = self.presence("offline", None, None, Timestamp::now());
+        let document = self.presence("offline", None, None, &now());
         (self.topics.presence.clone(), document, retention)
     }
 
@@ -213,7 +212,7 @@ impl Messages {
         state: &'static str,
         job: Option<&JobId>,
         waiting_for: Option<&str>,
-        since: Timestamp,
+        since: &str,
     ) -> Vec<u8> {
         let presence = Presence {
             worker: &self.worker,

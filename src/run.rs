@@ -12,10 +12,9 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::thread::JoinHandle;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 /// Pause between two looks at the log, for the terminal.
@@ -47,20 +46,15 @@ pub fn run(config: &JobConfig, worker: &str, dir: &OsStr, id: Option<&str>) -> E
 
 /// The request that a controller would have published.
 fn request(dir: &OsStr, id: Option<&str>) -> Result<Request, String> {
-    let path = Path::new(dir)
-        .canonicalize()
-        .map_err(|error| format!("{}: {error}", dir.display()))?;
+    let told = |error| format!("{}: {error}", dir.display());
+    let path = Path::new(dir).canonicalize().map_err(told)?;
     if !path.is_dir() {
         return Err(format!("{} is not a directory", dir.display()));
     }
-    let name = path
-        .file_name()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default();
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
     let id = JobId::from_text(id.unwrap_or(&name))
         .map_err(|error| format!("the id of the job {error}; give one with --id"))?;
-    let work_dir =
-        std::path::absolute(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    let work_dir = std::path::absolute(dir).map_err(told)?;
     let work_dir = work_dir
         .into_os_string()
         .into_string()
@@ -80,17 +74,11 @@ fn execute(
     outbox: Outbox<()>,
     inbox: &mut Inbox<()>,
 ) -> Result<Document, String> {
-    // there is nothing to wait for: the caller has prepared the directory, wherever it is
-    let job = JobConfig {
-        dir_wait: Duration::ZERO,
-        root: None,
-        ..config.clone()
-    };
     let log = Path::new(&request.work_dir).join("job.log");
     let mut run = Run::new(
         request,
         RequestOrigin::ByHand,
-        &job,
+        config,
         worker,
         Arc::new(move || outbox.send(())),
     );
@@ -99,8 +87,11 @@ fn execute(
     let outcome = loop {
         match run.news() {
             Some(News::Started { .. }) => {
-                let from = run.log_start();
-                terminal = Some(Terminal::show(log.clone(), from));
+                // on a thread of its own: a reader that does not read must hold up neither a timeout nor a signal
+                let (log, from) = (log.clone(), run.log_start());
+                let (running, over) = mpsc::channel();
+                let shown = std::thread::spawn(move || show(&log, from, &over));
+                terminal = Some((running, shown));
             }
             Some(News::Changed(_)) => {}
             Some(News::Over(outcome)) => break outcome,
@@ -117,8 +108,14 @@ fn execute(
             },
         }
     };
-    if let Some(terminal) = terminal {
-        terminal.finish(inbox);
+    if let Some((running, shown)) = terminal {
+        drop(running);
+        // a reader may be slow; a person who does not want the rest interrupts us once more
+        let mut is_wanted = true;
+        while is_wanted && !shown.is_finished() {
+            let event = inbox.next(Some(Instant::now() + END_LOOK));
+            is_wanted = !matches!(event, Some(Event::Stop(_)));
+        }
     }
     match outcome {
         Outcome::Final(document) => Ok(*document),
@@ -136,31 +133,6 @@ fn sender_of(signal: i32) -> &'static str {
     }
 }
 
-/// The log on the terminal while the job runs. On a thread of its own, since a reader that does not read must hold up
-/// neither a timeout nor a signal.
-struct Terminal {
-    thread: JoinHandle<()>,
-    running: Sender<()>,
-}
-
-impl Terminal {
-    fn show(path: PathBuf, from: u64) -> Self {
-        let (running, over) = mpsc::channel();
-        let thread = std::thread::spawn(move || show(&path, from, &over));
-        Self { thread, running }
-    }
-
-    /// Waits until the rest is shown. A reader may be slow; a person who does not want the rest interrupts us once more.
-    fn finish(self, inbox: &mut Inbox<()>) {
-        drop(self.running);
-        while !self.thread.is_finished() {
-            if let Some(Event::Stop(_)) = inbox.next(Some(Instant::now() + END_LOOK)) {
-                return;
-            }
-        }
-    }
-}
-
 /// The log, if it is a file just now: a step may have put a FIFO or a link to somewhere else in its place.
 fn open_log(path: &Path) -> Option<File> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
@@ -174,7 +146,7 @@ fn open_log(path: &Path) -> Option<File> {
         .then_some(log)
 }
 
-/// Shows what the log gets, until the job is over.
+/// Shows on the terminal what the log gets, until the job is over.
 fn show(path: &Path, from: u64, over: &Receiver<()>) {
     let mut log = None;
     let mut shown = from;

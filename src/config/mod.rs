@@ -134,8 +134,14 @@ impl JobConfig {
     /// As [`Config::from_env`].
     pub fn by_hand() -> Result<(Self, String), Vec<String>> {
         let mut env = Reader::new(|name: &str| std::env::var_os(name));
-        let config = (env.job(), env.worker_id(false));
-        env.result(config)
+        // there is nothing to wait for: the caller has prepared the directory, wherever it is
+        let config = Self {
+            dir_wait: Duration::ZERO,
+            root: None,
+            ..env.job()
+        };
+        let worker = env.worker_id(false);
+        env.result((config, worker))
     }
 }
 

@@ -42,19 +42,8 @@ pub struct Attempt {
     pub number: u32,
     /// See [`Document::stops`](super::Document::stops).
     pub stops: u32,
-    /// What it follows.
-    pub follows: Follows,
-}
-
-/// What an attempt follows.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Follows {
-    /// Nothing: it is the first of its request.
-    Nothing,
-    /// An attempt whose worker died in mid-run.
-    Crash,
-    /// An attempt that a stop of its worker interrupted.
-    Stop,
+    /// How the attempt before has ended, if there was one: it runs still, since its worker died, or a stop has interrupted it.
+    pub follows: Option<JobState>,
 }
 
 impl Attempt {
@@ -62,7 +51,7 @@ impl Attempt {
     pub const FIRST: Self = Self {
         number: 1,
         stops: 0,
-        follows: Follows::Nothing,
+        follows: None,
     };
 }
 
@@ -118,10 +107,10 @@ impl EarlierRun {
         let attempt = match same.filter(|(_, same)| *same != Some(false)) {
             None => Attempt::FIRST,
             Some((run, same)) => {
-                let attempt = |number, follows| Attempt {
+                let attempt = |number| Attempt {
                     number,
                     stops: run.stops,
-                    follows,
+                    follows: Some(run.status),
                 };
                 match run.status {
                     JobState::Success | JobState::Failed if same == Some(true) => {
@@ -129,17 +118,17 @@ impl EarlierRun {
                     }
                     JobState::Success | JobState::Failed => Attempt::FIRST,
                     JobState::Running if run.attempt >= max_attempts => {
-                        let last = attempt(run.attempt, Follows::Crash);
+                        let last = attempt(run.attempt);
                         return Decision::GiveUp(last, died(run.attempt));
                     }
-                    JobState::Running => attempt(run.attempt.saturating_add(1), Follows::Crash),
+                    JobState::Running => attempt(run.attempt.saturating_add(1)),
                     JobState::Interrupted if run.stops >= MAX_STOPS => {
                         let why = format!(
                             "interrupted: the worker was stopped {MAX_STOPS} times during this job"
                         );
-                        return Decision::GiveUp(attempt(run.attempt, Follows::Stop), why);
+                        return Decision::GiveUp(attempt(run.attempt), why);
                     }
-                    JobState::Interrupted => attempt(run.attempt, Follows::Stop),
+                    JobState::Interrupted => attempt(run.attempt),
                 }
             }
         };
@@ -153,7 +142,7 @@ impl EarlierRun {
                 }
                 Decision::Run(Attempt {
                     number: *taken,
-                    follows: Follows::Crash,
+                    follows: Some(JobState::Running),
                     ..attempt
                 })
             }
@@ -210,7 +199,7 @@ mod tests {
         }
     }
 
-    fn run(number: u32, follows: Follows) -> Decision {
+    fn run(number: u32, follows: Option<JobState>) -> Decision {
         Decision::Run(Attempt {
             number,
             stops: 0,
@@ -218,6 +207,8 @@ mod tests {
         })
     }
 
+    const CRASH: Option<JobState> = Some(JobState::Running);
+    const STOP: Option<JobState> = Some(JobState::Interrupted);
     const FIRST: Decision = Decision::Run(Attempt::FIRST);
 
     #[test]
@@ -305,7 +296,7 @@ mod tests {
         assert_eq!(died.decides(Some("l"), &redelivered, 3), FIRST);
         assert_eq!(
             died.decides(Some("k"), &from(false, None), 4),
-            run(4, Follows::Crash)
+            run(4, CRASH)
         );
     }
 
@@ -323,12 +314,8 @@ mod tests {
             from(false, Some("w 5 7 ab")),
             from(false, None),
         ] {
-            assert_eq!(
-                died(1).decides(None, &own, 3),
-                run(2, Follows::Crash),
-                "{own:?}"
-            );
-            assert_eq!(died(2).decides(None, &own, 3), run(3, Follows::Crash));
+            assert_eq!(died(1).decides(None, &own, 3), run(2, CRASH), "{own:?}");
+            assert_eq!(died(2).decides(None, &own, 3), run(3, CRASH));
             for (attempts, max) in [(3, 3), (1, 1), (4, 3)] {
                 let decision = died(attempts).decides(None, &own, max);
                 assert!(
@@ -354,12 +341,12 @@ mod tests {
         let by_hand = earlier(r#"{"id":"a","status":"running","attempt":1}"#);
         assert_eq!(
             by_hand.decides(None, &RequestOrigin::ByHand, 3),
-            run(2, Follows::Crash)
+            run(2, CRASH)
         );
         let unreadable = earlier("garbage");
         assert_eq!(
             unreadable.decides(None, &from(false, Some("w 5 7 ab")), 3),
-            run(2, Follows::Crash)
+            run(2, CRASH)
         );
     }
 
@@ -374,7 +361,7 @@ mod tests {
             Decision::Run(Attempt {
                 number: 2,
                 stops,
-                follows: Follows::Stop,
+                follows: STOP,
             })
         };
         for stops in [1, 9] {
@@ -394,7 +381,7 @@ mod tests {
         let expected = Attempt {
             number: 2,
             stops: 4,
-            follows: Follows::Crash,
+            follows: Some(JobState::Running),
         };
         assert_eq!(
             after_crash.decides(None, &from(true, None), 3),
@@ -418,10 +405,10 @@ mod tests {
         let other = earlier(r#"{"id":"a","status":"running","attempt":3,"origin":"p 6-cd"}"#);
         for (found, times, expected) in [
             (None, 1, FIRST),
-            (None, 2, run(2, Follows::Crash)),
-            (None, 3, run(3, Follows::Crash)),
-            (Some(own("running", 1)), 2, run(2, Follows::Crash)),
-            (Some(own("interrupted", 2)), 2, run(2, Follows::Stop)),
+            (None, 2, run(2, CRASH)),
+            (None, 3, run(3, CRASH)),
+            (Some(own("running", 1)), 2, run(2, CRASH)),
+            (Some(own("interrupted", 2)), 2, run(2, STOP)),
             (Some(own("success", 1)), 9, Decision::Stored),
             (Some(other), 1, FIRST),
         ] {

@@ -10,7 +10,7 @@ mod status;
 mod topics;
 
 pub use definition::{Definition, MAX_DEFINITION_BYTES, Step, nearest};
-pub use earlier_run::{Attempt, Decision, EarlierRun, Follows};
+pub use earlier_run::{Attempt, Decision, EarlierRun};
 pub use json::{BYTE_ORDER_MARK, duration, without_mark};
 pub use plan::Plan;
 pub use request::{
@@ -18,8 +18,8 @@ pub use request::{
 };
 pub use shorten::shorten;
 pub use status::{
-    Document, JobState, MAX_PATH_BYTES, Reason, StepState, StepStatus, Timestamp, millis, seconds,
-    took,
+    Document, JobState, MAX_PATH_BYTES, Reason, StepState, StepStatus, millis, now, now_in_seconds,
+    seconds, took,
 };
 pub use topics::{JobId, Topics, check_name};
 

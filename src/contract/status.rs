@@ -86,7 +86,7 @@ pub struct StepStatus {
     pub signal: Option<String>,
     /// Of a step that was started.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub started_at: Option<Timestamp>,
+    pub started_at: Option<String>,
     /// Milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<u64>,
@@ -125,10 +125,10 @@ pub struct Document {
     pub work_dir: Option<String>,
     /// When this attempt began.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub started_at: Option<Timestamp>,
+    pub started_at: Option<String>,
     /// When it was over.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub finished_at: Option<Timestamp>,
+    pub finished_at: Option<String>,
     /// Milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<u64>,
@@ -180,7 +180,7 @@ impl Document {
             exit_code: Some(reason.exit_code(1)),
             reason: Some(reason),
             error: Some(error),
-            finished_at: Some(Timestamp::now()),
+            finished_at: Some(now()),
             ..self
         }
     }
@@ -216,38 +216,21 @@ fn is_zero(count: &u32) -> bool {
     *count == 0
 }
 
-/// A wall clock time, RFC 3339 in UTC with milliseconds.
-#[derive(Clone, Copy, Debug)]
-pub struct Timestamp(SystemTime);
-
-impl Timestamp {
-    /// This moment.
-    pub fn now() -> Self {
-        Self(SystemTime::now())
-    }
-
-    /// RFC 3339 in UTC with milliseconds.
-    pub fn to_millis(self) -> impl fmt::Display {
-        humantime::format_rfc3339_millis(self.in_range())
-    }
-
-    /// RFC 3339 in UTC with whole seconds, for lines that people read.
-    pub fn to_seconds(self) -> impl fmt::Display {
-        humantime::format_rfc3339_seconds(self.in_range())
-    }
-
-    /// A clock before 1970 or after 9999 has no RFC 3339 form.
-    fn in_range(self) -> SystemTime {
-        let last = Duration::from_secs(253_402_300_799);
-        let since = self.0.duration_since(SystemTime::UNIX_EPOCH);
-        SystemTime::UNIX_EPOCH + since.unwrap_or_default().min(last)
-    }
+/// This moment, RFC 3339 in UTC with milliseconds.
+pub fn now() -> String {
+    humantime::format_rfc3339_millis(wall_clock()).to_string()
 }
 
-impl Serialize for Timestamp {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&self.to_millis())
-    }
+/// This moment, RFC 3339 in UTC with whole seconds, for lines that people read.
+pub fn now_in_seconds() -> impl fmt::Display {
+    humantime::format_rfc3339_seconds(wall_clock())
+}
+
+/// A clock before 1970 or after 9999 has no RFC 3339 form.
+fn wall_clock() -> SystemTime {
+    let last = Duration::from_secs(253_402_300_799);
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    SystemTime::UNIX_EPOCH + since.unwrap_or_default().min(last)
 }
 
 /// Milliseconds of a duration, for the document.

@@ -3,7 +3,7 @@
 use super::WorkDir;
 use super::directory::close;
 use crate::config::Durability;
-use crate::contract::{JobId, Timestamp, single_line};
+use crate::contract::{JobId, now_in_seconds, single_line};
 use rustix::fs::{OFlags, fcntl_setfl};
 use std::fmt::Arguments;
 use std::fs::{File, TryLockError};
@@ -159,7 +159,7 @@ impl JobLog {
             text.truncate(end);
             text.push('…');
         }
-        let line = format!("==> {} {text}\n", Timestamp::now().to_seconds());
+        let line = format!("==> {} {text}\n", now_in_seconds());
         match &mut self.held {
             Some(held) => held.push_str(&line),
             None => self.append(&line),

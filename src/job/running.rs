@@ -4,12 +4,10 @@ use super::directory::is_full;
 use super::journal::{self, Journal};
 use super::run::Stage;
 use super::save::{Job, interrupt};
-use super::step::{Due, End, RunningStep};
+use super::step::{End, RunningStep};
 use super::{Interruption, OpenError};
 use crate::config::{Durability, JobConfig, is_own_variable};
-use crate::contract::{
-    Attempt, JobState, Plan, Reason, StepState, StepStatus, Timestamp, millis, took,
-};
+use crate::contract::{Attempt, JobState, Plan, Reason, StepState, StepStatus, millis, now, took};
 use crate::process::{self, Swept};
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
@@ -117,7 +115,8 @@ impl Running {
     /// When to call [`Self::wake`].
     pub fn next_wake(&self) -> Option<Instant> {
         let look = self.log_allowed.map(|_| self.look_at_log);
-        let over = self.step.as_ref()?.deadline();
+        let step = self.step.as_ref()?;
+        let over = step.interrupted.or(step.end()).map(|(at, _)| at);
         let due = self.journal.due.filter(|_| self.may_write());
         [over, look, due].into_iter().flatten().min()
     }
@@ -144,11 +143,18 @@ impl Running {
             self.journal.write_if_due(&self.job, now);
         }
         let log_limit = self.log_limit_passed_at(now);
-        let step = self.step.as_ref();
-        match step.and_then(|step| step.due(log_limit, now)) {
-            Some(Due::Interrupt(why)) => self.interrupt(why, now),
-            Some(Due::Kill) => self.kill(),
-            None => {}
+        let Some(step) = &self.step else { return };
+        let is_over = |(at, _): &End| *at <= now;
+        match step.interrupted {
+            // the grace is for cleaning up: a job whose log passes its limit meanwhile is killed at once
+            Some(kill) if is_over(&kill) || log_limit.is_some() => self.kill(),
+            Some(_) => {}
+            None => {
+                let passed = step.end().filter(is_over).map(|(_, why)| why);
+                if let Some(why) = passed.or(log_limit) {
+                    self.interrupt(why, now);
+                }
+            }
         }
     }
 
@@ -168,7 +174,7 @@ impl Running {
                 self.job.note_stop();
             }
         }
-        let Some(step) = self.step.as_mut().filter(|s| s.interruption().is_none()) else {
+        let Some(step) = self.step.as_mut().filter(|s| s.interrupted.is_none()) else {
             return;
         };
         let sentence = why.sentence();
@@ -206,7 +212,7 @@ impl Running {
 
     fn step_over(&mut self) {
         let Some(step) = self.step.take() else { return };
-        let why = step.interruption().or_else(|| {
+        let why = step.interrupted.map(|(_, why)| why).or_else(|| {
             let passed = self.log_limit_passed()?; // it ended before the size check
             self.job.log.line(format_args!("{}", passed.sentence()));
             Some(passed)
@@ -313,7 +319,7 @@ impl Running {
         let status = &mut self.job.document.steps[index];
         // the first journal has the first step already
         let is_new = status.status != StepState::Running;
-        (status.status, status.started_at) = (StepState::Running, Some(Timestamp::now()));
+        (status.status, status.started_at) = (StepState::Running, Some(now()));
         let ready = self.get_ready();
         if is_new && self.may_write() {
             self.journal.note_change(&self.job);
@@ -372,7 +378,7 @@ impl Running {
         for step in document.steps.iter_mut().filter(not_run) {
             step.status = StepState::Skipped;
         }
-        document.finished_at = Some(Timestamp::now());
+        document.finished_at = Some(now());
         document.duration_ms = Some(millis(self.journal.started.elapsed()));
         self.job
     }

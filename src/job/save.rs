@@ -15,7 +15,7 @@ use super::log::JobLog;
 use super::{IsLost, Outcome, WorkDir, journal};
 use crate::config::Durability;
 use crate::contract::{
-    Attempt, Document, Follows, JobState, Plan, Reason, StepState, StepStatus, Timestamp, took,
+    Attempt, Document, JobState, Plan, Reason, StepState, StepStatus, now, took,
 };
 use std::io;
 use std::os::fd::IntoRawFd;
@@ -135,16 +135,16 @@ impl Job {
     /// A sentence, where the log cannot be written.
     pub fn begin(&mut self, plan: &Plan, attempt: Attempt) -> io::Result<()> {
         let (log, document) = (&mut self.log, &mut self.document);
-        let goes_on = attempt.follows != Follows::Nothing;
+        let goes_on = attempt.follows.is_some();
         let begun = log.begin(&document.id, &self.dir, goes_on);
         begun.map_err(|error| {
             let path = log.path();
             io::Error::new(error.kind(), format!("{path} cannot be written: {error}"))
         })?;
         let (again, before) = match attempt.follows {
-            Follows::Nothing => ("", ""),
-            Follows::Crash => ("", "; the worker died in the attempt before"),
-            Follows::Stop => (" again", "; the worker was asked to stop in mid-run"),
+            None => ("", ""),
+            Some(JobState::Interrupted) => (" again", "; the worker was asked to stop in mid-run"),
+            Some(_) => ("", "; the worker died in the attempt before"),
         };
         log.line(format_args!(
             "attempt {} of {}{again}, {} on {}, job-worker {}{before}",
@@ -157,11 +157,11 @@ impl Job {
         for warning in &plan.warnings {
             log.line(format_args!("warning: {warning}"));
         }
-        let now = Some(Timestamp::now());
+        let now = Some(now());
         document.log_file = Some(log.path().to_owned());
         document.warning = (!plan.warnings.is_empty()).then(|| plan.warnings.join("; "));
         (document.attempt, document.stops) = (Some(attempt.number), attempt.stops);
-        document.started_at = now;
+        document.started_at = now.clone();
         let steps = plan.steps.iter().map(|step| StepStatus {
             name: step.name.clone(),
             ..StepStatus::default()

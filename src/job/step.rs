@@ -53,7 +53,7 @@ impl Interruption {
     }
 }
 
-/// A moment at which a step is to be ended, and why.
+/// A moment at which something is to be done about a step, and why.
 pub type End = (Instant, Interruption);
 
 /// A step that runs.
@@ -65,14 +65,8 @@ pub struct RunningStep {
     ends: [Option<End>; 2],
     /// How its shell has ended.
     exit: Option<Ended>,
-    /// Why it is being ended, and when to kill what has not gone by then.
-    interrupted: Option<(Interruption, Instant)>,
-}
-
-/// What is to be done about a step whose time is over.
-pub enum Due {
-    Interrupt(Interruption),
-    Kill,
+    /// When to kill what has not gone by then, and why it is being ended.
+    pub interrupted: Option<End>,
 }
 
 impl RunningStep {
@@ -103,35 +97,15 @@ impl RunningStep {
         self.ends = [None, own.or_else(|| self.end_of(limit, now))];
     }
 
-    /// When [`Self::due`] has something to say.
-    pub fn deadline(&self) -> Option<Instant> {
-        match self.interrupted {
-            Some((_, kill_at)) => Some(kill_at),
-            None => self.end().map(|(at, _)| at),
-        }
-    }
-
-    /// What is to be done now. The grace is for cleaning up: a job whose log passes its limit meanwhile is killed at once.
-    pub fn due(&self, log_limit: Option<Interruption>, now: Instant) -> Option<Due> {
-        match self.interrupted {
-            Some((_, kill_at)) if kill_at <= now || log_limit.is_some() => Some(Due::Kill),
-            Some(_) => None,
-            None => match self.end() {
-                Some((at, why)) if at <= now => Some(Due::Interrupt(why)),
-                _ => log_limit.map(Due::Interrupt),
-            },
-        }
-    }
-
-    /// The moment at which it has run too long.
-    fn end(&self) -> Option<End> {
+    /// When its time is over, and what is said then.
+    pub fn end(&self) -> Option<End> {
         self.ends.into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// Ends it: TERM to the whole job now, and KILL at `kill_at`. A step that is being ended stays so for the first reason.
     pub fn interrupt(&mut self, why: Interruption, kill_at: Instant) {
         if self.interrupted.is_none() {
-            self.interrupted = Some((why, kill_at));
+            self.interrupted = Some((kill_at, why));
             process::terminate(self.group, kill_at - Instant::now());
         }
     }
@@ -161,70 +135,36 @@ impl RunningStep {
     pub fn exit(&self) -> Ended {
         self.exit.unwrap_or(Ended::Signal(Signal::KILL.as_raw()))
     }
-
-    /// Why it is being ended, if it is.
-    pub fn interruption(&self) -> Option<Interruption> {
-        self.interrupted.map(|(why, _)| why)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const SECOND: Duration = Duration::from_secs(1);
-    const LOG_LIMIT: Interruption = Interruption::LogLimit(7);
-
-    /// A step that began at `started`, with the end of the job's time, its own limit, and the moment of its KILL.
-    fn step(
-        started: Instant,
-        job: Option<End>,
-        limit: Option<Duration>,
-        kill_at: Option<Instant>,
-    ) -> RunningStep {
-        let mut step = RunningStep::new(0, Pid::INIT, None, job);
-        step.ends[1] = limit.and_then(|limit| step.end_of(limit, started));
-        step.interrupted = kill_at.map(|at| (Interruption::Stop, at));
-        step
-    }
-
     #[test]
-    fn a_step_is_due_when_its_time_is_over() {
+    fn a_step_ends_with_the_limit_that_is_over_first() {
+        let second = Duration::from_secs(1);
         let start = Instant::now();
-        let of_job = Interruption::JobTimeout(5 * SECOND, "");
-        let job = Some((start + 5 * SECOND, of_job));
-        let own = |limit| Some(Interruption::StepTimeout(1, limit));
-        let kill = Some(start + SECOND);
-        // the end of the job's time, the step's limit, when it is killed, whether the log is too large, and after how many seconds; what is due
-        for (job, limit, kill_at, log, seconds, expected) in [
-            (None, None, None, None, 9, None),
-            (job, Some(2 * SECOND), None, None, 1, None),
-            (job, Some(2 * SECOND), None, None, 2, own(2 * SECOND)),
-            (job, None, None, None, 5, Some(of_job)),
-            (job, Some(9 * SECOND), None, None, 5, Some(of_job)),
-            (None, None, None, Some(LOG_LIMIT), 1, Some(LOG_LIMIT)),
-            (None, Some(SECOND), None, Some(LOG_LIMIT), 1, own(SECOND)),
-            (job, Some(SECOND), kill, None, 0, None),
+        let of_job = Interruption::JobTimeout(5 * second, "");
+        let job = Some((start + 5 * second, of_job));
+        for (job, limit, passed) in [
+            (None, None, None),
+            (None, Some(Duration::MAX), None),
+            (
+                job,
+                Some(2 * second),
+                Some(Interruption::StepTimeout(1, 2 * second)),
+            ),
+            (job, Some(9 * second), Some(of_job)),
+            (job, None, Some(of_job)),
         ] {
-            let step = step(start, job, limit, kill_at);
-            let due = match step.due(log, start + seconds * SECOND) {
-                Some(Due::Interrupt(why)) => Some(why),
-                Some(Due::Kill) => panic!("nothing is to be killed here"),
-                None => None,
-            };
-            assert_eq!(due, expected);
+            let step = RunningStep::new(0, Pid::INIT, limit, job);
+            assert_eq!(step.end().map(|(_, why)| why), passed);
         }
-    }
-
-    #[test]
-    fn a_step_that_is_being_ended_is_killed_after_the_grace_or_when_it_fills_the_drive() {
-        let start = Instant::now();
-        let step = step(start, None, Some(SECOND), Some(start + 3 * SECOND));
-        assert_eq!(step.deadline(), Some(start + 3 * SECOND));
-        assert!(step.due(None, start + 2 * SECOND).is_none());
-        for (log, seconds) in [(None, 3), (Some(LOG_LIMIT), 2)] {
-            let due = step.due(log, start + seconds * SECOND);
-            assert!(matches!(due, Some(Due::Kill)));
-        }
+        let mut step = RunningStep::new(0, Pid::INIT, None, job);
+        step.limit_to(second, start);
+        step.limit_to(second, start + second);
+        let own = Interruption::StepTimeout(1, second);
+        assert_eq!(step.end(), Some((start + second, own)), "once");
     }
 }
