@@ -2,235 +2,199 @@
 
 use crate::support;
 
-use serde_json::json;
+use Says::{Confirms, Disconnects, Grants, Greets};
 use support::broker::{Broker, Packet, Verdict};
-use support::site::{Site, WORKER};
-use support::wait::DEADLINE;
+use support::cases::{AT_ONCE, try_all};
+use support::site::Site;
 use support::worker::{Worker, speaking};
 
-type Pair = (Site<Broker>, Worker);
+/// What a broker says in place of a packet.
+#[derive(Clone, Copy, Debug)]
+enum Says {
+    /// A CONNACK with this code and these properties.
+    Greets(u8, &'static [u8]),
+    /// A SUBACK with these codes for the requests and the cancels.
+    Grants([u8; 2]),
+    /// A PUBACK with this code and a Reason String.
+    Confirms(u8),
+    /// In place of a SUBACK, a DISCONNECT with this code, a Reason String and a Server Reference.
+    Disconnects(u8),
+}
 
-/// A site whose broker says this in place of the first packet that it fits, or of each; and a worker with a login.
-fn saying_in(
-    version: &str,
-    always: bool,
-    says: impl Fn(&Packet) -> Option<Packet> + Send + 'static,
-) -> Pair {
-    let site = Site::scripted();
-    let mut said = false;
-    site.broker.set_script(move |step| {
-        let packet = (!step.from_client && (always || !said)).then(|| says(step.packet));
-        match packet.flatten() {
-            Some(packet) => {
-                said = true;
-                Verdict::Replace(packet)
+impl Says {
+    fn instead_of(self, packet: &Packet) -> Option<Packet> {
+        Some(match (self, packet) {
+            (
+                Greets(code, properties),
+                &Packet::ConnAck {
+                    session_present, ..
+                },
+            ) => Packet::ConnAck {
+                session_present,
+                code,
+                properties: properties.to_vec(),
+            },
+            (Grants(codes), &Packet::SubAck { pkid, .. }) => Packet::SubAck {
+                pkid,
+                codes: codes.to_vec(),
+            },
+            (Confirms(code), Packet::PubAck { pkid, .. }) => {
+                let [high, low] = pkid.to_be_bytes();
+                let reason = [&[0x40, 11, high, low, code, 7, 0x1f, 0, 4][..], b"full"].concat();
+                Packet::Raw(reason)
             }
-            None => Verdict::Pass,
+            (Disconnects(code), Packet::SubAck { .. }) => {
+                let body = [&[code, 14, 0x1f, 0, 4][..], b"full", &[0x1c, 0, 4], b"moon"].concat();
+                Packet::Raw([&[0xe0, body.len() as u8][..], &body].concat())
+            }
+            _ => return None,
+        })
+    }
+
+    /// What the worker says of it, with all that the broker has said.
+    fn told(self, reason: &str) -> String {
+        match self {
+            Disconnects(_) => format!("disconnects us ({reason}: full; it names the server moon)"),
+            _ => reason.to_owned(),
         }
-    });
-    let worker = site.worker(|command| {
-        speaking(version)(command);
-        command.envs([("MQTT_USERNAME", "alice"), ("MQTT_PASSWORD", "open sesame")]);
-    });
-    (site, worker)
-}
-
-fn saying(always: bool, says: impl Fn(&Packet) -> Option<Packet> + Send + 'static) -> Pair {
-    saying_in("5", always, says)
-}
-
-/// In place of a CONNACK, with this code and these properties.
-fn greeting(code: u8, properties: &'static [u8]) -> impl Fn(&Packet) -> Option<Packet> {
-    move |packet| match packet {
-        Packet::ConnAck {
-            session_present, ..
-        } => Some(Packet::ConnAck {
-            session_present: *session_present,
-            code,
-            properties: properties.to_vec(),
-        }),
-        _ => None,
     }
-}
 
-/// In place of a SUBACK, with these codes for the requests and the cancels.
-fn granting(codes: [u8; 2]) -> impl Fn(&Packet) -> Option<Packet> {
-    move |packet| match *packet {
-        Packet::SubAck { pkid, .. } => Some(Packet::SubAck {
-            pkid,
-            codes: codes.to_vec(),
-        }),
-        _ => None,
+    /// Over this version, `always` or once; and a worker with a login.
+    fn to_a_worker(self, version: &str, always: bool) -> (Site<Broker>, Worker) {
+        let site = Site::scripted();
+        let mut said = false;
+        site.broker.set_script(move |step| {
+            let packet = (!step.from_client && (always || !said)).then(|| step.packet);
+            match packet.and_then(|packet| self.instead_of(packet)) {
+                Some(packet) => {
+                    said = true;
+                    Verdict::Replace(packet)
+                }
+                None => Verdict::Pass,
+            }
+        });
+        let worker = site.worker(|command| {
+            speaking(version)(command);
+            command.envs([("MQTT_USERNAME", "alice"), ("MQTT_PASSWORD", "open sesame")]);
+        });
+        (site, worker)
     }
-}
-
-/// In place of a PUBACK, with a Reason String.
-fn puback(code: u8) -> impl Fn(&Packet) -> Option<Packet> {
-    move |packet| match *packet {
-        Packet::PubAck { pkid, .. } => {
-            let [high, low] = pkid.to_be_bytes();
-            let reason = [&[0x40, 11, high, low, code, 7, 0x1f, 0, 4][..], b"full"].concat();
-            Some(Packet::Raw(reason))
-        }
-        _ => None,
-    }
-}
-
-/// In place of a SUBACK, a DISCONNECT with this code, a Reason String and a Server Reference.
-fn disconnecting(code: u8) -> impl Fn(&Packet) -> Option<Packet> {
-    move |packet| match packet {
-        Packet::SubAck { .. } => {
-            let body = [&[code, 14, 0x1f, 0, 4][..], b"full", &[0x1c, 0, 4], b"moon"].concat();
-            Some(Packet::Raw([&[0xe0, body.len() as u8][..], &body].concat()))
-        }
-        _ => None,
-    }
-}
-
-/// Ends with 77, and says this.
-#[track_caller]
-fn gives_up(pair: Pair, said: &str) {
-    let (_site, mut worker) = pair;
-    worker.exits_with(77);
-    let log = worker.stderr();
-    assert!(log.contains(said), "{said:?} is not in:\n{log}");
-    assert!(!log.contains("open sesame"), "{log}");
-}
-
-/// Says this, and does its job all the same. Returns what it has sent.
-#[track_caller]
-fn goes_on(pair: Pair, said: &str) -> Vec<Packet> {
-    let (site, mut worker) = pair;
-    worker.await_stderr(said);
-    worker.await_stderr("waiting for a job");
-    site.runs_a_job(&mut worker);
-    let count = worker.stderr().matches(said).count();
-    assert_eq!(count, 1, "{said:?} is said once");
-    site.broker.sent()
 }
 
 /// MQTT 5, section 2.4, table 3-1 and the properties of section 3.2.2.3; MQTT 3.1.1, table 3.1.
 #[test]
 fn what_no_retry_mends_is_exit_77() {
-    gives_up(saying(true, greeting(0, &[0x24, 0])), "Maximum QoS 0");
-    gives_up(
-        saying(true, greeting(0, &[0x21, 0, 0])),
-        "Receive Maximum 0",
+    let cases = [
+        ("5", Greets(0, &[0x24, 0]), "Maximum QoS 0"),
+        ("5", Greets(0, &[0x21, 0, 0]), "Receive Maximum 0"),
+        ("5", Greets(0x90, &[]), "(TopicNameInvalid)"),
+        ("5", Greets(0x9b, &[]), "(QoSNotSupported)"),
+        ("5", Greets(0x9d, &[]), "(ServerMoved)"),
+        ("5", Greets(0x84, &[]), "(UnsupportedProtocolVersion)"),
+        ("5", Greets(0x86, &[]), "user name and password"),
+        ("5", Greets(0x87, &[]), "user name and password"),
+        ("5", Greets(0x8a, &[]), "user name and password"),
+        ("5", Greets(0x85, &[]), "client id"),
+        ("4", Greets(4, &[]), "user name and password"),
+        ("4", Greets(5, &[]), "user name and password"),
+        ("4", Greets(2, &[]), "client id"),
+        ("5", Grants([0, 0]), "grants jobs/pending at QoS 0"),
+        ("5", Grants([0x87, 0]), "subscription to jobs/pending"),
+        ("5", Grants([1, 0x8f]), "jobs/cancel/+ (TopicFilterInvalid)"),
+        ("5", Grants([0x9e, 0]), "(SharedSubscriptionsNotSupported)"),
+        ("4", Grants([0x80, 0]), "subscription to jobs/pending"),
+        ("4", Grants([1, 0x80]), "subscription to jobs/cancel/+"),
+        ("5", Disconnects(0x87), "NotAuthorized"),
+        ("5", Disconnects(0x8f), "TopicFilterInvalid"),
+        ("5", Disconnects(0x9d), "ServerMoved"),
+        ("5", Confirms(0x90), "may not write to jobs/results/+"),
+    ];
+    try_all(AT_ONCE, &cases, |(version, says, said)| {
+        let (site, mut worker) = says.to_a_worker(version, true);
+        if matches!(says, Confirms(_)) {
+            worker.await_stderr("waiting for a job");
+            site.submit("a", serde_json::json!({ "steps": ["true"] }));
+        }
+        worker.exits_with(77);
+        let (log, said) = (worker.stderr(), says.told(said));
+        assert!(log.contains(&said), "{said:?} is not in:\n{log}");
+        assert!(!log.contains("open sesame"), "{log}");
+    });
+}
+
+/// The worker says this once, and does its job all the same.
+#[track_caller]
+fn goes_on(version: &str, says: Says, always: bool, said: &str) -> Site<Broker> {
+    let (site, mut worker) = says.to_a_worker(version, always);
+    worker.await_stderr("waiting for a job");
+    site.runs_a_job(&mut worker);
+    let log = worker.stderr();
+    assert_eq!(
+        log.matches(&said).count(),
+        1,
+        "{said:?} is said once: {log}"
     );
-    for (version, code, said) in [
-        ("5", 0x90, "denies access (TopicNameInvalid)"),
-        ("5", 0x9b, "denies access (QoSNotSupported)"),
-        ("5", 0x9d, "denies access (ServerMoved)"),
-        ("5", 0x84, "denies access (UnsupportedProtocolVersion)"),
-        ("5", 0x86, "user name and password"),
-        ("5", 0x87, "user name and password"),
-        ("5", 0x8a, "user name and password"),
-        ("5", 0x85, "client id"),
-        ("4", 4, "user name and password"),
-        ("4", 5, "user name and password"),
-        ("4", 2, "client id"),
-    ] {
-        gives_up(saying_in(version, true, greeting(code, &[])), said);
-    }
-    for (version, codes, said) in [
-        ("5", [0, 0], "grants jobs/pending at QoS 0"),
-        ("5", [0x87, 0], "denies the subscription to jobs/pending"),
-        ("5", [1, 0x8f], "jobs/cancel/+ (TopicFilterInvalid)"),
-        (
-            "5",
-            [0x9e, 0],
-            "jobs/pending (SharedSubscriptionsNotSupported)",
-        ),
-        ("4", [0x80, 0], "denies the subscription to jobs/pending"),
-        ("4", [1, 0x80], "denies the subscription to jobs/cancel/+"),
-    ] {
-        gives_up(saying_in(version, true, granting(codes)), said);
-    }
-    for (code, name) in [
-        (0x87, "NotAuthorized"),
-        (0x8f, "TopicFilterInvalid"),
-        (0x9d, "ServerMoved"),
-    ] {
-        let said = format!("the broker disconnects us ({name}: full; it names the server moon)");
-        gives_up(saying(true, disconnecting(code)), &said);
-    }
-    let denied = saying(true, puback(0x90));
-    denied.1.await_stderr("waiting for a job");
-    denied.0.submit("a", json!({ "steps": ["true"] }));
-    gives_up(denied, "may not write to jobs/results/+");
+    site
 }
 
+/// As the broker offers it, or as it denies it: then the worker tries again without.
 #[test]
-fn a_broker_that_retains_nothing_does_without_retained_presence() {
-    let offers = saying(true, greeting(0, &[0x25, 0]));
-    let refuses = saying(false, greeting(0x9a, &[]));
-    let disconnects = saying(false, disconnecting(0x9a));
-    for broker in [offers, refuses, disconnects] {
-        let sent = goes_on(broker, "the broker retains no message");
-        let presence = sent.iter().rev().find_map(|packet| match packet {
-            Packet::Publish { topic, retain, .. } if topic.starts_with("jobs/workers/") => {
-                Some(*retain)
-            }
-            _ => None,
-        });
-        assert_eq!(presence, Some(false));
-    }
-}
-
-#[test]
-fn a_broker_without_wildcards_does_without_cancels() {
-    let offers = saying(true, greeting(0, &[0x28, 0]));
-    let denies = saying(false, granting([1, 0xa2]));
-    for broker in [offers, denies] {
-        let sent = goes_on(broker, "the broker has no wildcard subscriptions");
-        let filters = sent.iter().rev().find_map(|packet| match packet {
-            Packet::Subscribe { filters, .. } => Some(filters.len()),
-            _ => None,
-        });
-        assert_eq!(filters, Some(1));
-    }
-}
-
-#[test]
-fn a_broker_without_subscription_identifiers_gets_none() {
-    let offers = saying(true, greeting(0, &[0x29, 0]));
-    let denies = saying(false, granting([0xa1, 0xa1]));
-    let disconnects = saying(false, disconnecting(0xa1));
-    for broker in [offers, denies, disconnects] {
-        let sent = goes_on(broker, "waiting for a job");
-        let identifier = sent.iter().rev().find_map(|packet| match packet {
-            Packet::Subscribe { identifier, .. } => Some(*identifier),
-            _ => None,
-        });
-        assert_eq!(identifier, Some(None));
-    }
+fn a_worker_does_without_what_a_broker_does_not_have() {
+    type Finding = fn(&Packet) -> Option<bool>;
+    let retains: Finding = |packet| match packet {
+        Packet::Publish { topic, retain, .. } => {
+            topic.starts_with("jobs/workers/").then_some(*retain)
+        }
+        _ => None,
+    };
+    let hears_cancels: Finding = |packet| match packet {
+        Packet::Subscribe { filters, .. } => Some(filters.len() > 1),
+        _ => None,
+    };
+    let has_identifier: Finding = |packet| match packet {
+        Packet::Subscribe { identifier, .. } => Some(identifier.is_some()),
+        _ => None,
+    };
+    let retained = "the broker retains no message";
+    let wildcards = "the broker has no wildcard subscriptions";
+    let cases = [
+        (Greets(0, &[0x25, 0]), true, retained, retains),
+        (Greets(0x9a, &[]), false, retained, retains),
+        (Disconnects(0x9a), false, retained, retains),
+        (Greets(0, &[0x28, 0]), true, wildcards, hears_cancels),
+        (Grants([1, 0xa2]), false, wildcards, hears_cancels),
+        (Greets(0, &[0x29, 0]), true, "", has_identifier),
+        (Grants([0xa1, 0xa1]), false, "", has_identifier),
+        (Disconnects(0xa1), false, "", has_identifier),
+    ];
+    try_all(AT_ONCE, &cases, |(says, always, said, finding)| {
+        let said = if said.is_empty() {
+            "waiting for a job"
+        } else {
+            said
+        };
+        let sent = goes_on("5", *says, *always, said).broker.sent();
+        assert_eq!(sent.iter().rev().find_map(finding), Some(false));
+    });
 }
 
 #[test]
 fn what_may_pass_is_tried_again_with_the_words_of_the_broker() {
-    for (version, code, said) in [
-        ("5", 0x88, "ServerUnavailable"),
-        ("5", 0x89, "ServerBusy"),
-        ("5", 0x97, "QuotaExceeded"),
-        ("4", 3, "ServiceUnavailable"),
-    ] {
-        goes_on(saying_in(version, false, greeting(code, &[])), said);
-    }
-    for (code, name) in [
-        (0x8b, "ServerShuttingDown"),
-        (0x9c, "UseAnotherServer"),
-        (0x97, "QuotaExceeded"),
-    ] {
-        let said = format!("it disconnects us ({name}: full; it names the server moon)");
-        goes_on(saying(false, disconnecting(code)), &said);
-    }
-    let (site, mut worker) = saying(false, puback(0x97));
-    worker.await_stderr("waiting for a job");
-    site.submit("a", json!({ "steps": ["true"] }));
-    worker.exits_with(0);
-    let log = worker.stderr();
-    assert!(log.contains("(QuotaExceeded: full)"), "{log}");
-    let results = site.broker.received("jobs/results/a");
-    assert_eq!((results.len(), &results[0]), (2, &results[1]));
-    site.broker.wait_for_queued(WORKER, 0, DEADLINE);
+    let cases = [
+        ("5", Greets(0x88, &[]), "ServerUnavailable"),
+        ("5", Greets(0x89, &[]), "ServerBusy"),
+        ("5", Greets(0x97, &[]), "QuotaExceeded"),
+        ("4", Greets(3, &[]), "ServiceUnavailable"),
+        ("5", Disconnects(0x8b), "ServerShuttingDown"),
+        ("5", Disconnects(0x9c), "UseAnotherServer"),
+        ("5", Disconnects(0x97), "QuotaExceeded"),
+        ("5", Confirms(0x97), "(QuotaExceeded: full)"),
+    ];
+    try_all(AT_ONCE, &cases, |(version, says, said)| {
+        let site = goes_on(version, *says, false, &says.told(said));
+        let results = site.broker.received("jobs/results/a-job");
+        let tries = if matches!(says, Confirms(_)) { 2 } else { 1 };
+        assert_eq!(results.len(), tries);
+        assert!(results.iter().all(|result| *result == results[0]));
+    });
 }
