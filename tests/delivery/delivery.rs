@@ -11,7 +11,7 @@ use serde_json::json;
 use support::log::untimed;
 use support::mosquitto::Mosquitto;
 use support::processes::survivors;
-use support::site::{Site, await_final, release, runs};
+use support::site::{Site, release, runs};
 use support::wait;
 use support::worker::speaking;
 
@@ -91,8 +91,6 @@ on_both_protocols!(
     jobs_queued_while_the_worker_is_away_run_once_each_in_order,
     a_job_interrupted_by_a_crash_runs_again_as_the_next_attempt,
     a_job_published_afresh_after_its_end_runs_again,
-    a_result_that_the_broker_never_acknowledged_is_answered_from_the_file,
-    a_job_that_ends_while_the_broker_is_away_is_reported_when_it_is_back,
     a_worker_outlives_a_broker_that_restarts_while_it_waits,
 );
 
@@ -110,48 +108,11 @@ fn a_job_published_afresh_after_its_end_runs_again(version: &str) {
     assert_eq!(site.controller.heard("jobs/results/again").len(), 3);
 }
 
-/// The worker dies after the job is final on disk and before the broker has acknowledged anything of it.
-fn a_result_that_the_broker_never_acknowledged_is_answered_from_the_file(version: &str) {
-    let mut site = Site::start();
-    next_job_succeeds(&site, speaking(version)); // it has packet identifier 1, which tells nothing
-    let mut first = site.idle_worker(speaking(version));
-    // in 3.1.1 nothing but a key tells the redelivery from a fresh request
-    let key = (version == "4").then_some("k");
-    let dir = site.hold_with("final", json!({ "key": key }));
-    site.kill9_broker();
-    release(&dir);
-    let document = await_final(&dir);
-    first.kill9();
-    site.restart_broker();
-    let finished = site.finish(site.worker(speaking(version)), dir, "final");
-    assert_eq!(finished.published.text(), document, "the stored result");
-    next_job_succeeds(&site, speaking(version));
-    assert_eq!(runs(&finished.dir), ["start 1", "end 1"], "not run again");
-}
-
 /// A broker that forgets what it has when it is killed.
 pub fn forgetful() -> Mosquitto {
     let mut broker = Mosquitto::prepare().without_persistence();
     broker.restart();
     broker
-}
-
-fn a_job_that_ends_while_the_broker_is_away_is_reported_when_it_is_back(version: &str) {
-    for mut site in [Site::start(), Site::on(forgetful())] {
-        let worker = site.idle_worker(speaking(version));
-        let dir = site.hold("patient");
-        site.kill9_broker();
-        release(&dir);
-        let document = await_final(&dir);
-        // A broker that has forgotten the controller would drop a result that comes before it has subscribed again.
-        worker.freeze();
-        site.restart_broker();
-        worker.thaw();
-        let finished = site.finish(worker, dir, "patient");
-        assert_eq!(finished.published.text(), document);
-        next_job_succeeds(&site, speaking(version));
-        assert_eq!(runs(&finished.dir), ["start 1", "end 1"]);
-    }
 }
 
 fn a_worker_outlives_a_broker_that_restarts_while_it_waits(version: &str) {

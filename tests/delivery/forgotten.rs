@@ -5,39 +5,14 @@ use super::delivery::forgetful;
 use crate::support;
 
 use serde_json::json;
-use std::path::Path;
 use std::time::{Duration, Instant};
 use support::controller::Controller;
 use support::mosquitto::Mosquitto;
 use support::site::{Site, await_final, read_json, release, runs};
 use support::wait;
-use support::worker::{Worker, speaking};
+use support::worker::speaking;
 
-/// Stops a worker in mid-job, which marks it interrupted.
-fn interrupt(mut worker: Worker, dir: &Path) {
-    worker.stop();
-    let stored = read_json(&dir.join("job.status.json"));
-    assert_eq!(stored["status"], "interrupted");
-}
-
-/// Two faults at once: the controller's time limit publishes it again.
-fn a_stop_leaves_a_job_interrupted_whose_request_is_forgotten(version: &str) {
-    let mut site = Site::on(forgetful());
-    let mut worker = site.idle_worker(speaking(version));
-    let dir = site.hold("held");
-    site.kill9_broker();
-    let mark = site.mark();
-    site.restart_broker();
-    site.await_state(&mut worker, mark, "busy");
-    interrupt(worker, &dir);
-    release(&dir);
-    site.request(json!({ "id": "held", "workDir": dir }));
-    let finished = site.finish(site.worker(speaking(version)), dir, "held");
-    assert_eq!(finished.verdict(), ("success", "", 0));
-    assert_eq!(finished.result["attempt"], 1);
-}
-
-/// Whether it has forgotten the request shows only when it is back.
+/// Whether it has forgotten the request shows only when it is back; then the controller's time limit publishes it again.
 fn a_stop_without_a_broker_leaves_the_job_interrupted(version: &str) {
     for remembers in [true, false] {
         let broker = if remembers {
@@ -46,11 +21,13 @@ fn a_stop_without_a_broker_leaves_the_job_interrupted(version: &str) {
             forgetful()
         };
         let mut site = Site::on(broker);
-        let worker = site.idle_worker(speaking(version));
+        let mut worker = site.idle_worker(speaking(version));
         let dir = site.hold("held");
         site.kill9_broker();
         worker.await_stderr("the connection is lost");
-        interrupt(worker, &dir);
+        worker.stop();
+        let stored = read_json(&dir.join("job.status.json"));
+        assert_eq!(stored["status"], "interrupted");
         site.restart_broker();
         release(&dir);
         if !remembers {
@@ -59,6 +36,7 @@ fn a_stop_without_a_broker_leaves_the_job_interrupted(version: &str) {
         }
         let finished = site.finish(site.worker(speaking(version)), dir, "held");
         assert_eq!(finished.verdict(), ("success", "", 0));
+        assert_eq!(finished.result["attempt"], 1);
         assert_eq!(runs(&finished.dir), ["start 1", "start 1", "end 1"]);
         assert_eq!(site.controller.heard("jobs/results/held").len(), 1);
     }
@@ -114,7 +92,6 @@ fn a_result_that_nobody_subscribes_to_delays_nobody(version: &str) {
 }
 
 on_both_protocols!(
-    a_stop_leaves_a_job_interrupted_whose_request_is_forgotten,
     a_stop_without_a_broker_leaves_the_job_interrupted,
     the_result_reaches_a_controller_that_is_back_after_the_worker,
     a_result_that_nobody_subscribes_to_delays_nobody,

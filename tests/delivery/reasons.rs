@@ -64,7 +64,7 @@ impl Says {
         let site = Site::scripted();
         let mut said = false;
         site.broker.set_script(move |step| {
-            let packet = (!step.from_client && (always || !said)).then(|| step.packet);
+            let packet = (!step.from_client && (always || !said)).then_some(step.packet);
             match packet.and_then(|packet| self.instead_of(packet)) {
                 Some(packet) => {
                     said = true;

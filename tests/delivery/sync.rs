@@ -186,77 +186,62 @@ fn a_log_that_the_drive_does_not_take_makes_a_success_a_failure() {
     }
 }
 
-/// Waits until the drive's thread waits in this call, acts, and waits until the worker has left: nothing is published.
-fn slow(call: &str, act: impl FnOnce(&Worker)) -> (Site, PathBuf) {
-    let site = Site::start();
-    let dir = site.prepare("a", json!({ "steps": ["touch ran"], "maxAttempts": 1 }));
-    fs::write(dir.join("job.log"), "").unwrap();
-    let path = format!("--trace-path={}", dir.join("job.log").display());
-    let delay = format!("inject={call}:delay_enter=20s");
-    let arguments = [&path, "-e", "trace=syncfs,fsync", "-e", &delay];
-    let variables = [("JOB_STOP_GRACE", "1"), ("JOB_SYNC", "on")];
-    let (mut worker, trace) = traced(&site, &arguments, &variables);
-    site.request(json!({ "id": "a", "workDir": dir }));
-    let call = format!("{call}(");
-    wait::until("the drive to be asked", || {
-        fs::read_to_string(&trace).is_ok_and(|trace| trace.contains(&call))
-    });
-    let asked = Instant::now();
-    act(&worker);
-    leaves(&mut worker);
-    let took = asked.elapsed();
-    assert!(took < Duration::from_secs(15), "{took:?}");
-    assert!(site.controller.heard("jobs/results/").is_empty());
-    (site, dir)
-}
-
-/// Waits until a worker is gone, or its main thread: where another thread waits for a drive, the kernel holds up the end of the
-/// process.
-fn leaves(worker: &mut Worker) {
+/// Its main thread is: where another thread waits for a drive, the kernel holds up the end of the process.
+fn is_gone(worker: &mut Worker) -> bool {
     let stat = format!("/proc/{}/stat", worker.pid());
-    wait::until("the worker to leave", || {
-        worker.ended().is_some()
-            || fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") Z "))
-    });
+    worker.ended().is_some() || fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") Z "))
 }
 
-/// The next worker runs the job again, since a stop does not count as an attempt.
-fn runs_again(site: &Site, dir: &Path) {
-    let stored = read_json(&dir.join("job.status.json"));
-    assert_eq!(
-        (&stored["status"], &stored["stops"]),
-        (&json!("interrupted"), &json!(1))
-    );
-    let finished = site.finish(site.worker(|_| {}), dir.to_owned(), "a");
-    succeeds(&finished);
-    assert_eq!(finished.result["attempt"], 1);
+/// The worker leaves while the drive's thread waits in a call, and publishes nothing: after the grace, or at once at a second stop,
+/// which is one that comes a second later. The next worker runs the job again, since a stop does not count as an attempt.
+#[test]
+#[ignore = "needs strace"]
+fn a_stop_waits_for_the_drive_no_longer_than_the_grace_or_a_second_stop_and_is_no_crash() {
+    for (call, grace, is_repeated) in [
+        ("syncfs", "1", false),
+        ("fsync", "1", false),
+        ("syncfs", "60", true),
+    ] {
+        let site = Site::start();
+        let dir = site.prepare("a", json!({ "steps": ["touch ran"], "maxAttempts": 1 }));
+        fs::write(dir.join("job.log"), "").unwrap();
+        let path = format!("--trace-path={}", dir.join("job.log").display());
+        let delay = format!("inject={call}:delay_enter=20s");
+        let arguments = [&path, "-e", "trace=syncfs,fsync", "-e", &delay];
+        let variables = [("JOB_STOP_GRACE", grace), ("JOB_SYNC", "on")];
+        let (mut worker, trace) = traced(&site, &arguments, &variables);
+        site.request(json!({ "id": "a", "workDir": dir }));
+        let call = format!("{call}(");
+        wait::until("the drive to be asked", || {
+            fs::read_to_string(&trace).is_ok_and(|trace| trace.contains(&call))
+        });
+        let asked = Instant::now();
+        worker.sigterm();
+        wait::until("the worker to leave", || {
+            is_gone(&mut worker) || {
+                if is_repeated {
+                    worker.sigterm();
+                }
+                false
+            }
+        });
+        let took = asked.elapsed();
+        assert!(took < Duration::from_secs(15), "{took:?}");
+        assert!(site.controller.heard("jobs/results/").is_empty());
+        let stored = read_json(&dir.join("job.status.json"));
+        assert_eq!(
+            (&stored["status"], &stored["stops"]),
+            (&json!("interrupted"), &json!(1))
+        );
+        let finished = site.finish(site.worker(|_| {}), dir, "a");
+        succeeds(&finished);
+        assert_eq!(finished.result["attempt"], 1);
+    }
 }
 
 fn succeeds(finished: &Finished) {
     let result = &finished.result;
     assert_eq!(finished.verdict(), ("success", "", 0), "{result}");
-}
-
-#[test]
-#[ignore = "needs strace"]
-fn a_stop_waits_for_the_drive_no_longer_than_the_grace_and_is_no_crash() {
-    for call in ["syncfs", "fsync"] {
-        let (site, dir) = slow(call, Worker::sigterm);
-        runs_again(&site, &dir);
-    }
-}
-
-#[test]
-#[ignore = "needs strace"]
-fn a_second_stop_does_not_wait_for_the_drive_and_is_no_crash() {
-    let (site, dir) = slow("syncfs", |worker| {
-        worker.sigterm();
-        worker.await_stderr("stopping");
-        // a second stop is one that comes later
-        wait::throughout(Duration::from_millis(700), "a while", || true);
-        worker.sigterm();
-    });
-    runs_again(&site, &dir);
 }
 
 /// A drive that takes nothing, not even a byte.
@@ -276,7 +261,7 @@ fn a_worker_that_is_stopped_on_a_frozen_drive_leaves_in_time() {
     let frozen = Frozen::at(&drive.path());
     worker.sigterm();
     site.await_state(&mut worker, mark, "offline");
-    leaves(&mut worker);
+    wait::until("the worker to leave", || is_gone(&mut worker));
     drop(frozen);
     wait::until("its end", || worker.ended().is_some());
     // the drive has taken nothing, or the note, which the kernel may still write once the drive goes on
