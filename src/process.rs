@@ -65,9 +65,9 @@ impl Ended {
 
 /// Children that we had before a job: the program that became us by `exec` had them, a log writer or a companion, or they are
 /// orphans that we were given. They are no part of a job, and neither are their descendants.
-static FOREIGN: Mutex<Vec<i32>> = Mutex::new(Vec::new());
+static FOREIGN: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 
-fn foreign() -> MutexGuard<'static, Vec<i32>> {
+fn foreign() -> MutexGuard<'static, Vec<Pid>> {
     FOREIGN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -86,7 +86,7 @@ pub fn adopt_orphans() {
 pub fn spare_children() {
     if !matches!(reap(), Reaped::NoneLeft) {
         let others = children();
-        foreign().extend(others.iter().map(|pid| pid.as_raw_pid()));
+        foreign().extend(others);
     }
 }
 
@@ -171,7 +171,7 @@ fn reap() -> Reaped {
                     (_, Some(signal)) => Ended::Signal(signal),
                     _ => continue, // stopped or continued: not an end
                 };
-                foreign().retain(|foreign| *foreign != pid.as_raw_pid()); // the number may come again
+                foreign().retain(|foreign| *foreign != pid); // the number may come again
                 return Reaped::Child(pid, exit);
             }
             Ok(None) if !foreign().is_empty() && children().is_empty() => {
@@ -197,7 +197,7 @@ pub fn terminate(group: Pid, grace: Duration) {
         .filter(|process| process.group != group.as_raw_pid())
     {
         for signal in signals {
-            process.signal(signal);
+            let _ = kill_process(process.pid, signal); // it has ended meanwhile, or is not ours to signal
         }
     }
 }
@@ -265,7 +265,7 @@ pub fn sweep(group: Option<(Pid, bool)>, mut ended: impl FnMut(Pid, Ended)) -> S
         if idle_passes > 3 {
             // the children of a process that we may not kill do not become ours
             for process in descendants(SWEEP_LIMIT) {
-                process.signal(Signal::KILL);
+                let _ = kill_process(process.pid, Signal::KILL);
             }
         }
         std::thread::sleep((FIRST_PAUSE * (1 << idle_passes.min(16))).min(LAST_PAUSE));
@@ -307,34 +307,25 @@ fn kill_children(at_most: usize) {
 fn children() -> Vec<Pid> {
     let me = rustix::process::getpid().as_raw_pid();
     let foreign = foreign().clone();
-    let pids: Vec<i32> = match std::fs::read_to_string(format!("/proc/self/task/{me}/children")) {
+    match std::fs::read_to_string(format!("/proc/self/task/{me}/children")) {
         Ok(list) => list
             .split_ascii_whitespace()
-            .filter_map(|pid| pid.parse().ok())
+            .filter_map(|pid| Pid::from_raw(pid.parse().ok()?))
             .filter(|pid| !foreign.contains(pid))
             .collect(),
         // a kernel without CONFIG_PROC_CHILDREN
         Err(_) => descendants(SWEEP_LIMIT)
             .iter()
-            .filter(|process| process.is_child)
+            .filter(|process| process.parent == me)
             .map(|process| process.pid)
             .collect(),
-    };
-    pids.into_iter().filter_map(Pid::from_raw).collect()
+    }
 }
 
 struct Process {
-    pid: i32,
+    pid: Pid,
     group: i32,
-    is_child: bool,
-}
-
-impl Process {
-    fn signal(&self, signal: Signal) {
-        if let Some(pid) = Pid::from_raw(self.pid) {
-            let _ = kill_process(pid, signal); // it has ended meanwhile, or is not ours to signal
-        }
-    }
+    parent: i32,
 }
 
 /// All descendants of this process but the foreign ones, by one look through /proc, or those that `patience` suffices for.
@@ -343,6 +334,7 @@ fn descendants(patience: Duration) -> Vec<Process> {
     let Ok(entries) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };
+    let foreign = foreign().clone();
     let mut children: HashMap<i32, Vec<Process>> = HashMap::new();
     let me = rustix::process::getpid().as_raw_pid();
     for entry in entries.flatten() {
@@ -352,7 +344,8 @@ fn descendants(patience: Duration) -> Vec<Process> {
         let Some(pid) = entry
             .file_name()
             .to_str()
-            .and_then(|name| name.parse().ok())
+            .and_then(|name| Pid::from_raw(name.parse().ok()?))
+            .filter(|pid| !foreign.contains(pid))
         else {
             continue;
         };
@@ -360,24 +353,15 @@ fn descendants(patience: Duration) -> Vec<Process> {
             continue;
         }; // ended meanwhile
         if let Some((parent, group)) = parse_stat(&stat) {
-            children.entry(parent).or_default().push(Process {
-                pid,
-                group,
-                is_child: parent == me,
-            });
+            let process = Process { pid, group, parent };
+            children.entry(parent).or_default().push(process);
         }
-    }
-    for pid in &*foreign() {
-        children
-            .entry(me)
-            .or_default()
-            .retain(|child| child.pid != *pid);
     }
     let mut found = Vec::new();
     let mut parents = vec![me];
     while let Some(parent) = parents.pop() {
         let of_parent = children.remove(&parent).unwrap_or_default();
-        parents.extend(of_parent.iter().map(|child| child.pid));
+        parents.extend(of_parent.iter().map(|child| child.pid.as_raw_pid()));
         found.extend(of_parent);
     }
     found

@@ -362,19 +362,15 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
 
     /// The shell is looked for at start: without one every job of the queue would fail, one after the other.
     fn shell(&mut self) -> String {
-        let shell = self.text("JOB_SHELL").unwrap_or_default();
         let path = (self.lookup)("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
-        let found = match shell.contains('/') {
-            true => is_program(Path::new(&shell)),
-            false => std::env::split_paths(&path).any(|folder| is_program(&folder.join(&shell))),
+        let is_there = |shell: &str| match shell.contains('/') {
+            true => is_program(Path::new(shell)),
+            false => std::env::split_paths(&path).any(|folder| is_program(&folder.join(shell))),
         };
-        if !found {
-            self.errors.push(format!(
-                "JOB_SHELL={shell:?}: expected {}",
-                of("JOB_SHELL").1
-            ));
-        }
-        shell
+        let shell = self.value("JOB_SHELL", |shell| {
+            is_there(shell).then(|| shell.to_owned())
+        });
+        shell.unwrap_or_default()
     }
 }
 

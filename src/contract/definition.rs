@@ -64,10 +64,8 @@ impl Definition {
 
     /// Takes the fields of a definition out of an object that had `others` of its owner.
     pub(super) fn take_from(mut object: Object, others: &[&str]) -> Result<Self, Vec<String>> {
-        let mut unknown = Vec::new();
+        let (mut unknown, mut faults) = (Vec::new(), Vec::new());
         let items = object.take("steps", json::array);
-        let env = object.take("env", Object::of);
-        let mut faults = std::mem::take(&mut object.faults);
         let steps = items.map(|items| {
             let read = |(i, item)| {
                 let told = |e| format!("`steps` item {}: {e}", i + 1);
@@ -77,18 +75,18 @@ impl Definition {
             let items = items.iter().map(Box::as_ref).enumerate();
             items.filter_map(read).collect()
         });
-        let read = |(name, value): (String, Box<RawValue>)| {
-            let told = |e| format!("`env` {}: {e}", json::brief(&name));
-            let text = variable(&name, &value).map_err(|e| faults.push(told(e)));
-            Some((name.clone(), text.ok()?))
-        };
-        let env = env.into_iter().flat_map(Object::rest).filter_map(read);
-        let env = env.collect();
+        let mut env = BTreeMap::new();
+        let variables = object.take("env", Object::of);
+        for (name, value) in variables.into_iter().flat_map(Object::rest) {
+            match variable(&name, &value) {
+                Ok(text) => drop(env.insert(name, text)),
+                Err(e) => faults.push(format!("`env` {}: {e}", json::brief(&name))),
+            }
+        }
         let timeout = object.take("timeoutSeconds", json::seconds);
         let max_attempts = object.take("maxAttempts", json::count);
         faults.append(&mut object.faults);
-        let ours = [&FIELDS, others].concat();
-        unknown.extend(unknown_in(object, "", &ours));
+        unknown.extend(unknown_in(object, "", &[&FIELDS, others].concat()));
         unknown.sort();
         unknown.dedup();
         unknown.truncate(NAMED);
@@ -99,12 +97,12 @@ impl Definition {
             max_attempts,
             unknown,
         };
-        if !faults.is_empty() {
-            // perhaps a misspelt one is what is missing
-            faults.extend(definition.told_unknown("it"));
-            return Err(faults);
+        if faults.is_empty() {
+            return Ok(definition);
         }
-        Ok(definition)
+        // perhaps a misspelt one is what is missing
+        faults.extend(definition.told_unknown("it"));
+        Err(faults)
     }
 }
 

@@ -23,7 +23,7 @@ impl Object {
 
     /// Interprets one value as an object.
     pub fn of(raw: &RawValue) -> Result<Self, String> {
-        expect("{", raw, "an object")?;
+        expect("an object", raw)?;
         let fields = serde_json::from_str(raw.get());
         Ok(Self {
             fields: fields.map_err(|e| format!("is not valid JSON: {e}"))?,
@@ -74,17 +74,16 @@ pub fn type_name(raw: &RawValue) -> &'static str {
     }
 }
 
-fn expect(first: &str, raw: &RawValue, wanted: &str) -> Result<(), String> {
-    if raw.get().starts_with(first) {
-        Ok(())
-    } else {
-        Err(format!("must be {wanted}, not {}", type_name(raw)))
+fn expect(wanted: &str, raw: &RawValue) -> Result<(), String> {
+    match type_name(raw) {
+        given if given == wanted => Ok(()),
+        given => Err(format!("must be {wanted}, not {given}")),
     }
 }
 
 /// A string without NUL, since every one of ours ends as a path, an argument or an environment variable.
 pub fn string(raw: &RawValue) -> Result<String, String> {
-    expect("\"", raw, "a string")?;
+    expect("a string", raw)?;
     let text: String =
         serde_json::from_str(raw.get()).map_err(|e| format!("is not a valid string: {e}"))?;
     if text.contains('\0') {
@@ -95,7 +94,7 @@ pub fn string(raw: &RawValue) -> Result<String, String> {
 
 /// The items of an array, not interpreted yet.
 pub fn array(raw: &RawValue) -> Result<Vec<Box<RawValue>>, String> {
-    expect("[", raw, "an array")?;
+    expect("an array", raw)?;
     serde_json::from_str(raw.get()).map_err(|e| format!("is not a valid array: {e}"))
 }
 

@@ -15,8 +15,8 @@ pub struct Plan {
     pub env: BTreeMap<String, String>,
     /// Limit of the whole job.
     pub timeout: Option<Duration>,
-    /// Whether that limit is the worker's, and not the job's own.
-    pub is_bound: bool,
+    /// The variable that has set that limit, in parentheses, where it is not the job's own.
+    pub timeout_of: &'static str,
     /// How many attempts the job gets if its worker dies.
     pub max_attempts: u32,
     /// What the job says and does not get, one sentence each.
@@ -71,7 +71,10 @@ impl Plan {
             steps,
             env,
             timeout: asked.into_iter().chain(timeout).min(),
-            is_bound: timeout.is_some_and(|bound| asked.is_none_or(|asked| asked > bound)),
+            timeout_of: match timeout.is_some_and(|bound| asked.is_none_or(|asked| asked > bound)) {
+                true => " (JOB_TIMEOUT)",
+                false => "",
+            },
             max_attempts: attempts.unwrap_or(max_attempts).min(max_attempts),
             warnings,
         })
@@ -182,7 +185,7 @@ mod tests {
             assert_eq!((plan.timeout, plan.max_attempts), (limit, got.1));
             assert_eq!(plan.steps[0].timeout, limit);
             assert_eq!(plan.warnings.len(), capped, "{:?}", plan.warnings);
-            assert_eq!(plan.is_bound, timeout > 9.0);
+            assert_eq!(!plan.timeout_of.is_empty(), timeout > 9.0);
         }
         let told = plan(1e300, 1).warnings.concat();
         assert!(

@@ -65,15 +65,9 @@ impl Request {
             let error = object.faults.pop().unwrap_or_else(missing);
             return Err(unreadable(format!(": {error}")));
         };
-        let work_dir = object.take("workDir", json::string);
-        match &work_dir {
-            Some(work_dir) if work_dir.is_empty() => {
-                object.faults.push("`workDir` is empty".to_owned());
-            }
-            None if object.faults.is_empty() => {
-                object.faults.push("`workDir` is missing".to_owned());
-            }
-            _ => {}
+        let work_dir = object.take("workDir", work_dir);
+        if work_dir.is_none() && object.faults.is_empty() {
+            object.faults.push("`workDir` is missing".to_owned());
         }
         let key = object.take("key", key);
         match Definition::take_from(object, &FIELDS) {
@@ -85,7 +79,7 @@ impl Request {
             }),
             Err(faults) => Err(Rejection {
                 id: Some(id),
-                work_dir: work_dir.filter(|work_dir| !work_dir.is_empty()),
+                work_dir,
                 error: format!("the request: {}", told(&faults)),
             }),
         }
@@ -103,6 +97,13 @@ pub fn told(faults: &[String]) -> String {
 
 /// The longest idempotency key, in characters.
 const MAX_KEY_CHARACTERS: usize = 128;
+
+fn work_dir(raw: &RawValue) -> Result<String, String> {
+    match json::string(raw)? {
+        path if path.is_empty() => Err("is empty".to_owned()),
+        path => Ok(path),
+    }
+}
 
 fn key(raw: &RawValue) -> Result<String, String> {
     let key = json::string(raw)?;
@@ -159,14 +160,6 @@ pub enum RequestOrigin {
 }
 
 impl RequestOrigin {
-    /// Whether the broker has sent it before, to whomever.
-    pub fn is_redelivered(&self) -> bool {
-        match self {
-            Self::ByHand => false,
-            Self::Queue { redelivered, .. } | Self::Pool { redelivered, .. } => *redelivered,
-        }
-    }
-
     /// What no other request has in common with this one, where the broker tells it.
     pub fn identity(&self) -> Option<&str> {
         match self {
@@ -300,18 +293,6 @@ mod tests {
             "\u{fffd}".repeat(341),
             "1,023 bytes"
         );
-    }
-
-    #[test]
-    fn only_what_a_queue_sends_again_is_redelivered() {
-        let from_queue = |redelivered| RequestOrigin::Queue {
-            worker: "w".into(),
-            redelivered,
-            identity: None,
-        };
-        assert!(from_queue(true).is_redelivered());
-        assert!(!from_queue(false).is_redelivered());
-        assert!(!RequestOrigin::ByHand.is_redelivered());
     }
 
     #[test]

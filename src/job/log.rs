@@ -5,7 +5,6 @@ use super::directory::close;
 use crate::config::Durability;
 use crate::contract::{JobId, now_in_seconds, single_line};
 use rustix::fs::{OFlags, fcntl_setfl};
-use std::fmt::Arguments;
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -105,9 +104,7 @@ impl JobLog {
             let file = std::mem::replace(&mut self.file, new);
             self.removed.push((file, 0));
             self.copy_removed()?;
-            self.line(format_args!(
-                "job.log was removed or replaced by a step, and is written anew"
-            ));
+            self.line("job.log was removed or replaced by a step, and is written anew");
         }
         self.copy_removed()
     }
@@ -153,8 +150,8 @@ impl JobLog {
     }
 
     /// Writes one line of ours with the time.
-    pub fn line(&mut self, text: Arguments) {
-        let mut text = single_line(&text.to_string());
+    pub fn line(&mut self, text: &str) {
+        let mut text = single_line(text);
         if let Some((end, _)) = text.char_indices().nth(LONGEST_LINE) {
             text.truncate(end);
             text.push('…');
@@ -183,7 +180,7 @@ impl JobLog {
     pub fn verdict(&mut self, text: &str) {
         self.retract_verdict();
         self.verdict_at = Some(self.size());
-        self.line(format_args!("{text}"));
+        self.line(text);
     }
 
     /// Takes the last line back. Nothing of the job runs any more, so nothing is behind it.

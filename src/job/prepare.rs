@@ -110,12 +110,11 @@ impl Run {
         let path = std::path::absolute(base.join(work_dir))
             .map_err(|error| OpenError::Unusable(format!("workDir {work_dir:?}: {error}")))?;
         let mut opened = WorkDir::open(path, self.config.root.as_deref());
-        if let Err(OpenError::Missing {
-            why,
-            reason: Some(Reason::Rejected),
-            ..
-        }) = &mut opened
-            && self.origin.is_redelivered()
+        if let Err(OpenError::Missing { why, reason, .. }) = &mut opened
+            && *reason == Some(Reason::Rejected)
+            && let RequestOrigin::Queue { redelivered, .. }
+            | RequestOrigin::Pool { redelivered, .. } = self.origin
+            && redelivered
         {
             // who got it may have removed the directory
             why.push_str("; if this is a redelivery, a result may have been published before");

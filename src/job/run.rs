@@ -142,7 +142,14 @@ impl Run {
         match &mut self.stage {
             Stage::Preparing if self.next_look <= now => {
                 if let Some(stage) = self.look() {
-                    self.enter(stage);
+                    if let Stage::Running(running) = &stage {
+                        self.start = Some(News::Started {
+                            dir: running.job.dir.path().to_owned(),
+                            attempt: running.job.document.attempt.unwrap_or(1),
+                        });
+                        self.log_start = running.log_start;
+                    }
+                    self.stage = stage;
                 }
             }
             Stage::Running(running) => running.wake(now),
@@ -153,17 +160,6 @@ impl Run {
             _ => {}
         }
         self.go_on();
-    }
-
-    fn enter(&mut self, stage: Stage) {
-        if let Stage::Running(running) = &stage {
-            self.start = Some(News::Started {
-                dir: running.job.dir.path().to_owned(),
-                attempt: running.job.document.attempt.unwrap_or(1),
-            });
-            self.log_start = running.log_start;
-        }
-        self.stage = stage;
     }
 
     /// Some child has ended.

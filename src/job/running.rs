@@ -124,12 +124,8 @@ impl Running {
     /// The end of the job's time, as long as its limit counts; one beyond the clock's end is none.
     fn end_of_job(&self) -> Option<End> {
         let limit = self.plan.timeout.filter(|_| !self.limit_every_step)?;
-        let whose = match self.plan.is_bound {
-            true => " (JOB_TIMEOUT)",
-            false => "",
-        };
         let at = self.journal.started.checked_add(limit)?;
-        Some((at, Interruption::JobTimeout(limit, whose)))
+        Some((at, Interruption::JobTimeout(limit, self.plan.timeout_of)))
     }
 
     /// Whether the journal may be written here: it is this worker's, and no stop waits meanwhile.
@@ -181,7 +177,7 @@ impl Running {
         if self.plan.steps[step.index].always && why.spares_always_steps() {
             if !std::mem::replace(&mut self.limit_every_step, true) {
                 step.limit_to(ALWAYS_LIMIT, now);
-                self.job.log.line(format_args!(
+                self.job.log.line(&format!(
                     "{sentence}; this step always runs, and has time to end"
                 ));
                 self.fail(why, 1);
@@ -189,7 +185,7 @@ impl Running {
             return;
         }
         let log = &mut self.job.log;
-        log.line(format_args!("{sentence}; asking the job to stop"));
+        log.line(&format!("{sentence}; asking the job to stop"));
         step.interrupt(why, now + self.config.stop_grace);
         self.child_ended(); // the shell may have ended before: from now on all of the job has to
     }
@@ -204,9 +200,9 @@ impl Running {
         let Some(step) = &mut self.step else { return };
         let Swept { killed, left } = step.kill();
         self.unkilled = left;
-        self.job.log.line(format_args!(
-            "killed what did not stop, processes: {killed}"
-        ));
+        self.job
+            .log
+            .line(&format!("killed what did not stop, processes: {killed}"));
         self.step_over();
     }
 
@@ -214,7 +210,7 @@ impl Running {
         let Some(step) = self.step.take() else { return };
         let why = step.interrupted.map(|(_, why)| why).or_else(|| {
             let passed = self.log_limit_passed()?; // it ended before the size check
-            self.job.log.line(format_args!("{}", passed.sentence()));
+            self.job.log.line(&passed.sentence());
             Some(passed)
         });
         let (exit, ms) = (step.exit(), millis(step.started.elapsed()));
@@ -223,7 +219,7 @@ impl Running {
         let signal = exit.signal_name();
         let place = self.plan.place(step.index);
         let by = signal.as_ref().map(|name| format!(" ({name})"));
-        self.job.log.line(format_args!(
+        self.job.log.line(&format!(
             "{place}: exit {code}{} in {}s",
             by.unwrap_or_default(),
             took(ms)
@@ -291,7 +287,7 @@ impl Running {
             if self.failure.is_some() && !step.always {
                 self.job.document.steps[index].status = StepState::Skipped;
                 let place = self.plan.place(index);
-                self.job.log.line(format_args!("{place}: skipped"));
+                self.job.log.line(&format!("{place}: skipped"));
                 continue;
             }
             let limit = step
@@ -305,7 +301,7 @@ impl Running {
                 }
                 Err(error) => {
                     let place = self.plan.place(index);
-                    self.job.log.line(format_args!("{place}: {error}"));
+                    self.job.log.line(&format!("{place}: {error}"));
                     let status = &mut self.job.document.steps[index];
                     (status.status, status.started_at) = (StepState::Failed, None);
                     let error = format!("{place} could not be started: {error}");
@@ -325,7 +321,7 @@ impl Running {
             self.journal.note_change(&self.job);
         }
         let (place, label) = (self.plan.place(index), self.plan.label(index));
-        self.job.log.line(format_args!("{place}: {label}"));
+        self.job.log.line(&format!("{place}: {label}"));
         ready?;
         let number = (index + 1).to_string();
         let env = self.env.iter().map(|(name, value)| (&**name, &**value));
@@ -356,13 +352,13 @@ impl Running {
         };
         let Job { log, document, .. } = &mut self.job;
         if killed > 0 {
-            log.line(format_args!(
+            log.line(&format!(
                 "killed what the steps left running, processes: {killed}"
             ));
         }
         if left > 0 {
             let left = format!("processes of the job that could not be killed still run: {left}");
-            log.line(format_args!("warning: {left}"));
+            log.line(&format!("warning: {left}"));
             document.warn(&left);
         }
         if self.failure.is_none() && self.stopping {

@@ -146,7 +146,7 @@ impl Job {
             Some(JobState::Interrupted) => (" again", "; the worker was asked to stop in mid-run"),
             Some(_) => ("", "; the worker died in the attempt before"),
         };
-        log.line(format_args!(
+        log.line(&format!(
             "attempt {} of {}{again}, {} on {}, job-worker {}{before}",
             attempt.number,
             plan.max_attempts,
@@ -155,11 +155,11 @@ impl Job {
             env!("CARGO_PKG_VERSION"),
         ));
         for warning in &plan.warnings {
-            log.line(format_args!("warning: {warning}"));
+            log.line(&format!("warning: {warning}"));
+            document.warn(warning);
         }
         let now = Some(now());
         document.log_file = Some(log.path().to_owned());
-        document.warning = (!plan.warnings.is_empty()).then(|| plan.warnings.join("; "));
         (document.attempt, document.stops) = (Some(attempt.number), attempt.stops);
         document.started_at = now.clone();
         let steps = plan.steps.iter().map(|step| StepStatus {
@@ -258,7 +258,7 @@ impl Job {
     fn warn(&mut self, sentence: &str) {
         self.document.warn(sentence);
         self.log.retract_verdict();
-        self.log.line(format_args!("warning: {sentence}"));
+        self.log.line(&format!("warning: {sentence}"));
         self.log.verdict(&verdict(&self.document));
     }
 
