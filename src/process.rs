@@ -84,7 +84,7 @@ pub fn adopt_orphans() {
 
 /// The children that are there now are no part of what is started next. To be called while nothing of a job runs.
 pub fn spare_children() {
-    if !matches!(reap(), Reaped::NoneLeft) {
+    if reap().is_ok() {
         let others = children();
         foreign().extend(others);
     }
@@ -136,9 +136,9 @@ pub fn spawn<'a>(
 pub fn reap_some(mut ended: impl FnMut(Pid, Ended)) -> bool {
     for _ in 0..REAPED_AT_ONCE {
         match reap() {
-            Reaped::Child(pid, exit) => ended(pid, exit),
-            Reaped::NoneEnded => return true,
-            Reaped::NoneLeft => return false,
+            Ok(Some((pid, exit))) => ended(pid, exit),
+            Ok(None) => return true,
+            Err(_) => return false,
         }
     }
     if let Err(error) = signal_hook::low_level::raise(SIGCHLD) {
@@ -147,22 +147,14 @@ pub fn reap_some(mut ended: impl FnMut(Pid, Ended)) -> bool {
     true
 }
 
-/// What [`reap`] found.
-#[derive(Debug)]
-enum Reaped {
-    /// This child has ended.
-    Child(Pid, Ended),
-    /// All children are still running.
-    NoneEnded,
-    /// There is no child at all, or none of ours.
-    NoneLeft,
-}
-
-/// Takes the status of one child that has ended, if there is one.
+/// Takes the status of one child that has ended; `None` where all are still running.
 ///
 /// This is the only place of the program that waits for children, and only one thread calls it: a wait for "any
 /// child" elsewhere takes away the status that a step ended with.
-fn reap() -> Reaped {
+///
+/// # Errors
+/// ECHILD: there is no child at all, or none but the foreign ones.
+fn reap() -> rustix::io::Result<Option<(Pid, Ended)>> {
     loop {
         match rustix::process::wait(WaitOptions::NOHANG) {
             Ok(Some((pid, status))) => {
@@ -172,14 +164,14 @@ fn reap() -> Reaped {
                     _ => continue, // stopped or continued: not an end
                 };
                 foreign().retain(|foreign| *foreign != pid); // the number may come again
-                return Reaped::Child(pid, exit);
+                return Ok(Some((pid, exit)));
             }
             Ok(None) if !foreign().is_empty() && children().is_empty() => {
-                return Reaped::NoneLeft;
+                return Err(Errno::CHILD);
             }
-            Ok(None) => return Reaped::NoneEnded,
+            Ok(None) => return Ok(None),
             Err(Errno::INTR) => {}
-            Err(_) => return Reaped::NoneLeft, // ECHILD
+            Err(error) => return Err(error),
         }
     }
 }
@@ -237,12 +229,12 @@ pub fn sweep(group: Option<(Pid, bool)>, mut ended: impl FnMut(Pid, Ended)) -> S
         // At least as long as the last scan took: otherwise zombies pile up, and each scan takes longer.
         while reaped < REAPED_AT_ONCE || reaping.elapsed() < last_scan {
             match reap() {
-                Reaped::Child(pid, exit) => {
+                Ok(Some((pid, exit))) => {
                     killed += usize::from(killing && exit == Ended::Signal(SIGKILL));
                     ended(pid, exit);
                 }
-                Reaped::NoneEnded => break,
-                Reaped::NoneLeft => return Swept { killed, left: 0 },
+                Ok(None) => break,
+                Err(_) => return Swept { killed, left: 0 },
             }
             reaped += 1;
         }

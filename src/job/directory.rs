@@ -1,7 +1,7 @@
 //! The workDir, opened once: every file of the job is reached through this handle, so that no process can swap the directory
 //! between the check and the use. `JOB_ROOT` is the fence that it must lie inside.
 
-use super::fence::Fence;
+use super::fence;
 use crate::config::{Durability, JobConfig};
 use crate::contract::{MAX_PATH_BYTES, Reason};
 use rustix::fs::{
@@ -141,13 +141,15 @@ impl WorkDir {
         };
         let start = open_directory(root).map_err(|error| no_root(error.into()))?;
         let real = std::fs::read_link(path_of(&start)).map_err(no_root)?;
-        let fence = Fence::new(root, real);
-        let found = fence.below(&path).ok_or(None).and_then(|(base, names)| {
-            Ok((
-                base.iter().chain(names).collect(),
-                fence.walk(start, names)?,
-            ))
-        });
+        let fence = [fence::fold(root), real];
+        let found = fence::below(&fence, &path)
+            .ok_or(None)
+            .and_then(|(base, names)| {
+                Ok((
+                    base.iter().chain(names).collect(),
+                    fence::walk(&fence, start, names)?,
+                ))
+            });
         match found {
             Ok((path, handle)) => Ok(Self {
                 handle,

@@ -11,7 +11,7 @@ use std::path::{Component, Path, PathBuf};
 const MAX_LINKS: usize = 40;
 
 /// A path whose `..` are taken for what they seem to be.
-fn fold(path: &Path) -> PathBuf {
+pub fn fold(path: &Path) -> PathBuf {
     let mut folded = PathBuf::new();
     for part in path.components() {
         match part {
@@ -22,63 +22,55 @@ fn fold(path: &Path) -> PathBuf {
     folded
 }
 
-/// JOB_ROOT, as it is set and as it really is.
-pub struct Fence([PathBuf; 2]);
-
-impl Fence {
-    pub fn new(root: &Path, real: PathBuf) -> Self {
-        Self([fold(root), real])
-    }
-
-    /// The beginning of a path that is JOB_ROOT, and the rest of it; `None` where it does not begin so.
-    pub fn below<'a>(&self, path: &'a Path) -> Option<(PathBuf, &'a Path)> {
-        let mut folded = PathBuf::new();
-        let mut rest = path.components();
-        while !self.0.contains(&folded) {
-            match rest.next()? {
-                Component::ParentDir => drop(folded.pop()),
-                part => folded.push(part),
-            }
+/// The beginning of a path that is one of the names of JOB_ROOT, as it is set and as it really is, and the rest of the path;
+/// `None` where it does not begin so.
+pub fn below<'a>(fence: &[PathBuf; 2], path: &'a Path) -> Option<(PathBuf, &'a Path)> {
+    let mut folded = PathBuf::new();
+    let mut rest = path.components();
+    while !fence.contains(&folded) {
+        match rest.next()? {
+            Component::ParentDir => drop(folded.pop()),
+            part => folded.push(part),
         }
-        Some((folded, rest.as_path()))
     }
+    Some((folded, rest.as_path()))
+}
 
-    /// Walks from `root` on, in our own mount namespace, link by link: so neither a directory that is swapped meanwhile nor
-    /// a magic link (`/proc/PID/root`) leads out.
-    ///
-    /// # Errors
-    /// What the system said, or nothing where the way leads outside.
-    pub fn walk(&self, root: OwnedFd, names: &Path) -> Result<OwnedFd, Option<Errno>> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let reversed = |path: &Path| path.iter().rev().map(OsStr::to_owned).collect::<Vec<_>>();
-        let mut ahead = reversed(names);
-        let (mut way, mut links) = (vec![root], 0);
-        while let Some(name) = ahead.pop() {
-            let here = way.last().ok_or(None)?;
-            if name == ".." {
-                way.pop();
-                continue;
-            }
-            match openat(here, &name, flags, Mode::empty()) {
-                Ok(next) => way.push(next),
-                Err(error @ (Errno::NOTDIR | Errno::LOOP)) => {
-                    let target = readlinkat(here, &name, Vec::new()).map_err(|_| Some(error))?;
-                    let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
-                    links += 1;
-                    if links > MAX_LINKS {
-                        return Err(Some(Errno::LOOP));
-                    }
-                    match target.is_absolute() {
-                        true => {
-                            way.truncate(1);
-                            ahead.extend(reversed(self.below(&target).ok_or(None)?.1));
-                        }
-                        false => ahead.extend(reversed(&target)),
-                    }
+/// Walks from `root` on, in our own mount namespace, link by link: so neither a directory that is swapped meanwhile nor
+/// a magic link (`/proc/PID/root`) leads out.
+///
+/// # Errors
+/// What the system said, or nothing where the way leads outside.
+pub fn walk(fence: &[PathBuf; 2], root: OwnedFd, names: &Path) -> Result<OwnedFd, Option<Errno>> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let reversed = |path: &Path| path.iter().rev().map(OsStr::to_owned).collect::<Vec<_>>();
+    let mut ahead = reversed(names);
+    let (mut way, mut links) = (vec![root], 0);
+    while let Some(name) = ahead.pop() {
+        let here = way.last().ok_or(None)?;
+        if name == ".." {
+            way.pop();
+            continue;
+        }
+        match openat(here, &name, flags, Mode::empty()) {
+            Ok(next) => way.push(next),
+            Err(error @ (Errno::NOTDIR | Errno::LOOP)) => {
+                let target = readlinkat(here, &name, Vec::new()).map_err(|_| Some(error))?;
+                let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
+                links += 1;
+                if links > MAX_LINKS {
+                    return Err(Some(Errno::LOOP));
                 }
-                Err(error) => return Err(Some(error)),
+                match target.is_absolute() {
+                    true => {
+                        way.truncate(1);
+                        ahead.extend(reversed(below(fence, &target).ok_or(None)?.1));
+                    }
+                    false => ahead.extend(reversed(&target)),
+                }
             }
+            Err(error) => return Err(Some(error)),
         }
-        way.pop().ok_or(None)
     }
+    way.pop().ok_or(None)
 }

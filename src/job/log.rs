@@ -8,6 +8,7 @@ use rustix::fs::{OFlags, fcntl_setfl};
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
+use std::sync::Once;
 
 const NAME: &str = "job.log";
 
@@ -36,18 +37,6 @@ pub struct JobLog {
     pub is_taken: bool,
 }
 
-/// Whether we may run in this directory.
-#[derive(Debug)]
-pub enum Lock {
-    Ours,
-    /// Others have it; who, in a few words.
-    Held(&'static str),
-    /// The name leads to another file by now: open it anew.
-    Replaced,
-    /// The file system has no locks, and says so.
-    Unsupported(io::Error),
-}
-
 impl JobLog {
     /// Opens the log for appending, without changing what is in it.
     ///
@@ -70,18 +59,28 @@ impl JobLog {
         &self.path
     }
 
-    /// Tries to get the lock, without waiting.
-    pub fn try_lock(&self, dir: &WorkDir) -> Lock {
+    /// Tries to get the lock, without waiting. Where the file system has none, it goes on.
+    ///
+    /// # Errors
+    /// Why it is not ours; nothing where the name leads to another file by now, which is to be opened anew.
+    pub fn try_lock(&self, dir: &WorkDir) -> Result<(), Option<&'static str>> {
         match self.file.try_lock() {
-            Err(TryLockError::WouldBlock) => match self.file.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => Err(Some(match self.file.try_lock_shared() {
                 // a worker's lock is exclusive
-                Ok(()) => Lock::Held("is held by a process that only reads it, such as `flock -s`"),
-                Err(_) => Lock::Held("is in use by another worker, or by what one has left"),
-            },
+                Ok(()) => "is held by a process that only reads it, such as `flock -s`",
+                Err(_) => "is in use by another worker, or by what one has left",
+            })),
             // the worker that had the lock may have written the log anew, and locked that
-            _ if !dir.leads_to(NAME, &self.file) => Lock::Replaced,
-            Ok(()) => Lock::Ours,
-            Err(TryLockError::Error(error)) => Lock::Unsupported(error),
+            _ if !dir.leads_to(NAME, &self.file) => Err(None),
+            Ok(()) => Ok(()),
+            Err(TryLockError::Error(error)) => {
+                static WARN: Once = Once::new();
+                WARN.call_once(|| {
+                    let path = &self.path;
+                    log::warn!("{path} cannot be locked: {error}; going on, so never let two workers have one directory");
+                });
+                Ok(())
+            }
         }
     }
 

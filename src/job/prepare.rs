@@ -3,7 +3,7 @@
 //! is tried again: by [`Run::look`].
 
 use super::directory::{explained, is_full, is_ours};
-use super::log::{JobLog, Lock, while_nothing_runs};
+use super::log::{JobLog, while_nothing_runs};
 use super::run::{Run, Stage};
 use super::running::Running;
 use super::save::Job;
@@ -15,7 +15,7 @@ use crate::contract::{
 };
 use serde::de::IgnoredAny;
 use std::path::Path;
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a directory or a `job.json` may be missing before that is told: most come sooner.
@@ -172,20 +172,11 @@ impl Run {
                 return Ok(Some(Stage::result(document)));
             }
         };
-        match log.try_lock(&dir) {
-            Lock::Ours => {}
-            Lock::Replaced => return Ok(None),
-            Lock::Unsupported(error) => {
-                static WARN: Once = Once::new();
-                WARN.call_once(|| {
-                    let path = log.path();
-                    log::warn!("{path} cannot be locked: {error}; going on, so never let two workers have one directory");
-                });
-            }
-            Lock::Held(why) => {
+        if let Err(why) = log.try_lock(&dir) {
+            if let Some(why) = why {
                 self.wait_for(format!("the lock on {}", log.path()), why.to_owned());
-                return Ok(None);
             }
+            return Ok(None);
         }
         // only now, with the lock, is the journal's word final
         let (decision, document) = self.decide(&dir, plan.max_attempts)?;
