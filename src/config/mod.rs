@@ -194,54 +194,43 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
             self.errors.push(format!("MQTT_URL={url:?}: {error}"));
             Url::default()
         });
+        let protocols = [
+            ("auto", None),
+            ("5", Some(Protocol::V5)),
+            ("4", Some(Protocol::V3)),
+        ];
+        // the client library takes nothing below 5, the protocol nothing above 65535 (MQTT 5, section 3.1.2.10)
+        let keep_alive = |text: &str| text.parse().ok().filter(|s| (5..=65535).contains(s));
+        let keep_alive = self.value("MQTT_KEEP_ALIVE", keep_alive);
         Broker {
             #[cfg(feature = "tls")]
             tls: self.tls(&url),
             credentials: self.credentials(&url),
             hosts: url.hosts,
-            protocol: self.choice(
-                "MQTT_PROTOCOL_VERSION",
-                &[
-                    ("auto", None),
-                    ("5", Some(Protocol::V5)),
-                    ("4", Some(Protocol::V3)),
-                ],
-            ),
-            // the client library takes nothing below 5, the protocol nothing above 65535 (MQTT 5, section 3.1.2.10)
-            keep_alive: self
-                .value("MQTT_KEEP_ALIVE", |text| {
-                    let seconds = text.parse().ok().filter(|s| (5..=65535).contains(s));
-                    seconds.map(Duration::from_secs)
-                })
-                .unwrap_or_default(),
+            protocol: self.choice("MQTT_PROTOCOL_VERSION", &protocols),
+            keep_alive: Duration::from_secs(keep_alive.unwrap_or_default()),
         }
     }
 
     fn job(&mut self) -> JobConfig {
+        let payload_steps = [("allow", PayloadSteps::Allow), ("deny", PayloadSteps::Deny)];
+        let on_stop = [("requeue", OnStop::Requeue), ("finish", OnStop::Finish)];
+        let durability = [("on", Durability::Disk), ("off", Durability::Cache)];
         JobConfig {
             reserved: None,
             root: self.value("JOB_ROOT", |path| {
                 let is_no_other = |path: &PathBuf| path.is_dir() || !path.exists();
                 absolute(path).ok().filter(is_no_other)
             }),
-            payload_steps: self.choice(
-                "JOB_PAYLOAD_STEPS",
-                &[("allow", PayloadSteps::Allow), ("deny", PayloadSteps::Deny)],
-            ),
+            payload_steps: self.choice("JOB_PAYLOAD_STEPS", &payload_steps),
             shell: self.shell(),
             timeout: self.value("JOB_TIMEOUT", |text| seconds(text).filter(|s| !s.is_zero())),
             stop_grace: self.value("JOB_STOP_GRACE", seconds).unwrap_or_default(),
             dir_wait: self.value("JOB_DIR_WAIT", seconds).unwrap_or_default(),
             max_attempts: self.value("JOB_MAX_ATTEMPTS", positive).unwrap_or_default(),
             log_limit: self.value("JOB_LOG_LIMIT", positive),
-            on_stop: self.choice(
-                "JOB_ON_STOP",
-                &[("requeue", OnStop::Requeue), ("finish", OnStop::Finish)],
-            ),
-            durability: self.choice(
-                "JOB_SYNC",
-                &[("on", Durability::Disk), ("off", Durability::Cache)],
-            ),
+            on_stop: self.choice("JOB_ON_STOP", &on_stop),
+            durability: self.choice("JOB_SYNC", &durability),
         }
     }
 

@@ -5,7 +5,6 @@ mod earlier_run;
 mod json;
 mod plan;
 mod request;
-mod shorten;
 mod status;
 mod topics;
 
@@ -16,7 +15,6 @@ pub use plan::Plan;
 pub use request::{
     MAX_REQUEST_BYTES, Rejection, Request, RequestOrigin, fnv_1a, identity, rejection_notice, told,
 };
-pub use shorten::shorten;
 pub use status::{
     Document, JobState, MAX_PATH_BYTES, Reason, StepState, StepStatus, millis, now, now_in_seconds,
     seconds, took,

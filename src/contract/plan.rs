@@ -28,7 +28,7 @@ impl Plan {
     /// `max_attempts` are what a job gets that asks for nothing, and the most that it can ask for.
     ///
     /// # Errors
-    /// Neither of the two says which steps to run. The first sentence is of job.json alone.
+    /// Neither of the two says which steps to run.
     pub fn merge(
         request: &Definition,
         file: Option<Definition>,

@@ -141,16 +141,7 @@ impl WorkDir {
         };
         let start = open_directory(root).map_err(|error| no_root(error.into()))?;
         let real = std::fs::read_link(path_of(&start)).map_err(no_root)?;
-        let fence = [fence::fold(root), real];
-        let found = fence::below(&fence, &path)
-            .ok_or(None)
-            .and_then(|(base, names)| {
-                Ok((
-                    base.iter().chain(names).collect(),
-                    fence::walk(&fence, start, names)?,
-                ))
-            });
-        match found {
+        match fence::open(root, real, start, &path) {
             Ok((path, handle)) => Ok(Self {
                 handle,
                 path,

@@ -10,8 +10,25 @@ use std::path::{Component, Path, PathBuf};
 /// Linux: how many links a path may lead over.
 const MAX_LINKS: usize = 40;
 
+/// Opens the directory at `path`, which must begin with `root` or with what that really is; `start` is the open root. Returns the path
+/// from there on.
+///
+/// # Errors
+/// What the system said, or nothing where the path lies or leads outside.
+pub fn open(
+    root: &Path,
+    real: PathBuf,
+    start: OwnedFd,
+    path: &Path,
+) -> Result<(PathBuf, OwnedFd), Option<Errno>> {
+    let fence = [fold(root), real];
+    let (base, names) = below(&fence, path).ok_or(None)?;
+    let handle = walk(&fence, start, names)?;
+    Ok((base.iter().chain(names).collect(), handle))
+}
+
 /// A path whose `..` are taken for what they seem to be.
-pub fn fold(path: &Path) -> PathBuf {
+fn fold(path: &Path) -> PathBuf {
     let mut folded = PathBuf::new();
     for part in path.components() {
         match part {
@@ -24,7 +41,7 @@ pub fn fold(path: &Path) -> PathBuf {
 
 /// The beginning of a path that is one of the names of JOB_ROOT, as it is set and as it really is, and the rest of the path;
 /// `None` where it does not begin so.
-pub fn below<'a>(fence: &[PathBuf; 2], path: &'a Path) -> Option<(PathBuf, &'a Path)> {
+fn below<'a>(fence: &[PathBuf; 2], path: &'a Path) -> Option<(PathBuf, &'a Path)> {
     let mut folded = PathBuf::new();
     let mut rest = path.components();
     while !fence.contains(&folded) {
@@ -38,10 +55,7 @@ pub fn below<'a>(fence: &[PathBuf; 2], path: &'a Path) -> Option<(PathBuf, &'a P
 
 /// Walks from `root` on, in our own mount namespace, link by link: so neither a directory that is swapped meanwhile nor
 /// a magic link (`/proc/PID/root`) leads out.
-///
-/// # Errors
-/// What the system said, or nothing where the way leads outside.
-pub fn walk(fence: &[PathBuf; 2], root: OwnedFd, names: &Path) -> Result<OwnedFd, Option<Errno>> {
+fn walk(fence: &[PathBuf; 2], root: OwnedFd, names: &Path) -> Result<OwnedFd, Option<Errno>> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let reversed = |path: &Path| path.iter().rev().map(OsStr::to_owned).collect::<Vec<_>>();
     let mut ahead = reversed(names);

@@ -228,19 +228,10 @@ impl Run {
             });
         }
         let file = content.map(|content| Definition::parse(&content));
-        let merged = file.transpose().and_then(|file| {
-            let bounds = (self.config.timeout, self.config.max_attempts);
-            let plan = Plan::merge(own, file, bounds.0, bounds.1);
-            plan.map_err(|mut faults| {
-                if !self.is_by_hand()
-                    && let Some(missing) = faults.first_mut()
-                {
-                    missing.push_str(", and neither has the request");
-                }
-                faults
-            })
-        });
-        merged.map_err(|faults| OpenError::Unusable(told(&faults)))
+        let (timeout, attempts) = (self.config.timeout, self.config.max_attempts);
+        let plan = file.transpose();
+        let plan = plan.and_then(|file| Plan::merge(own, file, timeout, attempts));
+        plan.map_err(|faults| OpenError::Unusable(told(&faults)))
     }
 
     /// What is to be done, and the document of the earlier run that says so.
