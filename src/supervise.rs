@@ -78,7 +78,7 @@ fn start_worker(config: &Config) -> io::Result<Pid> {
     process::spare_children();
     // in a group of its own: what a terminal or a service manager sends to ours is passed on, and not heard twice
     let mut command = Command::new("/proc/self/exe");
-    command.arg(SUPERVISED).process_group(0);
+    command.arg0("job-worker").arg(SUPERVISED).process_group(0);
     if config.pool.is_some() {
         command.env("WORKER_ID", &config.worker_id); // which is ours as long as we live
     }

@@ -28,7 +28,9 @@ fn each_job_has_a_fresh_worker_without_a_pause() {
     let mut supervisor = idle(&site, |_| {});
     let id = |number: i32| format!("job{number}");
     for number in 0..5 {
-        let step = format!("echo $PPID $(cat /proc/$PPID/comm) >> ../workers; exit {number}");
+        let step = format!(
+            "echo $PPID $(cat /proc/$PPID/comm) $(tr '\\0' ' ' < /proc/$PPID/cmdline) >> ../workers; exit {number}"
+        );
         site.submit(&id(number), json!({ "steps": [step] }));
     }
     for number in 0..5 {
@@ -37,7 +39,7 @@ fn each_job_has_a_fresh_worker_without_a_pause() {
     let workers = read(&site.drive.path().join("workers"));
     let workers: BTreeSet<_> = workers.lines().collect();
     assert_eq!(workers.len(), 5);
-    let has_its_name = |worker: &&str| worker.ends_with(" job-worker");
+    let has_its_name = |worker: &&str| worker.ends_with(" job-worker job-worker --supervised");
     assert!(workers.iter().all(has_its_name), "{workers:?}");
     let said = supervisor.stderr();
     let pauses = said.contains("starting another in");
