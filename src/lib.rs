@@ -8,9 +8,9 @@
 //! a deadline the main thread sleeps until something comes. `docs/architecture.md` has the picture.
 //!
 //! 1. *Wait.* The broker hands out one request at a time and keeps it until it is acknowledged.
-//! 2. *Claim* ([`job`]). Open the directory, read and check the definition, get the lock on `job.log`, and let the journal
+//! 2. *Prepare* ([`job`]). Open the directory, read and check the definition, get the lock on `job.log`, and let the journal
 //!    (`job.status.json`) decide: a first run, a further attempt, or a stored result.
-//! 3. *Run* ([`job`], [`process`]). Steps one by one in sessions of their own; their stdout and stderr are the log
+//! 3. *Run* ([`job`], [`process`]). Steps one by one in process groups of their own; their stdout and stderr are the log
 //!    file itself. At the end every descendant is killed and reaped, and only then the journal is made final.
 //! 4. *Report* ([`queue`]). Publish the result, wait until the broker has it, only then acknowledge the request, leave.
 //!    Dying at any moment before means that the broker redelivers the request, and that the next worker reads the journal.

@@ -45,6 +45,9 @@ pub fn is_requeued(site: &Site<Broker>, dir: &Path) {
     assert_eq!(read(&dir.join("runs")), "x\nx\n");
     let log = read(&dir.join("job.log"));
     assert!(log.contains("attempt 1 of 1 again"), "{log}");
+    let (stop, _) = log.split_once("stopped before the end").unwrap_or_default();
+    let told = "the worker is asked to stop; asking the job to stop\n";
+    assert!(stop.contains(told), "{log}");
 }
 
 #[test]
