@@ -258,11 +258,11 @@ impl JobLog {
     }
 }
 
-/// Does something while no job runs in the directory and none can begin; `None` where one runs. Leaves the log as it is.
+/// Does something while no job runs in the directory and none can begin; `false` where one runs. Leaves the log as it is.
 ///
 /// # Errors
 /// What the system said.
-pub fn while_nothing_runs<T>(dir: &WorkDir, act: impl FnOnce() -> T) -> io::Result<Option<T>> {
+pub fn while_nothing_runs(dir: &WorkDir, act: impl FnOnce() -> io::Result<()>) -> io::Result<bool> {
     let (file, is_new) = match dir.open_file(NAME, OFlags::RDONLY) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
@@ -272,16 +272,16 @@ pub fn while_nothing_runs<T>(dir: &WorkDir, act: impl FnOnce() -> T) -> io::Resu
     };
     // a worker's lock is exclusive: one that is shared keeps workers away, and goes with that of a mere reader
     if let Err(TryLockError::WouldBlock) = file.try_lock_shared() {
-        return Ok(None);
+        return Ok(false);
     }
     if !dir.leads_to(NAME, &file) {
-        return Ok(None);
+        return Ok(false);
     }
     let done = act();
     if is_new {
         dir.remove(NAME)?;
     }
-    Ok(Some(done))
+    done.map(|()| true)
 }
 
 /// A new log in the place of what is there; `None` where that is another worker's.

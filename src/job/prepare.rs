@@ -37,11 +37,10 @@ impl Run {
             });
             let path = dir.path().display();
             match stored {
-                Ok(Some(Ok(()))) => {}
+                Ok(true) => {}
                 // that journal is of the run that goes on
-                Ok(None) => log::info!("another run has {path}; its journal is left alone"),
-                Ok(Some(Err(error))) => log::warn!("{error}"),
-                Err(error) => log::warn!("job.status.json in {path}: {error}"),
+                Ok(false) => log::info!("another run has {path}; its journal is left alone"),
+                Err(error) => log::warn!("the result is not stored in {path}: {error}"),
             }
         }
         Stage::result(document)
@@ -51,36 +50,39 @@ impl Run {
         self.origin == RequestOrigin::ByHand
     }
 
-    /// Tries to begin the job, without waiting. The stage that it comes to; `None`: look again at [`Self::next_look`].
-    pub fn look(&mut self) -> Option<Stage> {
-        // giving up has failed, too: whatever kills the worker is perhaps the directory itself
-        if let RequestOrigin::Pool { taken, .. } = &self.origin
-            && *taken > self.config.max_attempts.saturating_add(1)
-            && let Decision::GiveUp(_, error) =
-                EarlierRun::decide(None, None, &self.origin, self.config.max_attempts)
-        {
-            return Some(self.end_unrun(Reason::Interrupted, error));
-        }
-        let (reason, error) = match self.try_to_begin() {
-            Ok(Some(stage)) => return Some(stage),
-            Ok(None) => {
-                self.wait();
-                return None;
+    /// Tries to begin the job, without waiting. The stage that it comes to; where that is this one, it looks again at `next_look`.
+    pub fn look(&mut self) -> Stage {
+        let stage = self
+            .try_to_begin()
+            .unwrap_or_else(|error| self.not_opened(error));
+        if let Stage::Preparing = stage {
+            let now = Instant::now();
+            self.next_look = now + self.backoff.next_pause();
+            // the end of the wait is a moment to look, too
+            let end = self.began + self.config.dir_wait;
+            if end > now {
+                self.next_look = self.next_look.min(end);
             }
-            Err(OpenError::Unusable(error)) => (Reason::Rejected, error),
-            Err(OpenError::Missing { what, why, reason }) => {
+        }
+        stage
+    }
+
+    /// Waits for what is missing, as long as that may take.
+    fn not_opened(&mut self, error: OpenError) -> Stage {
+        let (reason, error) = match error {
+            OpenError::Unusable(error) => (Reason::Rejected, error),
+            OpenError::Missing { what, why, reason } => {
                 let waited = self.began.elapsed();
                 let Some(reason) = reason.filter(|_| waited >= self.config.dir_wait) else {
                     if waited >= UNREMARKABLE_WAIT {
                         self.wait_for(what, why);
                     }
-                    self.wait();
-                    return None;
+                    return Stage::Preparing;
                 };
                 (reason, format!("{what} {why}"))
             }
         };
-        Some(self.end_unrun(reason, error))
+        self.end_unrun(reason, error)
     }
 
     /// Says once what is waited for.
@@ -90,16 +92,6 @@ impl Run {
         if self.waiting.as_ref() != Some(&waiting) {
             log::warn!("job {id}: {} {}; waiting", waiting.0, waiting.1);
             self.waiting = Some(waiting);
-        }
-    }
-
-    fn wait(&mut self) {
-        let now = Instant::now();
-        self.next_look = now + self.backoff.next_pause();
-        // the end of the wait is a moment to look, too
-        let end = self.began + self.config.dir_wait;
-        if end > now {
-            self.next_look = self.next_look.min(end);
         }
     }
 
@@ -136,7 +128,15 @@ impl Run {
         }
     }
 
-    fn try_to_begin(&mut self) -> Result<Option<Stage>, OpenError> {
+    fn try_to_begin(&mut self) -> Result<Stage, OpenError> {
+        // giving up has failed, too: whatever kills the worker is perhaps the directory itself
+        let most = self.config.max_attempts;
+        if let RequestOrigin::Pool { taken, .. } = &self.origin
+            && *taken > most.saturating_add(1)
+            && let Decision::GiveUp(_, error) = EarlierRun::decide(None, None, &self.origin, most)
+        {
+            return Ok(self.end_unrun(Reason::Interrupted, error));
+        }
         let own = &self.request.definition;
         if self.config.payload_steps == PayloadSteps::Deny
             && (own.steps.is_some() || !own.env.is_empty())
@@ -150,13 +150,13 @@ impl Run {
             if let Err(error) = journal::sync_name(&dir, self.config.durability) {
                 log::warn!("{error}; the result is published all the same");
             }
-            return Ok(Some(Stage::Over(Some(Outcome::Stored(document)))));
+            return Ok(Stage::Over(Some(Outcome::Stored(document))));
         }
         if dir.contains(CANCEL_FILE) {
             let file = dir.path().join(CANCEL_FILE);
             let file = file.display();
             let error = format!("withdrawn by {file}; remove that file to have the job run");
-            return Ok(Some(self.end_unrun(Reason::Cancelled, error)));
+            return Ok(self.end_unrun(Reason::Cancelled, error));
         }
         let plan = self.plan(&dir)?;
         let log = match JobLog::open(&dir) {
@@ -169,14 +169,14 @@ impl Run {
                 }
                 let error = format!("{place} cannot be opened: {}", explained(&error));
                 let document = self.document().not_run(Reason::Internal, error);
-                return Ok(Some(Stage::result(document)));
+                return Ok(Stage::result(document));
             }
         };
         if let Err(why) = log.try_lock(&dir) {
             if let Some(why) = why {
                 self.wait_for(format!("the lock on {}", log.path()), why.to_owned());
             }
-            return Ok(None);
+            return Ok(Stage::Preparing);
         }
         // only now, with the lock, is the journal's word final
         let (decision, document) = self.decide(&dir, plan.max_attempts)?;
@@ -193,7 +193,7 @@ impl Run {
             is_lost: self.is_lost.clone(),
             is_by_hand: self.is_by_hand(),
         };
-        Ok(Some(match decision {
+        Ok(match decision {
             Decision::Stored => Stage::Over(Some(Outcome::Stored(document))),
             Decision::Run(attempt) => Running::start(job, plan, attempt, self.config.clone())?,
             Decision::GiveUp(attempt, error) => {
@@ -208,7 +208,7 @@ impl Run {
                 };
                 Stage::Over(Some(job.finish()))
             }
-        }))
+        })
     }
 
     fn plan(&self, dir: &WorkDir) -> Result<Plan, OpenError> {
@@ -221,16 +221,12 @@ impl Run {
             };
             let unknown = own.told_unknown("the request").into_iter();
             let why: Vec<_> = [no_file.to_owned()].into_iter().chain(unknown).collect();
-            return Err(OpenError::Missing {
-                what: path_of_definition(dir),
-                why: why.join("; "),
-                reason: Some(Reason::Rejected),
-            });
+            return Err(not_whole(dir, why.join("; ")));
         }
-        let file = content.map(|content| Definition::parse(&content));
         let (timeout, attempts) = (self.config.timeout, self.config.max_attempts);
-        let plan = file.transpose();
-        let plan = plan.and_then(|file| Plan::merge(own, file, timeout, attempts));
+        let file = content.map(|content| Definition::parse(&content));
+        let file = file.transpose();
+        let plan = file.and_then(|file| Plan::merge(own, file, timeout, attempts));
         plan.map_err(|faults| OpenError::Unusable(told(&faults)))
     }
 
@@ -257,17 +253,23 @@ fn path_of_definition(dir: &WorkDir) -> String {
     format!("{}/job.json", dir.path().display())
 }
 
+fn not_whole(dir: &WorkDir, why: String) -> OpenError {
+    OpenError::Missing {
+        what: path_of_definition(dir),
+        why,
+        reason: Some(Reason::Rejected),
+    }
+}
+
 /// The content of `job.json`; `None` where there is none.
 ///
 /// # Errors
 /// It cannot be read, or is not whole.
 pub fn definition(dir: &WorkDir) -> Result<Option<Vec<u8>>, OpenError> {
     match dir.read("job.json", MAX_DEFINITION_BYTES) {
-        Ok(Some(content)) if let Some(why) = incomplete(&content) => Err(OpenError::Missing {
-            what: path_of_definition(dir),
-            why: why.to_owned(),
-            reason: Some(Reason::Rejected),
-        }),
+        Ok(Some(content)) if let Some(why) = incomplete(&content) => {
+            Err(not_whole(dir, why.to_owned()))
+        }
         content => content.map_err(|error| OpenError::of(path_of_definition(dir), error)),
     }
 }

@@ -141,15 +141,13 @@ impl Run {
     pub fn wake(&mut self, now: Instant) {
         match &mut self.stage {
             Stage::Preparing if self.next_look <= now => {
-                if let Some(stage) = self.look() {
-                    if let Stage::Running(running) = &stage {
-                        self.start = Some(News::Started {
-                            dir: running.job.dir.path().to_owned(),
-                            attempt: running.job.document.attempt.unwrap_or(1),
-                        });
-                        self.log_start = running.log_start;
-                    }
-                    self.stage = stage;
+                self.stage = self.look();
+                if let Stage::Running(running) = &self.stage {
+                    self.start = Some(News::Started {
+                        dir: running.job.dir.path().to_owned(),
+                        attempt: running.job.document.attempt.unwrap_or(1),
+                    });
+                    self.log_start = running.log_start;
                 }
             }
             Stage::Running(running) => running.wake(now),
