@@ -194,22 +194,14 @@ pub fn terminate(group: Pid, grace: Duration) {
     }
 }
 
-/// What a sweep has done.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Swept {
-    /// How many processes it has killed.
-    pub killed: usize,
-    /// How many it could not kill.
-    pub left: usize,
-}
-
-/// Kills and reaps until no descendant is left. `ended` hears how each child ended.
+/// Kills and reaps until no descendant is left. `ended` hears how each child ended. Returns how many processes it has killed, and how
+/// many it could not kill.
 ///
 /// A `group` is killed first: where it forks all the time, this process gets too little of the processors to look for its members.
 /// With it comes whether its leader has not been reaped yet.
 ///
 /// Where nothing is left over, this is one system call.
-pub fn sweep(group: Option<(Pid, bool)>, mut ended: impl FnMut(Pid, Ended)) -> Swept {
+pub fn sweep(group: Option<(Pid, bool)>, mut ended: impl FnMut(Pid, Ended)) -> (usize, usize) {
     let started = Instant::now();
     if let Some((group, leads)) = group
         // without its leader the number is another process's by now, or still that of the group
@@ -234,14 +226,14 @@ pub fn sweep(group: Option<(Pid, bool)>, mut ended: impl FnMut(Pid, Ended)) -> S
                     ended(pid, exit);
                 }
                 Ok(None) => break,
-                Err(_) => return Swept { killed, left: 0 },
+                Err(_) => return (killed, 0),
             }
             reaped += 1;
         }
         if started.elapsed() > SWEEP_LIMIT {
             let left = descendants(SWEEP_LIMIT).len();
             log::warn!("processes of the job that cannot be killed: {left}; going on without them");
-            return Swept { killed, left };
+            return (killed, left);
         }
         let scanning = Instant::now();
         // the children of a killed process become ours, in as many passes as it takes

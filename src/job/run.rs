@@ -217,10 +217,9 @@ impl Run {
 
     /// Stops without any grace, neither for the step nor for the drive.
     pub fn stop_at_once(&mut self) {
-        let now = Instant::now();
-        match &mut self.stage {
-            Stage::Running(running) => running.stop_at_once(now),
-            _ => self.interrupt(Interruption::Stop, now),
+        self.interrupt(Interruption::Stop, Instant::now());
+        if let Stage::Running(running) = &mut self.stage {
+            running.kill();
         }
         self.go_on();
         self.await_drive(LAST_WAIT);

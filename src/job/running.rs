@@ -8,7 +8,7 @@ use super::step::{End, RunningStep};
 use super::{Interruption, OpenError};
 use crate::config::{Durability, JobConfig, is_own_variable};
 use crate::contract::{Attempt, JobState, Plan, Reason, StepState, StepStatus, millis, now, took};
-use crate::process::{self, Swept};
+use crate::process;
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -138,7 +138,11 @@ impl Running {
         if self.may_write() {
             self.journal.write_if_due(&self.job, now);
         }
-        let log_limit = self.log_limit_passed_at(now);
+        let mut log_limit = None;
+        if self.look_at_log <= now {
+            self.look_at_log = now + LOG_LOOK;
+            log_limit = self.log_limit_passed();
+        }
         let Some(step) = &self.step else { return };
         let is_over = |(at, _): &End| *at <= now;
         match step.interrupted {
@@ -190,15 +194,10 @@ impl Running {
         self.child_ended(); // the shell may have ended before: from now on all of the job has to
     }
 
-    /// Stops without any grace.
-    pub fn stop_at_once(&mut self, now: Instant) {
-        self.interrupt(Interruption::Stop, now);
-        self.kill();
-    }
-
-    fn kill(&mut self) {
+    /// Ends the step without any grace.
+    pub fn kill(&mut self) {
         let Some(step) = &mut self.step else { return };
-        let Swept { killed, left } = step.kill();
+        let (killed, left) = step.kill();
         self.unkilled = left;
         self.job
             .log
@@ -262,15 +261,6 @@ impl Running {
         let limit = self.config.log_limit;
         self.log_allowed = limit.map(|limit| self.job.log.size().saturating_add(limit));
         self.failure.get_or_insert((reason, code, error));
-    }
-
-    /// Whether the log has passed its limit, ten times a second.
-    fn log_limit_passed_at(&mut self, now: Instant) -> Option<Interruption> {
-        if self.look_at_log > now {
-            return None;
-        }
-        self.look_at_log = now + LOG_LOOK;
-        self.log_limit_passed()
     }
 
     fn log_limit_passed(&self) -> Option<Interruption> {
@@ -346,9 +336,9 @@ impl Running {
     /// Leaves nothing behind: only then log and journal can be made final.
     pub fn end(mut self) -> Job {
         // what could not be killed a moment ago would keep the worker for as long once more
-        let Swept { killed, left } = match self.unkilled {
+        let (killed, left) = match self.unkilled {
             0 => process::sweep(None, |_, _| {}),
-            left => Swept { killed: 0, left },
+            left => (0, left),
         };
         let Job { log, document, .. } = &mut self.job;
         if killed > 0 {

@@ -2,7 +2,7 @@
 //! controller, or by a stop of the worker.
 
 use crate::contract::{Reason, seconds};
-use crate::process::{self, Ended, Swept};
+use crate::process::{self, Ended};
 use rustix::process::{Pid, Signal};
 use std::time::{Duration, Instant};
 
@@ -121,8 +121,8 @@ impl RunningStep {
         !is_left || (self.exit.is_some() && self.interrupted.is_none())
     }
 
-    /// Kills all of it.
-    pub fn kill(&mut self) -> Swept {
+    /// Kills all of it. Returns how many processes it has killed, and how many it could not kill.
+    pub fn kill(&mut self) -> (usize, usize) {
         let leads = self.exit.is_none();
         process::sweep(Some((self.group, leads)), |pid, exit| {
             if pid == self.group {
