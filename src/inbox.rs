@@ -261,17 +261,19 @@ mod tests {
     fn stops_of_one_moment_are_one() {
         let (_outbox, mut inbox) = open::<()>().unwrap();
         let now = Instant::now();
-        let stops = |inbox: &mut Inbox<()>, at: Duration| {
-            raise(SIGUSR2).unwrap();
-            inbox.look(now + at);
+        let stops = |inbox: &mut Inbox<()>, signal: i32, seconds: u64| {
+            raise(signal).unwrap();
+            inbox.look(now + Duration::from_secs(seconds));
             let come = std::mem::take(&mut inbox.come);
             come.into_iter()
                 .filter(|event| matches!(event, Event::Stop(_)))
                 .count()
         };
-        let second = Duration::from_secs(1);
-        assert_eq!(stops(&mut inbox, Duration::ZERO), 1);
-        assert_eq!(stops(&mut inbox, second * 5), 0, "it may have come at once");
-        assert_eq!(stops(&mut inbox, second * 6), 1);
+        assert_eq!(stops(&mut inbox, SIGUSR2, 0), 1);
+        let late = stops(&mut inbox, SIGUSR2, 5);
+        assert_eq!(late, 0, "it may have come at once");
+        let hangup = stops(&mut inbox, SIGHUP, 6);
+        assert_eq!(hangup, 0, "a terminal that goes");
+        assert_eq!(stops(&mut inbox, SIGUSR2, 7), 1);
     }
 }

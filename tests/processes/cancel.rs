@@ -5,7 +5,7 @@ use crate::support::site::{
     Site, WORKER, await_file, names, read, read_json, release, shell, until_exists, verdict,
 };
 use crate::support::wait::{self, DEADLINE};
-use crate::support::worker::{Worker, speaking, with};
+use crate::support::worker::{speaking, with};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::path::Path;
@@ -67,6 +67,8 @@ fn a_retained_cancel_is_ignored() {
     }
 }
 
+const OF_ANOTHER: &str = "of another worker\n";
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum WaitsFor {
     Directory,
@@ -75,16 +77,23 @@ enum WaitsFor {
     Reader,
 }
 
-fn a_waiting_job_is_ended(waits_for: WaitsFor, is_withdrawal: bool) {
+#[derive(Clone, Copy, PartialEq)]
+enum EndedBy {
+    Cancel,
+    Withdrawal,
+    Stop,
+}
+
+fn a_waiting_job_is_ended(waits_for: WaitsFor, by: EndedBy) {
     let site = Site::scripted();
     let mut worker = site.idle_worker(with(&[("JOB_DIR_WAIT", "1000")]));
     let dir = site.drive.path().join("a");
     let files = ["job.log", "job.status.json"].map(|name| dir.join(name));
     let is_locked = matches!(waits_for, WaitsFor::Lock | WaitsFor::Reader);
-    let _locked = is_locked.then(|| {
+    let locked = is_locked.then(|| {
         site.prepare("a", json!({ "steps": ["touch ran"] }));
         for file in &files {
-            fs::write(file, "of somebody else\n").unwrap();
+            fs::write(file, OF_ANOTHER).unwrap();
         }
         let log = File::open(&files[0]).unwrap();
         match waits_for {
@@ -102,19 +111,35 @@ fn a_waiting_job_is_ended(waits_for: WaitsFor, is_withdrawal: bool) {
         WaitsFor::Lock => "is in use by another worker",
         WaitsFor::Reader => "that only reads it",
     });
-    match is_withdrawal {
-        true => shell(&dir, "touch job.cancel"),
-        false => cancel(&site),
+    let of_another = || assert_eq!(files.each_ref().map(|file| read(file)), [OF_ANOTHER; 2]);
+    match by {
+        EndedBy::Cancel => cancel(&site),
+        EndedBy::Withdrawal => shell(&dir, "touch job.cancel"),
+        EndedBy::Stop => {
+            worker.stop();
+            assert_eq!(site.broker.queued(WORKER), 1);
+            assert!(site.broker.received("jobs/results/+").is_empty());
+            match locked {
+                Some(_) => of_another(),
+                None => assert!(files.iter().all(|file| !file.exists())),
+            }
+            // the next one gets it
+            drop(locked);
+            site.prepare("a", json!({ "steps": ["touch ran"] }));
+            let mut worker = site.worker(|_| {});
+            site.succeeds("a");
+            return worker.exits_with(0);
+        }
     }
     let result = site.result("a").json();
     assert_eq!(verdict(&result), CANCELLED);
-    if is_withdrawal {
+    if by == EndedBy::Withdrawal {
         names_the_file(&result, &dir);
     }
     worker.exits_with(0);
     match waits_for {
         WaitsFor::Directory => assert!(!dir.exists() && result["logFile"].is_null()),
-        WaitsFor::Lock => assert_eq!(files.map(|file| read(&file)), ["of somebody else\n"; 2]),
+        WaitsFor::Lock => of_another(),
         // for good
         WaitsFor::Definition | WaitsFor::Reader => assert_eq!(read_json(&files[1]), result),
     }
@@ -122,75 +147,61 @@ fn a_waiting_job_is_ended(waits_for: WaitsFor, is_withdrawal: bool) {
 }
 
 #[test]
-fn a_job_that_waits_is_cancelled_or_withdrawn() {
+fn a_job_that_waits_is_cancelled_or_withdrawn_or_its_worker_stopped() {
     for waits_for in [
         WaitsFor::Directory,
         WaitsFor::Definition,
         WaitsFor::Lock,
         WaitsFor::Reader,
     ] {
-        a_waiting_job_is_ended(waits_for, false);
+        a_waiting_job_is_ended(waits_for, EndedBy::Cancel);
+        a_waiting_job_is_ended(waits_for, EndedBy::Stop);
         if waits_for != WaitsFor::Directory {
-            a_waiting_job_is_ended(waits_for, true);
+            a_waiting_job_is_ended(waits_for, EndedBy::Withdrawal);
         }
     }
 }
 
-/// Kills a worker whose result the broker has, before it can acknowledge its request, and starts another one.
-fn redeliver(site: &Site<Broker>, mut worker: Worker) -> Worker {
-    worker.kill9();
-    worker.wait();
-    site.broker.set_script(|_| Verdict::Pass);
-    site.worker(|_| {})
-}
-
-fn withhold_acknowledgements(site: &Site<Broker>) {
-    site.broker.set_script(|step| match step.packet {
-        Packet::PubAck { .. } if !step.from_client => Verdict::Drop,
-        _ => Verdict::Pass,
-    });
-}
-
 #[test]
-fn a_job_cancelled_before_its_first_step_is_not_run_when_its_request_comes_again() {
-    let site = Site::scripted();
-    let worker = site.idle_worker(with(&[("JOB_DIR_WAIT", "1000")]));
-    let dir = site.directory("a");
-    withhold_acknowledgements(&site);
-    site.request(json!({ "id": "a", "workDir": dir }));
-    worker.await_stderr("request taken");
-    cancel(&site);
-    let first = is_cancelled(&site, &dir);
-    assert_eq!(names(&dir), ["job.status.json"]);
-    site.prepare("a", json!({ "steps": ["touch ran"] }));
-    let mut worker = redeliver(&site, worker);
-    assert_eq!(site.results("a", 2)[1], first);
-    worker.exits_with(0);
-    assert!(!dir.join("ran").exists());
-    // published afresh, it is a run of its own
-    let mut worker = site.idle_worker(|_| {});
-    site.request(json!({ "id": "a", "workDir": dir }));
-    assert_eq!(site.results("a", 3)[2]["status"], "success");
-    worker.exits_with(0);
-}
-
-#[test]
-fn an_interrupted_job_that_is_cancelled_before_its_next_attempt_is_over() {
-    let site = Site::scripted();
-    let mut worker = site.idle_worker(|_| {});
-    let dir = site.hold("a");
-    worker.stop();
-    let log = read(&dir.join("job.log"));
-    fs::remove_file(dir.join("job.json")).unwrap();
-    let worker = site.worker(with(&[("JOB_DIR_WAIT", "1000")]));
-    worker.await_stderr("request taken");
-    withhold_acknowledgements(&site);
-    cancel(&site);
-    let first = is_cancelled(&site, &dir);
-    let mut worker = redeliver(&site, worker);
-    assert_eq!(site.results("a", 2)[1], first);
-    worker.exits_with(0);
-    assert_eq!(read(&dir.join("job.log")), log);
+fn a_job_cancelled_before_its_attempt_begins_is_over_also_when_its_request_comes_again() {
+    for is_interrupted in [false, true] {
+        let site = Site::scripted();
+        let mut before = site.idle_worker(|_| {});
+        let dir = site.directory("a");
+        let request = json!({ "id": "a", "workDir": dir });
+        if is_interrupted {
+            site.hold("a");
+            before.stop();
+            fs::remove_file(dir.join("job.json")).unwrap();
+        } else {
+            before.stop();
+            site.request(request.clone());
+        }
+        let log = || fs::read(dir.join("job.log")).ok();
+        let log_before = log();
+        let mut worker = site.worker(with(&[("JOB_DIR_WAIT", "1000")]));
+        worker.await_stderr("request taken");
+        // it dies before it can acknowledge its request
+        site.broker.set_script(|step| match step.packet {
+            Packet::PubAck { .. } if !step.from_client => Verdict::Drop,
+            _ => Verdict::Pass,
+        });
+        cancel(&site);
+        let first = is_cancelled(&site, &dir);
+        worker.kill9();
+        site.broker.set_script(|_| Verdict::Pass);
+        site.prepare("a", json!({ "steps": ["touch ran"] }));
+        let mut worker = site.worker(|_| {});
+        assert_eq!(site.results("a", 2)[1], first);
+        worker.exits_with(0);
+        assert!(!dir.join("ran").exists());
+        assert_eq!(log(), log_before);
+        // published afresh, it is a run of its own
+        let mut worker = site.idle_worker(|_| {});
+        site.request(request);
+        assert_eq!(site.results("a", 3)[2]["status"], "success");
+        worker.exits_with(0);
+    }
 }
 
 fn names_the_file(result: &Value, dir: &Path) {

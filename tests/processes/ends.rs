@@ -5,7 +5,7 @@ use crate::stop::is_requeued;
 use crate::support::cases::try_all;
 use crate::support::site::{Site, WORKER, read, read_json, verdict};
 use crate::support::wait::DEADLINE;
-use crate::support::worker::speaking;
+use crate::support::worker::{speaking, with};
 use serde_json::json;
 use std::process::Command;
 
@@ -13,8 +13,8 @@ use std::process::Command;
 enum Why {
     /// A stop by this signal: the job is given back.
     Stop(&'static str),
-    /// A stop, and another one more than a second later.
-    SecondStop,
+    /// A stop, and another one more than a second later, with this `JOB_ON_STOP`.
+    SecondStop(&'static str),
     /// A cancel, over this version of MQTT.
     Cancel(&'static str),
     StepTimeout,
@@ -30,20 +30,23 @@ enum Who {
 
 const ON: &str = "while :; do sleep 0.02; done";
 
-fn ends(why: Why, ignores: Who) {
+/// A worker, or `job-worker supervise` with one.
+fn ends(command: Option<&str>, why: Why, ignores: Who) {
     let site = Site::scripted();
     let grace = match (why, ignores) {
-        (Why::SecondStop, _) => "1000",
+        (Why::SecondStop(_), _) => "1000",
         (_, Who::Nobody) => "30",
         (Why::JobTimeout, _) => "0",
         _ => "0.2",
     };
-    let mut worker = site.idle_worker(|command| {
-        if let Why::Cancel(version) = why {
-            speaking(version)(command);
-        }
-        command.env("JOB_STOP_GRACE", grace);
-    });
+    let mut command = site.command(command);
+    match why {
+        Why::Cancel(version) => speaking(version)(&mut command),
+        Why::SecondStop(on_stop) => with(&[("JOB_ON_STOP", on_stop)])(&mut command),
+        _ => {}
+    }
+    command.env("JOB_STOP_GRACE", grace);
+    let mut worker = site.idle(command);
     let run = match ignores {
         Who::Nobody => format!("trap 'echo told to stop; exit 0' TERM; touch up; {ON}"),
         Who::TheStep => format!("trap '' TERM; ({ON}) & touch up; {ON}"),
@@ -64,7 +67,7 @@ fn ends(why: Why, ignores: Who) {
     };
     match why {
         Why::Stop(name) => signal(name),
-        Why::SecondStop => {
+        Why::SecondStop(_) => {
             signal("TERM");
             worker.await_stderr("SIGTERM: stopping");
             worker.insist(rustix::process::Signal::INT);
@@ -72,7 +75,7 @@ fn ends(why: Why, ignores: Who) {
         Why::Cancel(_) => site.broker.publish("jobs/cancel/a", r#"{"whatever": 1}"#),
         Why::StepTimeout | Why::JobTimeout => {}
     }
-    let is_stop = matches!(why, Why::Stop(_) | Why::SecondStop);
+    let is_stop = matches!(why, Why::Stop(_) | Why::SecondStop(_));
     if is_stop {
         worker.exits_with(0);
     } else {
@@ -98,7 +101,7 @@ fn ends(why: Why, ignores: Who) {
     }
     let log = read(&dir.join("job.log"));
     let told = log.contains("\ntold to stop\n");
-    let may_be_deaf = ignores != Who::Nobody || why == Why::SecondStop;
+    let may_be_deaf = ignores != Who::Nobody || matches!(why, Why::SecondStop(_));
     assert!(told || may_be_deaf, "{log}");
     assert!(ignores == Who::Nobody || log.contains("killed "), "{log}");
     if is_stop {
@@ -112,16 +115,26 @@ fn a_job_that_is_ended_leaves_nothing_whichever_process_ignores_term() {
     for ignores in [Who::Nobody, Who::TheStep, Who::ADaemon] {
         let why = [
             Why::Stop("TERM"),
-            Why::SecondStop,
+            Why::SecondStop("requeue"),
             Why::Cancel("5"),
             Why::StepTimeout,
             Why::JobTimeout,
         ];
-        cases.extend(why.map(|why| (why, ignores)));
+        cases.extend(why.map(|why| (None, why, ignores)));
     }
-    cases.push((Why::Cancel("4"), Who::Nobody));
+    for why in [Why::Cancel("4"), Why::SecondStop("finish")] {
+        cases.push((None, why, Who::Nobody));
+    }
+    let supervised = [
+        (Why::Stop("INT"), Who::Nobody),
+        (Why::Stop("TERM"), Who::ADaemon),
+        (Why::SecondStop("requeue"), Who::TheStep),
+    ];
+    cases.extend(supervised.map(|(why, ignores)| (Some("supervise"), why, ignores)));
     // RTMIN+3 is the stop signal of images that are made for systemd
     let signals = ["INT", "HUP", "QUIT", "USR1", "USR2", "PWR", "RTMIN+3"];
-    cases.extend(signals.map(|name| (Why::Stop(name), Who::Nobody)));
-    try_all(6, &cases, |&(why, ignores)| ends(why, ignores));
+    cases.extend(signals.map(|name| (None, Why::Stop(name), Who::Nobody)));
+    try_all(6, &cases, |&(command, why, ignores)| {
+        ends(command, why, ignores)
+    });
 }

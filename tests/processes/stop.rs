@@ -3,13 +3,13 @@
 use crate::support::broker::{Broker, Packet, Step, Verdict};
 use crate::support::processes::{child_of, pid_1};
 use crate::support::site::{
-    Site, WORKER, await_file, names, read, read_json, release, until_exists, verdict,
+    Site, WORKER, await_file, read, read_json, release, until_exists, verdict,
 };
 use crate::support::wait::{self, DEADLINE};
 use crate::support::worker::{binary, speaking, with};
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
-use std::fs::{self, File};
+use std::fs::{self};
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::Command;
@@ -106,19 +106,6 @@ fn a_worker_that_finishes_ends_its_job_first() {
 }
 
 #[test]
-fn a_second_signal_ends_finish_too() {
-    let site = Site::scripted();
-    let variables = [("JOB_ON_STOP", "finish"), ("JOB_STOP_GRACE", "1000")];
-    let mut worker = site.idle_worker(with(&variables));
-    let dir = site.begin("a", steps());
-    worker.sigterm();
-    worker.await_stderr("finishing the job first");
-    worker.insist(Signal::TERM);
-    worker.exits_with(0);
-    is_requeued(&site, &dir);
-}
-
-#[test]
 fn a_worker_without_a_broker_stops() {
     let site = Site::scripted();
     site.broker.stop_listening();
@@ -181,34 +168,6 @@ fn a_stop_waits_for_the_acknowledgement_as_long_as_the_grace_and_a_second_one_do
 }
 
 #[test]
-fn a_worker_that_waits_for_a_directory_or_a_lock_stops() {
-    let site = Site::scripted();
-    let mut worker = site.idle_worker(with(&[("JOB_DIR_WAIT", "1000")]));
-    let dir = site.drive.path().join("later");
-    site.request(json!({ "id": "a", "workDir": dir }));
-    worker.await_stderr("request taken");
-    worker.stop();
-    assert_eq!(site.broker.queued(WORKER), 1);
-
-    // the next one gets it, and finds the directory in use
-    let dir = site.prepare("later", json!({ "steps": ["touch ran"] }));
-    let log = File::create(dir.join("job.log")).unwrap();
-    log.lock().unwrap();
-    let mut worker = site.worker(|_| {});
-    worker.await_stderr("is in use by another worker");
-    worker.signal(Signal::INT);
-    worker.exits_with(0);
-    assert_eq!(site.broker.queued(WORKER), 1);
-    assert!(site.broker.received("jobs/results/+").is_empty());
-    assert_eq!(names(&dir), ["job.json", "job.log"]);
-
-    log.unlock().unwrap();
-    let mut worker = site.worker(|_| {});
-    site.succeeds("a");
-    worker.exits_with(0);
-}
-
-#[test]
 fn a_cancel_that_is_under_way_stays_one() {
     let site = Site::scripted();
     let mut worker = site.idle_worker(with(&[("JOB_STOP_GRACE", "1000")]));
@@ -230,21 +189,16 @@ fn a_cancel_that_is_under_way_stays_one() {
 
 #[test]
 #[ignore = "needs a PID namespace"]
-fn pid_1_runs_a_job_and_leaves_nothing() {
+fn pid_1_runs_a_job_and_stops_idle_and_running() {
     let site = Site::scripted();
     let mut worker = pid_1(&site, &[]);
-    let step = "(setsid sleep 1000 &); sleep 1000 & echo $PPID > parent";
-    let dir = site.submit("a", json!({ "steps": [step] }));
-    site.succeeds("a");
+    let step = "(setsid sleep 1000 &); sleep 1000 & echo $PPID";
+    let job = site.submit("first", json!({ "steps": [step] }));
+    site.succeeds("first");
     worker.exits_with(0);
-    assert_eq!(read(&dir.join("parent")), "1\n");
-    assert!(read(&dir.join("job.log")).contains("running, processes: 2"));
-}
-
-#[test]
-#[ignore = "needs a PID namespace"]
-fn pid_1_stops_idle_and_running() {
-    let site = Site::scripted();
+    let log = read(&job.join("job.log"));
+    let tells = |line: &str| log.contains(line);
+    assert!(tells("\n1\n") && tells("running, processes: 2"), "{log}");
     for signal in [Signal::TERM, Signal::INT] {
         let mut worker = pid_1(&site, &[]);
         kill_process(child_of(&worker), signal).unwrap();
@@ -277,20 +231,6 @@ fn pid_1_reaps_the_orphans_of_others_while_it_waits() {
     wait::until("it to be reaped", || !Path::new(&directory).exists());
     kill_process(pid_1, Signal::TERM).unwrap();
     worker.exits_with(0);
-}
-
-#[test]
-fn a_hangup_behind_another_stop_does_not_insist() {
-    let site = Site::scripted();
-    let mut worker = site.idle_worker(with(&[("JOB_STOP_GRACE", "30")]));
-    let step = "trap 'touch told; until [ -e gate ]; do sleep 0.02; done; echo cleaned; exit' TERM; touch up; while :; do sleep 0.02; done";
-    let dir = site.begin("a", json!({ "steps": [step] }));
-    worker.signal(Signal::HUP);
-    await_file(&dir.join("told"));
-    worker.signal(Signal::HUP);
-    release(&dir);
-    worker.exits_with(0);
-    assert!(read(&dir.join("job.log")).contains("\ncleaned\n"));
 }
 
 /// A worker that a shell starts, which has done `first` before.

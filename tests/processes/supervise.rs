@@ -2,15 +2,16 @@
 
 use crate::support::broker::{Broker, Verdict};
 use crate::support::processes::{child_of, marked, pid_1, zombies_of};
-use crate::support::site::{Site, WORKER, await_file, read, read_json, release};
+use crate::support::site::{Site, WORKER, read, release};
 use crate::support::wait::{self, DEADLINE};
-use crate::support::worker::{Worker, with};
+use crate::support::worker::Worker;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 fn idle(site: &Site<Broker>, configure: impl FnOnce(&mut Command)) -> Worker {
     let mut command = site.command(["supervise"]);
@@ -72,40 +73,6 @@ fn errors_make_it_back_off_and_a_success_resets_that() {
     supervisor.exits_with(77);
 }
 
-#[test]
-fn a_stop_is_passed_on_and_the_worker_s_status_handed_up() {
-    for signal in [Signal::TERM, Signal::INT] {
-        let site = Site::scripted();
-        // a stop waits for the drive only as long as the grace
-        let variables = [("JOB_STOP_GRACE", "0.2"), ("JOB_SYNC", "off")];
-        let mut supervisor = idle(&site, with(&variables));
-        let dir = site.begin("a", json!({ "steps": [STAYS] }));
-        supervisor.signal(signal);
-        supervisor.exits_with(0);
-        site.nothing_survives();
-        is_interrupted(&dir);
-        assert_eq!(site.broker.queued(WORKER), 1);
-    }
-}
-
-fn is_interrupted(dir: &Path) {
-    let journal = read_json(&dir.join("job.status.json"));
-    assert_eq!(journal["status"], "interrupted");
-}
-
-#[test]
-fn a_second_stop_is_passed_on_too() {
-    let site = Site::scripted();
-    let mut supervisor = idle(&site, with(&[("JOB_STOP_GRACE", "1000")]));
-    let step = "trap 'touch told' TERM; touch up; while :; do sleep 0.02; done";
-    let dir = site.begin("a", json!({ "steps": [step] }));
-    supervisor.sigterm();
-    await_file(&dir.join("told"));
-    supervisor.insist(Signal::TERM);
-    supervisor.exits_with(0);
-    is_interrupted(&dir);
-}
-
 /// As systemd's default kill mode, `killall5` and Ctrl-C at a terminal do: both get it at once, in whatever order.
 #[test]
 fn one_stop_that_reaches_supervisor_and_worker_twice_is_one() {
@@ -160,6 +127,7 @@ fn what_a_killed_worker_leaves_is_swept_and_its_job_runs_again() {
     });
     let daemons = marked(&site.label(), b"JOB_ATTEMPT=1");
     assert!(daemons.is_empty(), "{daemons:?}");
+    wait::until("no zombie to be left", || zombies_of(supervisor.pid()) == 0);
     release(&dir);
     let result = site.result("a").json();
     let ends = json!([result["status"], result["attempt"]]);
@@ -172,16 +140,6 @@ fn what_a_killed_worker_leaves_is_swept_and_its_job_runs_again() {
 fn kill_worker(dir: &Path) {
     let pid = read(&dir.join("worker")).trim().parse().expect("one pid");
     kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
-}
-
-#[test]
-fn zombies_are_reaped_while_a_worker_lives() {
-    let site = Site::scripted();
-    let supervisor = idle(&site, |_| {});
-    // an orphan of the supervisor's own: its worker is not there to adopt it
-    kill_worker(&site.hold("a"));
-    supervisor.await_stderr("status 137");
-    wait::until("no zombie to be left", || zombies_of(supervisor.pid()) == 0);
 }
 
 #[test]
@@ -203,29 +161,20 @@ fn pid_1_supervises_and_survives_a_step_that_kills_everything() {
 }
 
 #[test]
-fn a_job_that_stops_its_workers_is_not_restarted_without_a_pause() {
+fn a_job_that_stops_its_workers_is_not_restarted_without_a_pause_in_which_a_stop_is_heard() {
     let site = Site::scripted();
     let mut supervisor = idle(&site, |_| {});
-    let step = "echo >> ../starts; [ -e gate ] && exit; kill -TERM $PPID; sleep 1000";
-    let dir = site.submit("a", json!({ "steps": [step] }));
-    for pause in ["100ms", "200ms", "400ms"] {
+    let dir = site.submit(
+        "a",
+        json!({ "steps": ["echo >> starts; kill -TERM $PPID; sleep 1000"] }),
+    );
+    for pause in ["100ms", "200ms", "400ms", "800ms", "1.6s", "3.2s"] {
         let said = format!("stopped, and not by us; starting another in {pause}");
         supervisor.await_stderr(&said);
     }
-    release(&dir);
-    site.succeeds("a");
-    assert_eq!(read(&site.drive.path().join("starts")).lines().count(), 4);
-    supervisor.stop();
-}
-
-#[test]
-fn a_stop_in_the_pause_is_heard_at_once() {
-    let site = Site::scripted();
-    let mut supervisor = idle(&site, |_| {});
-    site.submit("a", json!({ "steps": ["kill -TERM $PPID; sleep 1000"] }));
-    supervisor.await_stderr("starting another in 3.2s");
-    let asked = std::time::Instant::now();
+    let asked = Instant::now();
     supervisor.signal(Signal::HUP);
     supervisor.exits_with(0);
-    assert!(asked.elapsed() < std::time::Duration::from_secs(3));
+    assert!(asked.elapsed() < Duration::from_secs(3));
+    assert_eq!(read(&dir.join("starts")).lines().count(), 6);
 }
