@@ -82,35 +82,6 @@ fn every_fault_of_configuration_and_job_is_named_at_once() {
 }
 
 #[test]
-fn a_fault_of_the_job_is_named() {
-    let site = Site::scripted();
-    site.directory("empty");
-    fs::write(site.drive.path().join("file"), "").unwrap();
-    let steps = r#"{"steps": ["true", 7, {"rum": "true"}], "maxAttempts": 0}"#;
-    let negative = r#"{"steps": [], "timeoutSeconds": -1}"#;
-    for (dir, definition, word) in [
-        ("missing", None, "does not exist"),
-        ("file", None, "not a directory"),
-        ("empty", None, "job.json does not exist"),
-        ("a", Some(r#"{"env": {}}"#), "no `steps`"),
-        ("a", Some(negative), "timeoutSeconds"),
-        ("a", Some(steps), "item 2"),
-        ("a", Some(steps), "\njob: job.json: `steps` item 3"),
-        ("a", Some(steps), "steps[].rum (did you mean run?)"),
-        ("a", Some(steps), "\njob: job.json: `maxAttempts`"),
-        ("a", Some("{"), "job.json ends in the middle of its JSON"),
-    ] {
-        if let Some(text) = definition {
-            fs::write(site.directory(dir).join("job.json"), text).unwrap();
-        }
-        let (_, wrong, status) = check(&site, Some(dir), &[]);
-        assert_eq!(status, Some(78), "{dir}, {word}");
-        let is_told = wrong.starts_with("job: ") && wrong.contains(word);
-        assert!(is_told, "{dir}, {word}: {wrong}");
-    }
-}
-
-#[test]
 #[ignore = "needs root to become another user"]
 fn whether_this_user_may_write_there_is_told() {
     let site = Site::scripted();

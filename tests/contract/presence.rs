@@ -99,6 +99,8 @@ fn idle_busy_offline_over_the_life_of_a_worker() {
     let version = env!("CARGO_PKG_VERSION");
     assert_eq!(said, json!([WORKER, "idle", null, version]));
     assert!(humantime::parse_rfc3339(idle["since"].as_str().unwrap()).is_ok());
+    site.request(json!({ "id": "bad", "workDir": "/", "steps": 5 }));
+    site.result("bad"); // a request that is rejected leaves it idle
     let dir = site.prepare("a", json!({ "steps": [until_exists("gate")] }));
     site.request(json!({ "id": 7, "workDir": dir }));
     site.await_state(&mut worker, 0, "busy");
@@ -121,15 +123,6 @@ fn idle_busy_offline_over_the_life_of_a_worker() {
     latecomer.next(TOPIC);
     let heard = latecomer.heard("jobs/");
     assert_eq!(heard.len(), 1, "{heard:?}");
-}
-
-#[test]
-fn a_rejected_request_leaves_the_worker_idle() {
-    let site = Site::start();
-    let _worker = site.idle_worker(|_| {});
-    site.request(json!({ "id": "bad", "workDir": "/", "steps": 5 }));
-    site.result("bad");
-    assert_eq!(site.states(0), ["idle"]);
 }
 
 /// What a site's worker has said of itself, once it has said it so often.

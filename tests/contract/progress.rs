@@ -2,7 +2,7 @@
 //! a job.
 
 use crate::support::broker::{Packet, Verdict};
-use crate::support::site::{Site, await_final, read, release, until_exists};
+use crate::support::site::{Site, await_final, read, until_exists};
 use crate::support::wait::{self, DEADLINE};
 use crate::support::worker::with;
 use serde_json::{Value, json};
@@ -55,22 +55,6 @@ fn a_document_at_the_start_and_at_each_change() {
     }
 }
 
-#[test]
-fn a_job_goes_on_while_the_broker_is_away() {
-    let site = Site::scripted();
-    let mut worker = site.idle_worker(|_| {});
-    let steps = json!([until_exists("gate"), "true", "true"]);
-    let dir = site.submit("a", json!({ "steps": steps }));
-    site.broker.wait_for_message("jobs/status/a", 1, DEADLINE);
-    site.broker.stop_listening();
-    release(&dir);
-    await_final(&dir);
-    assert!(site.broker.received("jobs/results/a").is_empty());
-    site.broker.listen_again();
-    worker.exits_with(0);
-    assert_eq!(site.broker.received("jobs/results/a").len(), 1);
-}
-
 /// The job says more than the buffers on the way to the broker hold.
 #[test]
 fn a_job_goes_on_and_a_worker_can_be_stopped_while_the_broker_does_not_read() {
@@ -119,14 +103,4 @@ fn many_short_steps_are_told_of_together() {
     assert!(is_right, "{told} in {tenths} tenths of a second");
     let (stored, published) = (finished.read("job.status.json"), finished.published.text());
     assert_eq!(stored, published, "it is on the drive without delay");
-}
-
-#[test]
-fn a_journal_that_a_step_removes_is_there_when_the_next_one_runs() {
-    let site = Site::start();
-    let gone = "[ -e job.status.json ] || touch gone; rm job.status.json";
-    let steps: Vec<_> = (0..20).map(|_| gone).collect();
-    let finished = site.run("a", json!({ "steps": steps }));
-    let is_gone = finished.dir.join("gone").exists();
-    assert!(!is_gone, "a worker that died now would count from 1 again");
 }

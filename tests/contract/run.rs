@@ -4,7 +4,7 @@ use crate::support::broker::Broker;
 use crate::support::log::untimed;
 use crate::support::site::{Site, await_file, names, read, read_json, release, until_exists};
 use crate::support::wait;
-use crate::support::worker::Worker;
+use crate::support::worker::{Worker, said};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::fs::{self, File};
@@ -27,7 +27,7 @@ fn run(site: &Site<Broker>, arguments: &[&str]) -> Worker {
 #[test]
 fn it_runs_the_job_writes_the_same_files_and_shows_the_log() {
     let site = Site::scripted();
-    let step = "echo out; echo err >&2; echo $JOB_ID $WORKER_ID";
+    let step = "(setsid sleep 1000 &); echo out; echo err >&2; echo $JOB_ID $WORKER_ID";
     let dir = site.prepare("a", json!({ "steps": [step, "true"] }));
     // what is set for a broker does not stop it
     let mut command = command(&site, &["a"]);
@@ -35,6 +35,7 @@ fn it_runs_the_job_writes_the_same_files_and_shows_the_log() {
     command.env("MQTT_PASSWORD_FILE", "/does/not/exist");
     let mut process = site.start_as(command);
     process.exits_with(0);
+    site.nothing_survives();
     let log = read(&dir.join("job.log"));
     assert!(log.contains("\nout\nerr\na node-worker-01\n"), "{log}");
     assert_eq!(process.stdout(), log);
@@ -46,23 +47,6 @@ fn it_runs_the_job_writes_the_same_files_and_shows_the_log() {
 
 fn journal(dir: &Path) -> Value {
     read_json(&dir.join("job.status.json"))
-}
-
-#[test]
-fn it_exits_with_the_job_s_exit_code_and_nothing_outlives_it() {
-    let site = Site::scripted();
-    let timeout = json!({ "run": "sleep 1000", "timeoutSeconds": 0.1 });
-    for (step, code) in [
-        (json!("exit 3"), 3),
-        (json!("kill -9 $$"), 137),
-        (json!("no-such-program-of-ours"), 127),
-        (timeout, 124),
-        (json!("(setsid sleep 1000 &); sleep 1000 &"), 0),
-    ] {
-        site.prepare("a", json!({ "steps": [step] }));
-        run(&site, &["a"]).exits_with(code);
-        site.nothing_survives();
-    }
 }
 
 #[test]
@@ -123,19 +107,35 @@ fn an_attempt_after_a_crash_shows_only_what_is_new() {
 }
 
 #[test]
-fn bad_directories_are_told_and_left_alone() {
+fn bad_directories_are_told_also_by_check_and_left_alone() {
     let site = Site::scripted();
     site.directory("empty");
     fs::write(site.drive.path().join("file"), "").unwrap();
-    site.prepare("no-steps", json!({ "env": {} }));
-    fs::write(site.prepare("no-json", json!({})).join("job.json"), "{").unwrap();
-    for (dir, code, word) in [
-        ("missing", 64, "missing"),
-        ("file", 64, "not a directory"),
-        ("empty", 1, "job.json"),
-        ("no-steps", 1, "steps"),
-        ("no-json", 1, "job.json"),
+    let faults = r#"{"steps": ["true", 7, {"rum": "true"}], "maxAttempts": 0}"#;
+    // what `check` says of each mistake
+    let each = [
+        "item 2",
+        "\njob: job.json: `steps` item 3",
+        "steps[].rum (did you mean run?)",
+        "\njob: job.json: `maxAttempts`",
+    ];
+    for (dir, definition, code, word, checked) in [
+        ("missing", "", 64, "missing", &["does not exist"][..]),
+        ("file", "", 64, "not a directory", &["not a directory"]),
+        ("empty", "", 1, "job.json", &["job.json does not exist"]),
+        ("a", r#"{"env": {}}"#, 1, "steps", &["no `steps`"]),
+        ("a", faults, 1, "item 2", &each),
+        ("a", "{", 1, "job.json", &["ends in the middle of its JSON"]),
     ] {
+        if !definition.is_empty() {
+            fs::write(site.directory(dir).join("job.json"), definition).unwrap();
+        }
+        let (_, wrong, status) = said(&mut site.command(["check", dir]));
+        assert_eq!(status, Some(78), "{dir}");
+        let is_told = |word: &&str| wrong.contains(*word);
+        let all = wrong.starts_with("job: ") && checked.iter().all(is_told);
+        assert!(all, "{dir}, {checked:?}: {wrong}");
+
         let mut process = run(&site, &[dir]);
         process.exits_with(code);
         let told = process.stderr();

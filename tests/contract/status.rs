@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use crate::support::site::{Site, names, read, read_json};
+use crate::support::site::{Site, names, read};
 use serde_json::{Value, json};
 
 fn time(document: &Value, field: &str) -> SystemTime {
@@ -108,15 +108,4 @@ fn when_the_result_arrives_log_and_status_are_whole_and_all_that_is_added() {
         assert_eq!(log, read(&dir.join("job.log")));
         assert_eq!(names(&dir), ["job.json", "job.log", "job.status.json"]);
     }
-}
-
-#[test]
-fn the_file_is_replaced_and_never_rewritten() {
-    let site = Site::start();
-    // A second name for the file as it is now: a write into the same file would show through it.
-    let step = "ln job.status.json earlier.json";
-    let job = site.run("a", json!({ "steps": [step] }));
-    let earlier = read_json(&job.dir.join("earlier.json"));
-    assert_eq!(earlier["status"], "running");
-    assert_eq!(job.result["status"], "success");
 }
