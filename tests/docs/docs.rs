@@ -114,30 +114,6 @@ fn every_command_runs() {
     assert!(count >= 8, "only {count} blocks");
 }
 
-#[test]
-fn a_command_that_fails_is_noticed() {
-    let page = "```sh\ntrue\n```\n```console\n$ false\n```\n```sh\nno-such-command\n```\n";
-    let found = [(2, "true\n"), (8, "no-such-command\n")];
-    let found = found.map(|(line, text)| (line, text.to_owned()));
-    assert_eq!(blocks(page, "sh"), found);
-    let failed = std::panic::catch_unwind(|| run("no-such-command", "page"));
-    assert!(failed.is_err());
-}
-
-/// The settings that the page for operators asks for are those under which all these tests run.
-#[test]
-fn the_settings_of_mosquitto_are_tested() {
-    let broker = Mosquitto::start();
-    let used = read(&broker.dir().join("mosquitto.conf"));
-    let blocks = blocks(&text("docs/operators.md"), "conf");
-    let settings: Vec<_> = blocks.iter().flat_map(|(_, block)| block.lines()).collect();
-    assert!(!settings.is_empty());
-    for setting in settings {
-        let is_used = used.lines().any(|line| line == setting);
-        assert!(is_used, "{setting} is not in:\n{used}");
-    }
-}
-
 fn sources(dir: &Path) -> String {
     let paths = names(dir).into_iter().map(|name| dir.join(name));
     let texts = paths.map(|path| match path.is_dir() {
@@ -218,13 +194,6 @@ fn every_heading_that_a_comment_names_is_in_the_reference() {
     assert!(count > 20, "only {count} headings are named");
 }
 
-#[test]
-fn headings_are_found_in_comments_of_several_lines() {
-    let start = concat!("docs/reference.md", ", \"");
-    let code = format!("//! One ({start}Job\n//! definition\" and\n//! \"Topics\"), \"no\"\n");
-    assert_eq!(headings_named_in(&code), ["Job definition", "Topics"]);
-}
-
 fn section_of_the_reference(heading: &str) -> String {
     let reference = text("docs/reference.md");
     let mut sections = reference.split("\n## ");
@@ -286,51 +255,41 @@ pub fn variables(text: &str) -> BTreeSet<String> {
     ours.map(str::to_owned).collect()
 }
 
+/// These words stand in a text as code.
+#[track_caller]
+fn names_each(text: &str, words: impl IntoIterator<Item = String>) {
+    let words: Vec<_> = words.into_iter().collect();
+    for word in &words {
+        assert!(text.contains(&format!("`{word}`")), "no {word} in:\n{text}");
+    }
+    assert!(words.len() > 2, "only {words:?}");
+}
+
 #[test]
-fn the_reference_has_every_variable_and_every_command_of_the_help() {
+fn the_reference_has_every_variable_command_and_field() {
     let help = help();
     let configuration = section_of_the_reference("Configuration");
     let rows = configuration.lines().filter(|line| line.starts_with("| `"));
     let first_cells: Vec<_> = rows.filter_map(|row| row.split('|').nth(1)).collect();
     assert_eq!(variables(&first_cells.join(" ")), variables(&help));
-    let commands = section_of_the_reference("Commands");
-    let shown = help.lines().filter_map(|line| {
-        let command = line.strip_prefix("  job-worker ")?;
-        command.split("  ").next()
-    });
-    let shown = shown.filter(|command| !command.is_empty() && !command.contains('|'));
-    let shown: Vec<_> = shown.collect();
-    for command in &shown {
-        let is_there = commands.contains(&format!("`job-worker {command}`"));
-        assert!(is_there, "no {command}");
-    }
-    assert!(shown.len() > 2, "only {shown:?}");
-}
-
-/// Whoever comes from another system is not sent to what does not exist.
-#[test]
-fn the_reference_has_every_variable_of_the_page_of_words() {
-    let reference = text("docs/reference.md");
+    let usage = help
+        .lines()
+        .filter(|line| line.starts_with("  job-worker "));
+    let commands = usage.filter_map(|line| line.trim_start().split("  ").next());
+    let commands = commands.filter(|command| command.contains(' ') && !command.contains('|'));
+    let section = section_of_the_reference("Commands");
+    names_each(&section, commands.map(str::to_owned));
+    // whoever comes from another system is not sent to what does not exist
     let named = variables(&text("docs/words.md"));
-    for name in &named {
-        assert!(reference.contains(&format!("`{name}`")), "no {name}");
-    }
-    assert!(named.len() > 5, "only {named:?}");
-}
-
-#[test]
-fn the_reference_has_every_field_of_the_schemas() {
+    names_each(&text("docs/reference.md"), named);
     for (schema, heading) in [
         ("request", "Request"),
         ("job", "Job definition"),
         ("status", "Status document"),
     ] {
         let schema = read_json(&file(&format!("docs/schema/{schema}.json")));
-        let section = section_of_the_reference(heading);
-        for field in schema["properties"].as_object().unwrap().keys() {
-            let is_there = section.contains(&format!("`{field}`"));
-            assert!(is_there, "{heading}: no {field}");
-        }
+        let fields = schema["properties"].as_object().unwrap();
+        names_each(&section_of_the_reference(heading), fields.keys().cloned());
     }
 }
 

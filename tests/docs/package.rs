@@ -1,8 +1,10 @@
 //! What the Debian package says of the program: its settings (`/etc/default/job-worker`) and its man page.
 
 use crate::docs::{blocks, help, variables};
+use crate::support::mosquitto::Mosquitto;
+use crate::support::site::read;
 use crate::support::temp_dir::TempDir;
-use crate::support::worker::job_worker;
+use crate::support::worker::{job_worker, said};
 use crate::{file, output, text};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -20,35 +22,26 @@ fn settings() -> BTreeMap<String, String> {
         .collect()
 }
 
-#[test]
-fn the_settings_have_every_variable_of_the_program_and_set_none() {
-    let shown: BTreeSet<_> = settings().into_keys().collect();
-    assert_eq!(shown, variables(&help()));
-    let file = text(DEFAULT);
-    assert!(file.lines().all(|l| l.is_empty() || l.starts_with('#')));
-}
-
 /// As the help shows them: `NAME=default`. The unit sets two.
 #[test]
-fn the_settings_show_the_defaults() {
-    let help = help();
-    for (name, value) in settings() {
+fn the_settings_are_those_of_the_program_with_their_defaults_and_set_none() {
+    let (help, settings) = (help(), settings());
+    let shown: BTreeSet<_> = settings.keys().cloned().collect();
+    assert_eq!(shown, variables(&help));
+    let file = text(DEFAULT);
+    assert!(file.lines().all(|l| l.is_empty() || l.starts_with('#')));
+    for (name, value) in &settings {
         let shown = help.split_once(&format!("  {name}="));
         let default = shown.and_then(|(_, rest)| rest.split(' ').next());
-        if !["WORKER_ID", "JOB_ROOT"].contains(&&*name) {
-            assert_eq!(default, Some(&*value), "{name}");
+        if !["WORKER_ID", "JOB_ROOT"].contains(&&**name) {
+            assert_eq!(default, Some(&**value), "{name}");
         }
     }
-}
-
-#[test]
-fn the_program_takes_the_settings_as_they_are_shown() {
     let dir = TempDir::new();
     let mut check = job_worker();
-    check.arg("check").envs(settings());
-    let check = check.env("JOB_ROOT", dir.path()).output().expect("it runs");
-    let said = String::from_utf8_lossy(&check.stderr);
-    assert!(check.status.success() && said.is_empty(), "{said}");
+    check.arg("check").envs(settings);
+    let (_, wrong, status) = said(check.env("JOB_ROOT", dir.path()));
+    assert_eq!((&*wrong, status), ("", Some(0)));
 }
 
 #[test]
@@ -75,7 +68,8 @@ fn the_man_page_has_every_command_and_every_variable() {
     }
 }
 
-/// Those that a queue needs: alone for a broker of the system, with others in the examples, and in the documents.
+/// Those that a queue needs: alone for a broker of the system, with others in the examples and in all these tests, and in the
+/// documents.
 #[test]
 fn the_lines_for_mosquitto_are_the_same_everywhere() {
     let settings = |text: &str| -> BTreeSet<String> {
@@ -84,8 +78,12 @@ fn the_lines_for_mosquitto_are_the_same_everywhere() {
         settings.map(str::to_owned).collect()
     };
     let wanted = settings(&text("examples/mosquitto/job-worker.conf"));
-    for whole in ["mosquitto.conf", "secure.conf"] {
-        let whole = settings(&text(&format!("examples/mosquitto/{whole}")));
+    let examples =
+        ["mosquitto.conf", "secure.conf"].map(|name| file(&format!("examples/mosquitto/{name}")));
+    let broker = Mosquitto::start();
+    let tested = broker.dir().join("mosquitto.conf");
+    for whole in examples.into_iter().chain([tested]) {
+        let whole = settings(&read(&whole));
         assert!(whole.is_superset(&wanted), "{whole:?}");
     }
     let blocks = blocks(&text("docs/operators.md"), "conf");

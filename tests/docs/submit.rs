@@ -210,20 +210,6 @@ fn what_is_no_result_is_passed_over() {
 }
 
 #[test]
-fn follows_the_log_while_the_job_runs() {
-    let site = Site::start();
-    let mut worker = site.idle_worker(|_| {});
-    let mut submit = submit(&site, &["touch gate; echo begun", &while_exists("gate")]);
-    submit.await_stdout("\nbegun\n");
-    assert!(submit.ended().is_none());
-    fs::remove_file(job_dir(&site).join("gate")).unwrap();
-    submit.exits_with(0);
-    worker.exits_with(0);
-    let log = read(&job_dir(&site).join("job.log"));
-    assert_eq!(submit.stdout(), log, "all of the log, once");
-}
-
-#[test]
 fn a_result_that_comes_at_once_is_not_missed() {
     let site = Site::start();
     let mut worker = site.idle_worker(|_| {});
@@ -313,7 +299,7 @@ fn ctrl_c_ends_a_job_that_a_worker_has_and_does_not_run_yet() {
 
 /// Where it does not come back, the drive has the result.
 #[test]
-fn a_loss_of_the_broker_in_mid_job_does_not_matter() {
+fn follows_the_log_while_the_job_runs_and_a_loss_of_the_broker_does_not_matter() {
     for comes_back in [true, false] {
         let mut site = Site::start();
         let _worker = site.idle_worker(|_| {});
@@ -327,6 +313,8 @@ fn a_loss_of_the_broker_in_mid_job_does_not_matter() {
         }
         submit.exits_with(9);
         submit.await_stdout("ended with exit code 9\n");
+        let log = read(&job_dir(&site).join("job.log"));
+        assert_eq!(submit.stdout(), log, "all of the log, once");
     }
 }
 
