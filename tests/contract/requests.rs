@@ -39,17 +39,19 @@ fn job_json_is_read_once_and_the_request_wins() {
 #[test]
 fn a_work_dir_is_absolute_or_taken_from_job_root_or_else_from_the_current_directory() {
     let site = Site::start();
-    let (drive, root) = (site.drive.path(), site.drive.path().join("root"));
     let dir = site.prepare("root/nested/job", json!({ "steps": ["pwd"] }));
+    let root = site.drive.path().join("root").display().to_string();
     for (work_dir, job_root) in [
-        (json!(dir), Some(&root)),
-        (json!("nested/job"), Some(&root)),
-        (json!("root/nested/job"), None),
+        (json!(dir), &*root),
+        (json!("nested/job"), &root),
+        (json!("nested/job"), "./root"),
+        (json!("root/nested/job"), ""),
     ] {
-        let worker = site.idle_worker(|command| {
-            command.current_dir(drive);
-            command.envs(job_root.map(|root| ("JOB_ROOT", root)));
-        });
+        let worker = site.idle_worker(with(&[("JOB_ROOT", job_root)]));
+        site.request(json!({ "id": "out", "workDir": format!("{root}/../out") }));
+        let error = site.result("out").json()["error"].to_string();
+        let is_fenced = error.contains("lies outside of JOB_ROOT");
+        assert_eq!(is_fenced, !job_root.is_empty(), "{error}");
         let request = json!({ "id": "placed", "workDir": work_dir });
         let finished = site.run_request(worker, dir.clone(), request);
         assert_success(&finished);

@@ -144,32 +144,25 @@ fn without(topic: &str) -> String {
     format!("{start}user worker\n{}\n", kept.join("\n"))
 }
 
+/// Also as the head of a pool. Else its request would stay at the head of the queue, and nobody would hear of it.
 #[test]
 fn a_worker_that_may_not_write_rejections_says_so() {
-    let site = site(&without("jobs/rejected"));
-    let mut worker = site.idle_worker(as_worker("5"));
-    site.controller.publish("jobs/pending", "no JSON");
-    worker.exits_with(77);
-    let said = worker.stderr();
-    assert!(said.contains("jobs/rejected"), "{said}");
-}
-
-/// As the head of a pool. Else its request would stay at the head of the queue, and nobody would hear of it.
-#[test]
-fn a_member_of_a_pool_that_may_not_write_rejections_says_so() {
-    let site = site(&without("jobs/rejected"));
-    let mut worker = site.idle_worker(|command| {
-        as_worker("5")(command);
-        command
-            .env("WORKER_ID", crate::support::site::WORKER)
-            .env("JOB_POOL", "pool")
-            .env("JOB_ROOT", site.drive.path());
-    });
-    wait::until("the worker to say so", || {
-        site.controller.publish("jobs/pending", "no JSON"); // what comes before the pool has a session is lost
-        worker.stderr().contains("we may not write to")
-    });
-    worker.exits_with(77);
+    for pool in [None, Some("pool")] {
+        let site = site(&without("jobs/rejected"));
+        let mut worker = site.idle_worker(|command| {
+            as_worker("5")(command);
+            command.env("WORKER_ID", crate::support::site::WORKER);
+            command.env("JOB_ROOT", site.drive.path());
+            pool.map(|pool| command.env("JOB_POOL", pool));
+        });
+        wait::until("the worker to say so", || {
+            site.controller.publish("jobs/pending", "no JSON"); // what comes before the pool has a session is lost
+            worker.stderr().contains("we may not write to")
+        });
+        worker.exits_with(77);
+        let said = worker.stderr();
+        assert!(said.contains("jobs/rejected"), "{said}");
+    }
 }
 
 #[test]

@@ -113,22 +113,64 @@ fn a_trusted_broker_is_served(version: &str) {
 #[test]
 fn a_broker_that_shows_no_good_certificate_is_refused() {
     let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let expired = Valid::UntilYesterday;
+    let (dir, trusted) = (TempDir::new(), ours.file());
+    let in_dir = |name: &str| dir.path().join(name);
+    // as manuals make them that are older than what is checked today
+    let request =
+        "openssl req -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -subj /CN=localhost";
+    let ca_files = trusted.with_extension("").display().to_string();
+    for line in [
+        format!("{request} -new -keyout key -out csr"),
+        format!(
+            "openssl x509 -req -days 2 -CA {ca_files}.pem -CAkey {ca_files}.key -CAcreateserial -in csr -out version-1"
+        ),
+        format!(
+            "{request} -x509 -days 2 -addext subjectAltName=DNS:localhost -keyout self.key -out self"
+        ),
+    ] {
+        openssl(dir.path(), &line);
+    }
+    let made = |certificate, key| Identity {
+        certificate: in_dir(certificate),
+        key: in_dir(key),
+    };
     let unknown = ["UnknownIssuer", "not signed by a CA of MQTT_CA_FILE"];
     let another = ["not valid for name", "broker.example"];
-    let expired = Valid::UntilYesterday;
-    let cases: [(&Authority, &str, Valid, &[&str]); 3] = [
-        (&theirs, NAMES, Valid::Now, &unknown),
-        (&ours, NAMES, expired, &["expired"]),
-        (&ours, "DNS:broker.example", Valid::Now, &another),
+    let heading = "docs/reference.md, \"TLS\"";
+    type Shown<'a> = &'a dyn Fn() -> Identity;
+    let cases: [(Shown, &Path, [&str; 2]); 6] = [
+        (&|| theirs.broker(NAMES, Valid::Now), &trusted, unknown),
+        (&|| ours.broker(NAMES, expired), &trusted, ["expired", ""]),
+        (
+            &|| ours.broker("DNS:broker.example", Valid::Now),
+            &trusted,
+            another,
+        ),
+        (
+            &|| made("version-1", "key"),
+            &trusted,
+            ["version 1", heading],
+        ),
+        (
+            &|| ours.issue("nameless", "basicConstraints = CA:FALSE\n", Valid::Now),
+            &trusted,
+            ["subjectAltName", heading],
+        ),
+        (
+            &|| made("self", "self.key"),
+            &in_dir("self"),
+            ["CA:TRUE", heading],
+        ),
     ];
-    for (ca, names, valid, reasons) in cases {
-        let secure = Secure::showing(&ca.broker(names, valid), ours.file());
+    for (shown, trusted, reasons) in cases {
+        let secure = Secure::showing(&shown(), trusted.to_owned());
         for host in ["localhost", "127.0.0.1"] {
             // MQTT_CA_FILE stands instead of the system's roots, not beside them
             let command = secure.command(host, |command| {
                 command.env("SSL_CERT_FILE", theirs.file());
             });
-            let reasons = [&["we do not trust the broker"], reasons].concat();
+            let reasons = [&["we do not trust the broker"], &reasons[..]].concat();
             refuses(secure.site.start_as(command), &reasons);
         }
     }
@@ -278,37 +320,24 @@ fn without_a_ca_file_the_roots_of_the_system_count() {
     }));
 }
 
+/// In the life of one worker: a certificate that is not valid yet, one that expires while it is connected, and others by another
+/// CA in all the files that it reads.
 #[test]
-fn a_certificate_of_tomorrow_is_waited_for() {
-    let ca = Authority::new("ours");
-    let secure = Secure::showing(&ca.broker(NAMES, Valid::FromTomorrow), ca.file());
-    let mut worker = secure.worker(|_| {});
-    worker.await_stderr("is our clock right?");
-    worker.stop();
-}
-
-#[test]
-fn a_certificate_that_expires_while_we_are_there_is_waited_for() {
-    let ca = Authority::new("ours");
-    let dir = TempDir::new();
-    let shown = ca.broker(NAMES, Valid::Now).copied_to(dir.path());
-    let mut secure = Secure::showing(&shown, ca.file());
-    let worker = secure.idle(|_| {});
-    secure.restart(|| ca.broker(NAMES, Valid::UntilYesterday).replace(&shown));
-    worker.await_stderr("expired"); // losing the broker is not an exit
-    secure.restart(|| ca.broker(NAMES, Valid::Now).replace(&shown));
-    secure.runs_a_job(worker);
-}
-
-#[test]
-fn renewed_files_are_read_for_the_next_connection() {
+fn what_is_not_valid_at_the_time_is_waited_for_and_renewed_files_are_read() {
     let (before, after) = (Authority::new("before"), Authority::new("after"));
     let dirs = [TempDir::new(), TempDir::new()];
-    let shown = before.broker(NAMES, Valid::Now).copied_to(dirs[0].path());
+    let tomorrow = before.broker(NAMES, Valid::FromTomorrow);
+    let shown = tomorrow.copied_to(dirs[0].path());
     let ours = before.client("worker").copied_to(dirs[1].path());
     let options = asks_for_certificates_of(&before);
     let mut secure = Secure::at(LOCALHOST, &shown, before.file(), &options);
-    let worker = secure.idle(shows(&ours));
+    let mut worker = secure.worker(shows(&ours));
+    worker.await_stderr("is our clock right?");
+    secure.restart(|| before.broker(NAMES, Valid::Now).replace(&shown));
+    secure.site.await_state(&mut worker, 0, "idle");
+    // losing the broker is not an exit
+    secure.restart(|| before.broker(NAMES, Valid::UntilYesterday).replace(&shown));
+    worker.await_stderr("expired");
     secure.restart(|| {
         after.broker(NAMES, Valid::Now).replace(&shown);
         after.client("worker").replace(&ours);
@@ -325,41 +354,6 @@ fn openssl(dir: &Path, line: &str) {
         .expect("sh runs");
     let said = String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success(), "{line}: {said}");
-}
-
-/// As manuals make them that are older than what is checked today.
-#[test]
-fn a_certificate_that_cannot_be_used_is_told_with_what_is_wrong_with_it() {
-    let ca = Authority::new("ours");
-    let dir = TempDir::new();
-    let in_dir = |name: &str| dir.path().join(name);
-    let request =
-        "openssl req -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -subj /CN=localhost";
-    fs::write(in_dir("plain"), "basicConstraints = CA:FALSE\n").unwrap();
-    let ca_files = ca.file().with_extension("").display().to_string();
-    let sign = format!(
-        "openssl x509 -req -days 2 -CA {ca_files}.pem -CAkey {ca_files}.key -CAcreateserial -in csr"
-    );
-    for line in [
-        format!("{request} -new -keyout key -out csr"),
-        format!("{sign} -out version-1"),
-        format!("{sign} -extfile plain -out nameless"),
-        format!(
-            "{request} -x509 -days 2 -addext subjectAltName=DNS:localhost -keyout self.key -out self"
-        ),
-    ] {
-        openssl(dir.path(), &line);
-    }
-    for (certificate, key, ca, said) in [
-        ("version-1", "key", ca.file(), "version 1"),
-        ("nameless", "key", ca.file(), "subjectAltName"),
-        ("self", "self.key", in_dir("self"), "CA:TRUE"),
-    ] {
-        let [certificate, key] = [certificate, key].map(in_dir);
-        let secure = Secure::showing(&Identity { certificate, key }, ca);
-        let heading = "docs/reference.md, \"TLS\"";
-        refuses(secure.worker(|_| {}), &[said, heading]);
-    }
 }
 
 /// In "A certificate for the broker" of the operator's guide.
