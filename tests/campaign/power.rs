@@ -54,38 +54,29 @@ const STUCK: Duration = Duration::from_secs(20);
 #[test]
 #[ignore = "needs root and loop devices"]
 fn every_result_is_on_the_drive() {
-    let cuts = number("POWER_CUTS", SHORT_FORM);
-    let reports = campaigns(Queue::Own, "on", cuts);
-    nothing_is_lost(&reports);
-    // a campaign that never comes to these moments shows nothing
-    met(&reports, &["results looked up", "attempts cut off"]);
-    if cuts >= 50 {
-        let rare = ["stored results looked up", "given up", "results twice"];
-        met(&reports, &rare);
-    }
-}
-
-fn nothing_is_lost(reports: &[Report]) {
-    for report in reports {
-        assert!(report.violations.is_empty(), "{report}");
-    }
-}
-
-/// Some cut met each of these.
-fn met(reports: &[Report], all: &[&str]) {
-    for what in all {
-        let is_met = reports.iter().any(|it| it.counts.contains_key(*what));
-        assert!(is_met || reports.is_empty(), "no cut met {what}");
-    }
+    let often = ["results looked up", "attempts cut off"];
+    let rare = ["stored results looked up", "given up", "results twice"];
+    nothing_is_lost(Queue::Own, SHORT_FORM, &often, &rare);
 }
 
 #[test]
 #[ignore = "needs root and loop devices"]
 fn every_request_that_a_pool_has_acknowledged_is_on_the_drive() {
-    let cuts = number("POWER_CUTS", SHORT_FORM_OF_A_POOL);
-    let reports = campaigns(Queue::Pool, "on", cuts);
-    nothing_is_lost(&reports);
-    met(&reports, &["claims looked up"]);
+    let often = ["claims looked up"];
+    nothing_is_lost(Queue::Pool, SHORT_FORM_OF_A_POOL, &often, &[]);
+}
+
+fn nothing_is_lost(queue: Queue, short_form: u64, often: &[&str], rare: &[&str]) {
+    let cuts = number("POWER_CUTS", short_form);
+    let reports = campaigns(queue, "on", cuts);
+    for report in &reports {
+        assert!(report.violations.is_empty(), "{report}");
+    }
+    // a campaign that never comes to these moments shows nothing
+    for what in often.iter().chain(rare.iter().filter(|_| cuts >= 50)) {
+        let is_met = reports.iter().any(|it| it.counts.contains_key(*what));
+        assert!(is_met || reports.is_empty(), "no cut met {what}");
+    }
 }
 
 /// A campaign that cannot fail is worth nothing.
@@ -98,12 +89,16 @@ fn without_syncs_the_campaign_finds_what_is_lost() {
         &[AttemptNotCounted, RunAgain],
     ];
     for (queue, all) in [(Queue::Own, own), (Queue::Pool, &[&[ClaimLost]])] {
-        for report in campaigns(queue, "off", number("POWER_CUTS", 4).min(4)) {
-            println!("as it must be: {report}");
-            let found =
-                |some: &&[Violation]| some.iter().any(|kind| report.violations.contains_key(kind));
-            let said = "JOB_SYNC=off loses nothing, or the campaign does not see it";
-            assert!(all.iter().all(found), "{said}: {report}");
+        let reports = campaigns(queue, "off", number("POWER_CUTS", 4).min(4));
+        let said = "JOB_SYNC=off loses nothing, or the campaign does not see it";
+        for report in &reports {
+            assert!(!report.violations.is_empty(), "{said}: {report}");
+        }
+        // the few cuts of one file system may miss one of them
+        for some in all {
+            let mut found = reports.iter().flat_map(|report| report.violations.keys());
+            let is_found = found.any(|kind| some.contains(kind));
+            assert!(is_found || reports.is_empty(), "{said}: {some:?}");
         }
     }
 }
@@ -252,6 +247,7 @@ fn is_given_up(document: &Value) -> bool {
     document["reason"] == "interrupted"
 }
 
+#[derive(Default)]
 struct Report {
     name: String,
     seconds: f64,
@@ -278,7 +274,7 @@ impl std::fmt::Display for Report {
 }
 
 struct Campaign {
-    name: String,
+    report: Report,
     queue: Queue,
     sync: &'static str,
     random: Random,
@@ -293,8 +289,6 @@ struct Campaign {
     requests: Vec<Request>,
     mark: usize,
     cuts: u64,
-    counts: BTreeMap<String, usize>,
-    violations: BTreeMap<Violation, Vec<String>>,
 }
 
 impl Campaign {
@@ -306,7 +300,10 @@ impl Campaign {
             ..World::default()
         };
         Self {
-            name: format!("{queue:?} on {} with JOB_SYNC={sync}", kind.name),
+            report: Report {
+                name: format!("{queue:?} on {} with JOB_SYNC={sync}", kind.name),
+                ..Report::default()
+            },
             queue,
             sync,
             proxy: Proxy::start(broker.port(), world),
@@ -319,40 +316,34 @@ impl Campaign {
             requests: Vec::new(),
             mark: 0,
             cuts: 0,
-            counts: BTreeMap::new(),
-            violations: BTreeMap::new(),
         }
     }
 
     fn run(mut self, cuts: u64) -> Report {
         let started = Instant::now();
         self.open_queue();
-        while self.cuts < cuts && !self.violations.contains_key(&Violation::DriveUnusable) {
+        while self.cuts < cuts && !self.has_found(Violation::DriveUnusable) {
             self.round();
         }
         // what a pool has lost never comes to an end
-        let is_lost = |kind: &Violation| self.violations.contains_key(kind);
-        if ![Violation::DriveUnusable, Violation::ClaimLost]
-            .iter()
-            .any(is_lost)
-        {
+        if !self.has_found(Violation::DriveUnusable) && !self.has_found(Violation::ClaimLost) {
             self.bring_to_an_end();
             self.cut_at_the_end();
         }
         let attempts = self.requests.iter().map(|it| it.begins().len()).sum();
         self.count("attempts", attempts);
         self.count("requests", self.requests.len());
-        Report {
-            name: self.name,
-            seconds: started.elapsed().as_secs_f64(),
-            counts: self.counts,
-            violations: self.violations,
-        }
+        self.report.seconds = started.elapsed().as_secs_f64();
+        self.report
+    }
+
+    fn has_found(&self, kind: Violation) -> bool {
+        self.report.violations.contains_key(&kind)
     }
 
     fn count(&mut self, what: &str, more: usize) {
         if more > 0 {
-            *self.counts.entry(what.to_owned()).or_default() += more;
+            *self.report.counts.entry(what.to_owned()).or_default() += more;
         }
     }
 
@@ -603,8 +594,7 @@ impl Campaign {
 
     /// The power is back.
     fn come_back(&mut self) {
-        let eager = self.random.one_in(2);
-        if let Err(error) = self.drive.restore(eager) {
+        if let Err(error) = self.drive.restore() {
             return self.violate(Violation::DriveUnusable, error);
         }
         self.cuts += 1;
@@ -642,23 +632,12 @@ impl Campaign {
 
     /// The tokens of the requests that members have acknowledged.
     fn acknowledged(&self) -> BTreeSet<String> {
-        let mut given: BTreeMap<(usize, u16), &str> = BTreeMap::new();
-        let mut acknowledged = BTreeSet::new();
-        for event in self.wire.lock().unwrap().iter() {
-            match &event.packet {
-                Packet::Request {
-                    packet_id, token, ..
-                } => {
-                    given.insert((event.connection, *packet_id), token);
-                }
-                Packet::RequestAck { packet_id, .. } => {
-                    let token = given.get(&(event.connection, *packet_id));
-                    acknowledged.extend(token.map(|token| (*token).to_owned()));
-                }
-                _ => {}
-            }
-        }
-        acknowledged
+        let wire = self.wire.lock().unwrap();
+        let tokens = wire.iter().filter_map(|event| match &event.packet {
+            Packet::RequestAck { token, .. } => Some(token.clone()),
+            _ => None,
+        });
+        tokens.collect()
     }
 
     fn look_at_the_attempts(&mut self) {
@@ -841,6 +820,7 @@ impl Campaign {
     }
 
     fn violate(&mut self, kind: Violation, case: String) {
-        self.violations.entry(kind).or_default().push(case);
+        let cases = self.report.violations.entry(kind).or_default();
+        cases.push(case);
     }
 }

@@ -50,6 +50,7 @@ pub fn claimed(events: &[Event]) -> BTreeSet<String> {
 }
 
 /// All that was noted.
+#[derive(Clone)]
 pub struct Evidence {
     pub crowd: Crowd,
     pub memory: Broker,
@@ -156,6 +157,51 @@ impl Evidence {
         verdict
     }
 
+    /// The same with something in it that must not be, and the words in which a verdict tells that: one that cannot fail is worth nothing.
+    pub fn forged(&self) -> Vec<(&'static str, Self)> {
+        let forge = |words, change: &dyn Fn(&mut Self)| {
+            let mut forged = self.clone();
+            change(&mut forged);
+            (words, forged)
+        };
+        let lose = |it: &mut Self| it.requests.values_mut().for_each(|it| it.results.clear());
+        let run_again = |it: &mut Self| {
+            let again = |mark: &str| match mark.split(' ').collect::<Vec<_>>()[..] {
+                ["end", token, life] => {
+                    let next = 1 + life.parse::<usize>().unwrap();
+                    match self.lives.contains_key(&next) {
+                        true => format!("{mark}\nstart {token} {next} 1\n"),
+                        false => format!("{mark}\n"),
+                    }
+                }
+                _ => format!("{mark}\n"),
+            };
+            it.marks = self.marks.lines().map(again).collect();
+        };
+        let mix_up = |it: &mut Self| {
+            let mut before = Value::Null;
+            for event in &mut it.events {
+                if let Packet::Result { document, .. } = &mut event.packet {
+                    std::mem::swap(document, &mut before);
+                }
+            }
+        };
+        let turn_around = |it: &mut Self| {
+            let published = self.requests.values().rev().map(|it| it.published.clone());
+            let requests = it.requests.values_mut().zip(published);
+            requests.for_each(|(request, published)| request.published = published);
+        };
+        let mut all = vec![
+            forge("no result", &lose),
+            forge("and again by process", &run_again),
+            forge("stale", &mix_up),
+        ];
+        if self.crowd == Crowd::Pool {
+            all.push(forge("published later", &turn_around));
+        }
+        all
+    }
+
     /// Notes what must not be with requests. The first ones come in full.
     fn violation(&self, verdict: &mut Verdict, tokens: &[&str], problem: &str) {
         let story = match verdict.violations.len() {
@@ -171,8 +217,8 @@ impl Evidence {
     fn read_wire(&self, life: usize, verdict: &mut Verdict) -> Wire {
         let (how, is_member) = (&self.lives[&life], self.crowd == Crowd::Pool);
         let mut wire = Wire::default();
-        let mut given: BTreeMap<(usize, u16), &str> = BTreeMap::new();
         let (mut published, mut has_arrived) = (None, false);
+        let mut connections = BTreeSet::new();
         for event in self.events.iter().filter(|event| event.life == life) {
             let lives_on = how.end != End::Killed && event.at <= how.ended;
             let (token, problem) = match &event.packet {
@@ -180,14 +226,10 @@ impl Evidence {
                     wire.old_protocol |= *level == 4;
                     continue;
                 }
-                Packet::Request {
-                    packet_id, token, ..
-                } => {
-                    let is_first = given.keys().all(|(other, _)| *other != event.connection);
-                    if is_first && !is_member {
+                Packet::Request { token, .. } => {
+                    if connections.insert(event.connection) && !is_member {
                         wire.held.push(token.clone());
                     }
-                    given.insert((event.connection, *packet_id), token);
                     continue;
                 }
                 Packet::Result { document, claim } => {
@@ -221,17 +263,15 @@ impl Evidence {
                     has_arrived = true;
                     continue;
                 }
-                Packet::RequestAck { packet_id, claim } => {
-                    let token = given.get(&(event.connection, *packet_id)).copied();
-                    let token = token.unwrap_or_default().to_owned();
+                Packet::RequestAck { token, claim } => {
                     wire.acknowledged = Some(event.at);
-                    let is_due = has_arrived && published.as_ref() == Some(&token);
+                    let is_due = has_arrived && published.as_ref() == Some(token);
                     let claim = claim.as_ref();
                     let problem = match is_member {
-                        true => self.wrong_acknowledgement(&token, event.at, claim, lives_on),
+                        true => self.wrong_acknowledgement(token, event.at, claim, lives_on),
                         false => (!is_due).then_some("acknowledged before it had its result"),
                     };
-                    (token, problem)
+                    (token.clone(), problem)
                 }
                 Packet::End | Packet::Subscribed | Packet::Trapped(_) => continue,
             };
@@ -258,12 +298,6 @@ impl Evidence {
     /// All that has to do with some requests, one line a moment.
     pub fn timeline(&self, tokens: &[&str]) -> String {
         let about = |text: &str| tokens.iter().any(|token| text.contains(token));
-        let of_event = |event: &Event| about(&format!("{:?}", event.packet));
-        let events = self.events.iter().filter(|event| of_event(event));
-        let mut lives: BTreeSet<usize> = events.map(|event| event.life).collect();
-        let has_left = |life: &Life| life.left.iter().any(|claim| about(&claim.token));
-        let leaves = self.lives.iter().filter(|(_, life)| has_left(life));
-        lives.extend(leaves.map(|(number, _)| *number));
         // what else ran in the directory may have taken the place of the journal
         let id_of = |token: &str| Some(&self.requests.get(token)?.id);
         let ids: BTreeSet<_> = tokens.iter().filter_map(|token| id_of(token)).collect();
@@ -272,56 +306,47 @@ impl Evidence {
             id.is_some_and(|id| ids.contains(id))
         };
         let marks: Vec<&str> = self.marks.lines().filter(of_directory).collect();
-        let runs = marks.iter().filter(|mark| about(mark));
-        lives.extend(runs.filter_map(|mark| mark.split(' ').nth(2)?.parse::<usize>().ok()));
 
-        let mut lines: Vec<(Instant, String)> = Vec::new();
+        // when, by which process, and what
+        let mut lines: Vec<(Instant, Option<usize>, String)> = Vec::new();
         for (token, request) in self.requests.iter().filter(|(token, _)| about(token)) {
             let (id, key) = (&request.id, &request.key);
             for (from, to) in &request.published {
                 let line = format!("controller: publishes {token} for {id}, {key:?}");
-                lines.push((*from, line));
-                lines.push((*to, format!("controller: the broker has {token}")));
+                lines.push((*from, None, line));
+                lines.push((*to, None, format!("controller: the broker has {token}")));
             }
         }
-        let crashes = self
-            .crashes
-            .iter()
-            .map(|at| (*at, "-- the broker is killed"));
-        let cuts = self.cuts.iter().map(|at| (*at, "-- a link is cut"));
-        lines.extend(crashes.chain(cuts).map(|(at, what)| (at, what.to_owned())));
-        let lived = || {
-            self.lives
-                .iter()
-                .filter(|(number, _)| lives.contains(number))
-        };
-        for (number, life) in lived() {
-            let who = format!("{}, process {number}", life.worker);
-            lines.push((life.started, format!("{who}: starts")));
-            let (end, count, left) = (life.end, life.marks, &life.left);
-            let line = format!("{who}: {end:?}, {count} marks so far, left {left:?}");
-            lines.push((life.ended, line));
+        let crashes = self.crashes.iter().map(|at| (*at, "the broker is killed"));
+        let faults = crashes.chain(self.cuts.iter().map(|at| (*at, "a link is cut")));
+        lines.extend(faults.map(|(at, what)| (at, None, format!("-- {what}"))));
+        for (number, life) in &self.lives {
+            let (name, end, left) = (life.worker, life.end, &life.left);
+            let who = format!("{name}, process {number}");
+            lines.push((life.started, Some(*number), format!("{who}: starts")));
+            let line = format!("{who}: {end:?}, {} marks so far, left {left:?}", life.marks);
+            lines.push((life.ended, Some(*number), line));
         }
-        for event in self
-            .events
-            .iter()
-            .filter(|event| lives.contains(&event.life))
-        {
+        lines.extend(self.events.iter().map(|event| {
             let (life, connection, packet) = (event.life, event.connection, &event.packet);
             let line = format!("process {life}, connection {connection}: {packet:?}");
-            lines.push((event.at, line));
-        }
-        lines.sort_by_key(|(at, _)| *at);
+            (event.at, Some(life), line)
+        }));
+        let mentions = lines.iter().filter(|(.., line)| about(line));
+        let mut lives: BTreeSet<usize> = mentions.filter_map(|(_, life, _)| *life).collect();
+        let runs = marks.iter().filter(|mark| about(mark));
+        lives.extend(runs.filter_map(|mark| mark.split(' ').nth(2)?.parse::<usize>().ok()));
+        lines.retain(|(_, life, _)| life.is_none_or(|life| lives.contains(&life)));
+        lines.sort_by_key(|(at, ..)| *at);
+
         let zero = self.lives.values().map(|life| life.started).min();
         let mut story = String::from("\n  its timeline:");
-        for (at, line) in lines {
-            let after = at
-                .saturating_duration_since(zero.unwrap_or(at))
-                .as_secs_f64();
-            story += &format!("\n  {:10.1} ms  {line}", after * 1000.0);
+        for (at, _, line) in lines {
+            let after = at.saturating_duration_since(zero.unwrap_or(at));
+            story += &format!("\n  {:10.1} ms  {line}", after.as_secs_f64() * 1000.0);
         }
         story += &format!("\n  marks of its directory: {}", marks.join("; "));
-        for (number, life) in lived() {
+        for (number, life) in self.lives.iter().filter(|(it, _)| lives.contains(it)) {
             let log = life.stderr.replace('\n', "\n    | ");
             story += &format!("\n  log of {}, process {number}:\n    | {log}", life.worker);
         }
@@ -417,7 +442,6 @@ impl Case<'_> {
         }
         verdict.count(match (last["status"].as_str(), last["reason"].as_str()) {
             (Some("success"), _) => "succeeded",
-            (_, Some("step")) => "failed by a killed step",
             _ => "given up",
         });
         match self.notes.crowd {
@@ -551,11 +575,6 @@ impl Case<'_> {
                     false => Err(format!("success of a run that has no end: {result}")),
                 }
             }
-            (Some("failed"), Some("step"))
-                if result["steps"][0]["signal"] == "SIGKILL" && self.is_of_killed_step(result) =>
-            {
-                Ok(())
-            }
             // without a number where even giving up has failed
             (Some("failed"), Some("interrupted"))
                 if attempt == MAX_ATTEMPTS
@@ -572,13 +591,6 @@ impl Case<'_> {
             }
             _ => Err(format!("ended as {result}")),
         }
-    }
-
-    /// Whether the worker of a result is one of which a step was killed.
-    fn is_of_killed_step(&self, result: &Value) -> bool {
-        let held = |life: &usize| self.wires[life].held.iter().any(|held| held == self.token);
-        let mut lives = self.notes.lives.iter();
-        lives.any(|(life, how)| how.step_killed && result["worker"] == how.worker && held(life))
     }
 
     /// Whether some worker could not tell requests apart.

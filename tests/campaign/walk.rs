@@ -67,13 +67,7 @@ fn kill_at(queue: Queue, version: &str, point: usize) -> Option<usize> {
             .env("JOB_ROOT", site.drive.path())
             .env("JOB_STOP_GRACE", "1");
     };
-    let mut opener = site.worker(configure);
-    wait::until("the queue", || {
-        let heard = site.broker.received("jobs/workers/+");
-        let mut heard = heard.iter().map(|message| message.json());
-        heard.any(|said| said["state"] == "idle" && said["waitingFor"].is_null())
-    });
-    opener.stop();
+    site.idle_worker(configure).stop();
     wait::until("its end", || !site.broker.is_connected(session));
 
     let dir = site.directory("job");

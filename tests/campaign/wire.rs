@@ -29,10 +29,7 @@ pub enum Packet {
         token: String,
     },
     /// The worker acknowledges a request; `claim`: of a pool, that of the request.
-    RequestAck {
-        packet_id: u16,
-        claim: Option<Claim>,
-    },
+    RequestAck { token: String, claim: Option<Claim> },
     /// A result on its way to the broker; `claim`: of a pool, the one that has this very document.
     Result {
         document: Value,
@@ -307,15 +304,10 @@ impl Reader {
                     _ => return None,
                 }
             }
-            Mqtt::PubAck {
-                pkid: packet_id, ..
-            } if side == Side::Worker => {
-                let token = self.requests.get(&packet_id);
-                let claim = token.and_then(|token| self.claim(|claim| claim.token == *token));
-                (
-                    Packet::RequestAck { packet_id, claim },
-                    Some(Kind::RequestAck),
-                )
+            Mqtt::PubAck { pkid, .. } if side == Side::Worker => {
+                let token = self.requests.get(&pkid).cloned().unwrap_or_default();
+                let claim = self.claim(|claim| claim.token == token);
+                (Packet::RequestAck { token, claim }, Some(Kind::RequestAck))
             }
             Mqtt::PubAck { pkid, code: reason } => {
                 let of_result = self.results.remove(&pkid);

@@ -194,7 +194,7 @@ fn run(case: &Case) -> End {
         "steps": [case.step, "exit 3"],
     });
     place.site.request(request.clone());
-    let mut worker = place.start();
+    let mut worker = place.start(&[]);
     let pid = Pid::from_raw(worker.pid() as i32).expect("a process");
     tell_pid.send(pid).expect("the script");
     if case.is(Fault::Forget) {
@@ -232,7 +232,7 @@ fn run(case: &Case) -> End {
         };
         assert!(is_left, "the request is left behind");
     }
-    if is_killed || is_open {
+    if is_open || !is_reported {
         place.finish();
     }
     place.verify(is_killed && !is_reported);
@@ -258,8 +258,9 @@ fn is_cut_after_report(log: &[Entry]) -> bool {
 }
 
 impl Place {
-    fn start(&self) -> Worker {
+    fn start(&self, arguments: &[&str]) -> Worker {
         self.site.worker(|command| {
+            command.args(arguments);
             command.env("MQTT_PROTOCOL_VERSION", self.case.version);
             self.case.queue.serve(command, self.site.drive.path());
         })
@@ -290,31 +291,19 @@ impl Place {
         self.site.broker.queued(self.case.queue.session()) == 0 && self.site.claims().is_empty()
     }
 
-    /// Starts workers until the job is reported and nothing is left to do.
+    /// Lets workers live until the job is reported and nothing is left to do.
     fn finish(&self) {
-        let is_done = || !self.site.broker.received(RESULT).is_empty() && self.is_empty();
-        for _ in 0..3 {
-            let mark = self.site.mark();
-            let mut worker = self.start();
-            wait::until("the job to be reported", || {
-                let is_idle = || self.site.states(mark).iter().any(|state| state == "idle");
-                worker.ended().is_some() || (is_done() && is_idle())
-            });
-            if worker.ended().is_none() {
-                worker.sigterm();
-            }
-            worker.exits_with(0);
-            self.await_end();
-            if is_done() {
-                return;
-            }
-        }
-        panic!("the third worker has not brought the job to its end");
+        let mut next = self.start(&["supervise"]);
+        wait::until("the job to be reported, and nothing to be left", || {
+            !self.site.broker.received(RESULT).is_empty() && self.is_empty()
+        });
+        next.stop();
+        self.await_end();
     }
 
     fn live_idle(&self) {
         let mark = self.site.mark();
-        let mut worker = self.start();
+        let mut worker = self.start(&[]);
         self.site.await_state(&mut worker, mark, "idle");
         worker.stop();
         self.await_end();

@@ -119,7 +119,7 @@ fn a_drive_that_fails_in_mid_job_is_no_success() {
         assert_eq!(finished.verdict(), expected, "{}", finished.result);
         says(&finished, "warning", "job.status.json cannot be written");
         if is_gone && queue == Queue::Pool {
-            drive.restore(false).expect("it has its power again");
+            drive.restore().expect("it has its power again");
             let again = site.finish(site.worker(member), dir, "a").result;
             assert_eq!(again["attempt"], 2);
             assert_eq!(again["exitCode"], exit);

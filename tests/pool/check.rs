@@ -1,6 +1,6 @@
 //! `job-worker check` with `JOB_POOL`: what is at the pool's place, without a change there.
 
-use super::members::{first_member, member_of};
+use super::members::member_of;
 use super::support::site::{Site, names};
 
 /// What `check` says, which finds nothing wrong.
@@ -24,7 +24,7 @@ fn a_pool_that_is_not_there_yet_is_good_and_is_not_made() {
 #[test]
 fn a_pool_that_works_is_described_and_not_disturbed() {
     let site = Site::start();
-    let mut member = first_member(&site, "a", "5");
+    let mut member = site.idle_worker(member_of(&site, "a", "5"));
     let before = names(&site.pool());
     let said = check(&site);
     for line in [

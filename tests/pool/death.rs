@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::members::{await_queue, first_member, member_of, supervised};
+use super::members::{await_queue, member_of, supervised};
 use super::support::pool::await_no_claims;
 use super::support::process_tree::ProcessTree;
 use super::support::site::{Site, await_file, read, release, verdict};
@@ -20,7 +20,7 @@ on_both_protocols!(
 #[ignore = "needs 70 s"]
 fn a_head_that_hangs_is_named_and_goes_on_when_it_can() {
     let site = Site::start();
-    let mut head = first_member(&site, "first", "5");
+    let mut head = site.idle_worker(member_of(&site, "first", "5"));
     let mut other = site.idle_worker(member_of(&site, "second", "5"));
     head.freeze();
     site.submit("a", json!({ "steps": ["true"] }));
@@ -74,7 +74,7 @@ fn a_job_that_kills_its_worker_ends() {
 
 fn a_result_that_was_not_published_is_published_by_another(version: &str) {
     let mut site = Site::start();
-    let mut first = first_member(&site, "first", version);
+    let mut first = site.idle_worker(member_of(&site, "first", version));
     let dir = site.hold("a");
     site.kill9_broker();
     release(&dir);

@@ -34,13 +34,6 @@ pub fn supervised<B: Hub>(site: &Site<B>, name: &str, version: &str) -> Worker {
     })
 }
 
-/// A member that waits, of a pool whose session has its subscription: what is published from now on is kept.
-pub fn first_member(site: &Site, name: &str, version: &str) -> Worker {
-    let member = site.idle_worker(member_of(site, name, version));
-    await_queue(site);
-    member
-}
-
 pub fn await_queue(site: &Site) {
     wait::until("the pool's subscription", || {
         let log = site.broker.log();
@@ -70,7 +63,7 @@ pub fn make_pool(site: &Site) -> PathBuf {
 #[test]
 fn a_member_that_waits_stops_at_once() {
     let site = Site::start();
-    let mut head = first_member(&site, "a", "5");
+    let mut head = site.idle_worker(member_of(&site, "a", "5"));
     let mut standing = site.idle_worker(member_of(&site, "b", "5"));
     let started = Instant::now();
     for member in [&mut standing, &mut head] {

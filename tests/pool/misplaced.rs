@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::members::{first_member, member_of};
+use super::members::member_of;
 use super::support::site::{Site, read};
 use super::support::worker::without_privileges;
 
@@ -28,7 +28,7 @@ fn make_symlink(path: &Path) {
 
 /// A pool that a member has made, and whose session is there.
 fn pool_on(site: &Site) -> PathBuf {
-    let mut maker = first_member(site, "maker", "5");
+    let mut maker = site.idle_worker(member_of(site, "maker", "5"));
     maker.stop();
     site.pool()
 }

@@ -4,14 +4,14 @@ use std::fs;
 
 use serde_json::json;
 
-use super::members::{await_queue, first_member, member_of, supervised};
+use super::members::{await_queue, member_of, supervised};
 use super::support::pool::await_no_claims;
 use super::support::site::{Site, read_json, release};
 
 #[test]
 fn a_job_that_removes_its_claim_has_its_result() {
     let site = Site::start();
-    let mut worker = first_member(&site, "a", "5");
+    let mut worker = site.idle_worker(member_of(&site, "a", "5"));
     let step = format!("rm {}/c-*", site.pool().display());
     let dir = site.submit("a", json!({ "steps": [step, "echo second"] }));
     site.succeeds("a");
@@ -43,7 +43,7 @@ fn a_job_that_removes_all_of_the_pool_has_its_result_and_the_pool_goes_on() {
 #[test]
 fn a_claim_in_the_place_of_another_is_not_removed() {
     let site = Site::start();
-    let mut worker = first_member(&site, "a", "5");
+    let mut worker = site.idle_worker(member_of(&site, "a", "5"));
     let dir = site.hold("a");
     let claim = site.pool().join(site.claims().pop().unwrap());
     let copy = claim.with_file_name("copy");

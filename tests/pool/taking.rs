@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::members::{await_queue, first_member, make_pool, member_of, supervised};
+use super::members::{await_queue, make_pool, member_of, supervised};
 use super::support::controller::Controller;
 use super::support::mount::Mount;
 use super::support::pool::await_no_claims;
@@ -22,7 +22,7 @@ on_both_protocols!(
 
 fn what_cannot_be_used_is_rejected_and_the_head_goes_on(version: &str) {
     let site = Site::start();
-    let mut worker = first_member(&site, "a", version);
+    let mut worker = site.idle_worker(member_of(&site, "a", version));
     site.controller.publish("jobs/pending", "no json");
     site.request(json!({ "id": "bad", "workDir": 7 }));
     site.controller.publish_at_qos_0("jobs/pending", "nothing");
@@ -94,7 +94,7 @@ fn a_directory_runs_one_job_at_a_time_in_the_order_of_the_queue(version: &str) {
 #[test]
 fn a_job_is_cancelled() {
     let site = Site::start();
-    let mut worker = first_member(&site, "a", "5");
+    let mut worker = site.idle_worker(member_of(&site, "a", "5"));
     site.hold("a");
     site.controller.publish("jobs/cancel/a", "");
     assert_eq!(site.result("a").json()["reason"], "cancelled");
@@ -146,7 +146,7 @@ fn a_full_drive_leaves_the_request_with_the_broker() {
     let site = Site::start();
     let drive = site.drive.path().to_owned();
     let mount = Mount::on(&drive, "size=1m");
-    let mut worker = first_member(&site, "a", "5");
+    let mut worker = site.idle_worker(member_of(&site, "a", "5"));
     let dir = site.prepare("a", json!({ "steps": ["true"] }));
     mount.fill();
     site.request(json!({ "id": "a", "workDir": dir }));

@@ -20,32 +20,24 @@ pub struct FileSystem {
     mkfs: &'static [&'static str],
     /// The smallest size at which mkfs is content.
     mebibytes: u64,
-    /// The mount option that makes it write by itself once a second.
-    eager: Option<&'static str>,
 }
 
+pub const FILE_SYSTEMS: [FileSystem; 4] = [
+    FileSystem::new("ext4", &["mkfs.ext4", "-F"], 96),
+    FileSystem::new("xfs", &["mkfs.xfs", "-f"], 320),
+    FileSystem::new("btrfs", &["mkfs.btrfs", "-f"], 192),
+    FileSystem::new("f2fs", &["mkfs.f2fs", "-f"], 128),
+];
+
 impl FileSystem {
-    const fn new(
-        name: &'static str,
-        mkfs: &'static [&'static str],
-        mebibytes: u64,
-        eager: Option<&'static str>,
-    ) -> Self {
+    const fn new(name: &'static str, mkfs: &'static [&'static str], mebibytes: u64) -> Self {
         Self {
             name,
             mkfs,
             mebibytes,
-            eager,
         }
     }
 }
-
-pub const FILE_SYSTEMS: [FileSystem; 4] = [
-    FileSystem::new("ext4", &["mkfs.ext4", "-F"], 96, Some("commit=1")),
-    FileSystem::new("xfs", &["mkfs.xfs", "-f"], 320, None),
-    FileSystem::new("btrfs", &["mkfs.btrfs", "-f"], 192, Some("commit=1")),
-    FileSystem::new("f2fs", &["mkfs.f2fs", "-f"], 128, None),
-];
 
 /// What a disk does with its cache before it loses power.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -56,10 +48,7 @@ pub enum DiskCache {
     WrittenOut,
 }
 
-pub struct CutDrive {
-    kind: FileSystem,
-    dir: PathBuf,
-}
+pub struct CutDrive(PathBuf);
 
 impl CutDrive {
     /// Makes the drive and mounts it. `name` tells it from other drives of this process.
@@ -77,10 +66,7 @@ impl CutDrive {
         };
         clear_remains(&base);
         let unique = format!("{PREFIX}{}-{name}", std::process::id());
-        let drive = Self {
-            kind,
-            dir: base.join(unique),
-        };
+        let drive = Self(base.join(unique));
         let told = |error: std::io::Error| error.to_string();
         for dir in [drive.lower(), drive.path()] {
             fs::create_dir_all(dir).map_err(told)?;
@@ -88,7 +74,7 @@ impl CutDrive {
         let disk = fs::File::create(drive.disk()).map_err(told)?;
         disk.set_len((kind.mebibytes + 64) << 20).map_err(told)?;
         mkfs(&["mkfs.ext4", "-F"], &drive.disk())?;
-        mount("loop", &drive.disk(), &drive.lower())?;
+        mount(&drive.disk(), &drive.lower())?;
         // with every block in its place, so that a later fsync of the image writes its data and moves nothing
         let mut image = fs::File::create(drive.image()).map_err(told)?;
         for _ in 0..kind.mebibytes {
@@ -96,7 +82,7 @@ impl CutDrive {
         }
         image.sync_all().map_err(told)?;
         mkfs(kind.mkfs, &drive.image())?;
-        mount("loop", &drive.image(), &drive.path())
+        mount(&drive.image(), &drive.path())
             .map_err(|error| format!("the kernel does not mount it: {error}"))?;
         drive.sync();
         Ok(drive)
@@ -104,15 +90,15 @@ impl CutDrive {
 
     /// Where the jobs are.
     pub fn path(&self) -> PathBuf {
-        self.dir.join("drive")
+        self.0.join("drive")
     }
 
     fn lower(&self) -> PathBuf {
-        self.dir.join("lower")
+        self.0.join("lower")
     }
 
     fn disk(&self) -> PathBuf {
-        self.dir.join("disk")
+        self.0.join("disk")
     }
 
     fn image(&self) -> PathBuf {
@@ -167,19 +153,17 @@ impl CutDrive {
     ///
     /// # Errors
     /// What `mount` said.
-    pub fn restore(&self, eager: bool) -> Result<(), String> {
+    pub fn restore(&self) -> Result<(), String> {
         unmount(&self.path())?;
         unmount(&self.lower())?;
-        mount("loop", &self.disk(), &self.lower())?;
-        let eager = self.kind.eager.filter(|_| eager);
-        let options = eager.map_or("loop".to_owned(), |option| format!("loop,{option}"));
-        mount(&options, &self.image(), &self.path())
+        mount(&self.disk(), &self.lower())?;
+        mount(&self.image(), &self.path())
     }
 }
 
 impl Drop for CutDrive {
     fn drop(&mut self) {
-        remove(&self.dir);
+        remove(&self.0);
     }
 }
 
@@ -217,9 +201,9 @@ fn mkfs(mkfs: &[&str], image: &Path) -> Result<(), String> {
     run(Command::new(mkfs[0]).arg("-q").args(&mkfs[1..]).arg(image))
 }
 
-fn mount(options: &str, image: &Path, dir: &Path) -> Result<(), String> {
+fn mount(image: &Path, dir: &Path) -> Result<(), String> {
     let mut mount = Command::new("mount");
-    run(mount.args(["-o", options]).arg(image).arg(dir))
+    run(mount.args(["-o", "loop"]).arg(image).arg(dir))
 }
 
 /// Nothing to do where nothing is mounted. A process that was killed may still be leaving.

@@ -299,7 +299,11 @@ impl<B: Hub> Site<B> {
     pub fn await_state(&self, worker: &mut Worker, mark: usize, state: &str) {
         let topic = format!("{}/workers/{}", worker.topic_root, worker.id);
         wait::until(&format!("worker {} to be {state}", worker.id), || {
-            let there = |message: &Message| message.json()["state"] == state;
+            let there = |message: &Message| {
+                let said = message.json();
+                // a member that cannot take a request yet is idle, and says what it waits for
+                said["state"] == state && (state != "idle" || said["waitingFor"].is_null())
+            };
             let arrived = self.heard_since(mark, &topic).iter().any(there);
             if !arrived && let Some(status) = worker.ended() {
                 panic!("the worker ended with {status} before it was {state}");
