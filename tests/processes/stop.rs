@@ -199,6 +199,8 @@ fn pid_1_runs_a_job_and_stops_idle_and_running() {
     let log = read(&job.join("job.log"));
     let tells = |line: &str| log.contains(line);
     assert!(tells("\n1\n") && tells("running, processes: 2"), "{log}");
+
+    let site = Site::scripted();
     for signal in [Signal::TERM, Signal::INT] {
         let mut worker = pid_1(&site, &[]);
         kill_process(child_of(&worker), signal).unwrap();
