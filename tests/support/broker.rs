@@ -7,7 +7,7 @@
 //! Theory of operation: one thread accepts, one thread per connection reads. All state is behind one mutex, and packets
 //! are written while it is held, so the transcript has exactly the order of the wire.
 //!
-//! Not served: keep-alive, QoS 2 (as MQTT 5 Maximum QoS 1 announces), empty client ids, No Local, topic aliases, message expiry,
+//! Not served: keep-alive, QoS 2 (as MQTT 5 Maximum QoS 1 announces), No Local, topic aliases, message expiry,
 //! will delay; a session with an expiry above 0 is kept until it is forgotten on purpose.
 
 // The paths are spelled out because `examples/quickstart.rs` includes this file by its path too.

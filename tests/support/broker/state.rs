@@ -248,7 +248,7 @@ impl State {
 
     fn connect(&mut self, connection: usize, packet: Packet) {
         let Packet::Connect {
-            client_id,
+            mut client_id,
             clean,
             will,
             receive_maximum,
@@ -260,6 +260,9 @@ impl State {
             unreachable!("called for CONNECT only")
         };
         let v5 = version == 5;
+        if client_id.is_empty() {
+            client_id = format!("auto-{connection}"); // mosquitto_pub over 3.1.1 leaves it to us
+        }
         if let Some(old) = self.connection_of(&client_id) {
             if self.links.get(&old).is_some_and(|link| link.version == 5) {
                 self.send(old, Packet::Disconnect { code: 0x8E });
