@@ -91,11 +91,11 @@ impl JobLog {
     /// What the system said, or that another worker has locked a log of its own. That is left alone then.
     pub fn restore_if_removed(&mut self, dir: &WorkDir) -> Result<(), String> {
         if !dir.leads_to(NAME, &self.file) {
-            let removed = format!("a step has removed {}, and", self.path);
+            let removed = format!("a step has removed {}", self.path);
             let new = begin_anew(dir)
-                .map_err(|error| format!("{removed} it cannot be written anew: {error}"))?;
+                .map_err(|error| format!("{removed}, and it cannot be written anew: {error}"))?;
             self.is_taken = new.is_none();
-            let new = new.ok_or(format!("{removed} another worker has it by now"))?;
+            let new = new.ok_or(format!("{removed}, and another worker has it by now"))?;
             log::warn!(
                 "{} was removed or replaced by a step; writing it anew",
                 self.path
