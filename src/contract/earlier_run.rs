@@ -103,51 +103,48 @@ impl EarlierRun {
         origin: &RequestOrigin,
         max_attempts: u32,
     ) -> Decision {
+        let mut attempt = Attempt::FIRST;
         let same = earlier.map(|run| (run, run.is_of(key, origin)));
-        let attempt = match same.filter(|(_, same)| *same != Some(false)) {
-            None => Attempt::FIRST,
-            Some((run, same)) => {
-                let attempt = |number| Attempt {
-                    number,
-                    stops: run.stops,
-                    follows: Some(run.status),
-                };
-                match run.status {
-                    JobState::Success | JobState::Failed if same == Some(true) => {
-                        return Decision::Stored;
-                    }
-                    JobState::Success | JobState::Failed => Attempt::FIRST,
-                    JobState::Running if run.attempt >= max_attempts => {
-                        let last = attempt(run.attempt);
-                        return Decision::GiveUp(last, died(run.attempt));
-                    }
-                    JobState::Running => attempt(run.attempt.saturating_add(1)),
-                    JobState::Interrupted if run.stops >= MAX_STOPS => {
-                        let why = format!(
-                            "interrupted: the worker was stopped {MAX_STOPS} times during this job"
-                        );
-                        return Decision::GiveUp(attempt(run.attempt), why);
-                    }
-                    JobState::Interrupted => attempt(run.attempt),
+        if let Some((run, same)) = same.filter(|(_, same)| *same != Some(false)) {
+            let before = Attempt {
+                number: run.attempt,
+                stops: run.stops,
+                follows: Some(run.status),
+            };
+            attempt = match run.status {
+                JobState::Success | JobState::Failed if same == Some(true) => {
+                    return Decision::Stored;
                 }
-            }
-        };
-        match origin {
-            // its claim was taken more often than the directory tells: a step may have removed the journal
-            RequestOrigin::Pool { taken, .. } if *taken > attempt.number => {
-                if *taken > max_attempts {
-                    // a worker that gives up and dies is counted, and has made no attempt
-                    let number = (taken - 1).min(max_attempts);
-                    return Decision::GiveUp(Attempt { number, ..attempt }, died(number));
+                JobState::Success | JobState::Failed => Attempt::FIRST,
+                JobState::Running if run.attempt >= max_attempts => {
+                    return Decision::GiveUp(before, died(run.attempt));
                 }
-                Decision::Run(Attempt {
-                    number: *taken,
-                    follows: Some(JobState::Running),
-                    ..attempt
-                })
-            }
-            _ => Decision::Run(attempt),
+                JobState::Running => Attempt {
+                    number: run.attempt.saturating_add(1),
+                    ..before
+                },
+                JobState::Interrupted if run.stops >= MAX_STOPS => {
+                    let why = format!(
+                        "interrupted: the worker was stopped {MAX_STOPS} times during this job"
+                    );
+                    return Decision::GiveUp(before, why);
+                }
+                JobState::Interrupted => before,
+            };
         }
+        // its claim was taken more often than the directory tells: a step may have removed the journal
+        if let RequestOrigin::Pool { taken, .. } = origin
+            && *taken > attempt.number
+        {
+            if *taken > max_attempts {
+                // a worker that gives up and dies is counted, and has made no attempt
+                let number = (taken - 1).min(max_attempts);
+                return Decision::GiveUp(Attempt { number, ..attempt }, died(number));
+            }
+            attempt.number = *taken;
+            attempt.follows = Some(JobState::Running);
+        }
+        Decision::Run(attempt)
     }
 
     /// Whether this was a run of the same request; `None` where that cannot be told: MQTT 3.1.1, or a document that cannot be read.
