@@ -6,12 +6,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags};
 use std::fs::File;
 use std::io::{self, Write};
-use std::sync::OnceLock;
 
 /// How long a line is at most: a pipe takes that much whole or not at all (PIPE_BUF), and the journal of systemd does not split it.
 const LINE: usize = 4096;
-
-static LOGGER: OnceLock<Logger> = OnceLock::new();
 
 struct Logger {
     /// The most that is logged of each module whose name begins so; the longest beginning counts.
@@ -61,13 +58,13 @@ pub fn start(shows_time: bool) {
     let again = |_| rustix::fs::open("/proc/self/fd/2", flags, Mode::empty()).ok();
     let out = stderr.filter(is_waited_for).and_then(again).map(File::from);
     let level = filter.iter().map(|(_, level)| *level).max();
-    let logger = LOGGER.get_or_init(|| Logger {
+    let logger = Box::new(Logger {
         filter,
         is_journal,
         shows_time: shows_time && !is_journal,
         out,
     });
-    if log::set_logger(logger).is_ok() {
+    if log::set_logger(Box::leak(logger)).is_ok() {
         log::set_max_level(level.unwrap_or(LevelFilter::Off));
     }
 }

@@ -69,15 +69,12 @@ pub fn is_own(name: &str) -> bool {
     names().any(|known| known == name)
 }
 
-fn starts_as_ours(name: &str) -> bool {
-    name.starts_with("JOB_") || name.starts_with("MQTT_")
-}
-
 /// A sentence that names variables which look like ours and are none; `None` where there are none. A misspelt one would be ignored
 /// in silence. An empty variable counts as unset.
 pub fn unknown(variables: impl Iterator<Item = (OsString, OsString)>) -> Option<String> {
     let unknown = variables.filter_map(|(name, value)| {
-        let name = name.to_str().filter(|name| starts_as_ours(name))?;
+        let is_like_ours = |name: &&str| name.starts_with("JOB_") || name.starts_with("MQTT_");
+        let name = name.to_str().filter(is_like_ours)?;
         let value = value.to_string_lossy();
         // of a Service with the name `mqtt` or `job-...`
         let is_kubernetes =

@@ -24,6 +24,8 @@ pub use topics::{JobId, Topics, check_name};
 /// Text from outside in one line: it cannot make a second line, speak to the reader's terminal, or show its characters in
 /// another order than they are in (https://trojansource.codes).
 pub fn single_line(text: &str) -> String {
+    // Unicode's Bidi_Control, of which right-to-left scripts need none
+    let turns_writing = |c: char| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let deceives =
         |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') || turns_writing(c);
     let mut line = String::with_capacity(text.len());
@@ -34,11 +36,6 @@ pub fn single_line(text: &str) -> String {
         }
     }
     line
-}
-
-/// Unicode's Bidi_Control. Right-to-left scripts need none of them.
-fn turns_writing(c: char) -> bool {
-    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]

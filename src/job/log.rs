@@ -23,7 +23,8 @@ const LONGEST_LINE: usize = 1000;
 #[derive(Debug)]
 pub struct JobLog {
     file: File,
-    path: String,
+    /// Its absolute path.
+    pub path: String,
     /// The first line of ours that was not written, and why.
     broken: Option<String>,
     /// Lines of ours that wait for [`Self::release`].
@@ -52,11 +53,6 @@ impl JobLog {
             removed: Vec::new(),
             is_taken: false,
         })
-    }
-
-    /// Its absolute path.
-    pub fn path(&self) -> &str {
-        &self.path
     }
 
     /// Tries to get the lock, without waiting. Where the file system has none, it goes on.
@@ -133,19 +129,23 @@ impl JobLog {
     /// left nothing of that.
     ///
     /// # Errors
-    /// What the system said.
+    /// A sentence, with what the system said.
     pub fn begin(&mut self, id: &JobId, dir: &WorkDir, goes_on: bool) -> io::Result<()> {
         if goes_on && self.size() > 0 {
             return Ok(());
         }
-        self.file.set_len(0)?;
         let rule = "-".repeat(40);
         let (id, dir) = (
             single_line(id.as_str()),
             single_line(&dir.path().to_string_lossy()),
         );
-        self.file
-            .write_all(format!("Job ID: {id}\nWorking Directory: {dir}\n{rule}\n").as_bytes())
+        let head = format!("Job ID: {id}\nWorking Directory: {dir}\n{rule}\n");
+        let emptied = self.file.set_len(0);
+        let begun = emptied.and_then(|()| self.file.write_all(head.as_bytes()));
+        begun.map_err(|error| {
+            let sentence = format!("{} cannot be written: {error}", self.path);
+            io::Error::new(error.kind(), sentence)
+        })
     }
 
     /// Writes one line of ours with the time.

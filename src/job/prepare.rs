@@ -174,7 +174,7 @@ impl Run {
         };
         if let Err(why) = log.try_lock(&dir) {
             if let Some(why) = why {
-                self.wait_for(format!("the lock on {}", log.path()), why.to_owned());
+                self.wait_for(format!("the lock on {}", log.path), why.to_owned());
             }
             return Ok(Stage::Preparing);
         }
@@ -198,10 +198,10 @@ impl Run {
             Decision::Run(attempt) => Running::start(job, plan, attempt, self.config.clone())?,
             Decision::GiveUp(attempt, error) => {
                 if let Err(error) = job.log.begin(self.id(), &job.dir, true) {
-                    log::warn!("{} cannot be written: {error}", job.log.path());
+                    log::warn!("{error}");
                 }
                 job.document = Document {
-                    log_file: Some(job.log.path().to_owned()),
+                    log_file: Some(job.log.path.clone()),
                     attempt: Some(attempt.number),
                     stops: attempt.stops,
                     ..job.document.not_run(Reason::Interrupted, error)

@@ -379,7 +379,7 @@ fn environment(job: &Job, plan: &Plan, attempt: Attempt) -> Vec<(OsString, OsStr
     let ours: [(&str, OsString); 6] = [
         ("JOB_ID", job.document.id.as_str().into()),
         ("JOB_WORK_DIR", job.dir.path().into()),
-        ("JOB_LOG", job.log.path().into()),
+        ("JOB_LOG", (&job.log.path).into()),
         ("JOB_STEPS", plan.steps.len().to_string().into()),
         ("JOB_ATTEMPT", attempt.number.to_string().into()),
         ("WORKER_ID", (&job.document.worker).into()),

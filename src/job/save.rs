@@ -136,11 +136,7 @@ impl Job {
     pub fn begin(&mut self, plan: &Plan, attempt: Attempt) -> io::Result<()> {
         let (log, document) = (&mut self.log, &mut self.document);
         let goes_on = attempt.follows.is_some();
-        let begun = log.begin(&document.id, &self.dir, goes_on);
-        begun.map_err(|error| {
-            let path = log.path();
-            io::Error::new(error.kind(), format!("{path} cannot be written: {error}"))
-        })?;
+        log.begin(&document.id, &self.dir, goes_on)?;
         let (again, before) = match attempt.follows {
             None => ("", ""),
             Some(JobState::Interrupted) => (" again", "; the worker was asked to stop in mid-run"),
@@ -159,7 +155,7 @@ impl Job {
             document.warn(warning);
         }
         let now = Some(now());
-        document.log_file = Some(log.path().to_owned());
+        document.log_file = Some(log.path.clone());
         (document.attempt, document.stops) = (Some(attempt.number), attempt.stops);
         document.started_at = now.clone();
         let steps = plan.steps.iter().map(|step| StepStatus {
