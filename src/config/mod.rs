@@ -108,7 +108,7 @@ impl Config {
     /// # Errors
     /// As [`Config::from_env`].
     pub fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Self, Vec<String>> {
-        let mut env = Reader::new(lookup);
+        let mut env = Reader::new(&lookup);
         let mut job = env.job();
         let pool = env.pool(&job);
         job.reserved = pool.as_ref().map(|pool| pool.root.join(POOLS));
@@ -133,7 +133,7 @@ impl JobConfig {
     /// # Errors
     /// As [`Config::from_env`].
     pub fn by_hand() -> Result<(Self, String), Vec<String>> {
-        let mut env = Reader::new(|name: &str| std::env::var_os(name));
+        let mut env = Reader::new(&|name| std::env::var_os(name));
         // there is nothing to wait for: the caller has prepared the directory, wherever it is
         let config = Self {
             dir_wait: Duration::ZERO,
@@ -146,13 +146,13 @@ impl JobConfig {
 }
 
 /// Reads variables and collects what is wrong with them, so that a user sees all of it at once.
-struct Reader<F> {
-    lookup: F,
+struct Reader<'a> {
+    lookup: &'a dyn Fn(&str) -> Option<OsString>,
     errors: Vec<String>,
 }
 
-impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
-    fn new(lookup: F) -> Self {
+impl<'a> Reader<'a> {
+    fn new(lookup: &'a dyn Fn(&str) -> Option<OsString>) -> Self {
         let mut reader = Self {
             lookup,
             errors: Vec::new(),

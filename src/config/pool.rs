@@ -3,7 +3,6 @@
 use super::{Config, JobConfig, Reader, to_name};
 use crate::contract::Topics;
 use crate::host_name;
-use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -57,7 +56,7 @@ impl Config {
     }
 }
 
-impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
+impl Reader<'_> {
     pub(super) fn pool(&mut self, job: &JobConfig) -> Option<PoolConfig> {
         // no file system takes a longer one
         let is_directory_name = |name: &String| !matches!(&**name, "." | "..") && name.len() <= 255;
