@@ -194,20 +194,19 @@ pub fn terminate(group: Pid, grace: Duration) {
     }
 }
 
-/// Kills and reaps until no descendant is left. `ended` hears how each child ended. Returns how many processes it has killed, and how
-/// many it could not kill.
+/// Kills and reaps until no descendant is left. Returns how many processes it has killed, and how many it could not kill.
 ///
 /// A `group` is killed first: where it forks all the time, this process gets too little of the processors to look for its members.
-/// With it comes whether its leader has not been reaped yet.
+/// With it comes how its leader has ended, which is noted there.
 ///
 /// Where nothing is left over, this is one system call.
-pub fn sweep(group: Option<(Pid, bool)>, mut ended: impl FnMut(Pid, Ended)) -> (usize, usize) {
+pub fn sweep(mut group: Option<(Pid, &mut Option<Ended>)>) -> (usize, usize) {
     let started = Instant::now();
-    if let Some((group, leads)) = group
+    if let Some((group, end)) = &group
         // without its leader the number is another process's by now, or still that of the group
-        && (leads || test_kill_process(group) == Err(Errno::SRCH))
+        && (end.is_none() || test_kill_process(*group) == Err(Errno::SRCH))
     {
-        let _ = kill_process_group(group, Signal::KILL); // ESRCH: the group is empty already
+        let _ = kill_process_group(*group, Signal::KILL); // ESRCH: the group is empty already
     }
     let mut killing = group.is_some();
     let mut killed = 0;
@@ -223,7 +222,9 @@ pub fn sweep(group: Option<(Pid, bool)>, mut ended: impl FnMut(Pid, Ended)) -> (
             match reap() {
                 Ok(Some((pid, exit))) => {
                     killed += usize::from(killing && exit == Ended::Signal(SIGKILL));
-                    ended(pid, exit);
+                    if let Some((_, end)) = group.as_mut().filter(|(leader, _)| *leader == pid) {
+                        **end = Some(exit);
+                    }
                 }
                 Ok(None) => break,
                 Err(_) => return (killed, 0),

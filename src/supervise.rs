@@ -110,7 +110,7 @@ fn watch(worker: Pid, inbox: &mut Inbox<Infallible>) -> ControlFlow<u8, u8> {
     // one that has ended by itself has left nothing, and what is there now was never its own
     let defect = i32::from(Exit::Defect.status());
     if !matches!(ended, Some(Ended::Code(code)) if code != defect) {
-        process::sweep(None, |_, _| {});
+        process::sweep(None);
     }
     let status = ended.and_then(|ended| u8::try_from(ended.code()).ok());
     match (stopped, status.unwrap_or(Exit::Defect.status())) {

@@ -337,7 +337,7 @@ impl Running {
     pub fn end(mut self) -> Job {
         // what could not be killed a moment ago would keep the worker for as long once more
         let (killed, left) = match self.unkilled {
-            0 => process::sweep(None, |_, _| {}),
+            0 => process::sweep(None),
             left => (0, left),
         };
         let Job { log, document, .. } = &mut self.job;

@@ -123,12 +123,7 @@ impl RunningStep {
 
     /// Kills all of it. Returns how many processes it has killed, and how many it could not kill.
     pub fn kill(&mut self) -> (usize, usize) {
-        let leads = self.exit.is_none();
-        process::sweep(Some((self.group, leads)), |pid, exit| {
-            if pid == self.group {
-                self.exit = Some(exit);
-            }
-        })
+        process::sweep(Some((self.group, &mut self.exit)))
     }
 
     /// How it ended.
