@@ -32,37 +32,32 @@ fn await_waiting_for(site: &Site, mark: usize, what: &str) {
 }
 
 #[test]
-fn a_lock_that_another_run_or_a_reader_holds_is_told_and_waited_for() {
-    type Take = fn(&fs::File) -> std::io::Result<()>;
-    let holders: [(Take, &str); 2] = [
-        (fs::File::lock, "is in use by another worker"),
-        (fs::File::lock_shared, "is held by a process that only"),
-    ];
-    for (take, warning) in holders {
-        let site = Site::start();
-        let mut worker = site.idle_worker(|_| {});
-        let dir = site.prepare("a", json!({ "steps": ["echo done"] }));
-        let log = dir.join("job.log");
-        let holder = fs::File::create(&log).unwrap();
-        take(&holder).unwrap();
-        let mark = site.controller.mark();
-        let journal = dir.join("job.status.json");
-        shell(&dir, "mkfifo job.status.json");
-        site.request(json!({ "id": "a", "workDir": format!("{}/", dir.display()) }));
-        await_waiting_for(&site, mark, &format!("the lock on {}", log.display()));
-        wait::throughout(Duration::from_secs(1), "each thing is said once", || {
-            let said = worker.stderr();
-            let unread = format!("{} cannot be read: ", journal.display());
-            let warnings = [format!("{} {warning}", log.display()), unread];
-            warnings.iter().all(|one| said.matches(one).count() == 1)
-        });
-        drop(holder);
-        site.succeeds("a");
-        let told = site.controller.heard_since(mark, TOPIC);
-        let runs = |told: &Value| told["state"] == "busy" && told.get("waitingFor").is_none();
-        assert!(told.iter().any(|message| runs(&message.json())));
-        worker.exits_with(0);
-    }
+fn a_lock_that_another_run_holds_is_told_once_and_waited_for() {
+    let site = Site::start();
+    let mut worker = site.idle_worker(|_| {});
+    let dir = site.prepare("a", json!({ "steps": ["echo done"] }));
+    let log = dir.join("job.log");
+    let holder = fs::File::create(&log).unwrap();
+    holder.lock().unwrap();
+    let mark = site.controller.mark();
+    let journal = dir.join("job.status.json");
+    shell(&dir, "mkfifo job.status.json");
+    site.request(json!({ "id": "a", "workDir": format!("{}/", dir.display()) }));
+    await_waiting_for(&site, mark, &format!("the lock on {}", log.display()));
+    wait::throughout(Duration::from_secs(1), "each thing is said once", || {
+        let said = worker.stderr();
+        let warnings = [
+            format!("{} is in use by another worker", log.display()),
+            format!("{} cannot be read: ", journal.display()),
+        ];
+        warnings.iter().all(|one| said.matches(one).count() == 1)
+    });
+    drop(holder);
+    site.succeeds("a");
+    let told = site.controller.heard_since(mark, TOPIC);
+    let runs = |told: &Value| told["state"] == "busy" && told.get("waitingFor").is_none();
+    assert!(told.iter().any(|message| runs(&message.json())));
+    worker.exits_with(0);
 }
 
 #[test]

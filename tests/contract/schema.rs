@@ -6,7 +6,7 @@ use crate::support::schema::Schema;
 use crate::support::site::{Site, read_json, release};
 use crate::support::temp_dir::TempDir;
 use crate::support::wait;
-use crate::support::worker::with;
+use crate::support::worker::{said, with};
 use job_worker::contract::{Definition, Request};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -92,15 +92,21 @@ fn another_validator_thinks_of_them_as_the_worker_does() {
     let dir = TempDir::new();
     let file = dir.path().join("table.json");
     fs::write(&file, serde_json::to_vec(&table).unwrap()).unwrap();
-    let output = Command::new("python3")
-        .arg("tests/schema.py")
-        .arg(&file)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    let trouble = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}{trouble}");
+    let mut python = Command::new("python3");
+    python.arg("tests/schema.py").arg(&file);
+    let (shown, trouble, status) = said(python.current_dir(env!("CARGO_MANIFEST_DIR")));
+    assert_eq!(status, Some(0), "{shown}{trouble}");
+}
+
+/// The schema takes these documents, and has a word about each of their fields.
+#[track_caller]
+fn describes(file: &str, documents: &[Value]) -> Schema {
+    let schema = Schema::read(file);
+    for document in documents {
+        assert_eq!(schema.check(document), Ok(()), "{document}");
+        assert!(schema.undescribed(document).is_empty(), "{document}");
+    }
+    schema
 }
 
 #[test]
@@ -122,17 +128,11 @@ fn presence_and_rejections_are_as_their_schemas_say() {
         heard().iter().any(|told| told["state"] == "offline")
     });
     let documents = heard();
-    let schema = Schema::read("presence.json");
-    for document in &documents {
-        assert_eq!(schema.check(document), Ok(()), "{document}");
-        assert!(schema.undescribed(document).is_empty(), "{document}");
-    }
+    let schema = describes("presence.json", &documents);
     let mut bad = documents.last().unwrap().clone();
     bad["job"] = json!("a");
     assert!(schema.check(&bad).is_err(), "{bad}");
-    let schema = Schema::read("rejected.json");
-    assert_eq!(schema.check(&rejected), Ok(()), "{rejected}");
-    assert!(schema.undescribed(&rejected).is_empty(), "{rejected}");
+    let schema = describes("rejected.json", &[rejected]);
     let mut short = json!({ "worker": "w", "error": "e" });
     assert!(schema.check(&short).is_err());
     short["truncated"] = json!(true);
@@ -181,11 +181,7 @@ fn every_document_of_the_worker_is_as_its_schema_says() {
 
     let told = site.controller.heard("jobs/status/");
     documents.extend(told.iter().map(Message::json));
-    let schema = Schema::read("status.json");
-    for document in &documents {
-        assert_eq!(schema.check(document), Ok(()), "{document}");
-        assert!(schema.undescribed(document).is_empty(), "{document}");
-    }
+    describes("status.json", &documents);
     let seen = |field: &str| -> BTreeSet<&str> {
         let values = documents
             .iter()

@@ -77,10 +77,13 @@ fn assert_forgotten(site: &Site) {
     assert!(last.contains("c1,"), "a session is left: {last}");
 }
 
+/// The end of the line that a mistake in the arguments is told in.
+const USAGE: &str = "(submit.sh --help)\n";
+
 /// What a job says and ends with is what the script says and ends with: arguments, exit status, a part of stdout, a part of
 /// stderr.
 #[test]
-fn it_ends_as_its_job_does() {
+fn it_ends_as_its_job_does_or_says_where_help_is() {
     let site = site();
     let odd = "it's \"a\" \\ job $HOME";
     let cases: &[(&[&str], i32, &str, &str)] = &[
@@ -116,27 +119,45 @@ fn it_ends_as_its_job_does() {
         ),
         (&["--timeout", ".2", "exec sleep 600"], 124, "", "timed out"),
         (&["--max-attempts", "007", "true"], 0, "attempt 1 of ", ""),
+        (&[], 64, "", USAGE),
+        (&["--id"], 64, "", USAGE),
+        (&["--id", "a/b", "true"], 64, "", USAGE),
+        (&["--id", "", "true"], 64, "", USAGE),
+        (&["--timeout", "1.2.3", "true"], 64, "", USAGE),
+        (&["--max-attempts", "-1", "true"], 64, "", USAGE),
+        (&["--env", "A", "true"], 64, "", USAGE),
+        (&["--no-such-option", "true"], 64, "", USAGE),
         // the worker rejects what the script does not know to be wrong: nothing was run
         (&["--env", "=A=b", "true"], 64, "", "--env takes NAME=VALUE"),
         (&["--timeout", "0", "true"], 75, "", "nothing was run"),
     ];
     for (arguments, code, shown, said) in cases {
+        let before = names(&drive(&site));
         let mut worker = site.worker(|_| {});
         let mut submit = submit(&site, arguments);
         submit.exits_with(*code);
         let (out, err) = (submit.stdout(), submit.stderr());
         let is_right = out.contains(shown) && err.contains(said);
         assert!(is_right, "{arguments:?}: {out}{err}");
+        if *said == USAGE {
+            assert_eq!((err.lines().count(), names(&drive(&site))), (1, before));
+        }
         if matches!(code, 64 | 75) {
             worker.sigterm(); // it has run nothing, and waits
         }
         worker.exits_with(0);
-        if arguments[0] == "--json" {
+        if arguments.contains(&"--json") {
             let result: Value = serde_json::from_str(&out).expect("the result alone");
             assert_eq!(result["exitCode"], 0);
         }
     }
     assert_forgotten(&site);
+    let mut help = submit(&site, &["--help"]);
+    help.exits_with(0);
+    let shown = help.stdout();
+    for word in ["--json", "MQTT_TOPIC_ROOT", "WORKERS_DIR", "Ctrl-C", "75"] {
+        assert!(shown.contains(word), "no {word} in:\n{shown}");
+    }
 }
 
 #[test]
@@ -425,41 +446,5 @@ fn a_broker_without_mqtt_5_will_do() {
         let mut worker = site.idle_worker(|_| {});
         submit(&site, &["exit 3"]).exits_with(3);
         worker.exits_with(0);
-    }
-}
-
-#[test]
-fn help_says_what_there_is_and_a_usage_error_is_one_line() {
-    let site = Site::scripted();
-    let mut help = submit(&site, &["--help"]);
-    help.exits_with(0);
-    assert_eq!(help.stderr(), "");
-    let shown = help.stdout();
-    for word in [
-        "--json",
-        "--timeout",
-        "MQTT_TOPIC_ROOT",
-        "WORKERS_DIR",
-        "Ctrl-C withdraws",
-        "75",
-    ] {
-        assert!(shown.contains(word), "no {word} in:\n{shown}");
-    }
-    for arguments in [
-        &[][..],
-        &["--id"],
-        &["--id", "a/b", "true"],
-        &["--id", "", "true"],
-        &["--timeout", "1.2.3", "true"],
-        &["--max-attempts", "-1", "true"],
-        &["--env", "A", "true"],
-        &["--no-such-option", "true"],
-    ] {
-        let mut submit = submit(&site, arguments);
-        submit.exits_with(64);
-        let said = submit.stderr();
-        let is_one_line = said.lines().count() == 1 && said.ends_with("(submit.sh --help)\n");
-        assert!(is_one_line, "{said}");
-        assert_eq!(names(&drive(&site)), [""; 0]);
     }
 }

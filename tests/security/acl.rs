@@ -29,12 +29,8 @@ fn example() -> String {
     fs::read_to_string(file).expect("the ACL is in examples/mosquitto")
 }
 
-/// A broker that lets nobody in without a password, with this ACL and a user `observer` who may do everything.
-fn guarded(acl: &str) -> Mosquitto {
-    guarded_by(Mosquitto::prepare(), acl)
-}
-
-fn guarded_by(broker: Mosquitto, acl: &str) -> Mosquitto {
+/// The broker lets nobody in without a password, with this ACL and a user `observer` who may do everything.
+fn guarded(broker: Mosquitto, acl: &str) -> Mosquitto {
     let users = ["controller", "worker", "stranger", "observer"];
     let passwords = broker.passwords(&users, PASSWORD);
     let rights = broker.dir().join("acl");
@@ -50,18 +46,18 @@ fn guarded_by(broker: Mosquitto, acl: &str) -> Mosquitto {
     broker
 }
 
-fn connect(broker: &Mosquitto, user: &str) -> Controller {
-    Controller::connect_as(broker, user, Some((user, PASSWORD)))
-}
-
 fn site(acl: &str) -> Site {
     site_on(Mosquitto::prepare(), acl)
 }
 
 fn site_on(broker: Mosquitto, acl: &str) -> Site {
-    let broker = guarded_by(broker, acl);
+    let broker = guarded(broker, acl);
     let controller = connect(&broker, "controller");
     Site::with(broker, controller)
+}
+
+fn connect(broker: &Mosquitto, user: &str) -> Controller {
+    Controller::connect_as(broker, user, Some((user, PASSWORD)))
 }
 
 fn as_worker(version: &str) -> impl Fn(&mut Command) {
@@ -119,8 +115,8 @@ fn readable(broker: &Mosquitto, observer: &Controller, user: &str) -> Vec<&'stat
 
 #[test]
 fn nobody_can_do_more_than_that() {
-    let broker = guarded(&example());
-    let observer = connect(&broker, "observer");
+    let broker = &guarded(Mosquitto::prepare(), &example());
+    let observer = connect(broker, "observer");
     let [pending, cancel, results, status, workers, rejected] = TOPICS;
     let (of_controller, of_worker) = ([pending, cancel], [results, status, workers, rejected]);
     for (user, writes, reads) in [
@@ -128,8 +124,8 @@ fn nobody_can_do_more_than_that() {
         ("worker", &of_worker, &of_controller),
         ("stranger", &[], &[]),
     ] {
-        assert_eq!(writable(&broker, &observer, user), writes, "{user} writes");
-        assert_eq!(readable(&broker, &observer, user), reads, "{user} reads");
+        assert_eq!(writable(broker, &observer, user), writes, "{user} writes");
+        assert_eq!(readable(broker, &observer, user), reads, "{user} reads");
     }
 }
 
@@ -207,13 +203,13 @@ fn check(broker: &Mosquitto, password: &str) -> (String, String, Option<i32>) {
 
 #[test]
 fn check_names_a_login_that_the_broker_denies() {
-    let broker = guarded(&example());
-    let (good, wrong, status) = check(&broker, PASSWORD);
+    let broker = &site(&example()).broker;
+    let (good, wrong, status) = check(broker, PASSWORD);
     assert_eq!((status, &*wrong), (Some(0), ""), "{good}");
     let accepted = "login: accepted as user \"worker\"";
     assert!(good.contains(accepted), "{good}");
 
-    let (good, wrong, status) = check(&broker, "hunter2");
+    let (good, wrong, status) = check(broker, "hunter2");
     assert_eq!(status, Some(78));
     let denied = "broker: login: the broker denies access with our user name";
     assert!(wrong.starts_with(denied), "{wrong}");
