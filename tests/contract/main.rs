@@ -6,15 +6,13 @@ mod support;
 
 mod check;
 mod emptied_workdir;
-mod environment;
-mod execution;
 mod exit_status;
 mod own_log;
 mod presence;
-mod progress;
 mod rejection;
 mod requests;
 mod run;
 mod schema;
 mod status;
+mod steps;
 mod usage;

@@ -6,9 +6,7 @@ mod support;
 
 mod cancel;
 mod ends;
-mod log_limit;
+mod limits;
 mod orphans;
 mod stop;
 mod supervise;
-mod timeout;
-mod upgrade;
