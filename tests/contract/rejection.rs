@@ -92,6 +92,10 @@ fn a_bad_job_json() {
         ("symbolic links", "ln -s job.json job.json"),
         ("ends in the middle", "yes '[' | head -100000 > job.json"),
         ("is empty", ": > job.json"),
+        (
+            "more than 1048576 bytes",
+            "printf '{\"steps\":[]%1048565s}' > job.json",
+        ),
         ("did you mean steps?", "echo '{\"stpes\":[]}' > job.json"),
         ("no `steps`", "echo '{\"env\":{}}' > job.json"),
         (

@@ -218,7 +218,10 @@ fn a_request_may_have_1_mebibyte_and_no_more(version: &str) {
 
     // half of what Linux takes as one argument
     let step = format!("echo taken # {}", "x".repeat(64 << 10));
-    let request = json!({ "id": "full", "workDir": dir, "steps": [step] });
+    // and a job.json may be as large
+    let definition = json_of_size(MIB, &json!({ "steps": [step] }));
+    fs::write(dir.join("job.json"), definition).unwrap();
+    let request = json!({ "id": "full", "workDir": dir });
     site.controller
         .publish("jobs/pending", json_of_size(MIB, &request));
     let finished = site.finish(worker, dir, "full");
@@ -230,19 +233,3 @@ fn a_request_may_have_1_mebibyte_and_no_more(version: &str) {
 }
 
 on_both_protocols!(a_request_may_have_1_mebibyte_and_no_more);
-
-#[test]
-fn job_json_may_have_1_mebibyte_and_no_more() {
-    let site = Site::start();
-    let worker = site.idle_worker(|_| {});
-    let dir = site.directory("sized");
-    let path = dir.join("job.json");
-    let definition = json!({ "steps": ["echo read"] });
-    fs::write(&path, json_of_size(MIB + 1, &definition)).unwrap();
-    let request = json!({ "id": "sized", "workDir": dir });
-    site.request(request.clone());
-    assert_eq!(site.result("sized").json()["reason"], "rejected");
-    assert_eq!(names(&dir), ["job.json"]);
-    fs::write(&path, json_of_size(MIB, &definition)).unwrap();
-    assert_success(&site.run_request(worker, dir, request));
-}

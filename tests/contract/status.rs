@@ -70,28 +70,16 @@ fn every_result_has_the_directory_as_the_request_wrote_it() {
     let dir = site.prepare("withdrawn", json!({ "steps": [] }));
     fs::write(dir.join("job.cancel"), "").unwrap();
     let dotted = format!("{}/../withdrawn", dir.display());
-    for (request, reason, work_dir) in [
-        (
-            json!({ "id": "a", "workDir": "/no/../such" }),
-            "rejected",
-            "/no/../such",
-        ),
-        (
-            json!({ "id": "b", "workDir": "x", "steps": 7 }),
-            "rejected",
-            "x",
-        ),
-        (json!({ "id": "c", "workDir": 7 }), "rejected", ""),
-        (
-            json!({ "id": "d", "workDir": dotted }),
-            "cancelled",
-            &dotted,
-        ),
+    for (work_dir, steps, reason) in [
+        (json!("/no/../such"), Value::Null, "rejected"),
+        (json!("x"), json!(7), "rejected"),
+        (json!(7), Value::Null, "rejected"),
+        (json!(dotted), Value::Null, "cancelled"),
     ] {
-        site.request(request.clone());
-        let result = site.result(request["id"].as_str().unwrap()).json();
-        let said = result["workDir"].as_str().unwrap_or_default();
-        assert_eq!((said, &result["reason"]), (work_dir, &json!(reason)));
+        site.request(json!({ "id": "a", "workDir": work_dir, "steps": steps }));
+        let result = site.result("a").json();
+        let said = json!([result["workDir"].as_str(), result["reason"]]);
+        assert_eq!(said, json!([work_dir.as_str(), reason]));
         assert!(result["host"].is_string(), "{result}");
     }
 }

@@ -1,8 +1,7 @@
 //! Limits of steps, of jobs and of the log (docs/reference.md, "Limits" and "Stopping").
 
 use crate::orphans::STORM;
-use crate::support::site::{Site, read, release, until_exists};
-use crate::support::wait;
+use crate::support::site::Site;
 use crate::support::worker::with;
 use serde_json::json;
 
@@ -98,19 +97,22 @@ fn a_job_whose_log_passes_it_is_ended() {
         { "job": { "steps": ["head -c 200000 /dev/zero", "true"] }, "env": env, "ends": quick, "codes": [1, null] },
         { "job": { "steps": ["while :; do (true &); head -c 5000 /dev/zero; sleep 0.01; done"] }, "env": env, "ends": told },
         { "job": { "steps": [CHATTERS_ON] }, "env": patient, "ends": killed },
+        // the limit of the job still counts after it
+        { "job": { "steps": [CHATTERS, always("until grep -q 'timed out after 1.5s' job.log; do sleep 0.02; done")],
+            "timeoutSeconds": 1.5 }, "env": env, "ends": told, "codes": [143, 0] },
         { "job": { "steps": ["head -c 90000 /dev/zero; sleep 0.3"] }, "env": env, "ends": ["success", "", 0] },
         { "job": { "steps": ["head -c 2000000 /dev/zero"] }, "ends": ["success", "", 0] },
     ]);
     let site = Site::scripted();
     let jobs = site.jobs(&cases);
-    for job in &jobs[..4] {
+    for job in &jobs[..5] {
         let error = job.result["error"].as_str().unwrap_or_default();
         let is_told = |line: &str| line.starts_with("==> ") && line.contains(LIMIT);
         let in_log = job.log.lines().any(is_told);
         assert!(error.contains(LIMIT) && in_log, "{}", job.result);
         assert!(job.log.len() < SOON_ENDED, "{}", job.log.len());
     }
-    assert!(jobs[5].log.len() > 2_000_000);
+    assert!(jobs[6].log.len() > 2_000_000);
 }
 
 #[test]
@@ -140,19 +142,4 @@ fn the_grace_of_a_stop_is_no_time_to_pass_it() {
     let bytes = dir.join("job.log").metadata().unwrap().len();
     assert!(bytes < SOON_ENDED as u64, "{bytes}");
     site.nothing_survives();
-}
-
-#[test]
-fn the_limit_of_the_job_still_counts_after_it() {
-    let site = Site::scripted();
-    let worker = site.idle_worker(with(&[("JOB_LOG_LIMIT", LIMIT)]));
-    let steps = json!([CHATTERS, { "run": until_exists("gate"), "always": true }]);
-    let dir = site.submit("a", json!({ "steps": steps, "timeoutSeconds": 1.5 }));
-    let log = dir.join("job.log");
-    wait::until("the limit of the job", || {
-        log.exists() && read(&log).contains("timed out after 1.5s")
-    });
-    release(&dir);
-    let job = site.finish(worker, dir, "a");
-    assert_eq!(job.verdict(), ("failed", "log_limit", 143));
 }
