@@ -1,15 +1,15 @@
-//! `docs/schema`: the schemas take what the worker takes, refuse what it refuses, and describe all that it says.
+//! `docs/schema`: the schemas take what the worker takes, refuse what it refuses, and describe all that it says: each result
+//! that a test of any kind hears, too.
 
 use crate::support::broker::Message;
 use crate::support::corpus;
 use crate::support::schema::Schema;
-use crate::support::site::{Site, read_json, release};
+use crate::support::site::Site;
 use crate::support::temp_dir::TempDir;
 use crate::support::wait;
 use crate::support::worker::{said, with};
 use job_worker::contract::{Definition, Request};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -98,17 +98,6 @@ fn another_validator_thinks_of_them_as_the_worker_does() {
     assert_eq!(status, Some(0), "{shown}{trouble}");
 }
 
-/// The schema takes these documents, and has a word about each of their fields.
-#[track_caller]
-fn describes(file: &str, documents: &[Value]) -> Schema {
-    let schema = Schema::read(file);
-    for document in documents {
-        assert_eq!(schema.check(document), Ok(()), "{document}");
-        assert!(schema.undescribed(document).is_empty(), "{document}");
-    }
-    schema
-}
-
 #[test]
 fn presence_and_rejections_are_as_their_schemas_say() {
     let site = Site::start();
@@ -127,69 +116,20 @@ fn presence_and_rejections_are_as_their_schemas_say() {
     wait::until("the farewell", || {
         heard().iter().any(|told| told["state"] == "offline")
     });
+    let schema = Schema::read("presence.json");
     let documents = heard();
-    let schema = describes("presence.json", &documents);
+    for document in &documents {
+        schema.describes(document);
+    }
     let mut bad = documents.last().unwrap().clone();
     bad["job"] = json!("a");
     assert!(schema.check(&bad).is_err(), "{bad}");
-    let schema = describes("rejected.json", &[rejected]);
+    let schema = Schema::read("rejected.json");
+    schema.describes(&rejected);
     let mut short = json!({ "worker": "w", "error": "e" });
     assert!(schema.check(&short).is_err());
     short["truncated"] = json!(true);
     assert_eq!(schema.check(&short), Ok(()));
-}
-
-#[test]
-fn every_document_of_the_worker_is_as_its_schema_says() {
-    let site = Site::start();
-    let failed = |reason: &str, code: u8| json!(["failed", reason, code]);
-    let chatters = "while :; do head -c 50000 /dev/zero; sleep 0.01; done";
-    let cases = json!([
-        { "job": { "steps": ["true", { "run": "true", "name": "second" }] }, "ends": ["success", "", 0] },
-        { "job": { "steps": [] }, "ends": ["success", "", 0] },
-        { "job": { "steps": ["exit 3", "true", { "run": "true", "always": true }] }, "ends": failed("step", 3) },
-        { "job": { "steps": ["kill -KILL $$"] }, "ends": failed("step", 137) },
-        { "job": { "steps": ["exec sleep 600"], "timeoutSeconds": 0.1 }, "ends": failed("timeout", 124) },
-        { "job": { "steps": [chatters] }, "env": { "JOB_LOG_LIMIT": "100000" }, "ends": failed("log_limit", 143) },
-        { "job": { "steps": ["rm -rf \"$JOB_WORK_DIR\"", "true"] }, "ends": failed("internal", 1) },
-    ]);
-    let jobs = site.jobs(&cases).into_iter();
-    let mut documents: Vec<Value> = jobs.map(|job| job.result).collect();
-
-    let mut worker = site.idle_worker(|_| {});
-    site.request(json!({ "id": 7, "workDir": "/", "steps": 7 }));
-    documents.push(site.result("7").json());
-    site.hold("cancelled");
-    site.controller.publish("jobs/cancel/cancelled", "");
-    documents.push(site.result("cancelled").json());
-    worker.exits_with(0);
-
-    let mut worker = site.idle_worker(|_| {});
-    let dir = site.hold("stopped");
-    let journal = dir.join("job.status.json");
-    worker.stop();
-    documents.push(read_json(&journal));
-    let mut worker = site.worker(|_| {});
-    wait::until("the second run", || {
-        read_json(&journal)["status"] == "running"
-    });
-    worker.kill9();
-    release(&dir); // for what it has left behind
-    let mut worker = site.worker(with(&[("JOB_MAX_ATTEMPTS", "1")]));
-    documents.push(site.result("stopped").json());
-    worker.exits_with(0);
-
-    let told = site.controller.heard("jobs/status/");
-    documents.extend(told.iter().map(Message::json));
-    describes("status.json", &documents);
-    let seen = |field: &str| -> BTreeSet<&str> {
-        let values = documents
-            .iter()
-            .filter_map(|document| document[field].as_str());
-        values.collect()
-    };
-    assert_eq!(seen("status").len(), 4, "{:?}", seen("status"));
-    assert_eq!(seen("reason").len(), 7, "{:?}", seen("reason"));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! delays a job.
 
 use crate::support::broker::{Packet, Verdict};
+use crate::support::schema::Schema;
 use crate::support::site::{Site, await_final, names, read, until_exists};
 use crate::support::wait::{self, DEADLINE};
 use crate::support::worker::with;
@@ -129,6 +130,7 @@ fn a_document_at_the_start_and_at_each_change() {
         let told = (message.topic.as_str(), message.qos, message.retain);
         assert_eq!(told, ("jobs/status/a", 0, false));
         let document = message.json();
+        Schema::read("status.json").describes(&document);
         let steps = document["steps"].as_array().unwrap();
         let said: Vec<_> = steps.iter().map(|step| step["status"].clone()).collect();
         assert_eq!(said, states);

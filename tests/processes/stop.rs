@@ -2,6 +2,7 @@
 
 use crate::support::broker::{Broker, Packet, Step, Verdict};
 use crate::support::processes::{child_of, pid_1};
+use crate::support::schema::Schema;
 use crate::support::site::{
     Site, WORKER, await_file, read, read_json, release, until_exists, verdict,
 };
@@ -30,6 +31,7 @@ pub fn is_requeued(site: &Site<Broker>, dir: &Path) {
     let queued = site.broker.queued(WORKER);
     assert_eq!(queued, 1, "the request is still with the broker");
     let status = read_json(&dir.join("job.status.json"));
+    Schema::read("status.json").describes(&status);
     let ends = json!([status["status"], status["exitCode"]]);
     assert_eq!(ends, json!(["interrupted", null]));
     assert!(!dir.join("next").exists() && !dir.join("last").exists());

@@ -24,16 +24,13 @@ impl Schema {
         self.apply(&self.root, value)
     }
 
-    /// The fields of an object that the schema has no word about.
-    pub fn undescribed(&self, value: &Value) -> Vec<String> {
+    /// Takes a document, and has a word about each of its fields.
+    #[track_caller]
+    pub fn describes(&self, document: &Value) {
+        assert_eq!(self.check(document), Ok(()), "{document}");
         let known = self.root["properties"].as_object().expect("properties");
-        value
-            .as_object()
-            .expect("an object")
-            .keys()
-            .filter(|key| !known.contains_key(*key))
-            .cloned()
-            .collect()
+        let mut fields = document.as_object().expect("an object").keys();
+        assert!(fields.all(|field| known.contains_key(field)), "{document}");
     }
 
     fn apply(&self, schema: &Value, value: &Value) -> Result<(), String> {

@@ -19,6 +19,7 @@ use super::broker::{Broker, Message};
 use super::controller::Controller;
 use super::mosquitto::Mosquitto;
 use super::processes::{Marked, survivors};
+use super::schema::Schema;
 use super::temp_dir::TempDir;
 use super::wait;
 use super::worker::{Worker, job_worker, with, without_configuration};
@@ -328,12 +329,13 @@ impl<B: Hub> Site<B> {
         });
     }
 
-    /// The next result of a job, as it was published.
+    /// The next result of a job, as it was published. Each is as its schema says.
     #[track_caller]
     pub fn result(&self, id: &str) -> Message {
         let taken = *self.taken.lock().unwrap().get(id).unwrap_or(&0);
         let result = self.heard_results(id, taken + 1).swap_remove(taken);
         self.taken.lock().unwrap().insert(id.to_owned(), taken + 1);
+        Schema::read("status.json").describes(&result.json());
         result
     }
 
