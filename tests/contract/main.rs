@@ -6,7 +6,6 @@ mod support;
 
 mod check;
 mod emptied_workdir;
-mod exit_status;
 mod own_log;
 mod presence;
 mod rejection;

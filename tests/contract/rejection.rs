@@ -228,16 +228,3 @@ fn a_hostile_log_file_in_the_work_dir_does_not_stop_the_worker() {
     }
     lives_on(&site, site.idle_worker(|_| {}), |_| {});
 }
-
-#[test]
-fn a_request_on_a_neighbouring_topic_is_none() {
-    let site = Site::start();
-    let worker = site.idle_worker(|_| {});
-    let dir = site.prepare("neighbour", json!({ "steps": ["touch ran"] }));
-    let request = json!({ "id": "neighbour", "workDir": dir }).to_string();
-    for topic in ["jobs/pending/extra", "jobs", "jobs/cancel/neighbour"] {
-        site.controller.publish(topic, &*request);
-    }
-    lives_on(&site, worker, |_| {}); // which comes behind them
-    assert_eq!(names(&dir), ["job.json"]);
-}

@@ -185,22 +185,18 @@ fn a_job_that_stops_its_workers_is_not_restarted_without_a_pause_in_which_a_stop
     assert_eq!(read(&dir.join("starts")).lines().count(), 6);
 }
 
-/// A copy of the binary on the drive, whose place others can take.
-struct Installed {
-    path: PathBuf,
-}
+/// The path of a copy of the binary on the drive, whose place others can take.
+struct Installed(PathBuf);
 
 impl Installed {
     fn on(site: &Site<Broker>) -> Self {
-        let installed = Self {
-            path: site.drive.path().join("job-worker"),
-        };
+        let installed = Self(site.drive.path().join("job-worker"));
         installed.upgrade();
         installed
     }
 
     fn supervise(&self, site: &Site<Broker>) -> Worker {
-        let mut command = Command::new(&self.path);
+        let mut command = Command::new(&self.0);
         command.arg("supervise");
         site.equip(&mut command);
         let states = site.mark();
@@ -211,18 +207,18 @@ impl Installed {
 
     /// As a package manager does: a new file takes the name of the old one.
     fn upgrade(&self) {
-        fs::rename(self.copy("new"), &self.path).unwrap();
+        fs::rename(self.copy("new"), &self.0).unwrap();
     }
 
     /// Another file, to which the name leads as a symlink.
     fn relink(&self) {
-        let (version, link) = (self.copy("2"), self.path.with_extension("link"));
+        let (version, link) = (self.copy("2"), self.0.with_extension("link"));
         std::os::unix::fs::symlink(version, &link).unwrap();
-        fs::rename(link, &self.path).unwrap();
+        fs::rename(link, &self.0).unwrap();
     }
 
     fn copy(&self, extension: &str) -> PathBuf {
-        let new = self.path.with_extension(extension);
+        let new = self.0.with_extension(extension);
         // by another process: a file that this one has open for writing could not be executed, and neither could one that a
         // child inherits which another test is just starting
         let copied = Command::new("cp").arg(binary()).arg(&new).status();
@@ -233,12 +229,12 @@ impl Installed {
     /// The right to execute the program is given or taken, which changes nothing of its content.
     fn set_mode(&self, mode: u32) {
         let permissions = fs::Permissions::from_mode(mode);
-        fs::set_permissions(&self.path, permissions).unwrap();
+        fs::set_permissions(&self.0, permissions).unwrap();
     }
 
     fn is_run_by(&self, pid: u32) -> bool {
         let running = fs::metadata(format!("/proc/{pid}/exe")).expect("it is running");
-        let there = fs::metadata(&self.path).expect("it is installed");
+        let there = fs::metadata(&self.0).expect("it is installed");
         running.ino() == there.ino()
     }
 }
@@ -293,14 +289,14 @@ fn a_new_program_that_does_not_run_stops_nobody() {
         let dir = site.hold(id);
         match id {
             "text" => {
-                let text = installed.path.with_extension("new");
+                let text = installed.0.with_extension("new");
                 fs::write(&text, "no program").unwrap();
-                fs::rename(text, &installed.path).unwrap();
+                fs::rename(text, &installed.0).unwrap();
                 installed.set_mode(0o755);
             }
             "written" => {
                 installed.upgrade();
-                let file = File::options().append(true).open(&installed.path);
+                let file = File::options().append(true).open(&installed.0);
                 written = Some(file.unwrap());
             }
             _ => {
@@ -319,7 +315,7 @@ fn a_new_program_that_does_not_run_stops_nobody() {
     }
     let dir = site.hold("gone");
     drop(written);
-    fs::remove_file(&installed.path).unwrap();
+    fs::remove_file(&installed.0).unwrap();
     let_go(&site, "gone", &dir);
     let dir = site.hold("good");
     installed.upgrade();

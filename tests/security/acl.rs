@@ -9,7 +9,7 @@ use crate::support::controller::Controller;
 use crate::support::mosquitto::Mosquitto;
 use crate::support::site::{Site, read};
 use crate::support::wait;
-use crate::support::worker::{job_worker, said};
+use crate::support::worker::{job_worker, said, with};
 use serde_json::json;
 
 const TOPICS: [&str; 6] = [
@@ -22,7 +22,7 @@ const TOPICS: [&str; 6] = [
 ];
 
 /// Everybody's password.
-const PASSWORD: &str = "correct horse";
+const PASSWORD: &str = "p@ss:w/rd %é";
 
 fn example() -> String {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/mosquitto/acl");
@@ -88,6 +88,28 @@ fn controller_and_worker_can_do_all_that_they_need(version: &str) {
 }
 
 on_both_protocols!(controller_and_worker_can_do_all_that_they_need);
+
+#[test]
+fn credentials_are_taken_from_each_of_their_places() {
+    let site = site(&example());
+    let at = format!("127.0.0.1:{}", site.broker.port());
+    let secret_file = site.drive.path().join("secret");
+    // with the mark at its beginning that an editor on Windows writes, and with the end that Docker has
+    fs::write(&secret_file, format!("\u{feff}{PASSWORD}\n")).unwrap();
+    let in_url = format!("mqtt://w%6frker:p%40ss%3Aw%2Frd%20%25%C3%A9@{at}");
+    let of_another = format!("mqtt://nobody:nothing@{at}");
+    let (user, password) = (("MQTT_USERNAME", "worker"), ("MQTT_PASSWORD", PASSWORD));
+    let file = ("MQTT_PASSWORD_FILE", secret_file.to_str().unwrap());
+    let places: [&[(&str, &str)]; 4] = [
+        &[("MQTT_URL", &in_url)],
+        &[user, password],
+        &[user, password, ("MQTT_URL", &of_another)],
+        &[user, file],
+    ];
+    for place in places {
+        site.idle_worker(with(place)).stop();
+    }
+}
 
 fn writable(broker: &Mosquitto, observer: &Controller, user: &str) -> Vec<&'static str> {
     let mark = observer.mark();

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crate::support::site::{Site, names, read, shell};
+use crate::support::site::{Site, WORKER, names, read, shell};
 use crate::support::temp_dir::TempDir;
 use crate::support::wait::{self, DEADLINE};
 use crate::support::worker::with;
@@ -366,4 +366,39 @@ fn denied_payload_steps_leave_everything_that_runs_to_job_json() {
     let request = json!({ "id": "a", "workDir": dir, "steps": null, "env": {}, "timeoutSeconds": 9, "maxAttempts": 1 });
     let good = site.run_request(worker, dir, request);
     assert_eq!(good.output(), "from the file: nobody\n");
+}
+
+/// A drive that is mounted later than the service starts.
+#[test]
+fn a_missing_job_root_is_waited_for() {
+    let site = Site::scripted();
+    let root = site.drive.path().join("mnt/jobs");
+    for (command, pool) in [("supervise", None), ("", Some("p"))] {
+        let _ = fs::remove_dir_all(site.drive.path().join("mnt"));
+        let configure = |command: &mut Command| {
+            command.env("JOB_ROOT", &root);
+            pool.map(|pool| command.env("JOB_POOL", pool).env("WORKER_ID", WORKER));
+        };
+        let mut check = site.command(["check"]);
+        configure(&mut check);
+        let output = check.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(78));
+        assert!(said.contains("does not exist; a worker waits"), "{said}");
+
+        let start = || {
+            let mut command = site.command(Some(command).filter(|command| !command.is_empty()));
+            configure(&mut command);
+            let worker = site.start_as(command);
+            worker.await_stderr("does not exist: waiting until it is there");
+            worker
+        };
+        let mut worker = start();
+        worker.stop();
+        let states = site.mark();
+        let mut worker = start();
+        fs::create_dir_all(&root).unwrap();
+        site.await_idle(states);
+        worker.stop();
+    }
 }
