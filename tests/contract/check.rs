@@ -3,19 +3,21 @@
 use crate::support::broker::{Broker, Packet, Verdict};
 use crate::support::site::{Site, WORKER, names, read_json};
 use crate::support::wait::DEADLINE;
-use crate::support::worker::{binary, job_worker, said};
+use crate::support::worker::{binary, said};
 use serde_json::json;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
+const CONNECT: Option<&str> = Some("--connect");
+
 fn check(
     site: &Site<Broker>,
-    dir: Option<&str>,
+    argument: Option<&str>,
     variables: &[(&str, &str)],
 ) -> (String, String, Option<i32>) {
-    let mut command = site.command(["check"].into_iter().chain(dir));
+    let mut command = site.command(["check"].into_iter().chain(argument));
     said(command.envs(variables.iter().copied()))
 }
 
@@ -139,19 +141,13 @@ fn unknown_variables_are_named_by_check_and_at_start() {
     }
 }
 
-fn connect(url: &str, variables: &[(&str, &str)]) -> (String, String, Option<i32>) {
-    let mut command = job_worker();
-    command.args(["check", "--connect"]).env("MQTT_URL", url);
-    said(command.envs(variables.iter().copied()))
-}
-
 #[test]
 fn connect_tries_each_of_several_brokers_and_tells_what_one_does_not_have() {
-    let brokers = [Broker::start(), Broker::start()];
-    brokers[1].offer(&[0x25, 0, 0x11, 0, 0, 0, 60]); // Retain Available, Session Expiry Interval
-    let [one, two] = [brokers[0].port(), brokers[1].port()];
+    let (site, other) = (Site::scripted(), Broker::start());
+    other.offer(&[0x25, 0, 0x11, 0, 0, 0, 60]); // Retain Available, Session Expiry Interval
+    let [one, two] = [site.broker.port(), other.port()];
     let url = format!("mqtt://127.0.0.1:{one},127.0.0.1:1,127.0.0.1:{two}");
-    let (good, wrong, status) = connect(&url, &[]);
+    let (good, wrong, status) = check(&site, CONNECT, &[("MQTT_URL", &url)]);
     assert_eq!(status, Some(78));
     for port in [one, two] {
         let line = format!("broker 127.0.0.1:{port}: subscriptions: granted to ");
@@ -171,7 +167,8 @@ fn connect_tries_each_of_several_brokers_and_tells_what_one_does_not_have() {
 
 #[test]
 fn connect_says_which_step_goes_wrong() {
-    let denying = Broker::scripted(|step| match *step.packet {
+    let site = Site::scripted();
+    site.broker.set_script(|step| match *step.packet {
         Packet::SubAck { pkid, .. } => Verdict::Replace(Packet::SubAck {
             pkid,
             codes: vec![1, 0x87],
@@ -184,15 +181,15 @@ fn connect_says_which_step_goes_wrong() {
     for (url, before, told) in [
         (nowhere, "configuration: ", unknown),
         (nobody, "broker: name: ", "broker: TCP: 127.0.0.1:1: "),
-        (&denying.url(), "broker: login: accepted", denied),
+        (&site.broker.url(), "broker: login: accepted", denied),
     ] {
-        let (good, wrong, status) = connect(url, &[]);
+        let (good, wrong, status) = check(&site, CONNECT, &[("MQTT_URL", url)]);
         assert_eq!(status, Some(78), "{good}");
         assert!(wrong.starts_with(told), "{wrong}");
         let last = good.lines().last().unwrap_or_default();
         assert!(last.starts_with(before), "no further step: {good}");
     }
-    let (_, wrong, status) = connect(nobody, &[("JOB_SYNC", "maybe")]);
+    let (_, wrong, status) = check(&site, CONNECT, &[("JOB_SYNC", "maybe")]);
     assert_eq!(status, Some(78));
     assert!(wrong.contains("broker: not tried"), "{wrong}");
 }
@@ -207,7 +204,7 @@ fn connect_tells_each_step_says_nothing_to_anybody_and_takes_no_request() {
         // requests come as soon as there is somebody to take them
         site.broker.publish_retained("jobs/pending", "{}");
         let variables = [("WORKER_ID", WORKER), ("MQTT_PROTOCOL_VERSION", version)];
-        let (good, wrong, status) = connect(&site.broker.url(), &variables);
+        let (good, wrong, status) = check(&site, CONNECT, &variables);
         assert_eq!((status, &*wrong), (Some(0), ""), "{good}");
         let shown = if version == "5" { "5" } else { "3.1.1" };
         let told: Vec<_> = good

@@ -1,15 +1,12 @@
 //! Jobs that remove what is the worker's in their own workDir: log, journal, count of attempts and lock survive.
 
-use crate::support::broker::Broker;
-use crate::support::processes::survivors;
+use crate::support::process_tree::ProcessTree;
 use crate::support::site::{
     Site, WORKER, await_file, read, read_json, release, until_exists, verdict,
 };
 use crate::support::wait::{self, DEADLINE};
-use crate::support::worker::Worker;
 use serde_json::json;
 use std::fs::{self, File};
-use std::path::Path;
 
 const CLEAN: &str = "git init -q . && git clean -fdxq";
 
@@ -24,15 +21,6 @@ const WAYS: [&str; 5] = [
 
 fn count(log: &str, line: &str) -> usize {
     log.lines().filter(|l| l.ends_with(line)).count()
-}
-
-/// A worker that is killed with all that it runs, as a host that goes down.
-fn kill_all(site: &Site<Broker>, worker: &mut Worker, step: &Path) {
-    worker.kill9();
-    let pid = read(step).trim().parse().expect("a pid");
-    let pid = rustix::process::Pid::from_raw(pid).expect("not 0");
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is running");
-    wait::until("the step to end", || survivors(&site.label()).is_empty());
 }
 
 #[test]
@@ -77,21 +65,19 @@ fn what_an_earlier_step_left_running_still_writes_to_the_log() {
 #[test]
 fn attempts_go_on_counting() {
     let site = Site::scripted();
-    let steps = json!([
-        CLEAN,
-        "echo $$ > pid.tmp; mv pid.tmp pid; echo in $JOB_ATTEMPT; exec sleep 1000"
-    ]);
+    let steps = json!([CLEAN, "echo in $JOB_ATTEMPT; exec sleep 1000"]);
     let mut worker = site.idle_worker(|_| {});
     let dir = site.drive.path().join("a");
     fs::create_dir(&dir).unwrap();
     site.request(json!({ "id": "a", "workDir": dir, "steps": steps, "maxAttempts": 2 }));
     for attempt in 1..=2 {
-        await_file(&dir.join("pid"));
         wait::until("the step to write", || {
-            count(&read(&dir.join("job.log")), &format!("in {attempt}")) == 1
+            let log = fs::read_to_string(dir.join("job.log")).unwrap_or_default();
+            count(&log, &format!("in {attempt}")) == 1
         });
-        kill_all(&site, &mut worker, &dir.join("pid"));
-        fs::remove_file(dir.join("pid")).unwrap();
+        // as a host that goes down
+        ProcessTree::freeze(worker.pid()).kill9();
+        worker.wait();
         worker = site.worker(|_| {});
     }
     let result = site.result("a").json();
