@@ -8,7 +8,6 @@ use crate::support::mosquitto::{Mosquitto, free_port, tool};
 use crate::support::site::{Hub, Site, names, read, while_exists};
 use crate::support::wait;
 use crate::support::worker::{Worker, with};
-use rustix::fs::FlockOperation;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs::{self, File};
@@ -64,7 +63,7 @@ fn job_dir(site: &Site) -> PathBuf {
 /// Locks the log of a job, so that it does not begin.
 fn lock_log(dir: &Path) -> File {
     let log = File::create(dir.join("job.log")).unwrap();
-    rustix::fs::flock(&log, FlockOperation::LockExclusive).unwrap();
+    log.lock().unwrap();
     log
 }
 
@@ -245,9 +244,9 @@ fn a_result_that_comes_at_once_is_not_missed() {
 
 /// Two seconds after its start, and every five seconds then.
 #[test]
-fn says_what_it_waits_for() {
+fn says_what_it_waits_for_and_ctrl_c_ends_that() {
     let mut site = site();
-    let first = submit(&site, &["--id", "first", "true"]);
+    let mut first = submit(&site, &["--id", "first", "touch ran"]);
     first.await_stderr("no worker is there; the broker keeps the job until one comes");
     let second = submit(&site, &["true"]);
     second.await_stderr("submit: job ");
@@ -260,6 +259,11 @@ fn says_what_it_waits_for() {
     let third = submit(&site, &["true"]);
     third.await_stderr("in the queue; worker node-worker-01 is busy with job first\n");
     first.await_stderr("worker node-worker-01 has the job, and waits for ");
+    // Ctrl-C ends a job that is not run yet
+    first.signal_group(Signal::INT);
+    first.exits_with(130);
+    worker.exits_with(0);
+    assert!(!drive(&site).join("first/ran").exists());
 }
 
 #[test]
@@ -300,22 +304,6 @@ fn ctrl_c_withdraws_a_job_that_is_still_in_the_queue() {
     let dir = job_dir(&site);
     assert_eq!(names(&dir), ["job.cancel", "job.json", "job.status.json"]);
     assert!(read(&dir.join("job.status.json")).contains("\"reason\":\"cancelled\""));
-}
-
-/// A worker that has read its queue and is asked for nothing but a cancel while it waits for the directory's lock.
-#[test]
-fn ctrl_c_ends_a_job_that_a_worker_has_and_does_not_run_yet() {
-    let site = site();
-    let mut submit = submit(&site, &["touch ran"]);
-    submit.await_stderr("submit: job ");
-    let dir = job_dir(&site);
-    let _log = lock_log(&dir);
-    let mut worker = site.worker(|_| {});
-    submit.await_stderr("has the job, and waits for ");
-    submit.signal_group(Signal::INT);
-    submit.exits_with(130);
-    worker.exits_with(0);
-    assert!(!dir.join("ran").exists());
 }
 
 /// Where it does not come back, the drive has the result.

@@ -6,7 +6,7 @@ use crate::support::log::untimed;
 use crate::support::site::Site;
 use crate::support::temp_dir::TempDir;
 use crate::support::wait;
-use crate::support::worker::{job_worker, with};
+use crate::support::worker::{job_worker, said, with};
 use serde_json::json;
 
 /// What a terminal or a reader of logs takes for the end of a line, for a command, or for another order of the letters.
@@ -100,8 +100,8 @@ fn nothing_in_a_definition_forges_a_line_of_check() {
             (json!({ "steps": steps, "env": { named: "" } }), 3),
         ] {
             fs::write(dir.path().join("job.json"), definition.to_string()).unwrap();
-            let done = job_worker().arg("check").arg(dir.path()).output().unwrap();
-            let said = String::from_utf8([done.stdout, done.stderr].concat()).unwrap();
+            let (good, wrong, _) = said(job_worker().arg("check").arg(dir.path()));
+            let said = good + &wrong;
             let mut found = said.split_terminator('\n');
             assert_eq!(said.lines().count(), lines, "{said:?}");
             assert!(!found.any(|line| line.contains(trick)), "{said:?}");

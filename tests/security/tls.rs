@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::support::ca::{Authority, Identity, Valid};
 use crate::support::controller::Controller;
 use crate::support::mosquitto::{Mosquitto, free_port};
-use crate::support::site::{Site, names};
+use crate::support::site::{Site, names, shell};
 use crate::support::temp_dir::TempDir;
 use crate::support::wait;
 use crate::support::worker::{Worker, speaking, with};
@@ -129,7 +129,7 @@ fn a_broker_that_shows_no_good_certificate_is_refused() {
             "{request} -x509 -days 2 -addext subjectAltName=DNS:localhost -keyout self.key -out self"
         ),
     ] {
-        openssl(dir.path(), &line);
+        shell(dir.path(), &line);
     }
     let made = |certificate, key| Identity {
         certificate: in_dir(certificate),
@@ -346,16 +346,6 @@ fn what_is_not_valid_at_the_time_is_waited_for_and_renewed_files_are_read() {
     secure.runs_a_job(worker);
 }
 
-fn openssl(dir: &Path, line: &str) {
-    let done = Command::new("sh")
-        .args(["-ec", line])
-        .current_dir(dir)
-        .output()
-        .expect("sh runs");
-    let said = String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success(), "{line}: {said}");
-}
-
 /// In "A certificate for the broker" of the operator's guide.
 #[test]
 fn the_two_lines_of_the_guide_make_a_certificate_that_can_be_used() {
@@ -366,7 +356,7 @@ fn the_two_lines_of_the_guide_make_a_certificate_that_can_be_used() {
     assert_eq!(lines.len(), 2);
     for line in lines {
         let line = line.replace("broker.example", "localhost");
-        openssl(dir.path(), line.trim_start_matches("$ "));
+        shell(dir.path(), line.trim_start_matches("$ "));
     }
     let [ca, certificate, key] =
         ["ca.pem", "broker.pem", "broker.key"].map(|name| dir.path().join(name));
