@@ -93,7 +93,6 @@ fn what_a_step_finds_and_leaves() {
         { "job": { "steps": [r"printf '\377\000\376\n'"] }, "ends": good },
     ]));
     assert!(!jobs[0].log.contains("stale"), "{}", jobs[0].log);
-    assert!(jobs[3].result["error"].is_string());
     let steps = &jobs[3].result["steps"];
     let statuses = [0, 1, 2, 3, 4].map(|step| steps[step]["status"].clone());
     let expected = ["success", "failed", "skipped", "failed", "success"];

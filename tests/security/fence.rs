@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crate::support::site::{Site, WORKER, names, read, shell};
+use crate::support::site::{Site, WORKER, names, read, shell, verdict};
 use crate::support::temp_dir::TempDir;
 use crate::support::wait::{self, DEADLINE};
 use crate::support::worker::with;
@@ -287,8 +287,8 @@ fn nothing_but_a_regular_file_is_opened() {
     }
 }
 
-fn assert_failed(result: &Value, said: &str) {
-    assert_eq!(result["status"], "failed", "{result}");
+fn assert_rejected(result: &Value, said: &str) {
+    assert_eq!(verdict(result), ("failed", "rejected", 1), "{result}");
     let error = result["error"].as_str().unwrap_or_default();
     assert!(error.contains(said), "{said:?}: {result}");
 }
@@ -337,8 +337,7 @@ fn nothing_of_a_job_outside_of_the_fence_is_believed_or_written() {
     let _worker = site.idle_worker(|command| _ = command.env("JOB_ROOT", site.drive.path()));
     site.request(json!({ "id": "a", "workDir": "rejected" }));
     let result = site.result("a").json();
-    assert_failed(&result, error);
-    assert_eq!(result["reason"], "rejected");
+    assert_rejected(&result, error);
     assert_eq!(names(&dir), ["job.json"], "nor is anything left there");
 
     assert_eq!(names(outside.path()), ["file"]);
@@ -359,8 +358,7 @@ fn denied_payload_steps_leave_everything_that_runs_to_job_json() {
     ] {
         site.request(json!({ "id": "a", "workDir": dir, what: value }));
         let result = site.result("a").json();
-        assert_failed(&result, "JOB_PAYLOAD_STEPS=deny");
-        assert_eq!(result["reason"], "rejected", "{result}");
+        assert_rejected(&result, "JOB_PAYLOAD_STEPS=deny");
         assert_eq!(names(&dir), ["job.json"]);
     }
     let request = json!({ "id": "a", "workDir": dir, "steps": null, "env": {}, "timeoutSeconds": 9, "maxAttempts": 1 });
