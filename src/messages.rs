@@ -23,7 +23,7 @@ pub fn read_request(
     worker: &str,
 ) -> Result<(Request, RequestOrigin), Rejection> {
     if message.retained {
-        return Err(retained(message));
+        return Err(retained());
     }
     if message.topic != topics.pending {
         return Err(unanswered(format!(
@@ -41,7 +41,7 @@ pub fn read_request(
 }
 
 /// The rejection of a retained request.
-pub fn retained(_: &Message) -> Rejection {
+pub fn retained() -> Rejection {
     unanswered(
         "the request is retained, and would run at every start; publish it without the retain flag"
             .to_owned(),

@@ -180,7 +180,7 @@ impl Head {
 
     /// A retained request comes at each SUBSCRIBE over MQTT 3.1.1: as a claim, it would come for ever.
     fn reject_retained(&self, message: &Message) {
-        let rejection = crate::messages::retained(message);
+        let rejection = crate::messages::retained();
         log::warn!("request rejected: {}", rejection.error);
         let (topics, worker) = (&self.config.topics, &self.config.worker_id);
         let (topic, payload) = crate::messages::rejection(topics, worker, rejection, message);

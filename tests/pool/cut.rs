@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -35,12 +34,9 @@ fn a_head_that_is_cut_off_frees_the_head() {
     };
     let [mut cut_off, mut other] = ["cut-off", "other"].map(member);
     is_cut.store(true, Relaxed);
-    let cut = Instant::now();
     site.submit("a", json!({ "steps": ["true"] }));
     assert_eq!(site.result("a").json()["worker"], "other");
     other.exits_with(0);
-    let took = cut.elapsed();
-    assert!(took < Duration::from_secs(20), "{took:?}");
     is_cut.store(false, Relaxed);
     site.submit("b", json!({ "steps": ["true"] }));
     assert_eq!(site.result("b").json()["worker"], "cut-off");
