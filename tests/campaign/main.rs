@@ -39,7 +39,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use support::controller::Controller;
 use support::mosquitto::Mosquitto;
-use support::pool::{NAME, await_no_claims, directory};
+use support::pool::{NAME, await_no_claims};
 use support::processes::children;
 use support::random::{Random, number};
 use support::site::names;
@@ -212,7 +212,7 @@ fn campaign(crowd: Crowd, version: &str, memory: Broker) {
     let world = World {
         log: log.clone(),
         running: running.clone(),
-        pool: (crowd == Crowd::Pool).then(|| directory(drive.path())),
+        drive: (crowd == Crowd::Pool).then(|| drive.path().to_owned()),
     };
     let start = |_: &&str| Proxy::start(broker.port(), world.clone());
     let proxies: Vec<Proxy> = crowd.workers().iter().map(start).collect();
@@ -449,7 +449,7 @@ impl Crew<'_> {
     /// The requests that are claims, or were.
     fn kept_requests(&self) -> BTreeSet<String> {
         let mut kept = verdict::claimed(&self.log.lock().unwrap());
-        let claims = claims::claims(&directory(self.drive));
+        let claims = claims::claims(self.drive);
         kept.extend(claims.into_iter().map(|claim| claim.token));
         kept
     }
@@ -460,7 +460,7 @@ impl Crew<'_> {
         let marks = fs::read_to_string(self.drive.join("marks")).unwrap_or_default();
         let left = match self.crowd {
             Crowd::Loners => Vec::new(),
-            Crowd::Pool => claims::claims(&directory(self.drive)),
+            Crowd::Pool => claims::claims(self.drive),
         };
         let life = Life {
             worker: self.crowd.workers()[worker],

@@ -31,7 +31,7 @@ use support::broker::Message;
 use support::controller::Controller;
 use support::cut_drive::{CutDrive, DiskCache, FILE_SYSTEMS, FileSystem};
 use support::mosquitto::Mosquitto;
-use support::pool::{Queue, directory};
+use support::pool::Queue;
 use support::process_tree::ProcessTree;
 use support::random::{Random, number};
 use support::temp_dir::TempDir;
@@ -607,7 +607,7 @@ impl Campaign {
 
     /// Every request that is acknowledged is a claim, or has its result.
     fn look_at_the_claims(&mut self) {
-        let claims = claims(&directory(&self.drive.path()));
+        let claims = claims(&self.drive.path());
         let acknowledged = self.acknowledged();
         for index in 0..self.requests.len() {
             let request = &mut self.requests[index];
@@ -776,9 +776,8 @@ impl Campaign {
             worker.wait();
         }
         self.hear_the_rest();
-        let pool = directory(&self.drive.path());
         if self.queue == Queue::Pool {
-            for claim in claims(&pool) {
+            for claim in claims(&self.drive.path()) {
                 self.violate(Violation::ClaimLeft, format!("{claim:?}"));
             }
         }

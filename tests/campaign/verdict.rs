@@ -266,9 +266,9 @@ impl Evidence {
                 Packet::RequestAck { token, claim } => {
                     wire.acknowledged = Some(event.at);
                     let is_due = has_arrived && published.as_ref() == Some(token);
-                    let claim = claim.as_ref();
                     let problem = match is_member {
-                        true => self.wrong_acknowledgement(token, event.at, claim, lives_on),
+                        true => (claim.is_none() && !self.was_claim(token, event.at))
+                            .then_some("acknowledged, and it is no claim"),
                         false => (!is_due).then_some("acknowledged before it had its result"),
                     };
                     (token.clone(), problem)

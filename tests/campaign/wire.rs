@@ -99,17 +99,11 @@ pub struct Proxy {
 pub struct World {
     pub log: Log,
     pub running: Running,
-    /// The directory of the pool, if there is one.
-    pub pool: Option<PathBuf>,
+    /// The drive with the pool's directory, if there is one.
+    pub drive: Option<PathBuf>,
 }
 
 impl World {
-    /// What the drive holds at this moment.
-    fn look(&self) -> Vec<Claim> {
-        let pool = self.pool.as_ref().filter(|pool| pool.is_dir());
-        pool.map_or(Vec::new(), |pool| claims(pool))
-    }
-
     fn kill(&self, life: usize) {
         let mut running = lock(&self.running);
         if let Some(life) = running.get_mut(&life)
@@ -332,7 +326,7 @@ impl Reader {
     }
 
     fn claim(&self, is_it: impl Fn(&Claim) -> bool) -> Option<Claim> {
-        self.world.look().into_iter().find(is_it)
+        claims(self.world.drive.as_ref()?).into_iter().find(is_it)
     }
 
     fn claim_with(&self, result: &Value) -> Option<Claim> {

@@ -3,7 +3,7 @@
 use super::delivery::forgetful;
 use crate::support;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -172,33 +172,26 @@ fn a_key_that_has_a_result_is_answered_with_it_by_whichever_worker(version: &str
     );
 }
 
+/// Also where nothing runs.
 #[test]
 fn every_status_document_repeats_the_key() {
     let site = Site::start();
-    let idle = site.idle_worker(worker("w", "jobs", "5"));
-    let steps = json!(["cat job.status.json > seen", "exit 3"]);
-    let dir = site.prepare("keyed", json!({ "steps": steps }));
-    let request = json!({ "id": "keyed", "workDir": dir, "key": "clé 1" });
-    let finished = site.run_request(idle, dir, request);
-    assert_eq!(finished.result["key"], "clé 1");
+    let mut worker = site.idle_worker(|_| {});
+    let dir = site.directory("keyed");
+    let steps = ["cat job.status.json > seen; exit 3"];
+    for dir in [&dir.join("missing"), &dir] {
+        site.request(json!({ "id": "keyed", "workDir": dir, "key": "clé 1", "steps": steps }));
+    }
+    let results = site.results("keyed", 2);
+    worker.exits_with(0);
+    let reasons = [&results[0]["reason"], &results[1]["reason"]];
+    assert_eq!(reasons, ["rejected", "step"]);
     let states = site.controller.heard("jobs/status/keyed");
     assert!(!states.is_empty());
-    let mut documents: Vec<Value> = states.iter().map(Message::json).collect();
-    documents.extend(["seen", "job.status.json"].map(|file| read_json(&finished.dir.join(file))));
-    assert!(
-        documents.iter().all(|it| it["key"] == "clé 1"),
-        "{documents:?}"
-    );
-
-    // also where nothing runs
-    let missing = site.drive.path().join("missing");
-    let _rejecting = site.idle_worker(|_| {});
-    site.request(json!({ "id": "missing", "workDir": missing, "key": "k" }));
-    let rejected = site.result("missing").json();
-    assert_eq!(
-        (&rejected["reason"], &rejected["key"]),
-        (&json!("rejected"), &json!("k"))
-    );
+    let files = ["seen", "job.status.json"].map(|file| read_json(&dir.join(file)));
+    let all = results.into_iter().chain(files);
+    let mut all = all.chain(states.iter().map(Message::json));
+    assert_eq!(all.find(|document| document["key"] != "clé 1"), None);
 }
 
 on_both_protocols!(

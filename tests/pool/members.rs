@@ -1,12 +1,10 @@
 //! Members: how a test starts them and sees what they have, and that one which waits stops at once.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::support::pool::{Queue, directory};
+use super::support::pool::Queue;
 use super::support::site::{Hub, Site};
 use super::support::wait;
 use super::support::worker::Worker;
@@ -39,20 +37,6 @@ pub fn await_queue(site: &Site) {
         let log = site.broker.log();
         log.contains("Received SUBSCRIBE from the-pool")
     });
-}
-
-/// The member that has the lock of the pool on this drive.
-pub fn head_of(drive: &Path) -> Option<String> {
-    let lock = fs::metadata(directory(drive).join("head.lock")).ok()?;
-    let end = format!(":{}", lock.ino());
-    let locks = fs::read_to_string("/proc/locks").ok()?;
-    // one that waits for the lock has an arrow in its line
-    let held = locks.lines().filter(|line| !line.contains("->"));
-    let mut held = held.map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let held = held.find(|words| words.get(5).is_some_and(|file| file.ends_with(&end)))?;
-    let environment = fs::read_to_string(format!("/proc/{}/environ", held.get(4)?)).ok()?;
-    let mut variables = environment.split('\0');
-    variables.find_map(|variable| Some(variable.strip_prefix("WORKER_ID=")?.to_owned()))
 }
 
 /// Makes the directory of the pool by hand, as the reference says it of a queue that was a worker's own.

@@ -226,20 +226,11 @@ impl<B: Hub> Site<B> {
 
     /// Submits a job that runs until [`release`] lets it end, and waits until it runs. [`runs`] tells its starts and ends.
     pub fn hold(&self, id: &str) -> PathBuf {
-        self.hold_with(id, json!({}))
-    }
-
-    /// The same with further fields of the request.
-    pub fn hold_with(&self, id: &str, mut request: Value) -> PathBuf {
         let gate = until_exists("gate");
         let step = format!(
             "echo start $JOB_ATTEMPT >> runs; echo $PPID > worker; touch up; {gate}; echo end $JOB_ATTEMPT >> runs"
         );
-        let dir = self.prepare(id, json!({ "steps": [step] }));
-        (request["id"], request["workDir"]) = (json!(id), json!(dir));
-        self.request(request);
-        await_file(&dir.join("up"));
-        dir
+        self.begin(id, json!({ "steps": [step] }))
     }
 
     /// Submits a job, and waits until it has made the file `up`.

@@ -18,27 +18,8 @@ pub fn claim_in(packet: &Packet) -> Option<&Claim> {
 }
 
 impl Evidence {
-    /// What is wrong with an acknowledgement. `lives_on`: the process was alive when this was read; what is on its way when a process
-    /// ends may be read after others have gone on.
-    pub(super) fn wrong_acknowledgement(
-        &self,
-        token: &str,
-        at: Instant,
-        claim: Option<&Claim>,
-        lives_on: bool,
-    ) -> Option<&'static str> {
-        match claim {
-            // it came again, and its claim is another worker's, or done
-            _ if self.was_claim(token, at) => None,
-            None => Some("acknowledged, and it is no claim"),
-            Some(claim) if !claim.is_locked && lives_on => {
-                Some("acknowledged, and its claim is not locked")
-            }
-            Some(_) => None,
-        }
-    }
-
-    /// What is wrong with a result that a member publishes.
+    /// What is wrong with a result that a member publishes. `lives_on`: the process was alive when this was read; what is on its way
+    /// when a process ends may be read after others have gone on.
     pub(super) fn wrong_result(
         &self,
         document: &Value,
@@ -50,10 +31,6 @@ impl Evidence {
                 if token_of(document, &self.requests).is_some_and(|it| it != claim.token) =>
             {
                 Some("stale: the result of another request is in its claim")
-            }
-            // one that is over is taken without a word in it
-            Some(claim) if lives_on && !claim.is_locked => {
-                Some("a result whose claim is not locked")
             }
             None if lives_on => Some("a result that its claim does not have"),
             _ => None,
@@ -74,8 +51,8 @@ impl Evidence {
         seen.chain(self.lives.values().flat_map(|life| &life.left))
     }
 
-    /// Whether there was a claim of this request before.
-    fn was_claim(&self, token: &str, before: Instant) -> bool {
+    /// Whether there was a claim of this request before: it came again, and its claim is another worker's, or done.
+    pub(super) fn was_claim(&self, token: &str, before: Instant) -> bool {
         let is_it = |claim: &Claim| claim.token == token;
         let mut earlier = self.events.iter().take_while(|event| event.at < before);
         let mut begun = self.lives.values().filter(|life| life.started < before);
