@@ -523,6 +523,8 @@ impl Crew<'_> {
             let now = Instant::now();
             if self.lull.load(Relaxed) {
                 self.proxies.iter().for_each(|proxy| proxy.set(None));
+                // a worker that is back after its longest pause would lose each broker at once, and pause again
+                next_crash = next_crash.max(now + 3 * LULL);
                 thread::sleep(Duration::from_millis(1));
             } else if now >= next_crash {
                 broker.crash();
