@@ -90,38 +90,11 @@ fn a_job_interrupted_by_a_crash_runs_again_as_the_next_attempt(version: &str) {
 on_both_protocols!(
     jobs_queued_while_the_worker_is_away_run_once_each_in_order,
     a_job_interrupted_by_a_crash_runs_again_as_the_next_attempt,
-    a_job_published_afresh_after_its_end_runs_again,
-    a_worker_outlives_a_broker_that_restarts_while_it_waits,
 );
-
-fn a_job_published_afresh_after_its_end_runs_again(version: &str) {
-    let site = Site::start();
-    let definition = json!({ "steps": ["echo run >> runs; [ $(wc -l < runs) != 1 ]"] });
-    for run in 1..=3 {
-        let worker = site.idle_worker(speaking(version));
-        let finished = site.run_on(worker, "again", definition.clone());
-        let end = if run == 1 { "failed" } else { "success" };
-        assert_eq!(finished.verdict().0, end);
-        assert_eq!(finished.result["attempt"], 1);
-        assert_eq!(runs(&finished.dir).len(), run);
-    }
-    assert_eq!(site.controller.heard("jobs/results/again").len(), 3);
-}
 
 /// A broker that forgets what it has when it is killed.
 pub fn forgetful() -> Mosquitto {
     let mut broker = Mosquitto::prepare().without_persistence();
     broker.restart();
     broker
-}
-
-fn a_worker_outlives_a_broker_that_restarts_while_it_waits(version: &str) {
-    for mut site in [Site::start(), Site::on(forgetful())] {
-        let mut worker = site.idle_worker(speaking(version));
-        site.kill9_broker();
-        let mark = site.mark();
-        site.restart_broker();
-        site.await_state(&mut worker, mark, "idle");
-        site.runs_a_job(&mut worker);
-    }
 }
