@@ -90,8 +90,14 @@ fn execute(
                 // on a thread of its own: a reader that does not read must hold up neither a timeout nor a signal
                 let (log, from) = (log.clone(), run.log_start());
                 let (running, over) = mpsc::channel();
-                let shown = std::thread::spawn(move || show(&log, from, &over));
-                terminal = Some((running, shown));
+                let threads = std::thread::Builder::new().name("log".into());
+                terminal = match threads.spawn(move || show(&log, from, &over)) {
+                    Ok(shown) => Some((running, shown)),
+                    Err(error) => {
+                        log::warn!("no thread to show job.log: {error}");
+                        None
+                    }
+                };
             }
             Some(News::Changed(_)) => {}
             Some(News::Over(outcome)) => break outcome,

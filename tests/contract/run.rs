@@ -4,11 +4,12 @@ use crate::support::broker::Broker;
 use crate::support::log::untimed;
 use crate::support::site::{Site, await_file, names, read, read_json, release, until_exists};
 use crate::support::wait;
-use crate::support::worker::{Worker, said};
+use crate::support::worker::{Worker, binary, said};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -154,6 +155,31 @@ fn begin(site: &Site<Broker>, steps: Value, grace: &str) -> (PathBuf, Worker) {
     let process = site.start_as(command);
     await_file(&dir.join("up"));
     (dir, process)
+}
+
+#[test]
+#[ignore = "needs root to become another user"]
+fn a_limit_of_processes_is_told_and_leaves_nothing() {
+    let site = Site::scripted();
+    // not in the drive, which only its owner may enter
+    let place = std::env::temp_dir().join(format!("run-{}", std::process::id()));
+    let [program, dir] = ["program", "a"].map(|name| place.join(name));
+    fs::create_dir_all(&dir).unwrap();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).unwrap();
+    let mut copy = Command::new("cp"); // a child that another test starts now would have the file open for writing
+    assert!(copy.arg(binary()).arg(&program).status().unwrap().success());
+    fs::write(dir.join("job.json"), r#"{"steps": ["sleep 0.2"]}"#).unwrap();
+    for most in 1..6 {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=54329", "--clear-groups", "prlimit"]);
+        command.arg(format!("--nproc={most}:{most}"));
+        site.equip(command.arg(&program).arg("run").arg(&dir));
+        let run = command.output().unwrap();
+        let said = String::from_utf8_lossy(&run.stderr);
+        let code = journal(&dir)["exitCode"].as_i64().unwrap();
+        assert_eq!(run.status.code().map(i64::from), Some(code), "{said}");
+    }
+    fs::remove_dir_all(&place).unwrap();
 }
 
 #[test]
