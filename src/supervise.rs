@@ -95,7 +95,9 @@ fn watch(worker: Pid, inbox: &mut Inbox<Infallible>) -> ControlFlow<u8, u8> {
         match inbox.next(None) {
             Some(Event::Stop(_)) => {
                 stopped = true;
-                let _ = kill_process(worker, Signal::TERM); // ESRCH: it has just ended, which is the next event
+                for signal in [Signal::TERM, Signal::CONT] {
+                    let _ = kill_process(worker, signal); // ESRCH: it has just ended, which is the next event
+                }
             }
             Some(Event::ChildEnded) => {
                 process::reap_some(|pid, exit| {

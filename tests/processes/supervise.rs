@@ -51,6 +51,14 @@ fn each_job_has_a_fresh_worker_without_a_pause() {
 }
 
 #[test]
+fn a_stop_wakes_a_worker_that_is_stopped() {
+    let site = Site::scripted();
+    let mut supervisor = idle(&site, |_| {});
+    kill_process(child_of(&supervisor), Signal::STOP).unwrap();
+    supervisor.stop();
+}
+
+#[test]
 fn errors_make_it_back_off_and_a_success_resets_that() {
     let site = Site::scripted();
     // not authorised: the worker ends with 77
