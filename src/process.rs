@@ -14,9 +14,9 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a sweep insists before it leaves what it cannot kill (another user's process, one stuck in the kernel).
@@ -232,7 +232,7 @@ pub fn sweep(mut group: Option<(Pid, &mut Option<Ended>)>) -> (usize, usize) {
             reaped += 1;
         }
         if started.elapsed() > SWEEP_LIMIT {
-            let left = descendants(SWEEP_LIMIT).len();
+            let left = descendants(SWEEP_LIMIT).len().max(1); // a child is left, also where it is not found
             log::warn!("processes of the job that cannot be killed: {left}; going on without them");
             return (killed, left);
         }
@@ -319,9 +319,19 @@ fn descendants(patience: Duration) -> Vec<Process> {
     let Ok(entries) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };
+    let me = rustix::process::getpid().as_raw_pid();
+    let is_ours = |own: PathBuf| own.as_os_str() == me.to_string().as_str();
+    if !std::fs::read_link("/proc/self").is_ok_and(is_ours) {
+        static WARN: Once = Once::new();
+        WARN.call_once(|| {
+            log::warn!(
+                "/proc is that of another PID namespace: daemonised processes of a job may outlive it"
+            );
+        });
+        return Vec::new(); // its numbers are those of other processes
+    }
     let foreign = foreign().clone();
     let mut children: HashMap<i32, Vec<Process>> = HashMap::new();
-    let me = rustix::process::getpid().as_raw_pid();
     for entry in entries.flatten() {
         if started.elapsed() > patience {
             break;

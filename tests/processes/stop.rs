@@ -215,6 +215,29 @@ fn pid_1_runs_a_job_and_stops_idle_and_running() {
     is_requeued(&site, &dir);
 }
 
+/// Its numbers are those of other processes: the worker once took its own for one of the job's.
+#[test]
+#[ignore = "needs a PID namespace"]
+fn the_proc_of_another_namespace_is_not_believed() {
+    let site = Site::scripted();
+    let mut command = Command::new("unshare");
+    command.args([
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "sh",
+        "-c",
+        "\"$0\"; exit $?",
+    ]);
+    site.equip(command.arg(binary()));
+    let mut worker = site.idle(command);
+    site.submit("a", json!({ "steps": ["(setsid sleep 1000 &)"] }));
+    let result = site.result("a").json();
+    let warning = result["warning"].as_str().unwrap_or_default();
+    assert!(warning.ends_with("still run: 1"), "{result}");
+    worker.exits_with(0);
+}
+
 #[test]
 #[ignore = "needs a PID namespace"]
 fn pid_1_reaps_the_orphans_of_others_while_it_waits() {
