@@ -452,6 +452,7 @@ mod tests {
             ("MQTT_TOPIC_ROOT", "$share/x"),
             ("MQTT_SHARE_GROUP", "a/b"),
             ("MQTT_PASSWORD_FILE", "/does/not/exist"),
+            ("MQTT_PASSWORD_FILE", "/dev/null"),
             ("WORKER_ID", "a+b"),
             ("WORKER_ID", "#"),
             ("WORKER_ID", &"x".repeat(129)),

@@ -112,6 +112,10 @@ impl Password {
         match self {
             Self::Text(text) => Ok(text.clone()),
             Self::File(path) => {
+                // a FIFO may never end, and the worker hears no stop meanwhile
+                if path.metadata().is_ok_and(|meta| !meta.is_file()) {
+                    return Err(format!("{path:?}: is no regular file"));
+                }
                 let text = std::fs::read_to_string(path);
                 let text = text.map_err(|error| format!("{path:?}: cannot be read: {error}"))?;
                 let line = text
