@@ -201,8 +201,9 @@ impl Job {
         }
         if !self.dir.is_in_place() && !self.dir.is_removed() {
             let path = self.dir.path().display();
-            let moved =
-                format!("the job has moved its directory: log and journal are no longer at {path}");
+            let moved = format!(
+                "the directory is no longer at {path}, nor are log and journal: the job has moved it, or the drive is gone"
+            );
             self.warn(&moved);
         }
         self.log.verdict(&verdict(&self.document));

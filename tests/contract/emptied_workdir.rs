@@ -135,7 +135,7 @@ fn a_directory_that_the_last_step_moved_is_told() {
     let job = site.run("a", json!({ "steps": ["mv ../a ../b"] }));
     assert_eq!(job.verdict(), ("success", "", 0));
     let warning = job.result["warning"].as_str().unwrap_or_default();
-    assert!(warning.contains("moved its directory"), "{}", job.result);
+    assert!(warning.contains("the job has moved it"), "{}", job.result);
     let log = read(&job.dir.with_file_name("b").join("job.log"));
     assert!(log.contains(&format!("warning: {warning}\n")), "{log}");
     let last = log.lines().last().unwrap();
