@@ -187,10 +187,43 @@ mod tests {
             assert_eq!(plan.warnings.len(), capped, "{:?}", plan.warnings);
             assert_eq!(!plan.timeout_of.is_empty(), timeout > 9.0);
         }
-        let told = plan(1e300, 1).warnings.concat();
-        assert!(
-            told.contains("timeoutSeconds of 136 years or more"),
-            "{told}"
-        );
+        let told = |timeout| plan(timeout, 1).warnings.concat();
+        let asked = told(1e300);
+        assert!(asked.contains("of 136 years or more"), "{asked}");
+        assert!(told(9.5).contains("timeoutSeconds 9.5,"));
+    }
+
+    #[test]
+    fn a_step_is_told_by_place_name_and_first_line() {
+        let long = "x".repeat(SHOWN);
+        let (more, shown) = (format!("{long}y"), format!("{long} …"));
+        for (run, name, told, label) in [
+            ("make", None, "make", "make"),
+            ("make\n", None, "make", "make"),
+            ("cd a\nmake", None, "cd a …", "cd a …"),
+            ("cd a\nmake", Some("build"), "build", "build (cd a …)"),
+            (&long, None, &*long, &*long),
+            (&more, None, &shown, &shown),
+        ] {
+            let steps = serde_json::json!({ "steps": ["true", { "run": run, "name": name }] });
+            let definition = Definition::parse(steps.to_string().as_bytes()).unwrap();
+            let plan = Plan::merge(&definition, None, None, 3).unwrap();
+            assert_eq!(plan.place(1), "step 2/2");
+            assert_eq!((&*plan.name(1), &*plan.label(1)), (told, label));
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_told() {
+        let [request, file] = ["a", "b"].map(|name| {
+            let json = format!(r#"{{"steps": ["true"], "{name}": 1}}"#);
+            Definition::parse(json.as_bytes()).unwrap()
+        });
+        let told = Plan::merge(&request, Some(file), None, 3).unwrap().warnings;
+        let [in_request, in_file] = &*told else {
+            panic!("{told:?}");
+        };
+        assert_eq!(in_request, "unknown fields in the request are ignored: a");
+        assert_eq!(in_file, "unknown fields in job.json are ignored: b");
     }
 }

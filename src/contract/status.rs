@@ -256,6 +256,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_step_that_was_ended_has_the_exit_code_of_the_reason() {
+        for (reason, own, code) in [
+            (Reason::Timeout, 0, 124),
+            (Reason::Cancelled, 143, 130),
+            (Reason::LogLimit, 0, 1),
+            (Reason::LogLimit, 137, 137),
+        ] {
+            assert_eq!(reason.exit_code(own), code, "{reason:?}");
+        }
+    }
+
+    #[test]
     fn a_rejection_is_known_by_its_reason() {
         let rejected = Document::rejected(id(), None, "w", "why".into());
         assert!(rejected.is_rejection());
