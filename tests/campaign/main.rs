@@ -284,8 +284,9 @@ fn campaign(crowd: Crowd, version: &str, memory: Broker) {
     }
     let verdict = evidence.verdict();
     println!(
-        "campaign ({crowd:?}, MQTT_PROTOCOL_VERSION={version}, broker {memory:?}, seed {seed}): {count} requests for {IDS} ids in {:.1} s; \
+        "campaign ({crowd:?}, MQTT_PROTOCOL_VERSION={version}, broker {memory:?}, seed {seed}): {} requests for {IDS} ids in {:.1} s; \
          {} workers, {kills} killed, {stops} stopped; {} broker kills; {} links cut; {} traps sprung; {verdict}",
+        requests.len(),
         started.elapsed().as_secs_f64(),
         lives.len(),
         evidence.crashes.len(),
@@ -582,7 +583,7 @@ impl Desk<'_> {
     fn bring_through(&mut self, count: usize, random: &mut Random) {
         let mut progress = Instant::now();
         let (mut silence, mut looked) = (progress, progress);
-        while self.requests.len() < count || !self.outstanding.is_empty() {
+        while self.asks_for_more(count) || !self.outstanding.is_empty() {
             assert!(!self.crew.over.load(Relaxed), "another actor has failed");
             if self.collect() {
                 (progress, silence) = (Instant::now(), Instant::now());
@@ -607,12 +608,17 @@ impl Desk<'_> {
                     silence = looked;
                 }
                 lost.iter().for_each(|token| self.publish(token));
-            } else if self.requests.len() < count && self.outstanding.len() < WINDOW {
+            } else if self.asks_for_more(count) && self.outstanding.len() < WINDOW {
                 self.submit_some(random);
             } else {
                 thread::sleep(Duration::from_millis(5));
             }
         }
+    }
+
+    /// The requests of the short form may all be over before the broker has died once.
+    fn asks_for_more(&self, count: usize) -> bool {
+        self.requests.len() < count || self.crew.faults.lock().unwrap().crashes.is_empty()
     }
 
     /// Whether the broker has forgotten us. It has forgotten the workers, too, and keeps nothing for them until they are
