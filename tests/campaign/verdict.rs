@@ -593,9 +593,18 @@ impl Case<'_> {
         }
     }
 
-    /// Whether some worker could not tell requests apart.
+    /// Whether some worker could not tell requests apart: over 3.1.1, and on its own queue the first of a session.
     fn unknown(&self) -> bool {
-        self.request.key.is_none() && self.wires.values().any(|wire| wire.old_protocol)
+        let is_first = |event: &Event| match &event.packet {
+            Packet::Request {
+                packet_id, token, ..
+            } => *packet_id == 1 && token == self.token,
+            _ => false,
+        };
+        let is_old = || self.wires.values().any(|wire| wire.old_protocol);
+        let events = &self.notes.events;
+        let came_first = || self.notes.crowd == Crowd::Loners && events.iter().any(is_first);
+        self.request.key.is_none() && (is_old() || came_first())
     }
 
     /// How many processes that held the request were killed.

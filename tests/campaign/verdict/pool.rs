@@ -1,6 +1,9 @@
 //! What is different where the members of a pool take requests: the claim on the drive is the record, whoever has it.
 
-use super::{Case, Cause, DOUBTFUL, Evidence, GONE_BACK, Start, Verdict, any_between, token_of};
+use super::{
+    ABSENCE, Broker, Case, Cause, DOUBTFUL, Evidence, GONE_BACK, Start, Verdict, any_between,
+    token_of,
+};
 use crate::Life;
 use crate::claims::Claim;
 use crate::wire::{Event, Packet};
@@ -167,9 +170,9 @@ impl Case<'_> {
                 continue;
             };
             // the broker may forget a result that it has acknowledged
-            let published = self.published_at(from, next);
-            let is_forgotten =
-                published.is_some_and(|at| any_between(&self.notes.crashes, at, next));
+            let is_forgotten = self
+                .published(from, next)
+                .is_some_and(|event| any_between(&self.notes.crashes, self.since(event), next));
             let mut later = claims.filter(|(event, _)| event.at > next);
             if !is_forgotten && !later.any(|(_, other)| other.request == claim.request) {
                 return Err(format!("{} is lost: nothing came of it", claim.request));
@@ -178,8 +181,18 @@ impl Case<'_> {
         Ok(())
     }
 
-    /// When a result of this request was given to the broker for the first time.
-    fn published_at(&self, from: Instant, to: Instant) -> Option<Instant> {
+    /// From when on a crash loses this result. Over 3.1.1 a broker does not say that the controller, whom it has forgotten,
+    /// is not back yet.
+    fn since(&self, result: &Event) -> Instant {
+        let is_old = self.wires[&result.life].old_protocol;
+        match self.notes.memory {
+            Broker::Forgets if is_old => result.at - ABSENCE,
+            _ => result.at,
+        }
+    }
+
+    /// The first event by which a result of this request is given to the broker.
+    fn published(&self, from: Instant, to: Instant) -> Option<&Event> {
         let is_own = |event: &&Event| match &event.packet {
             Packet::Result { document, claim } => {
                 let token = claim.as_ref().map(|claim| claim.token.clone());
@@ -188,6 +201,6 @@ impl Case<'_> {
             }
             _ => false,
         };
-        self.notes.events.iter().find(is_own).map(|event| event.at)
+        self.notes.events.iter().find(is_own)
     }
 }
