@@ -24,7 +24,7 @@ pub use place::{Place, path};
 
 use crate::Exit;
 use crate::backoff::Backoff;
-use crate::config::{Config, Durability, PayloadSteps, PoolConfig};
+use crate::config::{Config, Durability, PoolConfig};
 use crate::inbox::Outbox;
 use crate::mqtt::{self, Message, Protocol};
 use crate::worker::Heard;
@@ -96,8 +96,8 @@ impl Member {
     ) -> io::Result<Self> {
         let (sender, happenings) = mpsc::channel();
         let allowed = match config.job.payload_steps {
-            PayloadSteps::Allow => "allowed",
-            PayloadSteps::Deny => "denied",
+            true => "allowed",
+            false => "denied",
         };
         let head = Head {
             agreement: format!(

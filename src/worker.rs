@@ -7,7 +7,7 @@ mod broker;
 mod member;
 
 use crate::Exit;
-use crate::config::{Config, OnStop};
+use crate::config::Config;
 use crate::contract::{Document, Rejection, took};
 use crate::inbox::{Event, Inbox, Outbox};
 use crate::job::{Interruption, News, Outcome, Run};
@@ -408,13 +408,13 @@ impl Worker {
             return ControlFlow::Break(Exit::Done);
         }
         log::info!("{name}: stopping");
-        match (&mut self.run, self.config.job.on_stop) {
-            (None, _) if self.member.is_some() => self.stop_member(),
-            (None, _) => self.tell_of_stop(),
-            (Some(run), OnStop::Finish) if run.has_started() => {
+        match &mut self.run {
+            None if self.member.is_some() => self.stop_member(),
+            None => self.tell_of_stop(),
+            Some(run) if self.config.job.finish_on_stop && run.has_started() => {
                 log::info!("finishing the job first (JOB_ON_STOP=finish)");
             }
-            (Some(run), _) => run.interrupt(Interruption::Stop, Instant::now()),
+            Some(run) => run.interrupt(Interruption::Stop, Instant::now()),
         }
         ControlFlow::Continue(())
     }

@@ -44,8 +44,8 @@ pub struct JobConfig {
     pub root: Option<PathBuf>,
     /// No workDir may contain this directory, or lie in it.
     pub reserved: Option<PathBuf>,
-    /// Whether a request may bring its own steps.
-    pub payload_steps: PayloadSteps,
+    /// Whether a request may bring its own steps; else only `job.json` says what runs.
+    pub payload_steps: bool,
     /// The program that runs each step.
     pub shell: String,
     /// How long a job may take that sets no timeout of its own; `None` for as long as it likes.
@@ -58,20 +58,10 @@ pub struct JobConfig {
     pub max_attempts: u32,
     /// Largest `job.log`, in bytes.
     pub log_limit: Option<u64>,
-    /// What a signal means for a running job.
-    pub on_stop: OnStop,
+    /// Whether a signal lets a running job finish; else it interrupts the job and leaves its request with the broker.
+    pub finish_on_stop: bool,
     /// When something counts as written.
     pub durability: Durability,
-}
-
-/// `JOB_PAYLOAD_STEPS`: whether a request may bring its own steps.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum PayloadSteps {
-    /// It may.
-    #[default]
-    Allow,
-    /// Only `job.json` says what runs.
-    Deny,
 }
 
 /// `JOB_SYNC`: when something counts as written.
@@ -82,16 +72,6 @@ pub enum Durability {
     Disk,
     /// Once the system has it, which may take its time.
     Cache,
-}
-
-/// `JOB_ON_STOP`: what a signal means for a running job.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum OnStop {
-    /// Interrupt the job and leave its request with the broker.
-    #[default]
-    Requeue,
-    /// Finish the job first.
-    Finish,
 }
 
 impl Config {
@@ -213,8 +193,8 @@ impl<'a> Reader<'a> {
     }
 
     fn job(&mut self) -> JobConfig {
-        let payload_steps = [("allow", PayloadSteps::Allow), ("deny", PayloadSteps::Deny)];
-        let on_stop = [("requeue", OnStop::Requeue), ("finish", OnStop::Finish)];
+        let payload_steps = [("allow", true), ("deny", false)];
+        let finish_on_stop = [("requeue", false), ("finish", true)];
         let durability = [("on", Durability::Disk), ("off", Durability::Cache)];
         JobConfig {
             reserved: None,
@@ -229,7 +209,7 @@ impl<'a> Reader<'a> {
             dir_wait: self.value("JOB_DIR_WAIT", seconds).unwrap_or_default(),
             max_attempts: self.value("JOB_MAX_ATTEMPTS", positive).unwrap_or_default(),
             log_limit: self.value("JOB_LOG_LIMIT", positive),
-            on_stop: self.choice("JOB_ON_STOP", &on_stop),
+            finish_on_stop: self.choice("JOB_ON_STOP", &finish_on_stop),
             durability: self.choice("JOB_SYNC", &durability),
         }
     }
@@ -421,9 +401,9 @@ mod tests {
             (
                 config.job.max_attempts,
                 config.job.log_limit,
-                config.job.on_stop
+                config.job.finish_on_stop
             ),
-            (3, None, OnStop::Requeue)
+            (3, None, false)
         );
     }
 

@@ -8,7 +8,7 @@ use super::run::{Run, Stage};
 use super::running::Running;
 use super::save::Job;
 use super::{OpenError, Outcome, WorkDir, journal};
-use crate::config::{Durability, PayloadSteps};
+use crate::config::Durability;
 use crate::contract::{
     BYTE_ORDER_MARK, Decision, Definition, Document, EarlierRun, MAX_DEFINITION_BYTES, Plan,
     Reason, RequestOrigin, told, without_mark,
@@ -138,9 +138,7 @@ impl Run {
             return Ok(self.end_unrun(Reason::Interrupted, error));
         }
         let own = &self.request.definition;
-        if self.config.payload_steps == PayloadSteps::Deny
-            && (own.steps.is_some() || !own.env.is_empty())
-        {
+        if !self.config.payload_steps && (own.steps.is_some() || !own.env.is_empty()) {
             let error = "the request brings `steps` or `env`, which JOB_PAYLOAD_STEPS=deny leaves to job.json";
             return Err(OpenError::Unusable(error.to_owned()));
         }
