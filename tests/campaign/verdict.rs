@@ -132,15 +132,13 @@ struct Wire {
 impl Evidence {
     pub fn verdict(&self) -> Verdict {
         let mut verdict = Verdict::default();
-        let wires: BTreeMap<usize, Wire> = self
-            .lives
-            .keys()
-            .map(|life| (*life, self.read_wire(*life, &mut verdict)))
-            .collect();
+        let taken = self.taken();
+        let mut read = |life: &usize| (*life, self.read_wire(*life, &taken, &mut verdict));
+        let wires: BTreeMap<usize, Wire> = self.lives.keys().map(&mut read).collect();
         let starts = self.read_marks(&mut verdict);
         verdict.counts.insert("runs", starts.len());
         if self.crowd == Crowd::Pool {
-            self.check_order(&starts, &mut verdict);
+            self.check_order(&taken, &starts, &mut verdict);
         }
         for (token, request) in &self.requests {
             let case = Case {
@@ -214,7 +212,7 @@ impl Evidence {
 
     /// Checks that a process publishes the result of the request that it holds, and acknowledges that one and then. A member
     /// acknowledges what is a claim, publishes what the claim has, and keeps the claim until the broker has that.
-    fn read_wire(&self, life: usize, verdict: &mut Verdict) -> Wire {
+    fn read_wire(&self, life: usize, taken: &BTreeMap<&str, &str>, verdict: &mut Verdict) -> Wire {
         let (how, is_member) = (&self.lives[&life], self.crowd == Crowd::Pool);
         let mut wire = Wire::default();
         let (mut published, mut has_arrived) = (None, false);
@@ -285,7 +283,11 @@ impl Evidence {
         }
         if is_member {
             // it says so when it takes one
-            wire.held.extend(self.taken_by(how));
+            let taken = taken
+                .iter()
+                .filter(|(claim, _)| how.stderr.contains(**claim));
+            wire.held
+                .extend(taken.map(|(_, token)| (*token).to_owned()));
         }
         if how.end == End::Done && wire.results == 0 {
             let held: Vec<&str> = wire.held.iter().map(String::as_str).collect();

@@ -40,18 +40,14 @@ impl Evidence {
         }
     }
 
-    /// The claims that a process says that it has taken.
-    pub(super) fn taken_by(&self, life: &Life) -> BTreeSet<String> {
-        let taken = self.all_claims();
-        let taken = taken.filter(|claim| life.stderr.contains(&claim.request));
-        taken.map(|claim| claim.token.clone()).collect()
-    }
-
-    /// The claims that were seen, each as often as it was.
-    fn all_claims(&self) -> impl Iterator<Item = &Claim> {
+    /// The claims that were seen, in the order of taking, and their requests.
+    pub(super) fn taken(&self) -> BTreeMap<&str, &str> {
         let seen = self.events.iter();
         let seen = seen.filter_map(|event| claim_in(&event.packet));
-        seen.chain(self.lives.values().flat_map(|life| &life.left))
+        let left = self.lives.values().flat_map(|life| &life.left);
+        let all = seen.chain(left);
+        all.map(|claim| (claim.request.as_str(), claim.token.as_str()))
+            .collect()
     }
 
     /// Whether there was a claim of this request before: it came again, and its claim is another worker's, or done.
@@ -72,18 +68,18 @@ impl Evidence {
     }
 
     /// Requests become claims in the order in which they were published, whoever dies.
-    pub(super) fn check_order(&self, starts: &[Start], verdict: &mut Verdict) {
+    pub(super) fn check_order(
+        &self,
+        taken: &BTreeMap<&str, &str>,
+        starts: &[Start],
+        verdict: &mut Verdict,
+    ) {
         let once = |token: &str| {
             let published = &self.requests.get(token)?.published;
             let (from, to) = *published.first()?;
             let is_once = published.len() == 1 && !any_between(&self.crashes, from, to);
             is_once.then_some(to)
         };
-        // by the identities of the claims, which are in the order of taking
-        let taken = self.all_claims();
-        let taken: BTreeMap<&str, &str> = taken
-            .map(|claim| (claim.request.as_str(), claim.token.as_str()))
-            .collect();
         let mut latest: Option<(Instant, &str)> = None;
         let mut first = BTreeSet::new();
         for token in taken.values().filter(|token| first.insert(**token)) {
