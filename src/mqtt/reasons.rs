@@ -35,17 +35,6 @@ impl fmt::Display for Lack {
     }
 }
 
-/// What follows from a reason.
-enum Meaning {
-    /// It may be another one the next time.
-    Passes,
-    /// It stays as it is.
-    Stays,
-    TakenOver,
-    NoVersion,
-    Lacks(Lack),
-}
-
 /// Why the broker does not do what it is asked, in its own words.
 pub struct Reason {
     /// The reason code, by its name.
@@ -98,16 +87,17 @@ impl Reason {
         codes.contains(&&*self.code)
     }
 
-    fn meaning(&self) -> Meaning {
+    /// What follows for the link; [`End::Lost`] where it may be another reason the next time.
+    fn end(&self) -> End {
         match &*self.code {
-            "SessionTakenOver" => Meaning::TakenOver,
-            "UnsupportedProtocolVersion" | "RefusedProtocolVersion" => Meaning::NoVersion,
-            "RetainNotSupported" => Meaning::Lacks(Lack::Retain),
+            "SessionTakenOver" => End::TakenOver,
+            "UnsupportedProtocolVersion" | "RefusedProtocolVersion" => End::NoVersion,
+            "RetainNotSupported" => End::Lacks(Lack::Retain),
             "SubscriptionIdNotSupported" | "SubscriptionIdentifiersNotSupported" => {
-                Meaning::Lacks(Lack::Identifiers)
+                End::Lacks(Lack::Identifiers)
             }
-            "WildcardSubscriptionsNotSupported" => Meaning::Lacks(Lack::Wildcards),
-            _ if self.is_about_client_id() || self.is_about_login() => Meaning::Stays,
+            "WildcardSubscriptionsNotSupported" => End::Lacks(Lack::Wildcards),
+            _ if self.is_about_client_id() || self.is_about_login() => End::Denied,
             // a denied subscription of MQTT 3.1.1
             "Failure"
             | "TopicFilterInvalid"
@@ -116,30 +106,26 @@ impl Reason {
             | "QoSNotSupported"
             | "ServerMoved"
             | "SharedSubscriptionNotSupported"
-            | "SharedSubscriptionsNotSupported" => Meaning::Stays,
-            _ => Meaning::Passes,
+            | "SharedSubscriptionsNotSupported" => End::Denied,
+            _ => End::Lost,
         }
     }
 
     /// What follows for the connection of a broker that `does` something for this reason.
     pub fn failure(&self, does: &str) -> Failure {
-        let end = match self.meaning() {
-            Meaning::Passes => return End::Lost.because(format!("it {does} ({self})")),
-            Meaning::Stays => End::Denied,
-            Meaning::TakenOver => End::TakenOver,
-            Meaning::NoVersion => End::NoVersion,
-            Meaning::Lacks(lack) => End::Lacks(lack),
-        };
-        end.because(format!("the broker {does} ({self})"))
+        let end = self.end();
+        // a line of the log that begins with the broker's address goes on with "it"
+        let who = if end == End::Lost { "it" } else { "the broker" };
+        end.because(format!("{who} {does} ({self})"))
     }
 
     /// What it says of a message that was published.
     pub fn of_publishing(&self, version: Protocol) -> Result<Subscribers, Unpublished> {
-        match (&*self.code, self.meaning()) {
+        match (&*self.code, self.end()) {
             _ if version == Protocol::V3 => Ok(Subscribers::Unknown),
             ("Success", _) => Ok(Subscribers::Some),
             ("NoMatchingSubscribers", _) => Ok(Subscribers::None),
-            (_, Meaning::Stays) => Err(Unpublished::Denied(self.to_string())),
+            (_, End::Denied) => Err(Unpublished::Denied(self.to_string())),
             _ => Err(Unpublished::ForNow(self.to_string())),
         }
     }
