@@ -15,7 +15,7 @@
 
 mod publication;
 
-use crate::mqtt::{Message, Subscribers};
+use crate::mqtt::Message;
 use publication::{Publication, RESUBSCRIBE_WAIT};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -59,7 +59,10 @@ pub enum Input {
     /// A request has come from the drive.
     Claim(Message),
     /// The broker has the result.
-    Published(Subscribers),
+    Published {
+        /// A client may be subscribed to it.
+        has_subscriber: bool,
+    },
     /// The broker does not take the result for now.
     NotPublished,
     /// DISCONNECT is sent.
@@ -202,7 +205,7 @@ impl Machine {
             Input::Lost => self.lost(),
             Input::Request(message) => self.request(message, now),
             Input::Claim(message) => self.take(message, Custody::Drive),
-            Input::Published(subscribers) => self.published(subscribers, now),
+            Input::Published { has_subscriber } => self.published(has_subscriber, now),
             Input::NotPublished => {
                 if let State::Publishing(_, publication) = &mut self.state {
                     self.deadline = Some(now + publication.not_taken());
@@ -348,9 +351,9 @@ impl Machine {
         }
     }
 
-    fn published(&mut self, subscribers: Subscribers, now: Instant) {
+    fn published(&mut self, has_subscriber: bool, now: Instant) {
         if let State::Publishing(held, publication) = &mut self.state {
-            let (again_at, warning) = publication.published(subscribers, held.reconnected, now);
+            let (again_at, warning) = publication.published(has_subscriber, held.reconnected, now);
             self.actions.extend(warning.map(Action::Warn));
             if again_at.is_some() {
                 self.deadline = again_at;

@@ -326,7 +326,7 @@ impl Adapter {
                 let said = ack
                     .properties
                     .and_then(|properties| properties.reason_string);
-                Event::Published(Reason::new(ack.reason, said, None).of_publishing(self.version))
+                Reason::new(ack.reason, said, None).of_publishing()
             }
             Heard::Incoming(Packet::Disconnect(packet)) => {
                 return Err(Reason::of_disconnect(packet).failure("disconnects us"));

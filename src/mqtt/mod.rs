@@ -289,8 +289,15 @@ pub enum Event {
     Ready,
     /// A message has come.
     Message(Message),
-    /// The broker has our message, or says why it does not take it.
-    Published(Result<Subscribers, Unpublished>),
+    /// The broker has our message.
+    Published {
+        /// It may go to a client: `false` only where the broker says that none has subscribed (MQTT 5, reason code 0x10).
+        has_subscriber: bool,
+    },
+    /// The broker does not take our message for this reason, which may pass: a quota, a trouble of its own.
+    NotPublished(String),
+    /// The broker does not take our message for this reason, and will not take the next one either.
+    PublishingDenied(String),
     /// Our DISCONNECT is sent, and all that was asked for before it. Of a link with one connection: the broker has ended it in order,
     /// and so has dealt with all of that.
     Closed,
@@ -303,26 +310,6 @@ pub enum Event {
     DroppedEarly(u32),
     /// The broker does not let us in, for this reason, and trying again would not help. The link has ended.
     Denied(String),
-}
-
-/// Whether a message of ours that the broker has taken goes to a client.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Subscribers {
-    /// A client has subscribed to it.
-    Some,
-    /// No client has (MQTT 5, reason code 0x10).
-    None,
-    /// MQTT 3.1.1 does not tell.
-    Unknown,
-}
-
-/// Why a broker does not take a message of ours.
-#[derive(Debug)]
-pub enum Unpublished {
-    /// It will not take the next one either, for this reason.
-    Denied(String),
-    /// Something that may pass, and what: a quota, a broker's internal trouble.
-    ForNow(String),
 }
 
 /// The running link. Once it is dropped, nothing more is heard of it, and a connection that still comes is closed at once.

@@ -1,7 +1,7 @@
 //! What the broker's reasons mean to a worker (MQTT 5, section 2.4; MQTT 3.1.1, section 3.2.2.3).
 
+use super::Event;
 use super::adapter::{End, Failure};
-use super::{Protocol, Subscribers, Unpublished};
 use rumqttc::v5::mqttbytes::v5::Disconnect;
 use std::fmt::{self, Debug};
 
@@ -120,13 +120,16 @@ impl Reason {
     }
 
     /// What it says of a message that was published.
-    pub fn of_publishing(&self, version: Protocol) -> Result<Subscribers, Unpublished> {
+    pub fn of_publishing(&self) -> Event {
         match (&*self.code, self.end()) {
-            _ if version == Protocol::V3 => Ok(Subscribers::Unknown),
-            ("Success", _) => Ok(Subscribers::Some),
-            ("NoMatchingSubscribers", _) => Ok(Subscribers::None),
-            (_, End::Denied) => Err(Unpublished::Denied(self.to_string())),
-            _ => Err(Unpublished::ForNow(self.to_string())),
+            ("Success", _) => Event::Published {
+                has_subscriber: true,
+            },
+            ("NoMatchingSubscribers", _) => Event::Published {
+                has_subscriber: false,
+            },
+            (_, End::Denied) => Event::PublishingDenied(self.to_string()),
+            _ => Event::NotPublished(self.to_string()),
         }
     }
 }

@@ -3,7 +3,6 @@
 
 use super::ResultMessage;
 use crate::backoff::Backoff;
-use crate::mqtt::Subscribers;
 use std::time::{Duration, Instant};
 
 /// Pause before a result that the broker did not take is published again; it doubles from the first to the last.
@@ -50,12 +49,12 @@ impl Publication {
     /// was lost meanwhile, and so may be that of its controller.
     pub fn published(
         &mut self,
-        subscribers: Subscribers,
+        has_subscriber: bool,
         reconnected: bool,
         now: Instant,
     ) -> (Option<Instant>, Option<&'static str>) {
         let waits = self.result.wait_for_subscriber || reconnected;
-        if subscribers != Subscribers::None || !waits {
+        if has_subscriber || !waits {
             return (None, None);
         }
         let warning = match self.unheard_since {

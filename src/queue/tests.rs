@@ -7,6 +7,16 @@ use AfterResult::{Leave, WaitOn};
 
 const SECOND: Duration = Duration::from_secs(1);
 
+/// The broker has the result.
+const PUBLISHED: Input = Input::Published {
+    has_subscriber: true,
+};
+
+/// The same, and no client is subscribed to it.
+const UNHEARD: Input = Input::Published {
+    has_subscriber: false,
+};
+
 /// What a worker does when the broker has the result of its request.
 const LEAVES: [Action; 2] = [Action::Acknowledge(1), Action::Disconnect];
 
@@ -111,7 +121,7 @@ impl Story {
     }
 
     fn published(&mut self) -> Vec<Action> {
-        self.hears(Input::Published(Subscribers::Some))
+        self.hears(PUBLISHED)
     }
 
     fn stops(&mut self) -> Vec<Action> {
@@ -278,9 +288,9 @@ fn a_controller_has_60_s_to_come_back_and_no_longer() {
     for (waited, is_over) in [(59_999, false), (60_000, true)] {
         let mut story = Story::with_a_request();
         story.has_an_insisting_result();
-        story.hears(Input::Published(Subscribers::None));
+        story.hears(UNHEARD);
         story.now += Duration::from_millis(waited);
-        let actions = story.hears(Input::Published(Subscribers::None));
+        let actions = story.hears(UNHEARD);
         let has_left = actions.contains(&Action::Disconnect);
         assert_eq!(has_left, is_over, "{actions:?}");
     }
@@ -477,7 +487,7 @@ fn publishes_into_the_void(story: &mut Story) -> Duration {
     let mut pauses = Vec::new();
     loop {
         let before = story.now;
-        let mut actions = story.hears(Input::Published(Subscribers::None));
+        let mut actions = story.hears(UNHEARD);
         actions.retain(|action| !matches!(action, Action::Warn(_)));
         if !actions.is_empty() {
             assert_eq!(actions.pop(), Some(Action::Disconnect));
@@ -511,7 +521,7 @@ fn a_result_waits_for_a_controller_that_has_lost_its_connection_too() {
 fn a_result_that_insists_waits_for_its_controller() {
     let mut story = Story::with_a_request();
     story.has_an_insisting_result();
-    let first = story.hears(Input::Published(Subscribers::None));
+    let first = story.hears(UNHEARD);
     assert!(matches!(first[..], [Action::Warn(_)]), "{first:?}");
     assert!(matches!(
         story.waits_for_its_deadline()[..],
@@ -522,10 +532,8 @@ fn a_result_that_insists_waits_for_its_controller() {
 
 #[test]
 fn a_result_that_nobody_wants_is_delivered_otherwise() {
-    for subscribers in [Subscribers::None, Subscribers::Unknown] {
-        let mut story = Story::with_a_result(Leave);
-        assert_eq!(story.hears(Input::Published(subscribers)), LEAVES);
-    }
+    let mut story = Story::with_a_result(Leave);
+    assert_eq!(story.hears(UNHEARD), LEAVES);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use super::Worker;
 use crate::Exit;
 use crate::job::Interruption;
-use crate::mqtt::{self, Event, Message, Protocol, Unpublished};
+use crate::mqtt::{self, Event, Message, Protocol};
 use crate::queue::Input;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -90,12 +90,12 @@ impl Worker {
                 }
             },
             Event::Message(message) => self.receive(message),
-            Event::Published(Ok(subscribers)) => self.tell(Input::Published(subscribers)),
-            Event::Published(Err(Unpublished::ForNow(reason))) => {
+            Event::Published { has_subscriber } => self.tell(Input::Published { has_subscriber }),
+            Event::NotPublished(reason) => {
                 log::warn!("the broker does not take the result ({reason}); publishing it again");
                 self.tell(Input::NotPublished);
             }
-            Event::Published(Err(Unpublished::Denied(reason))) => {
+            Event::PublishingDenied(reason) => {
                 let root = self.config.topics.root();
                 let reason = format!(
                     "the broker denies our result ({reason}): we may not write to {root}/results/+ or {root}/rejected"

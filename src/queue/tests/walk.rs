@@ -217,7 +217,7 @@ impl World {
             },
             Move::PubAck if self.connected && self.acks > 0 => {
                 self.acks -= 1;
-                Input::Published(Subscribers::Some)
+                PUBLISHED
             }
             Move::Finish => match self.working.take() {
                 None => return false,
