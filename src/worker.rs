@@ -50,6 +50,7 @@ struct Worker {
     member: Option<Member>,
     /// In a pool, the claim that is ours.
     claim: Option<Arc<Claim>>,
+    /// What the broker speaks, from our first connection on.
     protocol: Option<Protocol>,
     /// The broker has granted the subscription of the queue: what is published now is kept.
     queue_stands: bool,

@@ -127,7 +127,8 @@ fn nonsense(what: &str) -> Failure {
 pub struct Connection {
     send: Sender,
     subscriptions: Vec<Subscription>,
-    version: Protocol,
+    /// The version that it speaks. With MQTT 5, [`Event::Published`] tells whether a client is subscribed.
+    pub version: Protocol,
     /// What the broker does not have.
     pub(super) lacks: Vec<Lack>,
     packet_bytes: usize,
@@ -187,11 +188,6 @@ impl Connection {
     pub fn payload_limit(&self, topic: &str) -> usize {
         let rest = PUBLISH_HEADER_BYTES + topic.len();
         self.packet_bytes.saturating_sub(rest)
-    }
-
-    /// Whether [`Event::Published`] tells if a client is subscribed.
-    pub fn tells_subscribers(&self) -> bool {
-        self.version == Protocol::V5
     }
 
     /// Ends the connection in order; [`Event::Closed`] tells when that is sent.

@@ -106,10 +106,7 @@ fn log_in(
     let (resumed, version) = match (&*greeted.borrow(), &failure) {
         (None, Failure(End::Untrusted, reason)) => return Err(format!("TLS: {reason}")),
         (None, Failure(_, reason)) => return Err(format!("login: {reason}")),
-        (Some((connection, resumed)), _) => match connection.tells_subscribers() {
-            true => (*resumed, Protocol::V5),
-            false => (*resumed, Protocol::V3),
-        },
+        (Some((connection, resumed)), _) => (*resumed, connection.version),
     };
     let mut good = Vec::new();
     #[cfg(feature = "tls")]

@@ -49,10 +49,8 @@ fn bytes_at_qos_0(event: &Event) -> usize {
 /// How the broker stands to this worker.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Favour {
-    /// It has had no session of this worker in this process.
-    #[default]
-    Unknown,
     /// It lets the worker in.
+    #[default]
     Welcome,
     /// Another client has taken the session, and the worker is not done yet.
     TakenOver,
@@ -67,16 +65,13 @@ impl Worker {
                 connection,
                 resumed,
             } => {
-                let tells_subscribers = connection.tells_subscribers();
-                self.protocol = Some(match tells_subscribers {
-                    true => Protocol::V5,
-                    false => Protocol::V3,
-                });
-                self.messages.connected(connection);
                 self.tell_of_session(resumed);
+                let protocol = connection.version;
+                self.protocol = Some(protocol);
+                self.messages.connected(connection);
                 self.tell(Input::Connected {
                     resumed,
-                    tells_subscribers,
+                    tells_subscribers: protocol == Protocol::V5,
                 });
             }
             Event::Ready => match &self.member {
@@ -117,22 +112,15 @@ impl Worker {
 
     /// At the start a worker cannot tell a session that is lost from one that never was.
     fn tell_of_session(&mut self, resumed: bool) {
-        let is_first = self.favour == Favour::Unknown;
-        if is_first {
-            self.favour = Favour::Welcome;
+        if resumed || self.config.pool.is_some() {
+            return; // the head of a pool has the session that is the queue
         }
-        let id = &self.config.worker_id;
-        match (resumed, is_first) {
-            _ if self.config.pool.is_some() => {} // the head has the session that is the queue
-            (true, _) => {}
-            (false, false) => {
-                log::warn!("the broker does not know our session: what was queued is gone");
-            }
-            (false, true) => {
-                log::info!(
-                    "the broker has no session for {id}: the queue begins now, and is empty"
-                );
-            }
+        match self.protocol {
+            Some(_) => log::warn!("the broker does not know our session: what was queued is gone"),
+            None => log::info!(
+                "the broker has no session for {}: the queue begins now, and is empty",
+                self.config.worker_id
+            ),
         }
     }
 
