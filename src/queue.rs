@@ -4,7 +4,7 @@
 //! has acknowledged its result. Every state is one question that may still be open:
 //!
 //! ```text
-//! Waiting ──request──▶ Working ──result──▶ Publishing ──broker has it──▶ Acknowledging ──▶ Leaving ──sent──▶ Gone
+//! Waiting ──request──▶ Working ──result──▶ Publishing ──broker has it──▶ Acknowledging ──▶ Leaving
 //!    ▲                                                                        │
 //!    └────────────────── a result that does not end this life ◀───────────────┘
 //! ```
@@ -97,7 +97,7 @@ pub enum Action {
     Disconnect,
     /// Tell the operator.
     Warn(&'static str),
-    /// This life is over.
+    /// This life is over, and with it the machine.
     Exit,
 }
 
@@ -115,10 +115,8 @@ enum Custody {
     Delivered(u16),
     /// The broker, which has not delivered it on this connection yet.
     Awaited,
-    /// We alone: the broker has lost the session.
+    /// We alone: the broker has lost the session, or it came at QoS 0.
     Forgotten,
-    /// We alone: it came at QoS 0.
-    NeverKept,
     /// The drive: the pool has it as a claim.
     Drive,
 }
@@ -147,7 +145,7 @@ impl Held {
         let same = match self.custody {
             Custody::Delivered(packet_id) => message.packet_id == Some(packet_id),
             Custody::Awaited => same_identity || (first_of_connection && !self.acknowledged),
-            Custody::Forgotten | Custody::NeverKept | Custody::Drive => false,
+            Custody::Forgotten | Custody::Drive => false,
         };
         message.redelivered && same_text && same
     }
@@ -163,7 +161,6 @@ enum State {
     Acknowledging(Held, AfterResult),
     /// DISCONNECT is on its way; the request, in case its acknowledgement did not get through.
     Leaving(Option<Held>),
-    Gone,
 }
 
 /// The machine.
@@ -211,7 +208,9 @@ impl Machine {
                     self.deadline = Some(now + publication.not_taken());
                 }
             }
-            Input::Closed if matches!(self.state, State::Leaving(_)) => self.go(),
+            Input::Closed if matches!(self.state, State::Leaving(_)) => {
+                self.actions.push(Action::Exit)
+            }
             Input::Closed => {}
             Input::Result(result) => self.result(result, now),
             Input::Requeue => self.leave(None, now),
@@ -226,7 +225,7 @@ impl Machine {
             State::Working(held) | State::Publishing(held, ..) | State::Acknowledging(held, _) => {
                 Some(held)
             }
-            State::Waiting | State::Leaving(_) | State::Gone => None,
+            State::Waiting | State::Leaving(_) => None,
         }
     }
 
@@ -254,7 +253,7 @@ impl Machine {
         if let State::Leaving(held) = &mut self.state {
             let is_kept = |held: &mut Held| matches!(held.custody, Custody::Delivered(_));
             let Some(held) = held.take_if(is_kept).filter(|_| self.stop_at.is_none()) else {
-                return self.go();
+                return self.actions.push(Action::Exit);
             };
             self.state = State::Acknowledging(held, AfterResult::Leave);
         }
@@ -266,23 +265,21 @@ impl Machine {
     }
 
     fn request(&mut self, message: Message, now: Instant) {
-        if message.packet_id.is_none() {
+        let Some(packet_id) = message.packet_id else {
             return match self.state {
-                State::Waiting => self.take(message, Custody::NeverKept),
-                State::Leaving(_) | State::Gone => {}
+                State::Waiting => self.take(message, Custody::Forgotten),
+                State::Leaving(_) => {}
                 // one request is held at a time, and the broker does not keep this one until its turn
                 State::Working(_) | State::Publishing(..) | State::Acknowledging(..) => {
                     self.actions.push(Action::RejectNow(message))
                 }
             };
-        }
+        };
         let first = !std::mem::replace(&mut self.delivered, true);
         if let Some(held) = self.held_mut()
             && held.is_redelivered_as(&message, first)
         {
-            held.custody = message
-                .packet_id
-                .map_or(Custody::NeverKept, Custody::Delivered);
+            held.custody = Custody::Delivered(packet_id);
             return self.acknowledge(now);
         }
         if let State::Leaving(held) = &mut self.state {
@@ -291,9 +288,6 @@ impl Machine {
                 !message.redelivered && held.request.packet_id == message.packet_id
             };
             held.take_if(is_reused);
-            return;
-        }
-        if matches!(self.state, State::Gone) {
             return;
         }
         // once more on the live connection, as NATS does
@@ -330,7 +324,7 @@ impl Machine {
     }
 
     fn result(&mut self, result: ResultMessage, now: Instant) {
-        self.state = match std::mem::replace(&mut self.state, State::Gone) {
+        self.state = match std::mem::take(&mut self.state) {
             State::Working(held) => State::Publishing(held, Publication::new(result)),
             other => other,
         };
@@ -380,7 +374,7 @@ impl Machine {
                 held.acknowledged = true;
             }
             Custody::Drive => self.actions.push(Action::EndClaim),
-            Custody::Forgotten | Custody::NeverKept => {}
+            Custody::Forgotten => {}
         }
         self.deadline = None;
         if *after == AfterResult::WaitOn && self.stop_at.is_none() {
@@ -393,23 +387,18 @@ impl Machine {
 
     fn leave(&mut self, held: Option<Held>, now: Instant) {
         if !self.connected {
-            return self.go();
+            return self.actions.push(Action::Exit);
         }
         self.state = State::Leaving(held);
         self.deadline = Some(now + LEAVE_WAIT);
         self.actions.push(Action::Disconnect);
     }
 
-    fn go(&mut self) {
-        (self.state, self.deadline, self.stop_at) = (State::Gone, None, None);
-        self.actions.push(Action::Exit);
-    }
-
     fn stop(&mut self, grace: Duration, now: Instant) {
         match self.state {
             State::Waiting => self.leave(None, now),
             // the worker interrupts the job and then gives its request back
-            State::Working(_) | State::Gone => {}
+            State::Working(_) => {}
             State::Publishing(..) | State::Acknowledging(..) | State::Leaving(_) => {
                 self.stop_at = Some(now + grace)
             }
@@ -432,8 +421,8 @@ impl Machine {
                 held.custody = Custody::Forgotten;
                 self.acknowledge(now);
             }
-            State::Leaving(_) => self.go(),
-            State::Waiting | State::Working(_) | State::Gone => {}
+            State::Leaving(_) => self.actions.push(Action::Exit),
+            State::Waiting | State::Working(_) => {}
         }
     }
 }
