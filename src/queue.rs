@@ -1,4 +1,5 @@
-//! The rules of delivery (docs/reference.md, "Delivery"): a pure machine, events in, actions out, with no I/O and no clock of its own.
+//! The rules of delivery (docs/reference.md, "Delivery"): a pure machine, events in, actions out, with no clock of its own and
+//! no I/O but its log.
 //!
 //! A request is *held* from the moment it is taken until it is acknowledged, and it is acknowledged only after the broker
 //! has acknowledged its result. Every state is one question that may still be open:
@@ -95,8 +96,6 @@ pub enum Action {
     EndClaim,
     /// End the connection in order.
     Disconnect,
-    /// Tell the operator.
-    Warn(&'static str),
     /// This life is over, and with it the machine.
     Exit,
 }
@@ -347,8 +346,7 @@ impl Machine {
 
     fn published(&mut self, has_subscriber: bool, now: Instant) {
         if let State::Publishing(held, publication) = &mut self.state {
-            let (again_at, warning) = publication.published(has_subscriber, held.reconnected, now);
-            self.actions.extend(warning.map(Action::Warn));
+            let again_at = publication.published(has_subscriber, held.reconnected, now);
             if again_at.is_some() {
                 self.deadline = again_at;
                 return;

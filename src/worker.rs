@@ -214,7 +214,6 @@ impl Worker {
             Action::Take(message) => self.take(&message),
             Action::RejectNow(message) => self.messages.announce_rejection(at_qos_0(), &message),
             Action::Publish(result) => self.messages.publish(&result.topic, result.payload),
-            Action::Warn(sentence) => log::warn!("{sentence}"),
             Action::Acknowledge(packet_id) => self.messages.acknowledge(packet_id),
             Action::EndClaim => {
                 if let Some(claim) = self.claim.take() {

@@ -45,31 +45,30 @@ impl Publication {
         self.retry.next_pause()
     }
 
-    /// The broker has it. When to publish it again, unless it has arrived, and what to tell the operator. `reconnected`: our connection
-    /// was lost meanwhile, and so may be that of its controller.
+    /// The broker has it. When to publish it again, unless it has arrived. `reconnected`: our connection was lost meanwhile, and so
+    /// may be that of its controller.
     pub fn published(
         &mut self,
         has_subscriber: bool,
         reconnected: bool,
         now: Instant,
-    ) -> (Option<Instant>, Option<&'static str>) {
-        let waits = self.result.wait_for_subscriber || reconnected;
-        if has_subscriber || !waits {
-            return (None, None);
+    ) -> Option<Instant> {
+        if has_subscriber || !(self.result.wait_for_subscriber || reconnected) {
+            return None;
         }
-        let warning = match self.unheard_since {
-            None => Some(
-                "nobody is subscribed to the result, and its controller may be on its way back: \
-                 publishing it again for 60 s",
-            ),
-            Some(since) if now.duration_since(since) >= REPUBLISH_LIMIT => {
-                let warning =
-                    "nobody has subscribed to the result for 60 s: it counts as delivered";
-                return (None, Some(warning));
+        match self.unheard_since {
+            None => {
+                log::warn!(
+                    "nobody is subscribed to the result, and its controller may be on its way back: publishing it again for 60 s"
+                );
+                self.unheard_since = Some(now);
             }
-            Some(_) => None,
-        };
-        self.unheard_since.get_or_insert(now);
-        (Some(now + self.republish.next_pause()), warning)
+            Some(since) if now.duration_since(since) >= REPUBLISH_LIMIT => {
+                log::warn!("nobody has subscribed to the result for 60 s: it counts as delivered");
+                return None;
+            }
+            Some(_) => {}
+        }
+        Some(now + self.republish.next_pause())
     }
 }

@@ -259,7 +259,6 @@ impl World {
         for action in machine.handle(input, self.now) {
             match action {
                 Action::Take(message) => self.take(&message),
-                Action::Warn(_) => {}
                 Action::Exit => {
                     assert!(self.working.is_none(), "a life ends with its job");
                     (self.machine, self.result_of) = (None, None);
