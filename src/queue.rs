@@ -204,7 +204,7 @@ impl Machine {
             Input::Published { has_subscriber } => self.published(has_subscriber, now),
             Input::NotPublished => {
                 if let State::Publishing(_, publication) = &mut self.state {
-                    self.deadline = Some(now + publication.not_taken());
+                    self.deadline = Some(now + publication.backoff.next_pause());
                 }
             }
             Input::Closed if matches!(self.state, State::Leaving(_)) => {

@@ -5,13 +5,10 @@ use super::ResultMessage;
 use crate::backoff::Backoff;
 use std::time::{Duration, Instant};
 
-/// Pause before a result that the broker did not take is published again; it doubles from the first to the last.
-const FIRST_RETRY_PAUSE: Duration = Duration::from_secs(1);
-const LAST_RETRY_PAUSE: Duration = Duration::from_secs(30);
-
-/// Pause before a result that no client has subscribed to is published again; it doubles from the first to the last.
-const FIRST_REPUBLISH_PAUSE: Duration = Duration::from_millis(500);
-const LAST_REPUBLISH_PAUSE: Duration = Duration::from_secs(5);
+/// Pause before a result that the broker did not take, or that no client has subscribed to, is published again; it doubles from
+/// the first to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LAST_PAUSE: Duration = Duration::from_secs(5);
 
 /// How long a result is published again while no client is subscribed to it (docs/reference.md, "Delivery").
 const REPUBLISH_LIMIT: Duration = Duration::from_secs(60);
@@ -26,8 +23,7 @@ pub struct Publication {
     pub result: ResultMessage,
     /// Since when no client is subscribed to it.
     unheard_since: Option<Instant>,
-    republish: Backoff,
-    retry: Backoff,
+    pub backoff: Backoff,
 }
 
 impl Publication {
@@ -35,14 +31,8 @@ impl Publication {
         Self {
             result,
             unheard_since: None,
-            republish: Backoff::new(FIRST_REPUBLISH_PAUSE, LAST_REPUBLISH_PAUSE),
-            retry: Backoff::new(FIRST_RETRY_PAUSE, LAST_RETRY_PAUSE),
+            backoff: Backoff::new(FIRST_PAUSE, LAST_PAUSE),
         }
-    }
-
-    /// The broker does not take it for now. How long to pause before it is published again.
-    pub fn not_taken(&mut self) -> Duration {
-        self.retry.next_pause()
     }
 
     /// The broker has it. When to publish it again, unless it has arrived. `reconnected`: our connection was lost meanwhile, and so
@@ -69,6 +59,6 @@ impl Publication {
             }
             Some(_) => {}
         }
-        Some(now + self.republish.next_pause())
+        Some(now + self.backoff.next_pause())
     }
 }
