@@ -21,15 +21,6 @@ use publication::{Publication, RESUBSCRIBE_WAIT};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// What happens after a result has arrived.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum AfterResult {
-    /// A job was run: this life is over.
-    Leave,
-    /// Nothing was run: wait for the next request.
-    WaitOn,
-}
-
 /// The result of the request that is held, ready to be published.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ResultMessage {
@@ -37,8 +28,8 @@ pub struct ResultMessage {
     pub topic: String,
     /// What is published.
     pub payload: Vec<u8>,
-    /// What follows once the broker has it.
-    pub after: AfterResult,
+    /// A job was run, so this life is over once the broker has it. Else the next request is taken.
+    pub ends_life: bool,
     /// Its controller may be on its way back: publish it until a client is subscribed to it.
     pub wait_for_subscriber: bool,
 }
@@ -156,8 +147,9 @@ enum State {
     Waiting,
     Working(Held),
     Publishing(Held, Publication),
-    /// The result has arrived; the request is to be acknowledged as soon as the broker delivers it on this connection.
-    Acknowledging(Held, AfterResult),
+    /// The result, which ends this life or not, has arrived; the request is to be acknowledged as soon as the broker delivers it on
+    /// this connection.
+    Acknowledging(Held, bool),
     /// DISCONNECT is on its way; the request, in case its acknowledgement did not get through.
     Leaving(Option<Held>),
 }
@@ -254,7 +246,7 @@ impl Machine {
             let Some(held) = held.take_if(is_kept).filter(|_| self.stop_at.is_none()) else {
                 return self.actions.push(Action::Exit);
             };
-            self.state = State::Acknowledging(held, AfterResult::Leave);
+            self.state = State::Acknowledging(held, true);
         }
         if let Some(held) = self.held_mut()
             && matches!(held.custody, Custody::Delivered(_))
@@ -351,15 +343,14 @@ impl Machine {
                 self.deadline = again_at;
                 return;
             }
-            let after = publication.result.after;
-            self.state = State::Acknowledging(held.clone(), after);
+            self.state = State::Acknowledging(held.clone(), publication.result.ends_life);
         }
         self.acknowledge(now);
     }
 
     /// Acknowledges the request if that is due and can be done on the present connection.
     fn acknowledge(&mut self, now: Instant) {
-        let State::Acknowledging(held, after) = &mut self.state else {
+        let State::Acknowledging(held, ends_life) = &mut self.state else {
             return;
         };
         match held.custody {
@@ -375,7 +366,7 @@ impl Machine {
             Custody::Forgotten => {}
         }
         self.deadline = None;
-        if *after == AfterResult::WaitOn && self.stop_at.is_none() {
+        if !*ends_life && self.stop_at.is_none() {
             self.state = State::Waiting;
             return self.take_next();
         }

@@ -15,7 +15,7 @@ use crate::messages::{Messages, at_qos_0, read_request};
 use crate::mqtt::{self, LastWill, Life, Link, Message, Protocol, Session, Settings, Subscription};
 use crate::pool::{self, Claim, Holder, Member};
 use crate::process;
-use crate::queue::{Action, AfterResult, Input, Machine, ResultMessage};
+use crate::queue::{Action, Input, Machine, ResultMessage};
 use broker::{Favour, Unread};
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
@@ -292,7 +292,7 @@ impl Worker {
         self.publish(ResultMessage {
             topic,
             payload,
-            after: AfterResult::WaitOn,
+            ends_life: false,
             wait_for_subscriber: false,
         });
     }
@@ -348,10 +348,7 @@ impl Worker {
         self.publish(ResultMessage {
             topic: self.config.topics.result(document.id.as_str()),
             payload,
-            after: match document.is_rejection() {
-                true => AfterResult::WaitOn,
-                false => AfterResult::Leave,
-            },
+            ends_life: !document.is_rejection(),
             // whatever crashed or stopped an earlier try may have met the controller, too, so that it is not subscribed yet
             wait_for_subscriber: document.attempt.is_some_and(|attempt| attempt > 1)
                 || document.stops > 0,
@@ -378,7 +375,7 @@ impl Worker {
         self.publish(ResultMessage {
             topic: self.config.topics.result(id),
             payload: document,
-            after: AfterResult::Leave,
+            ends_life: true,
             wait_for_subscriber: true,
         });
     }

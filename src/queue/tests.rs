@@ -3,9 +3,12 @@
 mod walk;
 
 use super::*;
-use AfterResult::{Leave, WaitOn};
 
 const SECOND: Duration = Duration::from_secs(1);
+
+/// A result that ends this life, and one behind which the next request is taken.
+const ENDS_LIFE: bool = true;
+const REJECTION: bool = false;
 
 /// The broker has the result.
 const PUBLISHED: Input = Input::Published {
@@ -38,17 +41,17 @@ fn at_qos_0(name: &'static str) -> Message {
     }
 }
 
-fn result(after: AfterResult) -> ResultMessage {
+fn result(ends_life: bool) -> ResultMessage {
     ResultMessage {
         topic: "jobs/results/a".into(),
         payload: b"{}".to_vec(),
-        after,
+        ends_life,
         wait_for_subscriber: false,
     }
 }
 
 fn publish() -> Action {
-    Action::Publish(result(Leave))
+    Action::Publish(result(ENDS_LIFE))
 }
 
 fn take(name: &'static str, packet_id: u16) -> Action {
@@ -84,11 +87,11 @@ impl Story {
         story
     }
 
-    fn with_a_result(after: AfterResult) -> Self {
+    fn with_a_result(ends_life: bool) -> Self {
         let mut story = Self::with_a_request();
         assert_eq!(
-            story.hears(Input::Result(result(after))),
-            [Action::Publish(result(after))]
+            story.hears(Input::Result(result(ends_life))),
+            [Action::Publish(result(ends_life))]
         );
         story
     }
@@ -109,14 +112,14 @@ impl Story {
         self.hears(Input::Request(request(name, packet_id)))
     }
 
-    fn has_result(&mut self, after: AfterResult) -> Vec<Action> {
-        self.hears(Input::Result(result(after)))
+    fn has_result(&mut self, ends_life: bool) -> Vec<Action> {
+        self.hears(Input::Result(result(ends_life)))
     }
 
     fn has_an_insisting_result(&mut self) {
         self.hears(Input::Result(ResultMessage {
             wait_for_subscriber: true,
-            ..result(Leave)
+            ..result(ENDS_LIFE)
         }));
     }
 
@@ -136,14 +139,14 @@ impl Story {
 
 #[test]
 fn the_order_at_the_end() {
-    let mut story = Story::with_a_result(Leave);
+    let mut story = Story::with_a_result(ENDS_LIFE);
     assert_eq!(story.published(), LEAVES);
     assert_eq!(story.hears(Input::Closed), [Action::Exit]);
 }
 
 #[test]
 fn after_an_answer_that_is_no_run_the_next_request_is_taken() {
-    let mut story = Story::with_a_result(WaitOn);
+    let mut story = Story::with_a_result(REJECTION);
     assert_eq!(story.published(), [Action::Acknowledge(1)]);
     assert_eq!(story.is_given("b", 2), [take("b", 2)]);
 }
@@ -152,7 +155,7 @@ fn after_an_answer_that_is_no_run_the_next_request_is_taken() {
 fn requests_behind_the_first_stay_with_the_broker() {
     let mut story = Story::with_a_request();
     assert_eq!(story.is_given("b", 2), []);
-    assert_eq!(story.has_result(Leave), [publish()]);
+    assert_eq!(story.has_result(ENDS_LIFE), [publish()]);
     assert_eq!(story.published(), LEAVES);
 }
 
@@ -161,9 +164,9 @@ fn requests_behind_a_rejected_one_are_taken_in_their_order() {
     let mut story = Story::with_a_request();
     story.is_given("b", 2);
     story.is_given("c", 3);
-    story.has_result(WaitOn);
+    story.has_result(REJECTION);
     assert_eq!(story.published(), [Action::Acknowledge(1), take("b", 2)]);
-    story.has_result(WaitOn);
+    story.has_result(REJECTION);
     assert_eq!(story.published(), [Action::Acknowledge(2), take("c", 3)]);
 }
 
@@ -173,9 +176,9 @@ fn a_request_behind_is_taken_once_and_only_on_its_connection() {
     let mut story = Story::with_a_request();
     story.is_given("b", 2);
     story.is_given("b", 2);
-    story.has_result(WaitOn);
+    story.has_result(REJECTION);
     assert_eq!(story.published(), [Action::Acknowledge(1), take("b", 2)]);
-    story.has_result(WaitOn);
+    story.has_result(REJECTION);
     assert_eq!(story.published(), [Action::Acknowledge(2)]);
     // on the next one it has to come again
     let mut story = Story::with_a_request();
@@ -183,7 +186,7 @@ fn a_request_behind_is_taken_once_and_only_on_its_connection() {
     story.loses();
     story.connects(true);
     story.hears(Input::Request(again(1, true)));
-    story.has_result(WaitOn);
+    story.has_result(REJECTION);
     assert_eq!(story.published(), [Action::Acknowledge(1)]);
 }
 
@@ -200,7 +203,7 @@ fn what_comes_behind_is_another_request_but_for_a_redelivery_of_ours() {
     ] {
         let mut story = Story::with_a_request();
         assert_eq!(story.hears(Input::Request(behind.clone())), []);
-        story.has_result(WaitOn);
+        story.has_result(REJECTION);
         let mut expected = vec![Action::Acknowledge(1)];
         expected.extend(is_other.then(|| Action::Take(behind)));
         assert_eq!(story.published(), expected);
@@ -221,7 +224,7 @@ fn after_our_acknowledgement_the_next_connection_tells_whether_it_got_through() 
         (other_session, false),
         (request("b", 2), false),
     ] {
-        let mut story = Story::with_a_result(Leave);
+        let mut story = Story::with_a_result(ENDS_LIFE);
         story.published();
         assert_eq!(story.loses(), []);
         assert_eq!(story.connects(true), []);
@@ -256,7 +259,7 @@ fn each_wait_for_the_broker_has_its_length_and_nothing_happens_before() {
         (|story| story.stops(), SECOND),
     ];
     for (begin, length) in waits {
-        let mut story = Story::with_a_result(Leave);
+        let mut story = Story::with_a_result(ENDS_LIFE);
         begin(&mut story);
         let deadline = story.now + length;
         assert_eq!(story.machine.deadline(), Some(deadline));
@@ -273,11 +276,11 @@ fn a_link_that_breaks_while_we_leave_is_the_end_where_nothing_is_to_be_acknowled
     let mut story = Story::new();
     story.connects(true);
     story.hears(Input::Request(at_qos_0("a")));
-    story.has_result(Leave);
+    story.has_result(ENDS_LIFE);
     assert_eq!(story.published(), [Action::Disconnect]);
     assert_eq!(story.loses(), [Action::Exit]);
     // a stop leaves no time to make sure of it
-    let mut story = Story::with_a_result(Leave);
+    let mut story = Story::with_a_result(ENDS_LIFE);
     story.published();
     story.stops();
     assert_eq!(story.loses(), [Action::Exit]);
@@ -299,7 +302,7 @@ fn a_controller_has_60_s_to_come_back_and_no_longer() {
 #[test]
 fn a_link_lost_before_the_broker_has_the_answer_means_publishing_it_again() {
     for resumed in [true, false] {
-        let mut story = Story::with_a_result(Leave);
+        let mut story = Story::with_a_result(ENDS_LIFE);
         assert_eq!(story.loses(), []);
         assert_eq!(story.connects(resumed), [publish()]);
     }
@@ -307,7 +310,7 @@ fn a_link_lost_before_the_broker_has_the_answer_means_publishing_it_again() {
 
 #[test]
 fn after_a_lost_link_the_redelivered_request_is_acknowledged_and_not_the_old_one() {
-    let mut story = Story::with_a_result(Leave);
+    let mut story = Story::with_a_result(ENDS_LIFE);
     story.loses();
     story.connects(true);
     assert_eq!(
@@ -332,13 +335,13 @@ fn a_fresh_request_with_the_text_of_the_held_one_is_another_one() {
         for after_result in [false, true] {
             let mut story = Story::with_a_request();
             if after_result {
-                story.has_result(Leave);
+                story.has_result(ENDS_LIFE);
             }
             story.loses();
             story.connects(true);
             assert_eq!(story.hears(Input::Request(fresh.clone())), []);
             if !after_result {
-                story.has_result(Leave);
+                story.has_result(ENDS_LIFE);
             }
             assert_eq!(story.published(), [], "ours may still come");
             assert_eq!(
@@ -357,7 +360,7 @@ fn a_broker_that_numbers_each_connection_anew_redelivers_ours_first() {
     story.connects(true);
     assert_eq!(story.hears(Input::Request(again(9, true))), []);
     assert_eq!(story.hears(Input::Request(again(10, true))), []);
-    story.has_result(Leave);
+    story.has_result(ENDS_LIFE);
     assert_eq!(
         story.published(),
         [Action::Acknowledge(9), Action::Disconnect]
@@ -366,7 +369,7 @@ fn a_broker_that_numbers_each_connection_anew_redelivers_ours_first() {
 
 #[test]
 fn nothing_is_acknowledged_on_a_session_that_has_forgotten_the_request() {
-    let mut story = Story::with_a_result(Leave);
+    let mut story = Story::with_a_result(ENDS_LIFE);
     story.loses();
     story.connects(false);
     assert_eq!(story.published(), [Action::Disconnect]);
@@ -378,7 +381,7 @@ fn a_request_of_the_same_content_on_a_new_session_is_another_one() {
     story.loses();
     story.connects(false);
     story.is_given("a", 1);
-    story.has_result(Leave);
+    story.has_result(ENDS_LIFE);
     assert_eq!(
         story.published(),
         [Action::Disconnect],
@@ -388,7 +391,7 @@ fn a_request_of_the_same_content_on_a_new_session_is_another_one() {
 
 #[test]
 fn a_redelivery_that_never_comes_is_not_waited_for_for_ever() {
-    let mut story = Story::with_a_result(Leave);
+    let mut story = Story::with_a_result(ENDS_LIFE);
     story.loses();
     story.connects(true);
     story.published();
@@ -402,7 +405,7 @@ fn a_redelivery_that_never_comes_is_not_waited_for_for_ever() {
 
 #[test]
 fn an_answer_that_the_broker_does_not_take_is_published_again_later() {
-    let mut story = Story::with_a_result(Leave);
+    let mut story = Story::with_a_result(ENDS_LIFE);
     assert_eq!(story.hears(Input::NotPublished), []);
     assert_eq!(story.waits_for_its_deadline(), [publish()]);
 }
@@ -415,7 +418,7 @@ fn a_request_at_qos_0_is_answered_and_nothing_is_acknowledged() {
         story.hears(Input::Request(at_qos_0("a"))),
         [Action::Take(at_qos_0("a"))]
     );
-    story.has_result(Leave);
+    story.has_result(ENDS_LIFE);
     assert_eq!(story.published(), [Action::Disconnect]);
 }
 
@@ -424,7 +427,7 @@ fn a_request_at_qos_0_during_a_job_is_rejected_at_once() {
     let mut story = Story::with_a_request();
     let reject = || [Action::RejectNow(at_qos_0("b"))];
     assert_eq!(story.hears(Input::Request(at_qos_0("b"))), reject());
-    story.has_result(Leave);
+    story.has_result(ENDS_LIFE);
     assert_eq!(story.hears(Input::Request(at_qos_0("b"))), reject());
     assert_eq!(story.published(), LEAVES, "and does not lengthen this life");
     assert_eq!(
@@ -436,7 +439,7 @@ fn a_request_at_qos_0_during_a_job_is_rejected_at_once() {
 
 #[test]
 fn a_result_that_the_broker_does_not_take_is_published_again_ever_more_slowly() {
-    let mut story = Story::with_a_result(Leave);
+    let mut story = Story::with_a_result(ENDS_LIFE);
     for millis in [500, 1000, 2000, 4000, 5000, 5000] {
         assert_eq!(story.hears(Input::NotPublished), []);
         let deadline = story.now + Duration::from_millis(millis);
@@ -458,7 +461,7 @@ fn a_request_of_the_drive_is_done_when_the_broker_has_its_result_whatever_became
             story.hears(Input::Claim(request.clone())),
             [Action::Take(request)]
         );
-        story.has_result(Leave);
+        story.has_result(ENDS_LIFE);
         if loses {
             story.loses();
             let again = story.connects(false);
@@ -470,13 +473,13 @@ fn a_request_of_the_drive_is_done_when_the_broker_has_its_result_whatever_became
 
 #[test]
 fn a_packet_identifier_that_is_given_away_again_proves_our_acknowledgement() {
-    let mut story = Story::with_a_result(Leave);
+    let mut story = Story::with_a_result(ENDS_LIFE);
     let left = story.published();
     assert_eq!(left, LEAVES);
     assert_eq!(story.is_given("a", 1), []);
     // on another connection it would come with DUP set, and pass for the one that is done
     assert_eq!(story.loses(), [Action::Exit]);
-    let mut story = Story::with_a_result(Leave);
+    let mut story = Story::with_a_result(ENDS_LIFE);
     assert_eq!(story.published(), LEAVES);
     assert_eq!(story.is_given("b", 2), []);
     assert_eq!(story.loses(), [], "another identifier proves nothing");
@@ -511,7 +514,7 @@ fn a_result_waits_for_a_controller_that_has_lost_its_connection_too() {
         if resumed {
             story.hears(Input::Request(again(1, true)));
         }
-        story.has_result(Leave);
+        story.has_result(ENDS_LIFE);
         let waited = publishes_into_the_void(&mut story).as_secs_f64();
         assert!((60.0..65.1).contains(&waited), "{waited}");
     }
@@ -531,7 +534,7 @@ fn a_result_that_insists_waits_for_its_controller() {
 
 #[test]
 fn a_result_that_nobody_wants_is_delivered_otherwise() {
-    let mut story = Story::with_a_result(Leave);
+    let mut story = Story::with_a_result(ENDS_LIFE);
     assert_eq!(story.hears(UNHEARD), LEAVES);
 }
 
@@ -544,13 +547,13 @@ fn a_result_waits_blindly_where_the_broker_does_not_tell() {
     for result_first in [true, false] {
         let mut story = Story::with_a_request();
         if result_first {
-            story.has_result(Leave);
+            story.has_result(ENDS_LIFE);
         }
         story.loses();
         assert_eq!(story.hears(reconnected()), []);
         let before = story.now;
         if !result_first {
-            assert_eq!(story.has_result(Leave), []);
+            assert_eq!(story.has_result(ENDS_LIFE), []);
         }
         assert_eq!(story.waits_for_its_deadline(), [publish()]);
         assert_eq!(story.now - before, 2 * SECOND);
@@ -562,7 +565,7 @@ fn a_result_waits_blindly_where_the_broker_does_not_tell() {
         tells_subscribers: false,
     });
     assert_eq!(
-        story.has_result(Leave),
+        story.has_result(ENDS_LIFE),
         [publish()],
         "on the same session it does not wait for a controller that may be there"
     );
@@ -570,7 +573,7 @@ fn a_result_waits_blindly_where_the_broker_does_not_tell() {
 
 #[test]
 fn a_link_that_is_lost_ends_every_wait_for_the_broker() {
-    let mut story = Story::with_a_result(Leave);
+    let mut story = Story::with_a_result(ENDS_LIFE);
     story.hears(Input::NotPublished);
     assert!(story.machine.deadline().is_some());
     story.loses();
@@ -595,10 +598,10 @@ fn a_released_request_stays_with_the_broker() {
 
 #[test]
 fn a_stop_leaves_the_answer_a_grace_to_arrive() {
-    let mut story = Story::with_a_result(Leave);
+    let mut story = Story::with_a_result(ENDS_LIFE);
     assert_eq!(story.stops(), []);
     assert_eq!(story.published(), LEAVES);
-    let mut story = Story::with_a_result(Leave);
+    let mut story = Story::with_a_result(ENDS_LIFE);
     story.loses();
     story.stops();
     assert_eq!(
@@ -610,7 +613,7 @@ fn a_stop_leaves_the_answer_a_grace_to_arrive() {
 
 #[test]
 fn a_stop_ends_a_life_that_would_wait_on() {
-    let mut story = Story::with_a_result(WaitOn);
+    let mut story = Story::with_a_result(REJECTION);
     story.stops();
     assert_eq!(story.published(), LEAVES);
 }

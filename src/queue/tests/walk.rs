@@ -226,7 +226,7 @@ impl World {
                     let run = self.directory.as_mut().expect("a run was begun");
                     run.document = run.document.replace("running", "success");
                     self.result_of = Some(run.of);
-                    Input::Result(result(Leave))
+                    Input::Result(result(ENDS_LIFE))
                 }
             },
             Move::TimePasses => match self.machine.as_ref().and_then(Machine::deadline) {
@@ -310,7 +310,7 @@ impl World {
             Some(Decision::Run(attempt)) => document("running", attempt.number),
             Some(Decision::Stored) => {
                 self.result_of = self.directory.as_ref().map(|run| run.of);
-                return self.machine_hears(Input::Result(result(Leave)));
+                return self.machine_hears(Input::Result(result(ENDS_LIFE)));
             }
             Some(Decision::GiveUp(attempt, _)) => {
                 let document = document("failed", attempt.number);
@@ -319,7 +319,7 @@ impl World {
                     document,
                 });
                 self.result_of = Some(number);
-                return self.machine_hears(Input::Result(result(Leave)));
+                return self.machine_hears(Input::Result(result(ENDS_LIFE)));
             }
         };
         self.directory = Some(Run {
