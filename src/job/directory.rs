@@ -5,7 +5,7 @@ use super::fence;
 use crate::config::{Durability, JobConfig};
 use crate::contract::{MAX_PATH_BYTES, Reason};
 use rustix::fs::{
-    AtFlags, CWD, Dir, Mode, OFlags, Stat, fstat, fstatfs, openat, renameat, stat, statat, unlinkat,
+    AtFlags, CWD, Mode, OFlags, Stat, fstat, fstatfs, openat, renameat, stat, statat, unlinkat,
 };
 use rustix::io::Errno;
 use std::fmt::{self, Display, Formatter};
@@ -197,17 +197,14 @@ impl WorkDir {
     /// # Errors
     /// What the system said.
     pub fn sync(&self) -> io::Result<()> {
-        match File::from(self.opened()?).sync_all() {
+        // the handle that we have only names the directory
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = openat(&self.handle, ".", flags, Mode::empty())?;
+        match File::from(opened).sync_all() {
             // some network drives have nothing like it
             Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => Ok(()),
             synced => synced,
         }
-    }
-
-    /// The handle that we have only names the directory.
-    fn opened(&self) -> rustix::io::Result<OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        openat(&self.handle, ".", flags, Mode::empty())
     }
 
     /// Whether it lives in memory only, so that there is no disk to wait for.
@@ -252,21 +249,6 @@ impl WorkDir {
             let path = self.path.display();
             format!("{path} cannot be written: {}", explained(&error.into()))
         })
-    }
-
-    /// The names in the directory, sorted.
-    ///
-    /// # Errors
-    /// What the system said.
-    pub fn names(&self) -> io::Result<Vec<String>> {
-        let mut names = Vec::new();
-        for entry in Dir::new(self.opened()?)? {
-            if let Ok(name) = entry?.file_name().to_str() {
-                names.push(name.to_owned());
-            }
-        }
-        names.sort_unstable();
-        Ok(names)
     }
 
     /// Where the directory really is, after all symlinks.
