@@ -4,7 +4,7 @@ use super::WorkDir;
 use super::directory::close;
 use crate::config::Durability;
 use crate::contract::{JobId, now_in_seconds, single_line};
-use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::fs::{AtFlags, OFlags, StatxFlags, fcntl_setfl, statx};
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -222,6 +222,13 @@ impl JobLog {
     /// Its present size in bytes; 0 where the system does not say.
     pub fn size(&self) -> u64 {
         self.file.metadata().map_or(0, |meta| meta.len())
+    }
+
+    /// The same as this host knows it, which has the steps: a drive may not answer any more, or have all that is not written yet first.
+    pub fn known_size(&self) -> u64 {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let known = statx(&self.file, "", flags, StatxFlags::SIZE);
+        known.map_or_else(|_| self.size(), |known| known.stx_size)
     }
 
     /// Makes sure that the drive has all of it.

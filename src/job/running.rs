@@ -259,12 +259,13 @@ impl Running {
     fn fail_for(&mut self, reason: Reason, code: i32, error: String) {
         // `always` steps may write as much again, or the first look would end them
         let limit = self.config.log_limit;
-        self.log_allowed = limit.map(|limit| self.job.log.size().saturating_add(limit));
+        self.log_allowed = limit.map(|limit| self.job.log.known_size().saturating_add(limit));
         self.failure.get_or_insert((reason, code, error));
     }
 
     fn log_limit_passed(&self) -> Option<Interruption> {
-        let is_passed = self.job.log.size() > self.log_allowed?;
+        let allowed = self.log_allowed?;
+        let is_passed = self.job.log.known_size() > allowed;
         is_passed.then_some(Interruption::LogLimit(self.config.log_limit?))
     }
 

@@ -270,6 +270,31 @@ fn a_worker_that_is_stopped_on_a_frozen_drive_leaves_in_time() {
     assert_eq!(finished.verdict(), ("success", "", 0));
 }
 
+/// The main thread does not: what it knows of the log's size, the kernel knows without the drive.
+#[test]
+#[ignore = "needs strace"]
+fn from_a_stop_on_nothing_is_asked_of_the_drive_that_may_not_answer() {
+    for limit in [None, Some(("JOB_LOG_LIMIT", "100000"))] {
+        let site = Site::start();
+        let step = "trap '' TERM; touch up; while :; do sleep 0.05; done";
+        let dir = site.prepare("a", json!({ "steps": [step] }));
+        let variables: Vec<_> = [("JOB_STOP_GRACE", "1")].into_iter().chain(limit).collect();
+        let calls = "trace=statx,fstat,newfstatat,fcntl,pread64,write,ftruncate";
+        let (mut worker, trace) = traced(&site, &["-e", calls], &variables);
+        site.request(json!({ "id": "a", "workDir": dir }));
+        await_file(&dir.join("up"));
+        worker.stop();
+        let trace = read(&trace);
+        let (_, stopped) = trace.split_once("--- SIGTERM").expect("a stop");
+        let main = format!("{} ", worker.pid());
+        let is_of_log = |line: &&str| line.starts_with(&main) && line.contains("/a/job.log>");
+        let asked: Vec<_> = stopped.lines().filter(is_of_log).collect();
+        let asks_nothing = |line: &&str| line.contains("DONT_SYNC");
+        assert!(asked.iter().all(asks_nothing), "{asked:#?}");
+        assert_eq!(asked.is_empty(), limit.is_none(), "{trace}");
+    }
+}
+
 /// A worker on which opening `path` fails with these errors.
 fn with_faults(site: &Site, path: &Path, faults: &str, variables: &[(&str, &str)]) -> Worker {
     let inject = format!("inject=openat:error={faults}");
