@@ -257,10 +257,12 @@ impl Running {
 
     /// The first failure is the job's; what comes later cannot change it.
     fn fail_for(&mut self, reason: Reason, code: i32, error: String) {
-        // `always` steps may write as much again, or the first look would end them
-        let limit = self.config.log_limit;
-        self.log_allowed = limit.map(|limit| self.job.log.known_size().saturating_add(limit));
-        self.failure.get_or_insert((reason, code, error));
+        if self.failure.is_none() {
+            // `always` steps may write as much again, or the first look would end them
+            let limit = self.config.log_limit;
+            self.log_allowed = limit.map(|limit| self.job.log.known_size().saturating_add(limit));
+            self.failure = Some((reason, code, error));
+        }
     }
 
     fn log_limit_passed(&self) -> Option<Interruption> {
@@ -319,6 +321,9 @@ impl Running {
         let env = env.chain([(OsStr::new("JOB_STEP"), OsStr::new(&number))]);
         let run = &self.plan.steps[index].run;
         let shell = &self.config.shell;
+        // a step that writes nothing is not ended for what those before it wrote
+        let written = |allowed: u64| allowed.max(self.job.log.known_size());
+        self.log_allowed = self.log_allowed.map(written);
         let log = self.job.log.handle().map_err(|error| error.to_string())?;
         let group = process::spawn(shell, run, &self.job.dir.current_dir(), env, log)
             .map_err(|error| format!("{shell}: {error}"))?;

@@ -102,6 +102,9 @@ fn a_job_whose_log_passes_it_is_ended() {
             "timeoutSeconds": 1.5 }, "env": env, "ends": told, "codes": [143, 0] },
         { "job": { "steps": ["head -c 90000 /dev/zero; sleep 0.3"] }, "env": env, "ends": ["success", "", 0] },
         { "job": { "steps": ["head -c 2000000 /dev/zero"] }, "ends": ["success", "", 0] },
+        // what always runs may write as much again together, and not for each that fails
+        { "job": { "steps": ["exit 3", always("head -c 60000 /dev/zero; exit 4"), always("head -c 60000 /dev/zero; exec sleep 9")] },
+            "env": env, "ends": ["failed", "step", 3], "codes": [3, 4, 143] },
     ]);
     let site = Site::scripted();
     let jobs = site.jobs(&cases);
