@@ -13,9 +13,9 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,33 +34,17 @@ const REAPED_AT_ONCE: usize = 64;
 const FIRST_PAUSE: Duration = Duration::from_micros(100);
 const LAST_PAUSE: Duration = Duration::from_millis(50);
 
-/// How a child ended; how this program does is [`crate::Exit`].
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Ended {
-    /// It exited with this code.
-    Code(i32),
-    /// This signal ended it.
-    Signal(i32),
+/// As a shell counts: the code that a child exited with, or 128+n for signal n.
+pub fn code(exit: ExitStatus) -> i32 {
+    let by_signal = || 128 + exit.signal().unwrap_or_default();
+    exit.code().unwrap_or_else(by_signal)
 }
 
-impl Ended {
-    /// As a shell counts: the code itself, or 128+n for signal n.
-    pub fn code(self) -> i32 {
-        match self {
-            Self::Code(code) => code,
-            Self::Signal(signal) => 128 + signal,
-        }
-    }
-
-    /// The name of the signal that ended the process.
-    pub fn signal_name(self) -> Option<String> {
-        match self {
-            Self::Code(_) => None,
-            Self::Signal(n) => Some(
-                signal_hook::low_level::signal_name(n).map_or(format!("SIG{n}"), str::to_owned),
-            ),
-        }
-    }
+/// The name of the signal that ended a child.
+pub fn signal_name(exit: ExitStatus) -> Option<String> {
+    let number = exit.signal()?;
+    let name = signal_hook::low_level::signal_name(number);
+    Some(name.map_or(format!("SIG{number}"), str::to_owned))
 }
 
 /// Children that we had before a job: the program that became us by `exec` had them, a log writer or a companion, or they are
@@ -133,7 +117,7 @@ pub fn spawn<'a>(
 ///
 /// Processes that fork and exit all the time would keep us here for ever. So it takes a limited number at once, and sends
 /// this process a SIGCHLD for the rest: the loop that waits for that signal looks at its deadlines in between.
-pub fn reap_some(mut ended: impl FnMut(Pid, Ended)) -> bool {
+pub fn reap_some(mut ended: impl FnMut(Pid, ExitStatus)) -> bool {
     for _ in 0..REAPED_AT_ONCE {
         match reap() {
             Ok(Some((pid, exit))) => ended(pid, exit),
@@ -154,17 +138,12 @@ pub fn reap_some(mut ended: impl FnMut(Pid, Ended)) -> bool {
 ///
 /// # Errors
 /// ECHILD: there is no child at all, or none but the foreign ones.
-fn reap() -> rustix::io::Result<Option<(Pid, Ended)>> {
+fn reap() -> rustix::io::Result<Option<(Pid, ExitStatus)>> {
     loop {
         match rustix::process::wait(WaitOptions::NOHANG) {
             Ok(Some((pid, status))) => {
-                let exit = match (status.exit_status(), status.terminating_signal()) {
-                    (Some(code), _) => Ended::Code(code),
-                    (_, Some(signal)) => Ended::Signal(signal),
-                    _ => continue, // stopped or continued: not an end
-                };
                 foreign().retain(|foreign| *foreign != pid); // the number may come again
-                return Ok(Some((pid, exit)));
+                return Ok(Some((pid, ExitStatus::from_raw(status.as_raw()))));
             }
             Ok(None) if !foreign().is_empty() && children().is_empty() => {
                 return Err(Errno::CHILD);
@@ -184,12 +163,11 @@ pub fn terminate(group: Pid, grace: Duration) {
     for signal in signals {
         let _ = kill_process_group(group, signal); // ESRCH: the group is empty already
     }
-    for process in descendants(SCAN_LIMIT.min(grace))
-        .iter()
-        .filter(|process| process.group != group.as_raw_pid())
-    {
+    let mut others = descendants(SCAN_LIMIT.min(grace));
+    others.retain(|(_, of_group)| *of_group != group.as_raw_pid());
+    for (pid, _) in others {
         for signal in signals {
-            let _ = kill_process(process.pid, signal); // it has ended meanwhile, or is not ours to signal
+            let _ = kill_process(pid, signal); // it has ended meanwhile, or is not ours to signal
         }
     }
 }
@@ -200,7 +178,7 @@ pub fn terminate(group: Pid, grace: Duration) {
 /// With it comes how its leader has ended, which is noted there.
 ///
 /// Where nothing is left over, this is one system call.
-pub fn sweep(mut group: Option<(Pid, &mut Option<Ended>)>) -> (usize, usize) {
+pub fn sweep(mut group: Option<(Pid, &mut Option<ExitStatus>)>) -> (usize, usize) {
     let started = Instant::now();
     if let Some((group, end)) = &group
         // without its leader the number is another process's by now, or still that of the group
@@ -221,7 +199,7 @@ pub fn sweep(mut group: Option<(Pid, &mut Option<Ended>)>) -> (usize, usize) {
         while reaped < REAPED_AT_ONCE || reaping.elapsed() < last_scan {
             match reap() {
                 Ok(Some((pid, exit))) => {
-                    killed += usize::from(killing && exit == Ended::Signal(SIGKILL));
+                    killed += usize::from(killing && exit.signal() == Some(SIGKILL));
                     if let Some((_, end)) = group.as_mut().filter(|(leader, _)| *leader == pid) {
                         **end = Some(exit);
                     }
@@ -249,8 +227,8 @@ pub fn sweep(mut group: Option<(Pid, &mut Option<Ended>)>) -> (usize, usize) {
         idle_passes += 1;
         if idle_passes > 3 {
             // the children of a process that we may not kill do not become ours
-            for process in descendants(SWEEP_LIMIT) {
-                let _ = kill_process(process.pid, Signal::KILL);
+            for (pid, _) in descendants(SWEEP_LIMIT) {
+                let _ = kill_process(pid, Signal::KILL);
             }
         }
         std::thread::sleep((FIRST_PAUSE * (1 << idle_passes.min(16))).min(LAST_PAUSE));
@@ -299,25 +277,33 @@ fn children() -> Vec<Pid> {
             .filter(|pid| !foreign.contains(pid))
             .collect(),
         // a kernel without CONFIG_PROC_CHILDREN
-        Err(_) => descendants(SWEEP_LIMIT)
-            .iter()
-            .filter(|process| process.parent == me)
-            .map(|process| process.pid)
-            .collect(),
+        Err(_) => {
+            let children = processes(SWEEP_LIMIT).remove(&me).unwrap_or_default();
+            children.into_iter().map(|(pid, _)| pid).collect()
+        }
     }
 }
 
-struct Process {
-    pid: Pid,
-    group: i32,
-    parent: i32,
+/// All descendants of this process but the foreign ones, each with its group, or those that `patience` suffices for.
+fn descendants(patience: Duration) -> Vec<(Pid, i32)> {
+    let mut processes = processes(patience);
+    let mut found = Vec::new();
+    let mut parents = vec![rustix::process::getpid().as_raw_pid()];
+    while let Some(parent) = parents.pop() {
+        let children = processes.remove(&parent).unwrap_or_default();
+        parents.extend(children.iter().map(|(pid, _)| pid.as_raw_pid()));
+        found.extend(children);
+    }
+    found
 }
 
-/// All descendants of this process but the foreign ones, by one look through /proc, or those that `patience` suffices for.
-fn descendants(patience: Duration) -> Vec<Process> {
+/// All processes but the foreign ones by their parents, each with its group, by one look through /proc; or those that `patience`
+/// suffices for.
+fn processes(patience: Duration) -> HashMap<i32, Vec<(Pid, i32)>> {
     let started = Instant::now();
+    let mut processes: HashMap<i32, Vec<(Pid, i32)>> = HashMap::new();
     let Ok(entries) = std::fs::read_dir("/proc") else {
-        return Vec::new();
+        return processes;
     };
     let me = rustix::process::getpid().as_raw_pid();
     let is_ours = |own: PathBuf| own.as_os_str() == me.to_string().as_str();
@@ -328,10 +314,9 @@ fn descendants(patience: Duration) -> Vec<Process> {
                 "/proc is that of another PID namespace: daemonised processes of a job may outlive it"
             );
         });
-        return Vec::new(); // its numbers are those of other processes
+        return processes; // its numbers are those of other processes
     }
     let foreign = foreign().clone();
-    let mut children: HashMap<i32, Vec<Process>> = HashMap::new();
     for entry in entries.flatten() {
         if started.elapsed() > patience {
             break;
@@ -344,22 +329,12 @@ fn descendants(patience: Duration) -> Vec<Process> {
         else {
             continue;
         };
-        let Ok(stat) = std::fs::read(entry.path().join("stat")) else {
-            continue;
-        }; // ended meanwhile
+        let stat = std::fs::read(entry.path().join("stat")).unwrap_or_default(); // ended meanwhile
         if let Some((parent, group)) = parse_stat(&stat) {
-            let process = Process { pid, group, parent };
-            children.entry(parent).or_default().push(process);
+            processes.entry(parent).or_default().push((pid, group));
         }
     }
-    let mut found = Vec::new();
-    let mut parents = vec![me];
-    while let Some(parent) = parents.pop() {
-        let of_parent = children.remove(&parent).unwrap_or_default();
-        parents.extend(of_parent.iter().map(|child| child.pid.as_raw_pid()));
-        found.extend(of_parent);
-    }
-    found
+    processes
 }
 
 /// Parent and group, of a line of /proc/PID/stat. The name before them may hold anything but ends at the last parenthesis.
@@ -376,23 +351,17 @@ mod tests {
 
     #[test]
     fn exits_count_as_in_a_shell() {
-        assert_eq!(Ended::Code(7).code(), 7);
-        assert_eq!(
-            (
-                Ended::Signal(9).code(),
-                Ended::Signal(9).signal_name().as_deref()
-            ),
-            (137, Some("SIGKILL"))
-        );
-        assert_eq!(
-            (
-                Ended::Signal(15).code(),
-                Ended::Signal(15).signal_name().as_deref()
-            ),
-            (143, Some("SIGTERM"))
-        );
-        assert_eq!(Ended::Signal(40).signal_name().as_deref(), Some("SIG40"));
-        assert_eq!(Ended::Code(0).signal_name(), None);
+        for (status, number, name) in [
+            (7 << 8, 7, None),
+            (0, 0, None),
+            (9, 137, Some("SIGKILL")),
+            (15, 143, Some("SIGTERM")),
+            (40, 168, Some("SIG40")),
+            (0x80 | 11, 139, Some("SIGSEGV")), // with a core
+        ] {
+            let exit = ExitStatus::from_raw(status);
+            assert_eq!((code(exit), signal_name(exit).as_deref()), (number, name));
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::Exit;
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::inbox::{Event, Inbox, Outbox};
-use crate::process::{self, Ended};
+use crate::process;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::execv;
 use rustix::process::{Pid, Signal, kill_process};
@@ -110,12 +110,13 @@ fn watch(worker: Pid, inbox: &mut Inbox<Infallible>) -> ControlFlow<u8, u8> {
         }
     }
     // one that has ended by itself has left nothing, and what is there now was never its own
-    let defect = i32::from(Exit::Defect.status());
-    if !matches!(ended, Some(Ended::Code(code)) if code != defect) {
+    let defect = Exit::Defect.status();
+    let own = ended.and_then(|exit| exit.code());
+    if own.is_none_or(|code| code == i32::from(defect)) {
         process::sweep(None);
     }
-    let status = ended.and_then(|ended| u8::try_from(ended.code()).ok());
-    match (stopped, status.unwrap_or(Exit::Defect.status())) {
+    let status = ended.and_then(|exit| u8::try_from(process::code(exit)).ok());
+    match (stopped, status.unwrap_or(defect)) {
         (true, STOPPED) => ControlFlow::Break(0),
         (true, status) => ControlFlow::Break(status),
         (false, status) => ControlFlow::Continue(status),

@@ -213,9 +213,9 @@ impl Running {
             Some(passed)
         });
         let (exit, ms) = (step.exit(), millis(step.started.elapsed()));
-        let own = exit.code();
+        let own = process::code(exit);
         let code = why.map_or(own, |why| why.reason().exit_code(own));
-        let signal = exit.signal_name();
+        let signal = process::signal_name(exit);
         let place = self.plan.place(step.index);
         let by = signal.as_ref().map(|name| format!(" ({name})"));
         self.job.log.line(&format!(

@@ -2,8 +2,10 @@
 //! controller, or by a stop of the worker.
 
 use crate::contract::{Reason, seconds};
-use crate::process::{self, Ended};
+use crate::process;
 use rustix::process::{Pid, Signal};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 /// Why a job is ended before its own end.
@@ -64,7 +66,7 @@ pub struct RunningStep {
     /// The end of the job's time, as long as that counts, and that of its own.
     ends: [Option<End>; 2],
     /// How its shell has ended.
-    exit: Option<Ended>,
+    exit: Option<ExitStatus>,
     /// When to kill what has not gone by then, and why it is being ended.
     pub interrupted: Option<End>,
 }
@@ -127,8 +129,9 @@ impl RunningStep {
     }
 
     /// How it ended.
-    pub fn exit(&self) -> Ended {
-        self.exit.unwrap_or(Ended::Signal(Signal::KILL.as_raw()))
+    pub fn exit(&self) -> ExitStatus {
+        let killed = ExitStatus::from_raw(Signal::KILL.as_raw());
+        self.exit.unwrap_or(killed)
     }
 }
 
