@@ -103,9 +103,7 @@ pub enum End {
     NotGreeted,
     /// It does not answer our greeting.
     Unanswered,
-    /// The broker has ended an established connection in order, and gave no reason.
-    Ended,
-    /// An established connection broke.
+    /// The broker has ended an established connection, and gave no reason.
     Dropped,
     /// Anything else, which may pass.
     Lost,
@@ -448,8 +446,7 @@ impl Adapter {
                 "no TLS with it: {error}; mqtt:// is for a port without TLS"
             )),
             (Broken::Io(error), _) if !is_end(&error) => End::Lost.because(error.to_string()),
-            (Broken::Closed, true) => End::Ended.because(CLOSED),
-            (Broken::Io(_), true) => End::Dropped.because(CLOSED),
+            (Broken::Closed | Broken::Io(_), true) => End::Dropped.because(CLOSED),
             (Broken::Closed | Broken::Io(_), false) => {
                 End::NotGreeted.because(format!("{CLOSED} upon our greeting{hint}"))
             }

@@ -109,8 +109,7 @@ impl<'a> Driver<'a> {
                 return;
             }
             self.log_once(reason, connected_at.is_some());
-            let is_drop = matches!(end, End::Dropped | End::Ended);
-            self.judge(connected_at.map(|at| at.elapsed()), is_drop);
+            self.judge(connected_at.map(|at| at.elapsed()), end == End::Dropped);
             std::thread::sleep(self.backoff.next_pause());
         }
     }
@@ -261,21 +260,13 @@ impl<'a> Driver<'a> {
                     self.is_subscribed = true;
                     (self.sink)(Event::Ready);
                 }
+                // its owner has the answer to all that it has asked
+                Ok(Event::Closed) if self.settings.life == Life::Once => {
+                    return End::Closed.because("we have left");
+                }
                 Ok(Event::Closed) => {
                     // The CONNECT of the next worker must not overtake our last acknowledgement. Over 3.1.1 the request
                     // would run again: so the broker closes first.
-                    if self.settings.life == Life::Once {
-                        return loop {
-                            match adapter.next() {
-                                Ok(event) => (self.sink)(event),
-                                Err(Failure(End::Ended, reason)) => {
-                                    (self.sink)(Event::Closed);
-                                    break End::Closed.because(reason);
-                                }
-                                Err(failure) => break failure,
-                            }
-                        };
-                    }
                     while self.version == Protocol::V3 && adapter.next().is_ok() {}
                     (self.sink)(Event::Closed);
                     // the process ends now: taking the client apart, page by page, would only delay that

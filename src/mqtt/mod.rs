@@ -298,8 +298,7 @@ pub enum Event {
     NotPublished(String),
     /// The broker does not take our message for this reason, and will not take the next one either.
     PublishingDenied(String),
-    /// Our DISCONNECT is sent, and all that was asked for before it. Of a link with one connection: the broker has ended it in order,
-    /// and so has dealt with all of that.
+    /// Our DISCONNECT is sent, and all that was asked for before it. Of a link with one connection nothing is told then.
     Closed,
     /// The connection is gone. The link makes another one, unless it has only one; then this comes also where there was none.
     Lost,

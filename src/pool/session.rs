@@ -12,27 +12,24 @@ use std::time::{Duration, Instant};
 /// How long the broker may take to let the head in, and to grant its subscription.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
 
-/// How long it may take to end the connection after our DISCONNECT.
-const CLOSE_WAIT: Duration = Duration::from_secs(2);
+/// How long it may take to answer what comes behind the acknowledgement.
+const CONFIRM_WAIT: Duration = Duration::from_secs(2);
 
 /// The longest silence of a waiting head before it asks the broker whether it is there: others wait for the head.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
-/// The connection of the head.
+/// The connection of the head, once the broker has let it in.
 pub struct Session {
-    number: u64,
     /// Ends with it: nothing more is heard of it.
     _link: Link,
-    connection: Option<Arc<Connection>>,
+    connection: Arc<Connection>,
     /// What the broker had for us before it granted the subscription.
     early: VecDeque<Message>,
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if let Some(connection) = &self.connection {
-            connection.disconnect();
-        }
+        self.connection.disconnect();
     }
 }
 
@@ -58,52 +55,48 @@ impl Head {
         };
         let link = mqtt::open(settings, sink)
             .map_err(|error| Event::Trouble(format!("no thread for the connection: {error}")))?;
-        self.session = Some(Session {
-            number,
-            _link: link,
-            connection: None,
-            early: VecDeque::new(),
-        });
         let deadline = Instant::now() + ANSWER_WAIT;
         let slow = || {
             let seconds = ANSWER_WAIT.as_secs();
             Event::Trouble(format!("the broker does not answer within {seconds} s"))
         };
+        let (connection, resumed) = loop {
+            if let mqtt::Event::Connected {
+                connection,
+                resumed,
+            } = self.next_event(deadline)?.ok_or_else(slow)?
+            {
+                break (connection, resumed);
+            }
+        };
+        self.session = Some(Session {
+            _link: link,
+            connection: connection.clone(),
+            early: VecDeque::new(),
+        });
+        if resumed && self.is_new {
+            return Err(self.another_drive(place));
+        }
+        if !resumed {
+            log::info!(
+                "the broker has no session for the pool {}: the queue begins now, and is empty",
+                self.pool.name
+            );
+        }
+        // from now on the next members see that a directory made by hand is in use
+        if !resumed || names.is_empty() {
+            let marked = mark_newest(place, names);
+            names.push(marked.map_err(|error| place::end(&place.path, &error))?);
+        }
+        self.is_new = false;
+        connection.subscribe();
         loop {
-            match self.next_event(deadline)?.ok_or_else(slow)? {
-                mqtt::Event::Connected {
-                    connection,
-                    resumed,
-                } => {
-                    match resumed {
-                        false => {
-                            log::info!(
-                                "the broker has no session for the pool {}: the queue begins now, and is empty",
-                                self.pool.name
-                            );
-                            let marked = mark_newest(place, names);
-                            names.push(marked.map_err(|error| place::end(&place.path, &error))?);
-                        }
-                        true if self.is_new => return Err(self.another_drive(place)),
-                        // made by hand: from now on the next members see that it is in use
-                        true if names.is_empty() => {
-                            let marked = mark_newest(place, names);
-                            names.push(marked.map_err(|error| place::end(&place.path, &error))?);
-                        }
-                        true => {}
-                    }
-                    self.is_new = false;
-                    connection.subscribe();
-                    if let Some(session) = &mut self.session {
-                        session.connection = Some(connection);
-                    }
-                }
-                mqtt::Event::Ready => return Ok(()),
-                mqtt::Event::Message(message) => {
-                    if let Some(session) = &mut self.session {
-                        session.early.push_back(message);
-                    }
-                }
+            match (
+                self.next_event(deadline)?.ok_or_else(slow)?,
+                &mut self.session,
+            ) {
+                (mqtt::Event::Ready, _) => return Ok(()),
+                (mqtt::Event::Message(message), Some(session)) => session.early.push_back(message),
                 _ => {}
             }
         }
@@ -125,10 +118,7 @@ impl Head {
         let name = &self.pool.name;
         loop {
             let event = match self.receive(until) {
-                Some(Happening::Broker(number, event)) => match &self.session {
-                    Some(session) if session.number == number => event,
-                    _ => continue,
-                },
+                Some(Happening::Broker(number, event)) if number == self.sessions => event,
                 Some(Happening::Stop) => return Err(Event::Left),
                 Some(Happening::Reconnected) => {
                     if self.watch.stands {
@@ -136,7 +126,7 @@ impl Head {
                     }
                     continue;
                 }
-                Some(Happening::Locked(_)) => continue,
+                Some(Happening::Broker(..) | Happening::Locked(_)) => continue,
                 None => return Ok(None),
             };
             return match event {
@@ -184,7 +174,7 @@ impl Head {
         log::warn!("request rejected: {}", rejection.error);
         let (topics, worker) = (&self.config.topics, &self.config.worker_id);
         let (topic, payload) = crate::messages::rejection(topics, worker, rejection, message);
-        if let Some(connection) = self.session.as_ref().and_then(|s| s.connection.as_ref()) {
+        if let Some(Session { connection, .. }) = &self.session {
             connection.publish(&topic, payload, Retention::None);
             if let Some(packet_id) = message.packet_id {
                 connection.acknowledge(packet_id);
@@ -192,23 +182,20 @@ impl Head {
         }
     }
 
-    /// Acknowledges a request and ends the connection. Whether the broker has answered what came behind, and has then ended it in order:
-    /// then it has the acknowledgement. One that dies at this moment ends it just as well.
+    /// Acknowledges a request and ends the connection. Whether the broker has answered what came behind: then it has the acknowledgement.
+    /// That the connection ends does not say so, since that of a broker that dies at this moment does, too.
     pub(super) fn acknowledge(&mut self, packet_id: Option<u16>) -> bool {
-        let Some(connection) = self.session.as_ref().and_then(|s| s.connection.clone()) else {
+        let Some(Session { connection, .. }) = &self.session else {
             return false;
         };
         if let Some(packet_id) = packet_id {
             connection.acknowledge(packet_id);
         }
         connection.subscribe();
-        connection.disconnect();
-        let deadline = Instant::now() + CLOSE_WAIT;
-        let mut is_answered = false;
+        let deadline = Instant::now() + CONFIRM_WAIT;
         let is_confirmed = loop {
             match self.next_event(deadline) {
-                Ok(Some(mqtt::Event::Ready)) => is_answered = true,
-                Ok(Some(mqtt::Event::Closed)) => break is_answered,
+                Ok(Some(mqtt::Event::Ready)) => break true,
                 Ok(Some(_)) => {}
                 Err(Event::Left) => self.stopping = true,
                 Ok(None) | Err(_) => break false,
