@@ -178,6 +178,9 @@ impl Head {
             let Event::Trouble(trouble) = end else {
                 return self.tell(end);
             };
+            if self.stopping {
+                return self.tell(Event::Left);
+            }
             if self.told != trouble {
                 log::error!("pool {}: {trouble}", self.pool.name);
                 self.tell(Event::Trouble(trouble.clone()));
@@ -200,7 +203,7 @@ impl Head {
                 return Err(Event::Left);
             }
             let mut names = self.look(&place)?;
-            if let Some(claim) = self.free_claim(&place, &names) {
+            if let Some(claim) = self.free_claim(&place, &mut names) {
                 (self.session, self.lock) = (None, None);
                 return Ok(claim);
             }
@@ -234,10 +237,16 @@ impl Head {
         self.outbox.send(Heard::Pool(event));
     }
 
-    /// What happens next; `None` when the time is over.
+    /// What happens next; `None` when the time is over, also where more of it has come than there is time for.
     fn receive(&self, until: Instant) -> Option<Happening> {
-        let patience = until.saturating_duration_since(Instant::now());
+        let patience = until.checked_duration_since(Instant::now())?;
         self.happenings.recv_timeout(patience).ok()
+    }
+
+    /// The queue stands.
+    fn tell_stands(&mut self) {
+        self.told.clear();
+        self.tell(Event::Stands);
     }
 
     /// The queue stands, and we are its head.
@@ -247,8 +256,7 @@ impl Head {
         }
         self.known = Some(place.root);
         if !self.is_stuck && !std::mem::replace(&mut self.watch.stands, true) {
-            self.told.clear();
-            self.tell(Event::Stands);
+            self.tell_stands();
         }
     }
 
@@ -285,27 +293,27 @@ impl Head {
         }
     }
 
-    /// The oldest claim that no worker has. Of one directory only the oldest is looked at.
-    fn free_claim(&mut self, place: &Place, names: &[Name]) -> Option<Claim> {
+    /// The oldest claim that no worker has. Of one directory only the oldest is looked at. What is no claim is taken out of the names:
+    /// its request, where the broker still has it, becomes another one.
+    fn free_claim(&mut self, place: &Place, names: &mut Vec<Name>) -> Option<Claim> {
         let mut busy = HashSet::new();
-        for name in names.iter().filter(|name| name.taken.is_some()) {
-            if !busy.insert(&name.dir) {
-                continue;
+        let mut free = None;
+        names.retain(|name| {
+            if free.is_some() || name.taken.is_none() || !busy.insert(name.dir.clone()) {
+                return true;
             }
             match take_free(place, name) {
-                Ok(claim @ Some(_)) => {
-                    log::info!("the claim {name} is taken over, since no worker has it");
-                    return claim;
-                }
-                Ok(None) => {}
+                Ok(claim) => free = claim,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {} // done meanwhile
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     self.put_aside(place, &name.to_string(), &error);
+                    return false;
                 }
                 Err(error) => self.leave_alone(place, &name.to_string(), &error.to_string()),
             }
-        }
-        None
+            true
+        });
+        free
     }
 
     /// What is no claim must not keep others waiting.
@@ -388,6 +396,7 @@ fn take_free(place: &Place, name: &Name) -> io::Result<Option<Claim>> {
     }
     let mut claim = Claim::read(place.clone(), file, name.clone())?;
     claim.take()?;
+    log::info!("the claim {name} is taken over, since no worker has it");
     Ok(Some(claim))
 }
 

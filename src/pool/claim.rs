@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 /// The version of the format. 1 was that of version 0.2 of this program.
 const VERSION: u32 = 2;
 
-/// Larger than any claim of ours, in bytes: a request and its final document.
-const MAX_BYTES: u64 = 128 << 20;
+/// Larger than any claim of ours, in bytes: a message, which MQTT limits to 256 MiB, and the final document.
+const MAX_BYTES: u64 = 512 << 20;
 
 /// Sequence numbers have this many digits, and begin with a 0: a larger one is a stray file's.
 const DIGITS: usize = 12;

@@ -137,7 +137,7 @@ impl Head {
                 if touched.is_some() && !std::mem::replace(&mut self.watch.stands, true) =>
             {
                 self.known = Some(place.root);
-                self.tell(Event::Stands);
+                self.tell_stands();
             }
             _ => {}
         }

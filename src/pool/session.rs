@@ -115,14 +115,13 @@ impl Head {
 
     /// What the broker says next; `None` when the time is over, or the worker asks for something.
     fn next_event(&mut self, until: Instant) -> Result<Option<mqtt::Event>, Event> {
-        let name = &self.pool.name;
         loop {
             let event = match self.receive(until) {
                 Some(Happening::Broker(number, event)) if number == self.sessions => event,
                 Some(Happening::Stop) => return Err(Event::Left),
                 Some(Happening::Reconnected) => {
                     if self.watch.stands {
-                        self.tell(Event::Stands);
+                        self.tell_stands();
                     }
                     continue;
                 }
@@ -135,7 +134,8 @@ impl Head {
                     Err(Event::Ended(Exit::Denied, reason))
                 }
                 mqtt::Event::TakenOver => Err(Event::Trouble(format!(
-                    "another client has connected with the client id of the pool, {name:?}, while this worker is its head"
+                    "another client has connected with the client id of the pool, {:?}, while this worker is its head",
+                    self.pool.name
                 ))),
                 mqtt::Event::Lost | mqtt::Event::DroppedEarly(_) => Err(Event::Trouble(
                     "the head has no connection to the broker".to_owned(),

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::members::{await_queue, member_of, supervised};
+use super::support::broker::{Packet, Verdict};
 use super::support::pool::await_no_claims;
 use super::support::process_tree::ProcessTree;
 use super::support::site::{Site, await_file, read, release, verdict};
@@ -57,6 +58,33 @@ fn a_job_of_a_dead_member_is_the_next_attempt_of_another(version: &str) {
     site.submit("c", json!({ "steps": ["true"] }));
     site.result("c");
     await_no_claims(site.drive.path());
+}
+
+/// A power cut may leave a claim without its content, whose request the broker still has.
+#[test]
+fn a_request_runs_whose_claim_is_empty_before_it_is_acknowledged() {
+    let site = Site::scripted();
+    site.broker.set_script(|step| match step.packet {
+        Packet::PubAck { .. } if step.client == "the-pool" => Verdict::CutBefore,
+        _ => Verdict::Pass,
+    });
+    let mark = site.mark();
+    let mut first = supervised(&site, "first", "5");
+    site.await_state(&mut first, mark, "idle");
+    let step = "[ -e began ] || { touch began; sleep 1000; }";
+    let dir = site.submit("b", json!({ "steps": [step] }));
+    await_file(&dir.join("began"));
+    ProcessTree::freeze(first.pid()).kill9();
+    site.broker.set_script(|_| Verdict::Pass);
+    let claims = site.claims();
+    let [claim] = &claims[..] else {
+        panic!("one claim: {claims:?}")
+    };
+    fs::write(site.pool().join(claim), "").unwrap();
+    let _second = supervised(&site, "second", "5");
+    assert_eq!(site.result("b").json()["attempt"], 1);
+    let aside = claim.replacen('c', "bad", 1);
+    wait::until("the end of its claim", || site.claims() == [aside.as_str()]);
 }
 
 #[test]
