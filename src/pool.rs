@@ -27,7 +27,7 @@ use crate::backoff::Backoff;
 use crate::config::{Config, Durability, PoolConfig};
 use crate::inbox::Outbox;
 use crate::mqtt::{self, Message, Protocol};
-use crate::worker::Heard;
+use crate::worker::{Heard, Unread};
 use claim::{Name, dir_of, id_of};
 use lock::Watch;
 use place::{Root, touch};
@@ -118,6 +118,7 @@ impl Member {
             told: String::new(),
             session: None,
             sessions: 0,
+            unread: Unread::default(),
             stopping: false,
             watch: Watch::default(),
             left_alone: HashSet::new(),
@@ -160,6 +161,7 @@ struct Head {
     told: String,
     session: Option<Session>,
     sessions: u64,
+    unread: Unread,
     stopping: bool,
     watch: Watch,
     /// Files that cannot be dealt with, each of which is told of once.
@@ -240,7 +242,11 @@ impl Head {
     /// What happens next; `None` when the time is over, also where more of it has come than there is time for.
     fn receive(&self, until: Instant) -> Option<Happening> {
         let patience = until.checked_duration_since(Instant::now())?;
-        self.happenings.recv_timeout(patience).ok()
+        let happening = self.happenings.recv_timeout(patience).ok();
+        if let Some(Happening::Broker(_, event)) = &happening {
+            self.unread.was_read(event);
+        }
+        happening
     }
 
     /// The queue stands.

@@ -6,6 +6,8 @@
 mod broker;
 mod member;
 
+pub use broker::Unread;
+
 use crate::Exit;
 use crate::config::Config;
 use crate::contract::{Document, Rejection, took};
@@ -16,7 +18,7 @@ use crate::mqtt::{self, LastWill, Life, Link, Message, Protocol, Session, Settin
 use crate::pool::{self, Claim, Holder, Member};
 use crate::process;
 use crate::queue::{Action, Input, Machine, ResultMessage};
-use broker::{Favour, Unread};
+use broker::Favour;
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::mem::ManuallyDrop;

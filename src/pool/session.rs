@@ -50,8 +50,11 @@ impl Head {
         };
         self.sessions += 1;
         let (number, sender) = (self.sessions, self.sender.clone());
+        let gate = self.unread.clone();
         let sink = move |event| {
-            let _ = sender.send(Happening::Broker(number, event)); // fails where the turn is over
+            if gate.admit(&event) {
+                let _ = sender.send(Happening::Broker(number, event)); // fails where the turn is over
+            }
         };
         let link = mqtt::open(settings, sink)
             .map_err(|error| Event::Trouble(format!("no thread for the connection: {error}")))?;

@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
-/// What may wait for the main thread that came at QoS 0, in bytes: a flood of it must not fill our memory.
+/// What may wait for a thread that came at QoS 0, in bytes: a flood of it must not fill our memory.
 const MAX_UNREAD_BYTES: usize = 1 << 20;
 
-/// What has come at QoS 0 and waits for the main thread, in bytes.
+/// What has come at QoS 0 and waits for the thread that hears of it, in bytes.
 #[derive(Clone, Default)]
 pub struct Unread(Arc<AtomicUsize>);
 
@@ -31,7 +31,7 @@ impl Unread {
         is_admitted
     }
 
-    /// The main thread has got an event.
+    /// The thread has got an event.
     pub fn was_read(&self, event: &Event) {
         self.0.fetch_sub(bytes_at_qos_0(event), Relaxed);
     }

@@ -3,24 +3,14 @@
 use crate::support;
 
 use serde_json::json;
-use std::path::Path;
 use std::thread;
 use std::time::Duration;
 use support::controller::Controller;
 use support::mosquitto::Mosquitto;
-use support::site::{Site, read, release, runs};
+use support::processes::peak_memory;
+use support::site::{Site, release, runs};
 use support::wait;
 use support::worker::speaking;
-
-/// The most memory that a process has ever had, in KiB.
-fn peak_memory(pid: u32) -> u64 {
-    let status = read(Path::new(&format!("/proc/{pid}/status")));
-    let peak = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .expect("a peak");
-    peak.trim().trim_end_matches(" kB").parse().expect("KiB")
-}
 
 fn requests_at_qos_0_in_mid_job_are_rejected_at_once_and_not_kept(version: &str) {
     const FLOOD: usize = 500;

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::members::{await_queue, member_of};
 use super::support::cut_drive::{CutDrive, FILE_SYSTEMS};
 use super::support::mount::Frozen;
+use super::support::processes::peak_memory;
 use super::support::site::{Site, read};
 use super::support::wait;
 
@@ -41,6 +42,18 @@ fn a_request_that_meets_a_drive_that_hangs_runs_once() {
     wait::until("the head to have the request", || {
         count("Sending PUBLISH to the-pool") == 2
     });
+    // what comes at QoS 0 meanwhile may be lost, and fills no memory
+    let before = peak_memory(head.pid());
+    let flood = json!({ "padding": "x".repeat(100_000) }).to_string();
+    for _ in 0..300 {
+        let flood = flood.clone();
+        site.controller.publish_at_qos_0("jobs/pending", flood);
+    }
+    wait::until("the head to have the flood", || {
+        count("Sending PUBLISH to the-pool") >= 302
+    });
+    let after = peak_memory(head.pid());
+    assert!(after < before + 8 * 1024, "from {before} to {after} KiB");
     let results = || site.controller.heard("jobs/results/a").len();
     wait::throughout(Duration::from_secs(1), "nothing runs", || results() == 0);
     drop(frozen);

@@ -109,3 +109,13 @@ fn pids<T: std::str::FromStr>() -> impl Iterator<Item = T> {
     let pids = fs::read_dir("/proc").expect("/proc").flatten();
     pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
+
+/// The most memory that a process has ever had, in KiB.
+pub fn peak_memory(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let peak = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .expect("a peak");
+    peak.trim().trim_end_matches(" kB").parse().expect("KiB")
+}
