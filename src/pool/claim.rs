@@ -21,6 +21,7 @@ const MAX_BYTES: u64 = 512 << 20;
 
 /// Sequence numbers have this many digits, and begin with a 0: a larger one is a stray file's.
 const DIGITS: usize = 12;
+const MAX_SEQ: u64 = 99_999_999_999;
 
 /// The identification of a request whose acknowledgement is confirmed: it is told from others no more.
 const CONFIRMED: &str = "0";
@@ -45,7 +46,7 @@ impl Name {
     pub fn next(names: &[Self], dir: String, id: String, taken: Option<u32>) -> Self {
         let latest = names.iter().map(|name| name.seq).max().unwrap_or(0);
         Self {
-            seq: latest + 1,
+            seq: MAX_SEQ.min(latest + 1), // behind a stray file, too, a name is one of ours
             rand: format!("{:016x}", RandomState::new().hash_one(())),
             dir,
             id,
@@ -61,9 +62,9 @@ impl Name {
             ["d", seq, rand, dir, id] => (seq, rand, dir, id, None),
             _ => return None,
         };
-        let is_ours = seq.len() == DIGITS && seq.starts_with('0');
-        Some(Self {
-            seq: seq.parse().ok().filter(|_| is_ours)?,
+        let seq = seq.parse().ok().filter(|_| seq.len() == DIGITS)?;
+        (seq <= MAX_SEQ).then(|| Self {
+            seq,
             rand: rand.to_owned(),
             dir: dir.to_owned(),
             id: id.to_owned(),
@@ -373,6 +374,9 @@ mod tests {
         assert!(done.is_same_request(&name));
         let next = Name::next(&[done], "ab".into(), "8.cd".into(), Some(0));
         assert!(next.seq == 2 && !next.is_same_request(&name));
+        let last = Name::parse("d-099999999999-a-0-0").unwrap();
+        let next = Name::next(&[last], "ab".into(), "8.cd".into(), Some(0));
+        assert!(Name::parse(&next.to_string()).is_some(), "{next}");
         for stray in [
             "c-",
             "c-1-a-b-c-1",
