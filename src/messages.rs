@@ -1,8 +1,6 @@
 //! Everything that the worker publishes: results, status documents, presence, rejections.
 
-use crate::contract::{
-    Document, JobId, Rejection, Request, RequestOrigin, Topics, now, rejection_notice,
-};
+use crate::contract::{JobId, Rejection, Request, RequestOrigin, Topics, now, rejection_notice};
 use crate::mqtt::{Connection, Message, Retention};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -13,6 +11,13 @@ use std::sync::Arc;
 /// How long the broker keeps it that a member of a pool is offline: a day.
 const OFFLINE_SECONDS: u32 = 86_400;
 
+/// Why a retained request is rejected.
+pub const RETAINED: &str =
+    "the request is retained, and would run at every start; publish it without the retain flag";
+
+/// Why a request is rejected that came at QoS 0 while the worker has a job.
+pub const AT_QOS_0: &str = "published at QoS 0 while the worker had a job; publish at QoS 1, and the broker keeps it until its turn";
+
 /// Reads the request that a message brings.
 ///
 /// # Errors
@@ -22,8 +27,13 @@ pub fn read_request(
     topics: &Topics,
     worker: &str,
 ) -> Result<(Request, RequestOrigin), Rejection> {
+    let unanswered = |error: String| Rejection {
+        id: None,
+        work_dir: None,
+        error,
+    };
     if message.retained {
-        return Err(retained());
+        return Err(unanswered(RETAINED.to_owned()));
     }
     if message.topic != topics.pending {
         return Err(unanswered(format!(
@@ -38,47 +48,6 @@ pub fn read_request(
         identity: message.identity(worker),
     };
     Ok((request, origin))
-}
-
-/// The rejection of a retained request.
-pub fn retained() -> Rejection {
-    unanswered(
-        "the request is retained, and would run at every start; publish it without the retain flag"
-            .to_owned(),
-    )
-}
-
-/// The rejection of a request that came at QoS 0 while the worker has a job.
-pub fn at_qos_0() -> Rejection {
-    unanswered("published at QoS 0 while the worker had a job; publish at QoS 1, and the broker keeps it until its turn".to_owned())
-}
-
-fn unanswered(error: String) -> Rejection {
-    Rejection {
-        id: None,
-        work_dir: None,
-        error,
-    }
-}
-
-/// Where a rejection goes, and what it says there.
-pub fn rejection(
-    topics: &Topics,
-    worker: &str,
-    rejection: Rejection,
-    message: &Message,
-) -> (String, Vec<u8>) {
-    match rejection.id {
-        Some(id) => {
-            let topic = topics.result(id.as_str());
-            let document = Document::rejected(id, rejection.work_dir, worker, rejection.error);
-            (topic, document.to_json())
-        }
-        None => (
-            topics.rejected.clone(),
-            rejection_notice(worker, &rejection.error, &message.payload),
-        ),
-    }
 }
 
 /// The retained document on `jobs/workers/{workerId}` (docs/reference.md, "Topics").
@@ -153,23 +122,11 @@ impl Messages {
         self.announce(&self.topics.status(id), document);
     }
 
-    /// Announces a rejection at QoS 0, and only if the connection has room for it: a flood of them must not fill our memory.
-    pub fn announce_rejection(&self, rejection: Rejection, message: &Message) {
-        log::warn!("request rejected: {}", rejection.error);
-        let (topic, payload) = self.rejection(rejection, message);
-        self.announce(&topic, payload);
-    }
-
-    /// Tells on `jobs/rejected` of a claim of the pool that cannot be read.
-    pub fn announce_damaged(&self, error: &str) {
-        log::error!("{error}");
-        let notice = rejection_notice(&self.worker, error, b"");
+    /// Announces on `jobs/rejected` what has no result, at QoS 0, and only if the connection has room for it: a flood of it must not fill
+    /// our memory.
+    pub fn announce_rejection(&self, error: &str, payload: &[u8]) {
+        let notice = rejection_notice(&self.worker, error, payload);
         self.announce(&self.topics.rejected, notice);
-    }
-
-    /// Where a rejection goes, and what it says there.
-    pub fn rejection(&self, rejection: Rejection, message: &Message) -> (String, Vec<u8>) {
-        self::rejection(&self.topics, &self.worker, rejection, message)
     }
 
     fn announce(&self, topic: &str, payload: Vec<u8>) {

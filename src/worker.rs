@@ -10,10 +10,10 @@ pub use broker::Unread;
 
 use crate::Exit;
 use crate::config::Config;
-use crate::contract::{Document, Rejection, took};
+use crate::contract::{Document, Rejection, rejection_notice, took};
 use crate::inbox::{Event, Inbox, Outbox};
 use crate::job::{Interruption, News, Outcome, Run};
-use crate::messages::{Messages, at_qos_0, read_request};
+use crate::messages::{AT_QOS_0, Messages, read_request};
 use crate::mqtt::{self, LastWill, Life, Link, Message, Protocol, Session, Settings, Subscription};
 use crate::pool::{self, Claim, Holder, Member};
 use crate::process;
@@ -214,7 +214,10 @@ impl Worker {
     fn act(&mut self, action: Action) -> ControlFlow<Exit> {
         match action {
             Action::Take(message) => self.take(&message),
-            Action::RejectNow(message) => self.messages.announce_rejection(at_qos_0(), &message),
+            Action::RejectNow(message) => {
+                log::warn!("request rejected: {AT_QOS_0}");
+                self.messages.announce_rejection(AT_QOS_0, &message.payload);
+            }
             Action::Publish(result) => self.messages.publish(&result.topic, result.payload),
             Action::Acknowledge(packet_id) => self.messages.acknowledge(packet_id),
             Action::EndClaim => {
@@ -286,14 +289,19 @@ impl Worker {
     }
 
     fn reject(&mut self, rejection: Rejection, message: &Message) {
-        match &rejection.id {
-            Some(id) => log::warn!("job {}: rejected: {}", id.as_str(), rejection.error),
-            None => log::warn!("request rejected: {}", rejection.error),
+        let worker = &self.config.worker_id;
+        let Rejection {
+            id,
+            work_dir,
+            error,
+        } = rejection;
+        if let Some(id) = id {
+            return self.report(Document::rejected(id, work_dir, worker, error));
         }
-        let (topic, payload) = self.messages.rejection(rejection, message);
+        log::warn!("request rejected: {error}");
         self.publish(ResultMessage {
-            topic,
-            payload,
+            topic: self.config.topics.rejected.clone(),
+            payload: rejection_notice(worker, &error, &message.payload),
             ends_life: false,
             wait_for_subscriber: false,
         });

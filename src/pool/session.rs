@@ -2,6 +2,8 @@
 
 use super::{Event, Happening, Head, claim::Name, mark_newest, place, place::Place, unusable};
 use crate::Exit;
+use crate::contract::rejection_notice;
+use crate::messages::RETAINED;
 use crate::mqtt::{
     self, Connection, Life, Link, Message, Retention, Session as Kept, Settings, Subscription,
 };
@@ -173,12 +175,10 @@ impl Head {
 
     /// A retained request comes at each SUBSCRIBE over MQTT 3.1.1: as a claim, it would come for ever.
     fn reject_retained(&self, message: &Message) {
-        let rejection = crate::messages::retained();
-        log::warn!("request rejected: {}", rejection.error);
-        let (topics, worker) = (&self.config.topics, &self.config.worker_id);
-        let (topic, payload) = crate::messages::rejection(topics, worker, rejection, message);
+        log::warn!("request rejected: {RETAINED}");
+        let notice = rejection_notice(&self.config.worker_id, RETAINED, &message.payload);
         if let Some(Session { connection, .. }) = &self.session {
-            connection.publish(&topic, payload, Retention::None);
+            connection.publish(&self.config.topics.rejected, notice, Retention::None);
             if let Some(packet_id) = message.packet_id {
                 connection.acknowledge(packet_id);
             }

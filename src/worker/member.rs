@@ -50,7 +50,10 @@ impl Worker {
                 self.claim = Some(Arc::from(claim));
                 self.tell(Input::Claim(message));
             }
-            pool::Event::Damaged(error) => self.messages.announce_damaged(&error),
+            pool::Event::Damaged(error) => {
+                log::error!("{error}");
+                self.messages.announce_rejection(&error, b"");
+            }
             pool::Event::Left => {
                 (self.member, self.leave_at) = (None, None);
                 self.tell_of_stop();
