@@ -1,7 +1,7 @@
 //! Everything that the worker publishes: results, status documents, presence, rejections.
 
 use crate::contract::{JobId, Rejection, Request, RequestOrigin, Topics, now, rejection_notice};
-use crate::mqtt::{Connection, Message, Retention};
+use crate::mqtt::{Connection, LastWill, Message, Retention};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -114,7 +114,7 @@ impl Messages {
                 payload.len()
             );
         }
-        connection.publish(topic, shorten(payload, limit), Retention::None);
+        connection.publish(topic, shorten(payload, limit));
     }
 
     /// Announces the status document of a running job.
@@ -155,15 +155,16 @@ impl Messages {
         connection.announce(&self.topics.presence, document, Retention::Kept);
     }
 
-    /// What is true when we are gone, where that is published, and for how long it is worth knowing: members of a pool come and go, and
-    /// each has a name of its own.
-    pub fn offline(&self) -> (String, Vec<u8>, Retention) {
-        let retention = match self.pool {
-            Some(_) => Retention::KeptFor(OFFLINE_SECONDS),
-            None => Retention::Kept,
-        };
-        let document = self.presence("offline", None, None, &now());
-        (self.topics.presence.clone(), document, retention)
+    /// What is true when we are gone. Members of a pool come and go, and each has a name of its own, so that is not worth knowing for ever.
+    pub fn offline(&self) -> LastWill {
+        LastWill {
+            topic: self.topics.presence.clone(),
+            payload: self.presence("offline", None, None, &now()),
+            retention: match self.pool {
+                Some(_) => Retention::KeptFor(OFFLINE_SECONDS),
+                None => Retention::Kept,
+            },
+        }
     }
 
     fn presence(
@@ -195,8 +196,8 @@ impl Messages {
     /// Ends the connection in order. No last will is published then: we say it ourselves.
     pub fn disconnect(&self) {
         if let Some(connection) = &self.connection {
-            let (topic, document, retention) = self.offline();
-            connection.announce(&topic, document, retention);
+            let will = self.offline();
+            connection.announce(&will.topic, will.payload, will.retention);
             connection.disconnect();
         }
     }

@@ -14,7 +14,7 @@ use crate::contract::{Document, Rejection, rejection_notice, took};
 use crate::inbox::{Event, Inbox, Outbox};
 use crate::job::{Interruption, News, Outcome, Run};
 use crate::messages::{AT_QOS_0, Messages, read_request};
-use crate::mqtt::{self, LastWill, Life, Link, Message, Protocol, Session, Settings, Subscription};
+use crate::mqtt::{self, Life, Link, Message, Protocol, Session, Settings, Subscription};
 use crate::pool::{self, Claim, Holder, Member};
 use crate::process;
 use crate::queue::{Action, Input, Machine, ResultMessage};
@@ -123,18 +123,13 @@ fn settings(config: &Config, messages: &Messages) -> Settings {
             )
         }
     };
-    let (topic, payload, retention) = messages.offline();
     Settings {
         broker: config.broker.clone(),
         client_id,
         session,
         life: Life::Lasting,
         subscriptions,
-        last_will: Some(LastWill {
-            topic,
-            payload,
-            retention,
-        }),
+        last_will: Some(messages.offline()),
     }
 }
 

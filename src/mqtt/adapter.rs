@@ -161,9 +161,9 @@ impl Connection {
     }
 
     /// Publishes at QoS 1; [`Event::Published`] tells when the broker has it.
-    pub fn publish(&self, topic: &str, payload: Vec<u8>, retention: Retention) {
-        let retention = self.retention(retention);
-        (self.send)(Ask::Publish(topic, payload, QoS::AtLeastOnce, retention));
+    pub fn publish(&self, topic: &str, payload: Vec<u8>) {
+        let qos = QoS::AtLeastOnce;
+        (self.send)(Ask::Publish(topic, payload, qos, Retention::None));
     }
 
     /// Publishes at QoS 0, unless many such messages still wait to be sent or this one is larger than the broker takes.

@@ -4,9 +4,7 @@ use super::{Event, Happening, Head, claim::Name, mark_newest, place, place::Plac
 use crate::Exit;
 use crate::contract::rejection_notice;
 use crate::messages::RETAINED;
-use crate::mqtt::{
-    self, Connection, Life, Link, Message, Retention, Session as Kept, Settings, Subscription,
-};
+use crate::mqtt::{self, Connection, Life, Link, Message, Session as Kept, Settings, Subscription};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -178,7 +176,7 @@ impl Head {
         log::warn!("request rejected: {RETAINED}");
         let notice = rejection_notice(&self.config.worker_id, RETAINED, &message.payload);
         if let Some(Session { connection, .. }) = &self.session {
-            connection.publish(&self.config.topics.rejected, notice, Retention::None);
+            connection.publish(&self.config.topics.rejected, notice);
             if let Some(packet_id) = message.packet_id {
                 connection.acknowledge(packet_id);
             }
