@@ -66,7 +66,7 @@ struct Presence<'a> {
     version: &'static str,
 }
 
-/// Publishes where there is a connection. What must be said is said again on the next one.
+/// Publishes on the latest connection; what is asked of one that broke vanishes. What must be said is said again on the next one.
 pub struct Messages {
     topics: Topics,
     worker: String,
@@ -95,11 +95,6 @@ impl Messages {
     /// There is a new connection. Nothing has been said on it yet: the broker may have published our last will.
     pub fn connected(&mut self, connection: Arc<Connection>) {
         (self.connection, self.shown) = (Some(connection), None);
-    }
-
-    /// The connection is gone.
-    pub fn lost(&mut self) {
-        self.connection = None;
     }
 
     /// Publishes a result or a notice, in its short form where the broker does not take it whole.

@@ -100,7 +100,6 @@ impl Worker {
             Event::Closed => self.tell(Input::Closed),
             Event::Lost => {
                 self.queue_stands = false;
-                self.messages.lost();
                 self.tell(Input::Lost);
             }
             Event::TakenOver => return self.taken_over(),
