@@ -5,37 +5,29 @@ use crate::contract::{Definition, Plan};
 use crate::job::{CANCEL_FILE, WorkDir, definition, missing_root};
 use crate::mqtt::{self, Life, Session, Subscription};
 use crate::pool::Place;
-use Verdict::{Doubtful, Good, Wrong};
+use log::Level::{self, Error, Info, Warn};
 use std::ffi::OsStr;
 use std::hash::{BuildHasher, RandomState};
 
-/// What a line of `check` says.
-pub enum Verdict {
-    Good,
-    /// Worth a word, and nothing fails by it.
-    Doubtful,
-    Wrong,
-}
-
-/// Takes what is found, line by line.
-type Tell<'a> = &'a mut dyn FnMut(Verdict, String);
+/// Takes what is found, line by line: what is good, what is worth a word and makes nothing fail, or an error.
+type Tell<'a> = &'a mut dyn FnMut(Level, String);
 
 /// Validates the configuration, tries the broker if it is to `connect`, and validates the job in `dir`.
 pub fn check(dir: Option<&OsStr>, connect: bool, tell: Tell) {
     let config = Config::from_env();
-    tell(Good, settings());
+    tell(Info, settings());
     if let Some(names) = unknown_variables(std::env::vars_os()) {
-        tell(Doubtful, format!("configuration: {names}"));
+        tell(Warn, format!("configuration: {names}"));
     }
     match &config {
         Ok(config) => {
             if let Some(missing) = missing_root(&config.job) {
                 let line = format!("configuration: {missing}; a worker waits until it is there");
-                tell(Wrong, line);
+                tell(Error, line);
             } else {
                 let (id, pending) = (&config.worker_id, &config.topics.pending);
                 let line = format!("good; {id} serves {pending} of {}", config.broker);
-                tell(Good, format!("configuration: {line}"));
+                tell(Info, format!("configuration: {line}"));
                 config.pool.iter().for_each(|pool| check_pool(pool, tell));
             }
             if connect {
@@ -44,18 +36,18 @@ pub fn check(dir: Option<&OsStr>, connect: bool, tell: Tell) {
         }
         Err(errors) => {
             for error in errors {
-                tell(Wrong, format!("configuration: {error}"));
+                tell(Error, format!("configuration: {error}"));
             }
             if connect {
                 let line = "broker: not tried, since the configuration is not usable";
-                tell(Wrong, line.to_owned());
+                tell(Error, line.to_owned());
             }
         }
     }
     if let Some(dir) = dir
         && let Err(error) = check_job(dir, config.ok().map(|config| config.job), tell)
     {
-        tell(Wrong, format!("job: {error}"));
+        tell(Error, format!("job: {error}"));
     }
 }
 
@@ -96,11 +88,11 @@ fn check_broker(config: &Config, tell: Tell) {
         };
         let mut settings = settings.clone();
         settings.broker.hosts = vec![host.clone()];
-        let mut tell = |verdict, line| tell(verdict, format!("{broker}: {line}"));
+        let mut tell = |level, line| tell(level, format!("{broker}: {line}"));
         match mqtt::probe(&settings, &mut tell) {
-            Err(error) => tell(Wrong, error),
+            Err(error) => tell(Error, error),
             Ok(()) => tell(
-                Good,
+                Info,
                 format!(
                     "not checked: whether it takes the client id {id}, keeps its session, and lets it write to {root}results/+, \
                  {root}status/+, {root}workers/{id} and {root}rejected",
@@ -116,13 +108,13 @@ fn check_pool(pool: &PoolConfig, tell: Tell) {
     let name = &pool.name;
     match Place::survey(pool) {
         Ok(found) => tell(
-            Good,
+            Info,
             format!(
                 "pool {name}: {found}; not checked: whether all members see the same drive and each other's locks, and whether the broker \
              takes the client id {name} and keeps its session"
             ),
         ),
-        Err(error) => tell(Wrong, format!("pool {name}: {error}")),
+        Err(error) => tell(Error, format!("pool {name}: {error}")),
     }
 }
 
@@ -134,16 +126,16 @@ fn check_job(dir: &OsStr, config: Option<JobConfig>, tell: Tell) -> Result<(), S
         let file = dir.path().join(CANCEL_FILE);
         let file = file.display();
         let line = format!("job: withdrawn by {file}; it does not run while that file is there");
-        tell(Doubtful, line);
+        tell(Warn, line);
     }
     if let Err(error) = dir.may_write() {
-        tell(Wrong, format!("job: {error}"));
+        tell(Error, format!("job: {error}"));
     }
     let (root, timeout, attempts) = config.map_or((None, None, u32::MAX), |config| {
         (config.root, config.timeout, config.max_attempts)
     });
     if let Err(error) = WorkDir::open(dir.real_path().unwrap_or_default(), root.as_deref()) {
-        tell(Doubtful, format!("job: {error}"));
+        tell(Warn, format!("job: {error}"));
     }
     let content = definition(&dir).map_err(|error| error.to_string())?;
     let missing = || format!("{}/job.json does not exist", dir.path().display());
@@ -154,13 +146,13 @@ fn check_job(dir: &OsStr, config: Option<JobConfig>, tell: Tell) -> Result<(), S
     match plan {
         Ok(plan) => {
             for warning in plan.warnings {
-                tell(Doubtful, format!("job: {warning}"));
+                tell(Warn, format!("job: {warning}"));
             }
-            tell(Good, format!("job: good; steps: {}", plan.steps.len()));
+            tell(Info, format!("job: good; steps: {}", plan.steps.len()));
         }
         Err(faults) => {
             for fault in faults {
-                tell(Wrong, format!("job: {fault}"));
+                tell(Error, format!("job: {fault}"));
             }
         }
     }

@@ -1,11 +1,11 @@
 //! Arguments → command → exit status (docs/reference.md, "Commands").
 
-use crate::check::Verdict;
 use crate::config::{Config, JobConfig, TABLE, unknown_variables};
 use crate::contract::single_line;
 use crate::inbox::{self, Event, Inbox, Outbox};
 use crate::job::missing_root;
 use crate::{Exit, check, logging, process, run, supervise, worker};
+use log::Level;
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -161,15 +161,15 @@ fn say(text: &str) -> Exit {
 /// What is good goes to stdout, and what is wrong to stderr.
 fn show(dir: Option<&OsStr>, connect: bool) -> Exit {
     let mut exit = Exit::Done;
-    check::check(dir, connect, &mut |verdict, line| {
+    check::check(dir, connect, &mut |level, line| {
         let line = single_line(&line);
-        match verdict {
-            Verdict::Good => write(std::io::stdout(), &format!("{line}\n")),
-            Verdict::Doubtful => write(std::io::stderr(), &format!("warning: {line}\n")),
-            Verdict::Wrong => {
+        match level {
+            Level::Warn => write(std::io::stderr(), &format!("warning: {line}\n")),
+            Level::Error => {
                 write(std::io::stderr(), &format!("{line}\n"));
                 exit = Exit::Config;
             }
+            _ => write(std::io::stdout(), &format!("{line}\n")),
         }
     });
     exit

@@ -4,7 +4,7 @@ use super::adapter::{End, Failure};
 use super::driver::{Driver, unresolved};
 use super::reasons::Lack;
 use super::{Event, Host, Life, Protocol, Session, Settings, without_brackets};
-use crate::check::Verdict;
+use log::Level;
 use std::cell::{Cell, RefCell};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::mpsc;
@@ -17,7 +17,7 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// The step that went wrong, and why.
-pub fn probe(settings: &Settings, tell: &mut dyn FnMut(Verdict, String)) -> Result<(), String> {
+pub fn probe(settings: &Settings, tell: &mut dyn FnMut(Level, String)) -> Result<(), String> {
     let broker = &settings.broker;
     let Host { name, port } = &broker.hosts[0];
     let name = without_brackets(name);
@@ -26,10 +26,10 @@ pub fn probe(settings: &Settings, tell: &mut dyn FnMut(Verdict, String)) -> Resu
     let addresses: Vec<_> = addresses?.collect();
     let list: Vec<_> = addresses.iter().map(|a| a.ip().to_string()).collect();
     let line = format!("name: {name} is {}", list.join(", "));
-    tell(Verdict::Good, line);
+    tell(Level::Info, line);
 
     let address = reach(&addresses).map_err(|error| format!("TCP: {error}"))?;
-    tell(Verdict::Good, format!("TCP: {address} answers"));
+    tell(Level::Info, format!("TCP: {address} answers"));
 
     // Beginning a session that ends with the connection throws away the one that the broker has for this client id. That of a
     // fresh id has none, unless the broker puts something else for it, as the user's name, and it is that of a worker with all
@@ -64,7 +64,7 @@ fn log_in(
     settings: &Settings,
     session: Session,
     protocol: Option<Protocol>,
-    tell: &mut dyn FnMut(Verdict, String),
+    tell: &mut dyn FnMut(Level, String),
 ) -> Result<(bool, Protocol), String> {
     let mut settings = Settings {
         session,
@@ -135,9 +135,9 @@ fn log_in(
         .lacks
         .iter()
         .filter(is_told)
-        .for_each(|lack| tell(Verdict::Doubtful, format!("login: {lack}")));
+        .for_each(|lack| tell(Level::Warn, format!("login: {lack}")));
     if session == Session::Fleeting {
-        good.into_iter().for_each(|line| tell(Verdict::Good, line));
+        good.into_iter().for_each(|line| tell(Level::Info, line));
     }
     match failure {
         Failure(End::Closed, _) => Ok((resumed, version)),
