@@ -32,8 +32,8 @@ pub struct Driver<'a> {
     /// Where events go.
     sink: &'a dyn Fn(Event),
     /// Our subscriptions are known to be part of the session.
-    is_subscribed: bool,
-    version: Protocol,
+    pub is_subscribed: bool,
+    pub version: Protocol,
     /// The version is configured, or the broker has taken it.
     version_is_certain: bool,
     /// A greeting in version 5 has failed.

@@ -5,7 +5,7 @@ use super::driver::{Driver, unresolved};
 use super::reasons::Lack;
 use super::{Event, Host, Life, Protocol, Session, Settings, without_brackets};
 use log::Level;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -66,20 +66,13 @@ fn log_in(
     protocol: Option<Protocol>,
     tell: &mut dyn FnMut(Level, String),
 ) -> Result<(bool, Protocol), String> {
-    let mut settings = Settings {
+    let mut own = Settings {
         session,
         life: Life::Once,
         ..settings.clone()
     };
-    settings.broker.protocol = protocol;
-    let broker = settings.broker.clone();
-    let filters: Vec<_> = settings
-        .subscriptions
-        .iter()
-        .map(|to| to.filter().to_owned())
-        .collect();
+    own.broker.protocol = protocol;
     let greeted = RefCell::new(None);
-    let is_ready = Cell::new(false);
     // what else comes, as a request, is the worker's, whose session has it, too
     let sink = |event| match event {
         Event::Connected {
@@ -96,51 +89,53 @@ fn log_in(
             if let Some((connection, _)) = &*greeted.borrow() {
                 connection.disconnect();
             }
-            is_ready.set(true);
         }
         _ => {}
     };
     let (_resume, resumed) = mpsc::channel();
-    let mut driver = Driver::new(settings, resumed, &sink);
-    let (_, failure) = driver.make_connection();
-    let (resumed, version) = match (&*greeted.borrow(), &failure) {
-        (None, Failure(End::Untrusted, reason)) => return Err(format!("TLS: {reason}")),
-        (None, Failure(_, reason)) => return Err(format!("login: {reason}")),
-        (Some((connection, resumed)), _) => (*resumed, connection.version),
+    let mut driver = Driver::new(own, resumed, &sink);
+    let (_, Failure(end, reason)) = driver.make_connection();
+    let Some((_, resumed)) = greeted.take() else {
+        return Err(match end {
+            End::Untrusted => format!("TLS: {reason}"),
+            _ => format!("login: {reason}"),
+        });
     };
-    let mut good = Vec::new();
-    #[cfg(feature = "tls")]
-    if broker.tls.is_some() {
-        let name = without_brackets(&broker.hosts[0].name);
-        good.push(format!("TLS: the certificate is good for {name}"));
-    }
-    let user = match &broker.credentials {
-        Some(credentials) => format!("as user {:?}", credentials.username),
-        None => "without a user name".to_owned(),
-    };
-    let number = match version {
-        Protocol::V5 => "5",
-        Protocol::V3 => "3.1.1",
-    };
-    good.push(format!("login: accepted {user}, MQTT {number}"));
-    if is_ready.get() {
-        good.push(format!(
-            "subscriptions: granted to {}",
-            filters.join(" and ")
-        ));
-    }
     // each is told by one of the two connections
     let is_told = |lack: &&Lack| matches!(lack, Lack::Session(_)) == (session == Session::Kept);
-    driver
-        .lacks
-        .iter()
-        .filter(is_told)
-        .for_each(|lack| tell(Level::Warn, format!("login: {lack}")));
-    if session == Session::Fleeting {
-        good.into_iter().for_each(|line| tell(Level::Info, line));
+    for lack in driver.lacks.iter().filter(is_told) {
+        tell(Level::Warn, format!("login: {lack}"));
     }
-    match failure {
-        Failure(End::Closed, _) => Ok((resumed, version)),
-        Failure(_, reason) => Err(format!("subscriptions: {reason}")),
+    if session == Session::Fleeting {
+        let broker = &settings.broker;
+        #[cfg(feature = "tls")]
+        if broker.tls.is_some() {
+            let name = without_brackets(&broker.hosts[0].name);
+            let line = format!("TLS: the certificate is good for {name}");
+            tell(Level::Info, line);
+        }
+        let user = match &broker.credentials {
+            Some(credentials) => format!("as user {:?}", credentials.username),
+            None => "without a user name".to_owned(),
+        };
+        let number = match driver.version {
+            Protocol::V5 => "5",
+            Protocol::V3 => "3.1.1",
+        };
+        let line = format!("login: accepted {user}, MQTT {number}");
+        tell(Level::Info, line);
+    }
+    if driver.is_subscribed {
+        let filters: Vec<_> = settings
+            .subscriptions
+            .iter()
+            .map(|to| to.filter())
+            .collect();
+        let line = format!("subscriptions: granted to {}", filters.join(" and "));
+        tell(Level::Info, line);
+    }
+    match end {
+        End::Closed => Ok((resumed, driver.version)),
+        _ => Err(format!("subscriptions: {reason}")),
     }
 }
