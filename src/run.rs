@@ -3,7 +3,7 @@
 use crate::config::JobConfig;
 use crate::contract::{Document, JobId, Request, RequestOrigin};
 use crate::inbox::{self, Event, Inbox, Outbox};
-use crate::job::{Interruption, News, Outcome, Run};
+use crate::job::{Interruption, Outcome, Run};
 use crate::{Exit, process};
 use rustix::fs::OFlags;
 use signal_hook::consts::SIGINT;
@@ -85,33 +85,33 @@ fn execute(
     let mut terminal = None;
     let mut asked_before = false;
     let outcome = loop {
-        match run.news() {
-            Some(News::Started { .. }) => {
-                // on a thread of its own: a reader that does not read must hold up neither a timeout nor a signal
-                let (log, from) = (log.clone(), run.log_start());
-                let (running, over) = mpsc::channel();
-                let threads = std::thread::Builder::new().name("log".into());
-                terminal = match threads.spawn(move || show(&log, from, &over)) {
-                    Ok(shown) => Some((running, shown)),
-                    Err(error) => {
-                        log::warn!("no thread to show job.log: {error}");
-                        None
-                    }
-                };
+        // asked first: a job without steps may be over already
+        if let Some(from) = run.log_start() {
+            // on a thread of its own: a reader that does not read must hold up neither a timeout nor a signal
+            let log = log.clone();
+            let (running, over) = mpsc::channel();
+            let threads = std::thread::Builder::new().name("log".into());
+            terminal = match threads.spawn(move || show(&log, from, &over)) {
+                Ok(shown) => Some((running, shown)),
+                Err(error) => {
+                    log::warn!("no thread to show job.log: {error}");
+                    None
+                }
+            };
+        }
+        if let Some(outcome) = run.outcome() {
+            break outcome;
+        }
+        match inbox.next(run.next_wake()) {
+            Some(Event::ChildEnded) => run.child_ended(),
+            Some(Event::Sent(())) => run.drive_done(),
+            Some(Event::Stop(_)) if std::mem::replace(&mut asked_before, true) => {
+                run.stop_at_once()
             }
-            Some(News::Changed(_)) => {}
-            Some(News::Over(outcome)) => break outcome,
-            None => match inbox.next(run.next_wake()) {
-                Some(Event::ChildEnded) => run.child_ended(),
-                Some(Event::Sent(())) => run.drive_done(),
-                Some(Event::Stop(_)) if std::mem::replace(&mut asked_before, true) => {
-                    run.stop_at_once()
-                }
-                Some(Event::Stop(signal)) => {
-                    run.interrupt(Interruption::Cancelled(sender_of(signal)), Instant::now())
-                }
-                None => run.wake(Instant::now()),
-            },
+            Some(Event::Stop(signal)) => {
+                run.interrupt(Interruption::Cancelled(sender_of(signal)), Instant::now())
+            }
+            None => run.wake(Instant::now()),
         }
     };
     if let Some((running, shown)) = terminal {

@@ -12,7 +12,7 @@ use crate::Exit;
 use crate::config::Config;
 use crate::contract::{Document, Rejection, rejection_notice, took};
 use crate::inbox::{Event, Inbox, Outbox};
-use crate::job::{Interruption, News, Outcome, Run};
+use crate::job::{Interruption, Outcome, Run};
 use crate::messages::{AT_QOS_0, Messages, read_request};
 use crate::mqtt::{self, Life, Link, Message, Protocol, Session, Settings, Subscription};
 use crate::pool::{self, Claim, Holder, Member};
@@ -306,33 +306,32 @@ impl Worker {
 
     /// Passes on what is new of the job.
     fn follow_run(&mut self) {
-        while let Some(run) = &mut self.run
-            && let Some(news) = run.news()
-        {
-            let id = run.id().as_str();
-            match news {
-                News::Started { dir, attempt } => {
-                    log::info!("job {id}: running in {}, attempt {attempt}", dir.display());
+        let Some(run) = &mut self.run else { return };
+        if let Some(document) = run.change() {
+            self.messages.announce_status(run.id(), document);
+        }
+        let Some(outcome) = run.outcome() else {
+            return;
+        };
+        let id = run.id().as_str();
+        match outcome {
+            Outcome::Final(document) => self.report(*document),
+            Outcome::Stored(document) => {
+                let id = id.to_owned();
+                self.publish_stored(&id, document);
+            }
+            Outcome::Unfinished => {
+                log::info!("job {id}: interrupted, it will be run again");
+                if let Some(claim) = &self.claim {
+                    claim.give_back();
                 }
-                News::Changed(document) => self.messages.announce_status(run.id(), document),
-                News::Over(Outcome::Final(document)) => self.report(*document),
-                News::Over(Outcome::Stored(document)) => {
-                    let id = id.to_owned();
-                    self.publish_stored(&id, document);
-                }
-                News::Over(Outcome::Unfinished) => {
-                    log::info!("job {id}: interrupted, it will be run again");
-                    if let Some(claim) = &self.claim {
-                        claim.give_back();
-                    }
-                    self.requeue();
-                }
-                News::Over(Outcome::Lost) => {
-                    log::warn!(
-                        "job {id}: another worker has its claim by now, and the result is left to that one"
-                    );
-                    self.requeue();
-                }
+                self.requeue();
+            }
+            Outcome::Lost => {
+                log::warn!(
+                    "job {id}: another worker has its claim by now, and the result is left to that one"
+                );
+                self.requeue();
             }
         }
     }

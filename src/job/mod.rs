@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 pub use directory::{OpenError, WorkDir, missing_root};
 pub use prepare::{CANCEL_FILE, definition};
-pub use run::{News, Run};
+pub use run::Run;
 pub use save::Wake;
 pub use step::Interruption;
 

@@ -1,6 +1,6 @@
 //! A job from its request to its result: it is prepared, its steps run, and the drive gets log and journal.
 //!
-//! The worker wakes a run when it wants to be woken, passes on what the kernel says, and asks for its news.
+//! The worker wakes a run when it wants to be woken, passes on what the kernel says, and asks for what has come of it.
 
 use super::running::Running;
 use super::save::{Saving, Wake};
@@ -9,7 +9,6 @@ use crate::backoff::Backoff;
 use crate::config::JobConfig;
 use crate::contract::{Document, JobId, Reason, Request, RequestOrigin};
 use crate::process;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,9 +34,7 @@ pub struct Run {
     /// What it waits for before its first step, and why.
     pub(super) waiting: Option<(String, String)>,
     stage: Stage,
-    /// Its start, until it is told.
-    start: Option<News>,
-    log_start: u64,
+    log_start: Option<u64>,
 }
 
 /// How far a run is.
@@ -55,21 +52,6 @@ impl Stage {
     pub fn result(document: Document) -> Self {
         Self::Over(Some(Outcome::Final(Box::new(document))))
     }
-}
-
-/// What is new of a run.
-pub enum News {
-    /// It has its directory, and its first step is about to run.
-    Started {
-        /// Its workDir.
-        dir: PathBuf,
-        /// The attempt, from 1.
-        attempt: u32,
-    },
-    /// The status document has changed.
-    Changed(Vec<u8>),
-    /// It is over.
-    Over(Outcome),
 }
 
 impl Run {
@@ -94,8 +76,7 @@ impl Run {
             backoff: Backoff::new(FIRST_PAUSE, LAST_PAUSE),
             waiting: None,
             stage: Stage::Preparing,
-            start: None,
-            log_start: 0,
+            log_start: None,
         }
     }
 
@@ -122,11 +103,6 @@ impl Run {
         matches!(self.stage, Stage::Running(_) | Stage::Saving(_))
     }
 
-    /// Where in the log this attempt begins, in bytes.
-    pub fn log_start(&self) -> u64 {
-        self.log_start
-    }
-
     /// When to call [`Self::wake`].
     pub fn next_wake(&self) -> Option<Instant> {
         match &self.stage {
@@ -143,11 +119,7 @@ impl Run {
             Stage::Preparing if self.next_look <= now => {
                 self.stage = self.look();
                 if let Stage::Running(running) = &self.stage {
-                    self.start = Some(News::Started {
-                        dir: running.job.dir.path().to_owned(),
-                        attempt: running.job.document.attempt.unwrap_or(1),
-                    });
-                    self.log_start = running.log_start;
+                    self.log_start = Some(running.log_start);
                 }
             }
             Stage::Running(running) => running.wake(now),
@@ -232,14 +204,23 @@ impl Run {
         self.stage = Stage::Over(Some(outcome));
     }
 
-    /// What is new since the last call.
-    pub fn news(&mut self) -> Option<News> {
-        if let Some(start) = self.start.take() {
-            return Some(start);
-        }
+    /// Where in the log this attempt begins, in bytes: told once, when the first step is about to run.
+    pub fn log_start(&mut self) -> Option<u64> {
+        self.log_start.take()
+    }
+
+    /// The status document, where it has changed since the last call.
+    pub fn change(&mut self) -> Option<Vec<u8>> {
         match &mut self.stage {
-            Stage::Running(running) => running.journal.change.take().map(News::Changed),
-            Stage::Over(outcome) => outcome.take().map(News::Over),
+            Stage::Running(running) => running.journal.change.take(),
+            _ => None,
+        }
+    }
+
+    /// How it ended: told once.
+    pub fn outcome(&mut self) -> Option<Outcome> {
+        match &mut self.stage {
+            Stage::Over(outcome) => outcome.take(),
             _ => None,
         }
     }

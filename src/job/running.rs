@@ -88,8 +88,13 @@ impl Running {
                 return Ok(Stage::result(document));
             }
         };
+        let id = job.document.id.as_str();
         for sentence in &plan.warnings {
-            log::warn!("job {}: {sentence}", job.document.id.as_str());
+            log::warn!("job {id}: {sentence}");
+        }
+        if !job.is_by_hand {
+            let (path, number) = (job.dir.path().display(), attempt.number);
+            log::info!("job {id}: running in {path}, attempt {number}");
         }
         let mut running = Self {
             env: environment(&job, &plan, attempt),

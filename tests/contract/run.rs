@@ -53,6 +53,17 @@ fn journal(dir: &Path) -> Value {
 }
 
 #[test]
+fn a_job_that_is_over_at_once_is_shown_whole() {
+    let site = Site::scripted();
+    let dir = site.prepare("a", json!({ "steps": [] }));
+    let mut command = command(&site, &["a"]);
+    command.env("JOB_SYNC", "off"); // no thread waits for the drive
+    let mut process = site.start_as(command);
+    process.exits_with(0);
+    assert_eq!(process.stdout(), read(&dir.join("job.log")));
+}
+
+#[test]
 fn it_runs_a_final_job_again_and_takes_an_id() {
     let site = Site::scripted();
     let dir = site.prepare("a", json!({ "steps": ["echo $JOB_ID >> ids"] }));
