@@ -121,7 +121,8 @@ impl Running {
     pub fn next_wake(&self) -> Option<Instant> {
         let look = self.log_allowed.map(|_| self.look_at_log);
         let step = self.step.as_ref()?;
-        let over = step.interrupted.or(step.end()).map(|(at, _)| at);
+        let end = step.end(self.end_of_job());
+        let over = step.interrupted.or(end).map(|(at, _)| at);
         let due = self.journal.due.filter(|_| self.may_write());
         [over, look, due].into_iter().flatten().min()
     }
@@ -155,7 +156,8 @@ impl Running {
             Some(kill) if is_over(&kill) || log_limit.is_some() => self.kill(),
             Some(_) => {}
             None => {
-                let passed = step.end().filter(is_over).map(|(_, why)| why);
+                let end = step.end(self.end_of_job()).filter(is_over);
+                let passed = end.map(|(_, why)| why);
                 if let Some(why) = passed.or(log_limit) {
                     self.interrupt(why, now);
                 }
@@ -332,7 +334,7 @@ impl Running {
         let log = self.job.log.handle().map_err(|error| error.to_string())?;
         let group = process::spawn(shell, run, &self.job.dir.current_dir(), env, log)
             .map_err(|error| format!("{shell}: {error}"))?;
-        Ok(RunningStep::new(index, group, limit, self.end_of_job()))
+        Ok(RunningStep::new(index, group, limit))
     }
 
     /// Whatever the step before has done to the workDir: the next one finds directory, log and lock as they belong.

@@ -63,8 +63,8 @@ pub struct RunningStep {
     pub index: usize,
     pub started: Instant,
     group: Pid,
-    /// The end of the job's time, as long as that counts, and that of its own.
-    ends: [Option<End>; 2],
+    /// The end of its own time.
+    own_end: Option<End>,
     /// How its shell has ended.
     exit: Option<ExitStatus>,
     /// When to kill what has not gone by then, and why it is being ended.
@@ -72,36 +72,33 @@ pub struct RunningStep {
 }
 
 impl RunningStep {
-    /// A step that has just started as this process group, and ends with its own limit or that of the job.
-    pub fn new(index: usize, group: Pid, limit: Option<Duration>, job: Option<End>) -> Self {
-        let started = Instant::now();
+    /// A step that has just started as this process group.
+    pub fn new(index: usize, group: Pid, limit: Option<Duration>) -> Self {
         let mut step = Self {
             index,
             group,
-            started,
-            ends: [job, None],
+            started: Instant::now(),
+            own_end: None,
             exit: None,
             interrupted: None,
         };
-        step.ends[1] = limit.and_then(|limit| step.end_of(limit, started));
+        if let Some(limit) = limit {
+            step.limit_to(limit, step.started);
+        }
         step
     }
 
-    /// A limit of its own, from `start` on; one beyond the clock's end is none.
-    fn end_of(&self, limit: Duration, start: Instant) -> Option<End> {
+    /// Gives it this limit from `start` on, unless it has one; one beyond the clock's end is none.
+    pub fn limit_to(&mut self, limit: Duration, start: Instant) {
         let why = Interruption::StepTimeout(self.index + 1, limit);
-        Some((start.checked_add(limit)?, why))
+        let end = start.checked_add(limit).map(|at| (at, why));
+        self.own_end = self.own_end.or(end);
     }
 
-    /// From now on the job's limit does not count, and it has this one, unless it has one of its own.
-    pub fn limit_to(&mut self, limit: Duration, now: Instant) {
-        let [_, own] = self.ends;
-        self.ends = [None, own.or_else(|| self.end_of(limit, now))];
-    }
-
-    /// When its time is over, and what is said then.
-    pub fn end(&self) -> Option<End> {
-        self.ends.into_iter().flatten().min_by_key(|(at, _)| *at)
+    /// When its time is over, or that of its job, and what is said then.
+    pub fn end(&self, job: Option<End>) -> Option<End> {
+        let ends = [job, self.own_end].into_iter().flatten();
+        ends.min_by_key(|(at, _)| *at)
     }
 
     /// Ends it: TERM to the whole job now, and KILL at `kill_at`. A step that is being ended stays so for the first reason.
@@ -156,13 +153,13 @@ mod tests {
             (job, Some(9 * second), Some(of_job)),
             (job, None, Some(of_job)),
         ] {
-            let step = RunningStep::new(0, Pid::INIT, limit, job);
-            assert_eq!(step.end().map(|(_, why)| why), passed);
+            let step = RunningStep::new(0, Pid::INIT, limit);
+            assert_eq!(step.end(job).map(|(_, why)| why), passed);
         }
-        let mut step = RunningStep::new(0, Pid::INIT, None, job);
+        let mut step = RunningStep::new(0, Pid::INIT, None);
         step.limit_to(second, start);
         step.limit_to(second, start + second);
         let own = Interruption::StepTimeout(1, second);
-        assert_eq!(step.end(), Some((start + second, own)), "once");
+        assert_eq!(step.end(None), Some((start + second, own)), "once");
     }
 }
