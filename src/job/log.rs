@@ -270,13 +270,8 @@ impl JobLog {
 /// # Errors
 /// What the system said.
 pub fn while_nothing_runs(dir: &WorkDir, act: impl FnOnce() -> io::Result<()>) -> io::Result<bool> {
-    let (file, is_new) = match dir.open_file(NAME, OFlags::RDONLY) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
-            (dir.open_file(NAME, flags)?, true)
-        }
-        file => (file?, false),
-    };
+    let is_new = !dir.contains(NAME);
+    let file = dir.open_file(NAME, OFlags::RDONLY | OFlags::CREATE)?;
     // a worker's lock is exclusive: one that is shared keeps workers away, and goes with that of a mere reader
     if let Err(TryLockError::WouldBlock) = file.try_lock_shared() {
         return Ok(false);
