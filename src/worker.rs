@@ -177,7 +177,7 @@ impl Worker {
         if self.favour == Favour::Denied && self.run.is_none() && self.member.is_none() {
             return ControlFlow::Break(Exit::Denied);
         }
-        self.wait_for_claim();
+        self.wait_for_claim()?;
         self.show_presence();
         ControlFlow::Continue(())
     }

@@ -389,7 +389,6 @@ mod tests {
     #[test]
     fn a_claim_that_was_taken_more_often_than_the_directory_tells_is_a_further_attempt() {
         let taken = |taken| RequestOrigin::Pool {
-            redelivered: false,
             identity: "p 7-ab".into(),
             taken,
         };

@@ -140,8 +140,6 @@ pub enum RequestOrigin {
     },
     /// From a pool, whose drive tells every request from all others.
     Pool {
-        /// See [`Self::Queue`].
-        redelivered: bool,
         /// What no other request has in common with it.
         identity: String,
         /// How often its claim was taken: the number of the attempt is no less, whatever the directory says.

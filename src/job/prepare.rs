@@ -104,9 +104,9 @@ impl Run {
         let mut opened = WorkDir::open(path, self.config.root.as_deref());
         if let Err(OpenError::Missing { why, reason, .. }) = &mut opened
             && *reason == Some(Reason::Rejected)
-            && let RequestOrigin::Queue { redelivered, .. }
-            | RequestOrigin::Pool { redelivered, .. } = self.origin
-            && redelivered
+            && let RequestOrigin::Queue {
+                redelivered: true, ..
+            } = self.origin
         {
             // who got it may have removed the directory
             why.push_str("; if this is a redelivery, a result may have been published before");

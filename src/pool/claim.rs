@@ -139,7 +139,6 @@ pub fn dir_of(message: &Message, root: &Path) -> String {
 struct Header {
     version: u32,
     topic: String,
-    redelivered: bool,
     bytes: usize,
 }
 
@@ -174,7 +173,6 @@ impl Claim {
         let header = Header {
             version: VERSION,
             topic: message.topic.clone(),
-            redelivered: message.redelivered,
             bytes: message.payload.len(),
         };
         let mut content = serde_json::to_vec(&header).unwrap_or_default(); // strings and numbers always serialise
@@ -217,7 +215,7 @@ impl Claim {
                 topic: header.topic,
                 payload: payload.into(),
                 packet_id: None,
-                redelivered: header.redelivered,
+                redelivered: false,
                 subscription: None,
                 retained: false,
             },
@@ -239,7 +237,6 @@ impl Claim {
         let (pool, name) = (self.place.name(), &self.name);
         RequestOrigin::Pool {
             identity: format!("{pool} {}-{}", name.seq, name.rand),
-            redelivered: self.message.redelivered,
             taken: name.taken.unwrap_or(1),
         }
     }

@@ -11,11 +11,9 @@ use std::time::Instant;
 
 impl Worker {
     /// Starts to wait for a claim where that is due. Not before our own connection stands: without it, a result could not be published.
-    pub(super) fn wait_for_claim(&mut self) {
-        let Some(pool) = &self.config.pool else {
-            return;
-        };
-        if self.member.is_none()
+    pub(super) fn wait_for_claim(&mut self) -> ControlFlow<Exit> {
+        if let Some(pool) = &self.config.pool
+            && self.member.is_none()
             && self.protocol.is_some()
             && self.queue.is_waiting()
             && !self.stopping
@@ -23,9 +21,13 @@ impl Worker {
             let outbox = self.outbox.clone();
             match Member::start(&self.config, pool, self.protocol, outbox) {
                 Ok(member) => self.member = Some(member),
-                Err(error) => log::error!("no thread to wait for a claim: {error}"),
+                Err(error) => {
+                    log::error!("no thread to wait for a claim: {error}");
+                    return ControlFlow::Break(Exit::Defect);
+                }
             }
         }
+        ControlFlow::Continue(())
     }
 
     pub(super) fn hear_pool(&mut self, event: pool::Event) -> ControlFlow<Exit> {
