@@ -110,7 +110,6 @@ impl Member {
             outbox,
             sender: sender.clone(),
             happenings,
-            place: None,
             lock: None,
             is_new: false,
             known: None,
@@ -149,7 +148,6 @@ struct Head {
     outbox: Outbox<Heard>,
     sender: Sender<Happening>,
     happenings: Receiver<Happening>,
-    place: Option<Place>,
     lock: Option<File>,
     /// This member has made the directory, and has not seen the session yet.
     is_new: bool,

@@ -33,13 +33,10 @@ impl Head {
             let (place, made) = opened.map_err(|error| place::end(&path(&self.pool), &error))?;
             // made anew by one that has seen it in use on this drive, it is the same pool's
             self.is_new |= made.is_some() && self.known != Some(place.root);
-            if self.place.is_none() {
-                place.may_be_used()?;
-            }
+            place.may_be_used()?;
             let told = |error: io::Error| place::end(&place.path.join(LOCK), &error);
             let lock = made.map_or_else(|| place.open_lock(), Ok).map_err(told)?;
             self.agree(&place, &lock)?;
-            self.place = Some(place.clone());
             let lock = match lock.try_lock() {
                 Ok(()) => lock,
                 Err(TryLockError::WouldBlock) => {
@@ -108,12 +105,10 @@ impl Head {
                 Some(Happening::Stop) => return Err(Event::Left),
                 Some(Happening::Broker(..)) | None => {}
             }
-            if let Some(lock) = polled.take() {
-                let is_ours = lock.try_lock().is_ok();
-                if is_ours || !place.is_in_place(&lock) {
-                    return Ok(lock);
-                }
-                polled = Some(lock);
+            if let Some(lock) =
+                polled.take_if(|lock| lock.try_lock().is_ok() || !place.is_in_place(lock))
+            {
+                return Ok(lock);
             }
         }
     }
