@@ -5,9 +5,9 @@ use crate::contract::{Definition, Plan};
 use crate::job::{CANCEL_FILE, WorkDir, definition, missing_root};
 use crate::mqtt::{self, Life, Session, Subscription};
 use crate::pool::Place;
+use crate::random;
 use log::Level::{self, Error, Info, Warn};
 use std::ffi::OsStr;
-use std::hash::{BuildHasher, RandomState};
 
 /// Takes what is found, line by line: what is good, what is worth a word and makes nothing fail, or an error.
 type Tell<'a> = &'a mut dyn FnMut(Level, String);
@@ -66,15 +66,13 @@ fn settings() -> String {
 /// Does what a worker does at its start, under a client id of its own: the worker may be there at this moment.
 fn check_broker(config: &Config, tell: Tell) {
     let (id, topics) = (&config.worker_id, &config.topics);
-    // seeded with what the system calls random
-    let random = RandomState::new().hash_one(());
     let subscriptions = vec![
         Subscription::Requests(topics.pending.clone()),
         Subscription::Cancels(topics.cancel_filter.clone()),
     ];
     let settings = mqtt::Settings {
         broker: config.broker.clone(),
-        client_id: format!("{id}-check-{:08x}", random as u32),
+        client_id: format!("{id}-check-{:08x}", random() as u32),
         session: Session::Fleeting,
         life: Life::Lasting,
         subscriptions,

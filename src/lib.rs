@@ -28,6 +28,7 @@
     warn(clippy::expect_used, clippy::panic, clippy::unwrap_used)
 )]
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::OnceLock;
 
 mod backoff;
@@ -81,6 +82,11 @@ impl Exit {
             Self::Of(code) => code,
         }
     }
+}
+
+/// A random number: std seeds each of these with what the system calls random.
+fn random() -> u64 {
+    RandomState::new().hash_one(())
 }
 
 /// The name of this host, as `uname -n` says it. It is read once: all that a process says is of the same name.

@@ -16,11 +16,10 @@ use crate::job::{Interruption, Outcome, Run};
 use crate::messages::{AT_QOS_0, Messages, read_request};
 use crate::mqtt::{self, Life, Link, Message, Protocol, Session, Settings, Subscription};
 use crate::pool::{self, Claim, Holder, Member};
-use crate::process;
 use crate::queue::{Action, Input, Machine, ResultMessage};
+use crate::{process, random};
 use broker::Favour;
 use std::collections::VecDeque;
-use std::hash::{BuildHasher, RandomState};
 use std::mem::ManuallyDrop;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -115,12 +114,8 @@ fn settings(config: &Config, messages: &Messages) -> Settings {
     let (client_id, session, subscriptions) = match config.pool {
         None => (id.clone(), Session::Kept, vec![requests, cancels]),
         Some(_) => {
-            let random = RandomState::new().hash_one(()) as u32;
-            (
-                format!("{id}-{random:08x}"),
-                Session::Fleeting,
-                vec![cancels],
-            )
+            let client_id = format!("{id}-{:08x}", random() as u32);
+            (client_id, Session::Fleeting, vec![cancels])
         }
     };
     Settings {

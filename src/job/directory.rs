@@ -354,6 +354,7 @@ fn path_of(directory: &OwnedFd) -> PathBuf {
     format!("/proc/self/fd/{}", directory.as_raw_fd()).into()
 }
 
-fn are_the_same(one: Result<Stat, Errno>, other: Result<Stat, Errno>) -> bool {
+/// Whether both are of one file.
+pub fn are_the_same(one: Result<Stat, Errno>, other: Result<Stat, Errno>) -> bool {
     matches!((one, other), (Ok(one), Ok(other)) if (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
 }

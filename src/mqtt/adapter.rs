@@ -6,13 +6,12 @@
 use super::reasons::{Lack, Reason};
 use super::{Credentials, Event, Protocol, Retention, Session, Settings, Subscription, v3, v5};
 use crate::contract::seconds;
-use crate::mqtt;
+use crate::{mqtt, random};
 use rumqttc::Outgoing;
 use rumqttc::v5::Event as Heard;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{ConnAck, Packet, Publish, SubAck, SubscribeReasonCode};
 use std::collections::VecDeque;
-use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -198,8 +197,7 @@ impl Connection {
 /// A Subscription Identifier that no other SUBSCRIBE has had: the broker marks what it queues for a subscription with it, so
 /// it tells the sessions of one client id apart. It has 28 bits and is not 0 (MQTT 5, section 3.8.2.1.2).
 fn new_identifier() -> u32 {
-    // each of these is seeded with what the system calls random
-    (RandomState::new().hash_one(()) % 0x0fff_ffff) as u32 + 1
+    (random() % 0x0fff_ffff) as u32 + 1
 }
 
 /// A network connection, for the thread that drives it.

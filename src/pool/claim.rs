@@ -4,10 +4,10 @@ use super::place::Place;
 use crate::config::Durability;
 use crate::contract::{Request, RequestOrigin, fnv_1a};
 use crate::mqtt::Message;
+use crate::random;
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Display, Formatter};
 use std::fs::File;
-use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
@@ -47,7 +47,7 @@ impl Name {
         let latest = names.iter().map(|name| name.seq).max().unwrap_or(0);
         Self {
             seq: MAX_SEQ.min(latest + 1), // behind a stray file, too, a name is one of ours
-            rand: format!("{:016x}", RandomState::new().hash_one(())),
+            rand: format!("{:016x}", random()),
             dir,
             id,
             taken,

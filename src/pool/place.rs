@@ -3,11 +3,11 @@
 use super::claim::Name;
 use super::{Event, unusable};
 use crate::config::{Durability, POOLS, PoolConfig};
-use crate::job::WorkDir;
-use rustix::fs::{Access, OFlags, Timestamps, futimens, statfs};
+use crate::job::{WorkDir, are_the_same};
+use crate::random;
+use rustix::fs::{Access, OFlags, Timestamps, fstat, futimens, stat, statfs};
 use rustix::process::{getegid, geteuid};
 use std::fs::{self, File, TryLockError};
-use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -184,9 +184,7 @@ impl Place {
 
     /// Whether the path still leads to this lock: the directory may be removed, or a drive mounted over it.
     pub fn is_in_place(&self, lock: &File) -> bool {
-        let there = rustix::fs::stat(self.path.join(LOCK));
-        let ours = rustix::fs::fstat(lock);
-        matches!((there, ours), (Ok(a), Ok(b)) if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
+        are_the_same(stat(self.path.join(LOCK)), fstat(lock))
     }
 
     /// Whether another host may have its locks.
@@ -239,8 +237,7 @@ fn make(path: &Path, durability: Durability) -> io::Result<Option<File>> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    let random = RandomState::new().hash_one(());
-    let new = pools.join(format!(".new-{random:016x}"));
+    let new = pools.join(format!(".new-{:016x}", random()));
     fs::create_dir(&new)?;
     let made = lock_in(&new).and_then(|lock| fs::rename(&new, path).map(|()| lock));
     match made {
