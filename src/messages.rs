@@ -1,6 +1,8 @@
 //! Everything that the worker publishes: results, status documents, presence, rejections.
 
-use crate::contract::{JobId, Rejection, Request, RequestOrigin, Topics, now, rejection_notice};
+use crate::contract::{
+    JobId, Rejection, Request, RequestOrigin, Topics, fnv_1a, now, rejection_notice,
+};
 use crate::mqtt::{Connection, LastWill, Message, Retention};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -22,11 +24,7 @@ pub const AT_QOS_0: &str = "published at QoS 0 while the worker had a job; publi
 ///
 /// # Errors
 /// A [`Rejection`]: the message is retained, came on a topic that is not served, or is no usable request.
-pub fn read_request(
-    message: &Message,
-    topics: &Topics,
-    worker: &str,
-) -> Result<(Request, RequestOrigin), Rejection> {
+pub fn read_request(message: &Message, topics: &Topics) -> Result<Request, Rejection> {
     let unanswered = |error: String| Rejection {
         id: None,
         work_dir: None,
@@ -41,13 +39,25 @@ pub fn read_request(
             message.topic, topics.pending
         )));
     }
-    let request = Request::parse(&message.payload)?;
-    let origin = RequestOrigin::Queue {
+    Request::parse(&message.payload)
+}
+
+/// Where a request of the worker's own queue comes from. Its identity, which no other request has in common with it, is the session
+/// that it came through, its packet identifier there, and its text; `None` where the broker does not tell enough.
+///
+/// A redelivery keeps its packet identifier (MQTT 5, section 4.4), but each session counts them anew. The MQTT 5 Subscription
+/// Identifier stands for the session: it is drawn at random for each SUBSCRIBE, and the broker marks with it what it queues for that
+/// subscription. The text only makes a coincidence rarer still. Packet identifier 1 tells nothing. With one request in flight, it is
+/// that of every request where a broker takes the lowest free one (HiveMQ) or numbers each connection anew (RabbitMQ).
+pub fn queue_origin(message: &Message, worker: &str) -> RequestOrigin {
+    let packet_id = message.packet_id.filter(|packet_id| *packet_id != 1);
+    let place = message.subscription.zip(packet_id);
+    let text = fnv_1a(&message.payload);
+    RequestOrigin::Queue {
         worker: worker.to_owned(),
         redelivered: message.redelivered,
-        identity: message.identity(worker),
-    };
-    Ok((request, origin))
+        identity: place.map(|(session, id)| format!("{worker} {session} {id} {text:016x}")),
+    }
 }
 
 /// The retained document on `jobs/workers/{workerId}` (docs/reference.md, "Topics").
@@ -240,6 +250,36 @@ fn shorten(document: Vec<u8>, limit: usize) -> Vec<u8> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn an_identity_differs_with_each_of_its_parts() {
+        let identity = |worker: &str, subscription, packet_id, text: &'static [u8]| {
+            let message = Message {
+                topic: "jobs/pending".to_owned(),
+                payload: text.into(),
+                packet_id,
+                redelivered: false,
+                subscription,
+                retained: false,
+            };
+            let origin = queue_origin(&message, worker);
+            origin.identity().map(str::to_owned)
+        };
+        let ours = identity("w", Some(5), Some(7), b"a");
+        let known = ours.as_deref();
+        assert_eq!(known, Some("w 5 7 af63dc4c8601ec8c"), "in every build");
+        for other in [
+            identity("v", Some(5), Some(7), b"a"),
+            identity("w", Some(6), Some(7), b"a"),
+            identity("w", Some(5), Some(8), b"a"),
+            identity("w", Some(5), Some(7), b"b"),
+        ] {
+            assert!(other.is_some() && other != ours);
+        }
+        for (subscription, packet_id) in [(None, Some(7)), (Some(5), None), (Some(5), Some(1))] {
+            assert_eq!(identity("w", subscription, packet_id, b"a"), None);
+        }
+    }
 
     #[test]
     fn the_short_form_keeps_what_a_controller_needs() {

@@ -81,6 +81,7 @@ fn execute(
         config,
         worker,
         Arc::new(move || outbox.send(())),
+        None,
     );
     let mut terminal = None;
     let mut asked_before = false;

@@ -12,8 +12,8 @@ use crate::Exit;
 use crate::config::Config;
 use crate::contract::{Document, Rejection, rejection_notice, took};
 use crate::inbox::{Event, Inbox, Outbox};
-use crate::job::{Interruption, Outcome, Run};
-use crate::messages::{AT_QOS_0, Messages, read_request};
+use crate::job::{Interruption, IsLost, Outcome, Run};
+use crate::messages::{AT_QOS_0, Messages, queue_origin, read_request};
 use crate::mqtt::{self, Life, Link, Message, Protocol, Session, Settings, Subscription};
 use crate::pool::{self, Claim, Holder, Member};
 use crate::queue::{Action, Input, Machine, ResultMessage};
@@ -239,14 +239,14 @@ impl Worker {
 
     fn take(&mut self, message: &Message) {
         let worker = &self.config.worker_id;
-        let (request, origin) = match read_request(message, &self.config.topics, worker) {
+        let request = match read_request(message, &self.config.topics) {
             Ok(request) => request,
             Err(rejection) => return self.reject(rejection, message),
         };
         let id = request.id.as_str();
         let outbox = self.outbox.clone();
         let wake = Arc::new(move || outbox.send(Heard::Saved));
-        let mut run = match &self.claim {
+        let (origin, is_lost) = match &self.claim {
             None => {
                 let bytes = message.payload.len();
                 log::info!("job {id}: request taken ({}, {bytes} bytes)", message.topic);
@@ -255,11 +255,11 @@ impl Worker {
                         "job {id}: published at QoS 0, so it would be lost if this worker died; publish at QoS 1"
                     );
                 }
-                Run::new(request, origin, &self.config.job, worker, wake)
+                (queue_origin(message, worker), None)
             }
             Some(claim) => {
                 if let Some(document) = claim.document.clone() {
-                    return self.publish_stored(request.id.clone().as_str(), document);
+                    return self.publish_stored(id, document);
                 }
                 log::info!(
                     "job {id}: its request is the claim {}",
@@ -268,12 +268,12 @@ impl Worker {
                 if let Err(error) = claim.let_steps_inherit() {
                     log::warn!("the steps cannot inherit the lock of their claim: {error}");
                 }
-                let mut run = Run::new(request, claim.origin(), &self.config.job, worker, wake);
-                let claim = claim.clone();
-                run.ask_at_the_end(Arc::new(move || claim.holder() == Holder::Another));
-                run
+                let taken = claim.clone();
+                let is_lost: IsLost = Arc::new(move || taken.holder() == Holder::Another);
+                (claim.origin(), Some(is_lost))
             }
         };
+        let mut run = Run::new(request, origin, &self.config.job, worker, wake, is_lost);
         run.wake(Instant::now());
         self.run = Some(run);
     }

@@ -13,7 +13,7 @@ pub use earlier_run::{Attempt, Decision, EarlierRun};
 pub use json::{BYTE_ORDER_MARK, duration, without_mark};
 pub use plan::Plan;
 pub use request::{
-    MAX_REQUEST_BYTES, Rejection, Request, RequestOrigin, fnv_1a, identity, rejection_notice, told,
+    MAX_REQUEST_BYTES, Rejection, Request, RequestOrigin, fnv_1a, rejection_notice, told,
 };
 pub use status::{
     Document, JobState, MAX_PATH_BYTES, Reason, StepState, StepStatus, millis, now, now_in_seconds,

@@ -158,18 +158,6 @@ impl RequestOrigin {
     }
 }
 
-/// The identity of a request: the session that it came through, its packet identifier there, and its text.
-///
-/// A redelivery keeps its packet identifier (MQTT 5, section 4.4), but each session counts them anew. `subscription` stands
-/// for the session: it is the MQTT 5 Subscription Identifier, which is drawn at random for each SUBSCRIBE, and with which the
-/// broker marks what it queues for that subscription. The text only makes a coincidence rarer still.
-pub fn identity(client_id: &str, subscription: u32, packet_id: u16, text: &[u8]) -> String {
-    format!(
-        "{client_id} {subscription} {packet_id} {:016x}",
-        fnv_1a(text)
-    )
-}
-
 /// FNV-1a, 64 bits: the same in every build, unlike the hash of the standard library.
 pub fn fnv_1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
@@ -281,19 +269,5 @@ mod tests {
             "\u{fffd}".repeat(341),
             "1,023 bytes"
         );
-    }
-
-    #[test]
-    fn an_identity_differs_with_each_of_its_parts() {
-        let ours = identity("w", 5, 7, b"a");
-        assert_eq!(ours, "w 5 7 af63dc4c8601ec8c", "the same in every build");
-        for other in [
-            identity("v", 5, 7, b"a"),
-            identity("w", 6, 7, b"a"),
-            identity("w", 5, 8, b"a"),
-            identity("w", 5, 7, b"b"),
-        ] {
-            assert_ne!(ours, other);
-        }
     }
 }

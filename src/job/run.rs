@@ -62,6 +62,7 @@ impl Run {
         config: &JobConfig,
         worker: &str,
         wake: Wake,
+        is_lost: Option<IsLost>,
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -69,7 +70,7 @@ impl Run {
             origin,
             config: Arc::new(config.clone()),
             worker: worker.to_owned(),
-            is_lost: None,
+            is_lost,
             wake,
             began: now,
             next_look: now,
@@ -78,11 +79,6 @@ impl Run {
             stage: Stage::Preparing,
             log_start: None,
         }
-    }
-
-    /// Asks `is_lost` before log and journal are made final.
-    pub fn ask_at_the_end(&mut self, is_lost: IsLost) {
-        self.is_lost = Some(is_lost);
     }
 
     /// The id of the job.

@@ -13,7 +13,6 @@ pub mod tls;
 mod v3;
 mod v5;
 
-use crate::contract::identity;
 pub use adapter::Connection;
 use bytes::Bytes;
 use driver::Driver;
@@ -258,22 +257,6 @@ pub struct Message {
     pub subscription: Option<u32>,
     /// The broker keeps it for each new subscriber.
     pub retained: bool,
-}
-
-impl Message {
-    /// What no other request has in common with this one: see [`identity`]. `None` where the broker does not tell enough.
-    ///
-    /// Packet identifier 1 tells nothing. With one request in flight, it is that of every request where a broker takes the lowest
-    /// free one (HiveMQ) or numbers each connection anew (RabbitMQ).
-    pub fn identity(&self, client_id: &str) -> Option<String> {
-        let packet_id = self.packet_id.filter(|packet_id| *packet_id != 1)?;
-        Some(identity(
-            client_id,
-            self.subscription?,
-            packet_id,
-            &self.payload,
-        ))
-    }
 }
 
 /// What the worker hears.

@@ -4,7 +4,8 @@
 //! All requests are for one job, so that every mistake about whose result is whose shows: the same id, directory and text.
 
 use super::*;
-use crate::contract::{Decision, EarlierRun, JobId, Request, RequestOrigin};
+use crate::contract::{Decision, EarlierRun, JobId, Request};
+use crate::messages::queue_origin;
 
 /// 1 would tell nothing: see [`Message::identity`].
 const FIRST_PACKET_ID: u16 = 2;
@@ -284,11 +285,7 @@ impl World {
             .expect("a request of the queue")
             .number;
         let request = Request::parse(&message.payload).expect("a good request");
-        let origin = RequestOrigin::Queue {
-            worker: "w".to_owned(),
-            redelivered: message.redelivered,
-            identity: message.identity("w"),
-        };
+        let origin = queue_origin(message, "w");
         let earlier = self.directory.as_ref().and_then(|run| {
             EarlierRun::read(run.document.as_bytes(), &JobId::from_text("a").unwrap())
         });
