@@ -2,7 +2,7 @@
 
 use super::adapter::{Adapter, End, Failure};
 use super::reasons::Lack;
-use super::{EARLY_DROPS, Event, Host, Life, Protocol, Settings, without_brackets};
+use super::{Event, Host, Life, Protocol, Settings, without_brackets};
 use crate::backoff::Backoff;
 use std::collections::VecDeque;
 use std::io;
@@ -22,6 +22,9 @@ const PATIENCE_OF_SEVERAL: Duration = Duration::from_secs(2);
 /// A connection that lasted this long was a good one. Two workers that kick each other with one client id never get there,
 /// so they slow down, and one of them gives up.
 const GOOD_CONNECTION: Duration = Duration::from_secs(10);
+
+/// How many connections in a row the broker has to drop early before [`Event::DroppedEarly`] says so.
+const EARLY_DROPS: u32 = 3;
 
 /// What the connection's thread runs.
 pub struct Driver<'a> {
@@ -48,7 +51,7 @@ pub struct Driver<'a> {
     /// How often all addresses took too long to greet us.
     slow_rounds: u32,
     backoff: Backoff,
-    /// Connections in a row that the broker has dropped early.
+    /// Connections in a row that the broker has dropped early, and that no event has told of.
     early_drops: u32,
     /// The troubles that were logged. Each one is logged once: a broker can be away for days.
     logged: Vec<String>,
@@ -326,8 +329,9 @@ impl<'a> Driver<'a> {
             self.early_drops = 0;
         } else if is_drop {
             self.early_drops += 1;
-            if self.early_drops >= EARLY_DROPS {
-                (self.sink)(Event::DroppedEarly(self.early_drops));
+            if self.early_drops == EARLY_DROPS {
+                self.early_drops = 0;
+                (self.sink)(Event::DroppedEarly);
             }
         }
     }

@@ -26,9 +26,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::time::Duration;
 
-/// How many connections in a row the broker has to drop early before [`Event::DroppedEarly`] says so.
-pub const EARLY_DROPS: u32 = 3;
-
 /// How to reach the broker.
 #[derive(Clone, Debug)]
 pub struct Broker {
@@ -287,9 +284,8 @@ pub enum Event {
     Lost,
     /// Another client has taken our session. The link makes no other connection until [`Link::resume`].
     TakenOver,
-    /// The broker has dropped this many connections in a row soon after they were established, and gave no reason. The
-    /// link makes another one.
-    DroppedEarly(u32),
+    /// The broker has dropped three connections in a row soon after they were established, and gave no reason. The link makes another one.
+    DroppedEarly,
     /// The broker does not let us in, for this reason, and trying again would not help. The link has ended.
     Denied(String),
 }

@@ -140,7 +140,7 @@ impl Head {
                     "another client has connected with the client id of the pool, {:?}, while this worker is its head",
                     self.pool.name
                 ))),
-                mqtt::Event::Lost | mqtt::Event::DroppedEarly(_) => Err(Event::Trouble(
+                mqtt::Event::Lost | mqtt::Event::DroppedEarly => Err(Event::Trouble(
                     "the head has no connection to the broker".to_owned(),
                 )),
                 event => Ok(Some(event)),

@@ -4,7 +4,7 @@
 use super::Worker;
 use crate::Exit;
 use crate::job::Interruption;
-use crate::mqtt::{self, Event, Message, Protocol};
+use crate::mqtt::{Event, Message, Protocol};
 use crate::queue::Input;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -103,7 +103,7 @@ impl Worker {
                 self.tell(Input::Lost);
             }
             Event::TakenOver => return self.taken_over(),
-            Event::DroppedEarly(times) => return self.dropped_early(times),
+            Event::DroppedEarly => return self.dropped_early(),
             Event::Denied(reason) => self.denied(&reason),
         }
         ControlFlow::Continue(())
@@ -185,10 +185,10 @@ impl Worker {
 
     /// The broker keeps dropping us and does not say why. An idle worker goes, as after a takeover. One with a job keeps
     /// trying, ever more slowly, since the cause may pass and only this worker knows of its job.
-    fn dropped_early(&self, times: u32) -> ControlFlow<Exit> {
+    fn dropped_early(&self) -> ControlFlow<Exit> {
         let (id, presence) = (&self.config.worker_id, &self.config.topics.presence);
         let causes = format!(
-            "the broker has dropped {times} connections in a row soon after they stood, and gives no reason. Either another \
+            "the broker has dropped three connections in a row soon after they stood, and gives no reason. Either another \
              client uses our id {id:?}: each worker needs a WORKER_ID of its own. Or we may not write to {presence}, or something \
              between us ends connections that are idle"
         );
@@ -196,9 +196,7 @@ impl Worker {
             log::error!("{causes}");
             return ControlFlow::Break(Exit::TakenOver);
         }
-        if times == mqtt::EARLY_DROPS {
-            log::warn!("{causes}");
-        }
+        log::warn!("{causes}");
         ControlFlow::Continue(())
     }
 

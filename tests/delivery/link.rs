@@ -131,7 +131,7 @@ fn a_broker_that_drops_an_idle_worker_three_times_is_left() {
     let mut worker = site.worker(|_| {});
     worker.exits_with(75);
     let said = worker.stderr();
-    assert!(said.contains("dropped 3 connections"), "{said}");
+    assert!(said.contains("dropped three connections"), "{said}");
     let causes = [
         "WORKER_ID",
         &format!("we may not write to jobs/workers/{WORKER}"),
