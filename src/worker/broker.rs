@@ -125,16 +125,16 @@ impl Worker {
 
     fn receive(&mut self, message: Message) {
         let topics = &self.config.topics;
-        let is_cancel = topics.cancelled_id(&message.topic);
-        let Some(id) = is_cancel else {
-            // at QoS 0, an empty message takes a retained request off the broker, and one on another topic is none of ours
-            let is_request = match message.packet_id {
-                Some(_) => true,
-                None => message.topic == topics.pending && !message.payload.is_empty(),
-            };
-            if is_request {
-                self.tell(Input::Request(message));
-            }
+        // cancels come at QoS 0: what the broker waits for is a request of an earlier topic root, which is to be acknowledged
+        let is_request = match message.packet_id {
+            Some(_) => true,
+            // an empty message takes a retained request off the broker
+            None => message.topic == topics.pending && !message.payload.is_empty(),
+        };
+        if is_request {
+            return self.tell(Input::Request(message));
+        }
+        let Some(id) = topics.cancelled_id(&message.topic) else {
             return;
         };
         match &mut self.run {
