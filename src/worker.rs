@@ -22,8 +22,11 @@ use broker::Favour;
 use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
+
+/// How long a worker that leaves waits until the drive has its claim.
+const LAST_WAIT: Duration = Duration::from_secs(1);
 
 /// What other threads send.
 pub enum Heard {
@@ -318,7 +321,7 @@ impl Worker {
             Outcome::Unfinished => {
                 log::info!("job {id}: interrupted, it will be run again");
                 if let Some(claim) = &self.claim {
-                    claim.give_back();
+                    give_back(claim.clone());
                 }
                 self.requeue();
             }
@@ -398,7 +401,7 @@ impl Worker {
             if let Some(run) = &mut self.run {
                 run.stop_at_once();
                 if let Some(claim) = &self.claim {
-                    claim.give_back();
+                    give_back(claim.clone());
                 }
             }
             return ControlFlow::Break(Exit::Done);
@@ -418,6 +421,19 @@ impl Worker {
     fn tell_of_stop(&mut self) {
         let grace: Duration = self.config.job.stop_grace;
         self.tell(Input::Stop { grace });
+    }
+}
+
+/// Gives a claim back, on a thread of its own: a drive that does not answer must not keep a worker that leaves.
+fn give_back(claim: Arc<Claim>) {
+    let (sender, given_back) = mpsc::channel();
+    let thread = std::thread::Builder::new().name("claim".into());
+    let begun = thread.spawn(move || {
+        claim.give_back();
+        let _ = sender.send(()); // nobody waits any more
+    });
+    if begun.is_err() || given_back.recv_timeout(LAST_WAIT).is_err() {
+        log::warn!("the claim is not given back: its next run counts as another attempt");
     }
 }
 

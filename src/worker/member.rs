@@ -1,7 +1,7 @@
 //! What the worker of a pool does besides: it waits for a claim, and hears of the head.
 
-use super::Worker;
 use super::broker::Favour;
+use super::{Worker, give_back};
 use crate::Exit;
 use crate::pool::{self, Member};
 use crate::queue::Input;
@@ -44,7 +44,7 @@ impl Worker {
             pool::Event::Claimed(claim) => {
                 (self.member, self.leave_at) = (None, None);
                 if self.stopping || self.favour == Favour::Denied {
-                    claim.give_back();
+                    give_back(Arc::from(claim));
                     self.tell_of_stop();
                     return ControlFlow::Continue(());
                 }

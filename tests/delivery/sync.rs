@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use support::cut_drive::{CutDrive, FILE_SYSTEMS};
 use support::log::untimed;
 use support::mount::Frozen;
+use support::pool::Queue;
 use support::site::{Finished, Site, await_file, read, read_json};
 use support::wait;
 use support::worker::{Worker, binary, with};
@@ -248,50 +249,45 @@ fn succeeds(finished: &Finished) {
 #[test]
 #[ignore = "needs root to mount, and mkfs.ext4"]
 fn a_worker_that_is_stopped_on_a_frozen_drive_leaves_in_time() {
-    let site = Site::start();
-    let drive = CutDrive::start(FILE_SYSTEMS[0], "frozen").expect("a drive");
-    let dir = drive.path().join("a");
-    fs::create_dir(&dir).unwrap();
-    let definition = json!({ "steps": ["touch up; exec sleep 1000"], "maxAttempts": 2 });
-    fs::write(dir.join("job.json"), definition.to_string()).unwrap();
-    let mut worker = site.idle_worker(|worker| _ = worker.env("JOB_STOP_GRACE", "1"));
-    let mark = site.mark();
-    site.request(json!({ "id": "a", "workDir": dir }));
-    await_file(&dir.join("up"));
-    let frozen = Frozen::at(&drive.path());
-    worker.sigterm();
-    site.await_state(&mut worker, mark, "offline");
-    wait::until("the worker to leave", || is_gone(&mut worker));
-    drop(frozen);
-    wait::until("its end", || worker.ended().is_some());
-    // the drive has taken nothing, or the note, which the kernel may still write once the drive goes on
-    fs::write(dir.join("job.json"), r#"{"steps": []}"#).unwrap();
-    let finished = site.finish(site.worker(|_| {}), dir, "a");
-    assert_eq!(finished.verdict(), ("success", "", 0));
-}
-
-/// The main thread does not: what it knows of the log's size, the kernel knows without the drive.
-#[test]
-#[ignore = "needs strace"]
-fn from_a_stop_on_nothing_is_asked_of_the_drive_that_may_not_answer() {
-    for limit in [None, Some(("JOB_LOG_LIMIT", "100000"))] {
+    for (queue, twice) in [
+        (Queue::Own, false),
+        (Queue::Pool, false),
+        (Queue::Pool, true),
+    ] {
         let site = Site::start();
-        let step = "trap '' TERM; touch up; while :; do sleep 0.05; done";
-        let dir = site.prepare("a", json!({ "steps": [step] }));
-        let variables: Vec<_> = [("JOB_STOP_GRACE", "1")].into_iter().chain(limit).collect();
-        let calls = "trace=statx,fstat,newfstatat,fcntl,pread64,write,ftruncate";
-        let (mut worker, trace) = traced(&site, &["-e", calls], &variables);
+        let drive = CutDrive::start(FILE_SYSTEMS[0], &format!("frozen-{queue:?}-{twice}"));
+        let drive = drive.expect("a drive");
+        let dir = drive.path().join("a");
+        fs::create_dir(&dir).unwrap();
+        let definition = json!({ "steps": ["touch up; exec sleep 1000"], "maxAttempts": 2 });
+        fs::write(dir.join("job.json"), definition.to_string()).unwrap();
+        let serve = |worker: &mut Command| {
+            queue.serve(worker, &drive.path());
+            worker.env("JOB_STOP_GRACE", if twice { "1000" } else { "1" });
+        };
+        let mut worker = site.idle_worker(serve);
+        let mark = site.mark();
         site.request(json!({ "id": "a", "workDir": dir }));
         await_file(&dir.join("up"));
-        worker.stop();
-        let trace = read(&trace);
-        let (_, stopped) = trace.split_once("--- SIGTERM").expect("a stop");
-        let main = format!("{} ", worker.pid());
-        let is_of_log = |line: &&str| line.starts_with(&main) && line.contains("/a/job.log>");
-        let asked: Vec<_> = stopped.lines().filter(is_of_log).collect();
-        let asks_nothing = |line: &&str| line.contains("DONT_SYNC");
-        assert!(asked.iter().all(asks_nothing), "{asked:#?}");
-        assert_eq!(asked.is_empty(), limit.is_none(), "{trace}");
+        let frozen = Frozen::at(&drive.path());
+        worker.sigterm();
+        if !twice {
+            site.await_state(&mut worker, mark, "offline");
+        }
+        wait::until("the worker to leave", || {
+            is_gone(&mut worker) || {
+                if twice {
+                    worker.sigterm();
+                }
+                false
+            }
+        });
+        drop(frozen);
+        wait::until("its end", || worker.ended().is_some());
+        // the drive has taken nothing, or the note, which the kernel may still write once the drive goes on
+        fs::write(dir.join("job.json"), r#"{"steps": []}"#).unwrap();
+        let finished = site.finish(site.worker(serve), dir, "a");
+        assert_eq!(finished.verdict(), ("success", "", 0));
     }
 }
 
