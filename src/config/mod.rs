@@ -1,6 +1,5 @@
 //! The environment, turned into a validated [`Config`] (docs/reference.md, "Configuration").
 
-mod pool;
 mod url;
 mod variables;
 
@@ -10,14 +9,16 @@ use crate::mqtt::tls::{self, Tls};
 use crate::mqtt::{Broker, Credentials, Password, Protocol};
 use crate::{host_name, logging};
 use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf, absolute};
 use std::str::FromStr;
 use std::time::Duration;
 use url::Url;
 use variables::of;
 
-pub use pool::{POOLS, PoolConfig};
 pub use variables::{
     TABLE, is_own as is_own_variable, names as variables, unknown as unknown_variables,
 };
@@ -64,6 +65,18 @@ pub struct JobConfig {
     pub durability: Durability,
 }
 
+/// Where the pools of a drive are, below `JOB_ROOT`.
+pub const POOLS: &str = ".job-worker";
+
+/// A pool: any number of workers that serve one queue.
+#[derive(Clone, Debug)]
+pub struct PoolConfig {
+    /// MQTT client id of the session that is the queue.
+    pub name: String,
+    /// `JOB_ROOT`, which holds the pool's directory.
+    pub root: PathBuf,
+}
+
 /// `JOB_SYNC`: when something counts as written.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Durability {
@@ -103,6 +116,40 @@ impl Config {
             pool,
         };
         env.result(config)
+    }
+
+    /// Makes the default name of a member one that no other member on this host has: processes and containers with the host's
+    /// network have the host's name, too. The name is ours as long as the socket is there: the kernel gives an address to one
+    /// process, and takes it back from a dead one. `supervise` has it for all its workers. docs/reference.md, "Configuration", `WORKER_ID`.
+    pub fn take_name(&mut self) -> Option<UnixDatagram> {
+        self.pool.as_ref()?;
+        let is_given = self.worker_id != host_name();
+        for number in 1.. {
+            let name = match number {
+                1 => self.worker_id.clone(),
+                _ => format!("{}-{number}", host_name()),
+            };
+            let topics = Topics::new(self.topics.root(), &name);
+            let (broker, topic) = (&self.broker, &topics.presence);
+            let address = format!("job-worker {} {topic}", broker.hosts[0]);
+            match SocketAddr::from_abstract_name(address)
+                .and_then(|address| UnixDatagram::bind_addr(&address))
+            {
+                Ok(socket) => {
+                    (self.worker_id, self.topics) = (name, topics);
+                    return Some(socket);
+                }
+                Err(error) if error.kind() != ErrorKind::AddrInUse => break, // too long an address
+                Err(_) if is_given => {
+                    log::warn!(
+                        "another member on this host has the name {name:?}: give each its own WORKER_ID"
+                    );
+                    break;
+                }
+                Err(_) => {}
+            }
+        }
+        None
     }
 }
 
@@ -212,6 +259,21 @@ impl<'a> Reader<'a> {
             finish_on_stop: self.choice("JOB_ON_STOP", &finish_on_stop),
             durability: self.choice("JOB_SYNC", &durability),
         }
+    }
+
+    fn pool(&mut self, job: &JobConfig) -> Option<PoolConfig> {
+        // no file system takes a longer one
+        let is_directory_name = |name: &String| !matches!(&**name, "." | "..") && name.len() <= 255;
+        let name = self.value("JOB_POOL", |name| to_name(name).filter(is_directory_name))?;
+        if self.is_unset("JOB_ROOT") {
+            let error =
+                "JOB_POOL is set without JOB_ROOT: set it to the directory that all members share";
+            self.errors.push(error.to_owned());
+        }
+        // the kernel's own name of the directory, as that of a workDir is
+        let root = job.root.as_ref()?;
+        let root = root.canonicalize().unwrap_or(root.clone());
+        Some(PoolConfig { name, root })
     }
 
     /// What a variable is set to, else its default. An empty one counts as unset: that is what compose makes of `${NAME:-}`.
