@@ -1,7 +1,7 @@
 //! `job-worker run DIR`: the same job, the same files, without a broker (docs/reference.md, "Commands").
 
 use crate::config::JobConfig;
-use crate::contract::{Document, JobId, Request, RequestOrigin};
+use crate::contract::{JobId, Reason, Request, RequestOrigin};
 use crate::inbox::{self, Event, Inbox, Outbox};
 use crate::job::{Interruption, Outcome, Run};
 use crate::{Exit, process};
@@ -29,19 +29,25 @@ pub fn run(config: &JobConfig, worker: &str, dir: &OsStr, id: Option<&str>) -> E
         return Exit::Defect;
     };
     process::adopt_orphans();
-    match request(dir, id).and_then(|request| execute(config, worker, request, outbox, &mut inbox))
-    {
-        Ok(document) => {
-            if let Some(error) = &document.error {
-                log::error!("{error}");
-            }
-            Exit::Of(u8::try_from(document.exit_code.unwrap_or(1)).unwrap_or(1))
-        }
+    let request = match request(dir, id) {
+        Ok(request) => request,
         Err(error) => {
             log::error!("{error}");
-            Exit::Usage
+            return Exit::Usage;
         }
+    };
+    let (code, error) = match execute(config, worker, request, outbox, &mut inbox) {
+        Outcome::Final(document) => (document.exit_code.unwrap_or(1), document.error),
+        // no request has it, so a second signal has come before the drive had the result
+        _ => {
+            let error = "killed before the drive had the result";
+            (Reason::Cancelled.exit_code(1), Some(error.to_owned()))
+        }
+    };
+    if let Some(error) = error {
+        log::error!("{error}");
     }
+    Exit::Of(u8::try_from(code).unwrap_or(1))
 }
 
 /// The request that a controller would have published.
@@ -73,7 +79,7 @@ fn execute(
     request: Request,
     outbox: Outbox<()>,
     inbox: &mut Inbox<()>,
-) -> Result<Document, String> {
+) -> Outcome {
     let log = Path::new(&request.work_dir).join("job.log");
     let mut run = Run::new(
         request,
@@ -124,12 +130,7 @@ fn execute(
             is_wanted = !matches!(event, Some(Event::Stop(_)));
         }
     }
-    match outcome {
-        Outcome::Final(document) => Ok(*document),
-        Outcome::Unfinished => Err("stopped before the drive had the result".to_owned()),
-        // cannot be: a hand-made run belongs to no request
-        Outcome::Stored(_) | Outcome::Lost => Err("the job is over already".to_owned()),
-    }
+    outcome
 }
 
 /// Who has sent a signal, as people at a terminal know it.

@@ -3,6 +3,7 @@
 
 use crate::support;
 
+use rustix::process::Signal;
 use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,8 +17,8 @@ use support::site::{Finished, Site, await_file, read, read_json};
 use support::wait;
 use support::worker::{Worker, binary, with};
 
-/// A worker under `strace` with these arguments, waiting for a job; and its trace.
-fn traced(site: &Site, arguments: &[&str], variables: &[(&str, &str)]) -> (Worker, PathBuf) {
+/// The program under `strace` with these arguments; and its trace.
+fn under_strace(site: &Site, arguments: &[&str]) -> (Command, PathBuf) {
     let trace = site.drive.path().join("trace");
     let mut command = Command::new("strace");
     // -D: the worker stays our child; -I1: strace takes no signal away
@@ -26,8 +27,20 @@ fn traced(site: &Site, arguments: &[&str], variables: &[(&str, &str)]) -> (Worke
         .arg(&trace);
     command.args(arguments).arg(binary());
     site.equip(&mut command);
+    (command, trace)
+}
+
+/// A worker under `strace` with these arguments, waiting for a job; and its trace.
+fn traced(site: &Site, arguments: &[&str], variables: &[(&str, &str)]) -> (Worker, PathBuf) {
+    let (mut command, trace) = under_strace(site, arguments);
     with(variables)(&mut command);
     (site.idle(command), trace)
+}
+
+fn await_call(trace: &Path, call: &str) {
+    wait::until("the drive to be asked", || {
+        fs::read_to_string(trace).is_ok_and(|trace| trace.contains(call))
+    });
 }
 
 /// Runs a job in the directory `a` of a site.
@@ -212,10 +225,7 @@ fn a_stop_waits_for_the_drive_no_longer_than_the_grace_or_a_second_stop_and_is_n
         let variables = [("JOB_STOP_GRACE", grace), ("JOB_SYNC", "on")];
         let (mut worker, trace) = traced(&site, &arguments, &variables);
         site.request(json!({ "id": "a", "workDir": dir }));
-        let call = format!("{call}(");
-        wait::until("the drive to be asked", || {
-            fs::read_to_string(&trace).is_ok_and(|trace| trace.contains(&call))
-        });
+        await_call(&trace, &format!("{call}("));
         let asked = Instant::now();
         worker.sigterm();
         wait::until("the worker to leave", || {
@@ -238,6 +248,22 @@ fn a_stop_waits_for_the_drive_no_longer_than_the_grace_or_a_second_stop_and_is_n
         succeeds(&finished);
         assert_eq!(finished.result["attempt"], 1);
     }
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn a_second_ctrl_c_leaves_a_run_by_hand_without_the_drive_and_is_a_cancel() {
+    let site = Site::start();
+    site.prepare("a", json!({ "steps": ["true"] }));
+    let delay = ["-e", "inject=syncfs:delay_enter=10s"];
+    let (mut command, trace) = under_strace(&site, &delay);
+    let mut process = site.start_as({
+        command.args(["run", "a"]);
+        command
+    });
+    await_call(&trace, "syncfs(");
+    process.insist(Signal::INT);
+    process.exits_with(130);
 }
 
 fn succeeds(finished: &Finished) {
