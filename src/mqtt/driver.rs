@@ -86,7 +86,8 @@ impl<'a> Driver<'a> {
             if end == End::Closed {
                 return;
             }
-            if connected_at.is_some() {
+            let lasted = connected_at.map(|at| at.elapsed());
+            if lasted.is_some() {
                 (self.sink)(Event::Lost);
             }
             match end {
@@ -96,23 +97,22 @@ impl<'a> Driver<'a> {
                 End::Untrusted if !self.is_subscribed => {
                     return (self.sink)(Event::Denied(reason));
                 }
-                End::TakenOver => {
-                    (self.sink)(Event::TakenOver);
-                    if self.settings.life == Life::Lasting && self.resume.recv().is_ok() {
-                        continue;
-                    }
-                    return;
-                }
+                End::TakenOver => (self.sink)(Event::TakenOver),
                 _ => {}
             }
             if self.settings.life == Life::Once {
-                if connected_at.is_none() {
+                if lasted.is_none() {
                     (self.sink)(Event::Lost);
                 }
                 return;
             }
-            self.log_once(reason, connected_at.is_some());
-            self.judge(connected_at.map(|at| at.elapsed()), end == End::Dropped);
+            // another client under our id may do the same: without a pause we would kick each other as fast as the network takes it
+            match end {
+                End::TakenOver if self.resume.recv().is_err() => return,
+                End::TakenOver => {}
+                _ => self.log_once(reason, lasted.is_some()),
+            }
+            self.judge(lasted, end == End::Dropped);
             std::thread::sleep(self.backoff.next_pause());
         }
     }

@@ -4,6 +4,7 @@
 use crate::support;
 
 use serde_json::json;
+use std::time::Duration;
 use support::broker::{Entry, Packet, Step, Verdict};
 use support::site::{Site, WORKER, read_json, release, runs};
 use support::wait::{self, DEADLINE};
@@ -113,6 +114,32 @@ fn a_busy_worker_whose_id_is_taken_over_finishes_and_then_reports() {
     wait::until("the second to leave or to be idle", || {
         second.ended().is_some() || site.states(mark).last().is_some_and(|it| it == "idle")
     });
+}
+
+/// Two workers under one id, each with a result, would otherwise kick each other as fast as the network takes it.
+#[test]
+fn a_worker_whose_id_is_taken_over_again_and_again_pauses_before_each_connection() {
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(|_| {});
+    let dir = site.hold("a");
+    site.broker.set_script(|step| match step.packet {
+        Packet::PubAck { .. } if !step.from_client => {
+            Verdict::Replace(Packet::Raw(vec![0xe0, 2, 0x8e, 0])) // DISCONNECT, session taken over
+        }
+        _ => Verdict::Pass,
+    });
+    release(&dir);
+    let connections = || {
+        let is_connect = |packet: &&Packet| matches!(packet, Packet::Connect { .. });
+        site.broker.sent().iter().filter(is_connect).count()
+    };
+    wait::until("two further connections", || connections() >= 3);
+    // the pauses of 0.1, 0.2 and 0.4 s leave time for no more
+    let few = || connections() <= 5;
+    wait::throughout(Duration::from_millis(500), "few connections", few);
+    site.broker.set_script(|_| Verdict::Pass);
+    assert_eq!(site.result("a").json()["status"], "success");
+    worker.exits_with(0);
 }
 
 #[test]
