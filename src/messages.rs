@@ -235,13 +235,13 @@ fn shorten(document: Vec<u8>, limit: usize) -> Vec<u8> {
         let value = match (name, cut) {
             ("steps" | "origin", _) => continue,
             ("error" | "warning", Some((end, _))) => {
-                serde_json::json!(format!("{}…", &text[..end])).to_string()
+                json!(format!("{}…", &text[..end])).to_string()
             }
             ("logFile", Some(_)) => "null".to_owned(),
             (_, Some(_)) => continue,
             (_, None) => raw.get().to_owned(),
         };
-        short += &format!("{name:?}:{value},"); // the names are ours: nothing in them is escaped
+        short += &format!("{}:{value},", json!(name));
     }
     (short + r#""truncated":true}"#).into_bytes()
 }
@@ -305,6 +305,11 @@ mod tests {
         let short = shorten(notice.to_string().into_bytes(), 100);
         assert_eq!(short, br#"{"worker":"w","truncated":true}"#);
         assert_eq!(shorten(b"garbage".to_vec(), 1), b"garbage");
+        // a later version, or another hand, may have named a field so
+        let odd = json!({ "\u{7f}\"": 1, "steps": [] });
+        let short = shorten(odd.to_string().into_bytes(), 1);
+        let expected = json!({ "\u{7f}\"": 1, "truncated": true });
+        assert_eq!(serde_json::from_slice::<Value>(&short).unwrap(), expected);
         let digits = br#"{"id":1.0,"steps":[]}"#;
         assert_eq!(
             shorten(digits.to_vec(), 20),
