@@ -14,10 +14,8 @@
 //! request is acknowledged when the broker delivers it again there, or not at all if the broker has forgotten it. A request of a pool
 //! is in the custody of the drive, which forgets nothing: its acknowledgement is always possible.
 
-mod publication;
-
+use crate::backoff::Backoff;
 use crate::mqtt::Message;
-use publication::{Publication, RESUBSCRIBE_WAIT};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -95,6 +93,18 @@ pub enum Action {
 /// where none comes, our acknowledgement had arrived.
 const REDELIVERY_WAIT: Duration = Duration::from_secs(2);
 
+/// Pause before a result that the broker did not take, or that no client has subscribed to, is published again; it doubles from
+/// the first to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LAST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long a result is published again while no client is subscribed to it (docs/reference.md, "Delivery").
+const REPUBLISH_LIMIT: Duration = Duration::from_secs(60);
+
+/// After a lost session over MQTT 3.1.1, which does not tell whether a client is subscribed: the time that a controller gets
+/// to subscribe again.
+const RESUBSCRIBE_WAIT: Duration = Duration::from_secs(2);
+
 /// How long a DISCONNECT may take to leave. Without it the broker only publishes our last will.
 const LEAVE_WAIT: Duration = Duration::from_secs(2);
 
@@ -138,6 +148,35 @@ impl Held {
             Custody::Forgotten | Custody::Drive => false,
         };
         message.redelivered && same_text && same
+    }
+}
+
+/// A result on its way to the broker: published until the broker has it, and where that is promised, until a client is subscribed to it.
+#[derive(Clone, Debug)]
+struct Publication {
+    result: ResultMessage,
+    /// Since when no client is subscribed to it.
+    unheard_since: Option<Instant>,
+    backoff: Backoff,
+}
+
+impl Publication {
+    /// Whether it is published again although no client is subscribed to it.
+    fn goes_on_unheard(&mut self, now: Instant) -> bool {
+        match self.unheard_since {
+            None => {
+                log::warn!(
+                    "nobody is subscribed to the result, and its controller may be on its way back: publishing it again for 60 s"
+                );
+                self.unheard_since = Some(now);
+                true
+            }
+            Some(since) if now.duration_since(since) < REPUBLISH_LIMIT => true,
+            Some(_) => {
+                log::warn!("nobody has subscribed to the result for 60 s: it counts as delivered");
+                false
+            }
+        }
     }
 }
 
@@ -316,7 +355,14 @@ impl Machine {
 
     fn result(&mut self, result: ResultMessage, now: Instant) {
         self.state = match std::mem::take(&mut self.state) {
-            State::Working(held) => State::Publishing(held, Publication::new(result)),
+            State::Working(held) => {
+                let publication = Publication {
+                    result,
+                    unheard_since: None,
+                    backoff: Backoff::new(FIRST_PAUSE, LAST_PAUSE),
+                };
+                State::Publishing(held, publication)
+            }
             other => other,
         };
         self.publish(now);
@@ -338,9 +384,9 @@ impl Machine {
 
     fn published(&mut self, has_subscriber: bool, now: Instant) {
         if let State::Publishing(held, publication) = &mut self.state {
-            let again_at = publication.published(has_subscriber, held.reconnected, now);
-            if again_at.is_some() {
-                self.deadline = again_at;
+            let waits = publication.result.wait_for_subscriber || held.reconnected;
+            if waits && !has_subscriber && publication.goes_on_unheard(now) {
+                self.deadline = Some(now + publication.backoff.next_pause());
                 return;
             }
             self.state = State::Acknowledging(held.clone(), publication.result.ends_life);
