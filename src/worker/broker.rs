@@ -156,14 +156,9 @@ impl Worker {
     /// goes; one with a job first brings it to its end, since no other process knows of it.
     fn taken_over(&mut self) -> ControlFlow<Exit> {
         let id = &self.config.worker_id;
-        let what = format!(
+        self.leave_if_idle(&format!(
             "another client has connected with our id {id:?}: each worker needs a WORKER_ID of its own"
-        );
-        if self.is_idle() {
-            log::error!("{what}");
-            return ControlFlow::Break(Exit::TakenOver);
-        }
-        log::warn!("{what}");
+        ))?;
         self.favour = Favour::TakenOver;
         if self.run.is_none() {
             self.resume();
@@ -179,24 +174,23 @@ impl Worker {
         }
     }
 
-    fn is_idle(&self) -> bool {
-        self.queue.is_waiting() && self.inputs.is_empty()
-    }
-
     /// The broker keeps dropping us and does not say why. An idle worker goes, as after a takeover. One with a job keeps
     /// trying, ever more slowly, since the cause may pass and only this worker knows of its job.
     fn dropped_early(&self) -> ControlFlow<Exit> {
         let (id, presence) = (&self.config.worker_id, &self.config.topics.presence);
-        let causes = format!(
+        self.leave_if_idle(&format!(
             "the broker has dropped three connections in a row soon after they stood, and gives no reason. Either another \
              client uses our id {id:?}: each worker needs a WORKER_ID of its own. Or we may not write to {presence}, or something \
              between us ends connections that are idle"
-        );
-        if self.is_idle() {
-            log::error!("{causes}");
+        ))
+    }
+
+    fn leave_if_idle(&self, why: &str) -> ControlFlow<Exit> {
+        if self.queue.is_waiting() && self.inputs.is_empty() {
+            log::error!("{why}");
             return ControlFlow::Break(Exit::TakenOver);
         }
-        log::warn!("{causes}");
+        log::warn!("{why}");
         ControlFlow::Continue(())
     }
 
