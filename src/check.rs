@@ -92,9 +92,9 @@ fn check_broker(config: &Config, tell: Tell) {
             Ok(()) => tell(
                 Info,
                 format!(
-                    "not checked: whether it takes the client id {id}, keeps its session, and lets it write to {root}results/+, \
-                 {root}status/+, {root}workers/{id} and {root}rejected",
-                    root = topics.rejected.trim_end_matches("rejected"),
+                    "not checked: whether it takes the client id {id}, keeps its session, and lets it write to {root}/results/+, \
+                 {root}/status/+, {root}/workers/{id} and {root}/rejected",
+                    root = topics.root(),
                 ),
             ),
         }

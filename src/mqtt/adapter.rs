@@ -4,7 +4,7 @@
 //! broker goes through a [`Sender`], and what comes is told in the words of MQTT 5, which has all of those of 3.1.1.
 
 use super::reasons::{Lack, Reason};
-use super::{Credentials, Event, Protocol, Retention, Session, Settings, Subscription, v3, v5};
+use super::{Event, Protocol, Retention, Session, Settings, Subscription, v3, v5};
 use crate::contract::seconds;
 use crate::{mqtt, random};
 use rumqttc::Outgoing;
@@ -232,11 +232,10 @@ impl Adapter {
     ) -> Result<Self, String> {
         let broker = &settings.broker;
         let transport = broker.transport()?;
-        let login = broker
-            .credentials
-            .as_ref()
-            .map(Credentials::read)
-            .transpose()?;
+        let login = match &broker.credentials {
+            Some(us) => Some((us.username.clone(), us.password.read()?)),
+            None => None,
+        };
         let mut will = settings.last_will.clone();
         if let Some(will) = will.as_mut().filter(|_| lacks.contains(&Lack::Retain)) {
             will.retention = Retention::None;

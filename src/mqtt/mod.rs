@@ -123,12 +123,6 @@ impl Password {
     }
 }
 
-impl Credentials {
-    fn read(&self) -> Result<(String, String), String> {
-        Ok((self.username.clone(), self.password.read()?))
-    }
-}
-
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} with a password", self.username)
