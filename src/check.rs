@@ -3,7 +3,7 @@
 use crate::config::{Config, JobConfig, PoolConfig, unknown_variables, variables};
 use crate::contract::{Definition, Plan};
 use crate::job::{CANCEL_FILE, WorkDir, definition, missing_root};
-use crate::mqtt::{self, Life, Session, Subscription};
+use crate::mqtt::{self, Subscription};
 use crate::pool::Place;
 use crate::random;
 use log::Level::{self, Error, Info, Warn};
@@ -73,8 +73,8 @@ fn check_broker(config: &Config, tell: Tell) {
     let settings = mqtt::Settings {
         broker: config.broker.clone(),
         client_id: format!("{id}-check-{:08x}", random() as u32),
-        session: Session::Fleeting,
-        life: Life::Lasting,
+        keeps_session: false,
+        is_lasting: false,
         subscriptions,
         last_will: None,
     };
@@ -87,7 +87,7 @@ fn check_broker(config: &Config, tell: Tell) {
         let mut settings = settings.clone();
         settings.broker.hosts = vec![host.clone()];
         let mut tell = |level, line| tell(level, format!("{broker}: {line}"));
-        match mqtt::probe(&settings, &mut tell) {
+        match mqtt::probe(settings, &mut tell) {
             Err(error) => tell(Error, error),
             Ok(()) => tell(
                 Info,

@@ -14,7 +14,7 @@ use crate::contract::{Document, Rejection, rejection_notice, took};
 use crate::inbox::{Event, Inbox, Outbox};
 use crate::job::{Interruption, IsLost, Outcome, Run};
 use crate::messages::{AT_QOS_0, Messages, queue_origin, read_request};
-use crate::mqtt::{self, Life, Link, Message, Protocol, Session, Settings, Subscription};
+use crate::mqtt::{self, Link, Message, Protocol, Settings, Subscription};
 use crate::pool::{self, Claim, Holder, Member};
 use crate::queue::{Action, Input, Machine, ResultMessage};
 use crate::{process, random};
@@ -114,18 +114,18 @@ fn settings(config: &Config, messages: &Messages) -> Settings {
     let (id, topics) = (&config.worker_id, &config.topics);
     let requests = Subscription::Requests(topics.pending.clone());
     let cancels = Subscription::Cancels(topics.cancel_filter.clone());
-    let (client_id, session, subscriptions) = match config.pool {
-        None => (id.clone(), Session::Kept, vec![requests, cancels]),
+    let (client_id, keeps_session, subscriptions) = match config.pool {
+        None => (id.clone(), true, vec![requests, cancels]),
         Some(_) => {
             let client_id = format!("{id}-{:08x}", random() as u32);
-            (client_id, Session::Fleeting, vec![cancels])
+            (client_id, false, vec![cancels])
         }
     };
     Settings {
         broker: config.broker.clone(),
         client_id,
-        session,
-        life: Life::Lasting,
+        keeps_session,
+        is_lasting: true,
         subscriptions,
         last_will: Some(messages.offline()),
     }

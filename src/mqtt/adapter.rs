@@ -4,7 +4,7 @@
 //! broker goes through a [`Sender`], and what comes is told in the words of MQTT 5, which has all of those of 3.1.1.
 
 use super::reasons::{Lack, Reason};
-use super::{Event, Protocol, Retention, Session, Settings, Subscription, v3, v5};
+use super::{Event, Protocol, Retention, Settings, Subscription, v3, v5};
 use crate::contract::seconds;
 use crate::{mqtt, random};
 use rumqttc::Outgoing;
@@ -363,7 +363,7 @@ impl Adapter {
                     "the broker takes nothing at QoS 1 (Maximum QoS 0, or Receive Maximum 0), and so keeps no request",
                 ));
             }
-            let is_kept = self.settings.session == Session::Kept;
+            let is_kept = self.settings.keeps_session;
             let expiry = offer.session_expiry_interval;
             let expiry = expiry.filter(|seconds| is_kept && *seconds < u32::MAX);
             lacks.extend(expiry.map(Lack::Session));

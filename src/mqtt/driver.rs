@@ -2,7 +2,7 @@
 
 use super::adapter::{Adapter, End, Failure};
 use super::reasons::Lack;
-use super::{Event, Host, Life, Protocol, Settings, without_brackets};
+use super::{Event, Host, Protocol, Settings, without_brackets};
 use crate::backoff::Backoff;
 use std::collections::VecDeque;
 use std::io;
@@ -100,7 +100,7 @@ impl<'a> Driver<'a> {
                 End::TakenOver => (self.sink)(Event::TakenOver),
                 _ => {}
             }
-            if self.settings.life == Life::Once {
+            if !self.settings.is_lasting {
                 if lasted.is_none() {
                     (self.sink)(Event::Lost);
                 }
@@ -246,7 +246,7 @@ impl<'a> Driver<'a> {
                     let lacks = connection.lacks.iter();
                     lacks.for_each(|lack| self.learn(*lack));
                     let has_none = connection.subscriptions().is_empty();
-                    if self.settings.life == Life::Lasting && !has_none {
+                    if self.settings.is_lasting && !has_none {
                         // also in a session that has the subscription: each SUBSCRIBE marks what comes behind it anew, so that a
                         // broker that went back to an older state does not give a new request the identity of an old one
                         connection.subscribe();
@@ -255,7 +255,7 @@ impl<'a> Driver<'a> {
                         connection,
                         resumed,
                     });
-                    if self.settings.life == Life::Lasting && has_none {
+                    if self.settings.is_lasting && has_none {
                         (self.sink)(Event::Ready);
                     }
                 }
@@ -264,7 +264,7 @@ impl<'a> Driver<'a> {
                     (self.sink)(Event::Ready);
                 }
                 // its owner has the answer to all that it has asked
-                Ok(Event::Closed) if self.settings.life == Life::Once => {
+                Ok(Event::Closed) if !self.settings.is_lasting => {
                     return End::Closed.because("we have left");
                 }
                 Ok(Event::Closed) => {
@@ -285,9 +285,9 @@ impl<'a> Driver<'a> {
     /// Goes on without what the broker does not have.
     fn learn(&mut self, lack: Lack) {
         if !self.lacks.contains(&lack) {
-            let level = match self.settings.life {
-                Life::Lasting if lack != Lack::Identifiers => log::Level::Warn,
-                _ => log::Level::Debug,
+            let level = match self.settings.is_lasting && lack != Lack::Identifiers {
+                true => log::Level::Warn,
+                false => log::Level::Debug,
             };
             log::log!(level, "{lack}");
             self.lacks.push(lack);
@@ -301,9 +301,9 @@ impl<'a> Driver<'a> {
                 "the broker has no MQTT 5: speaking 3.1.1 (MQTT_PROTOCOL_VERSION=4 skips the try)"
             );
         }
-        let level = match self.settings.life {
-            Life::Lasting => log::Level::Info,
-            Life::Once => log::Level::Debug,
+        let level = match self.settings.is_lasting {
+            true => log::Level::Info,
+            false => log::Level::Debug,
         };
         log::log!(level, "connected to the broker at {host}");
     }

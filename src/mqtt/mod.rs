@@ -145,32 +145,14 @@ pub struct Settings {
     pub broker: Broker,
     /// MQTT client id, which names the session.
     pub client_id: String,
-    /// What the broker keeps for us while we are away.
-    pub session: Session,
-    /// How long it lasts.
-    pub life: Life,
+    /// The broker keeps subscriptions and messages while we are away, for as long as it allows.
+    pub keeps_session: bool,
+    /// It makes one connection after the other, and each subscribes by itself. Else there is one, and its owner subscribes.
+    pub is_lasting: bool,
     /// What to subscribe to.
     pub subscriptions: Vec<Subscription>,
     /// What the broker publishes when we are gone without a word.
     pub last_will: Option<LastWill>,
-}
-
-/// What the broker keeps for us while we are away.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Session {
-    /// Subscriptions and messages, for as long as it allows.
-    Kept,
-    /// Nothing.
-    Fleeting,
-}
-
-/// How long a link lasts.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Life {
-    /// Through one connection after the other. Each subscribes by itself.
-    Lasting,
-    /// Through one connection. Its owner subscribes.
-    Once,
 }
 
 /// What to subscribe to.

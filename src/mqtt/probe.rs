@@ -3,7 +3,7 @@
 use super::adapter::{End, Failure};
 use super::driver::{Driver, unresolved};
 use super::reasons::Lack;
-use super::{Event, Host, Life, Protocol, Session, Settings, without_brackets};
+use super::{Event, Host, Protocol, Settings, without_brackets};
 use log::Level;
 use std::cell::RefCell;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -17,9 +17,8 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// The step that went wrong, and why.
-pub fn probe(settings: &Settings, tell: &mut dyn FnMut(Level, String)) -> Result<(), String> {
-    let broker = &settings.broker;
-    let Host { name, port } = &broker.hosts[0];
+pub fn probe(mut settings: Settings, tell: &mut dyn FnMut(Level, String)) -> Result<(), String> {
+    let Host { name, port } = &settings.broker.hosts[0];
     let name = without_brackets(name);
     let addresses = (name, *port).to_socket_addrs();
     let addresses = addresses.map_err(|error| format!("name {name}: {}", unresolved(name, &error)));
@@ -34,7 +33,8 @@ pub fn probe(settings: &Settings, tell: &mut dyn FnMut(Level, String)) -> Result
     // Beginning a session that ends with the connection throws away the one that the broker has for this client id. That of a
     // fresh id has none, unless the broker puts something else for it, as the user's name, and it is that of a worker with all
     // its requests. So the first connection only looks.
-    let (resumed, version) = log_in(settings, Session::Kept, broker.protocol, tell)?;
+    settings.keeps_session = true;
+    let (resumed, version) = log_in(&settings, tell)?;
     if resumed {
         return Err(
             "login: the broker gives us the session of another client id (use_username_as_clientid of Mosquitto?); \
@@ -42,7 +42,8 @@ pub fn probe(settings: &Settings, tell: &mut dyn FnMut(Level, String)) -> Result
                 .to_owned(),
         );
     }
-    log_in(settings, Session::Fleeting, Some(version), tell)?;
+    (settings.keeps_session, settings.broker.protocol) = (false, Some(version));
+    log_in(&settings, tell)?;
     Ok(())
 }
 
@@ -62,16 +63,8 @@ fn reach(addresses: &[SocketAddr]) -> Result<SocketAddr, String> {
 /// for us, and the version that it speaks.
 fn log_in(
     settings: &Settings,
-    session: Session,
-    protocol: Option<Protocol>,
     tell: &mut dyn FnMut(Level, String),
 ) -> Result<(bool, Protocol), String> {
-    let mut own = Settings {
-        session,
-        life: Life::Once,
-        ..settings.clone()
-    };
-    own.broker.protocol = protocol;
     let greeted = RefCell::new(None);
     // what else comes, as a request, is the worker's, whose session has it, too
     let sink = |event| match event {
@@ -79,9 +72,9 @@ fn log_in(
             connection,
             resumed,
         } => {
-            match session {
-                Session::Kept => connection.disconnect(),
-                Session::Fleeting => connection.subscribe(),
+            match settings.keeps_session {
+                true => connection.disconnect(),
+                false => connection.subscribe(),
             }
             *greeted.borrow_mut() = Some((connection, resumed));
         }
@@ -93,7 +86,7 @@ fn log_in(
         _ => {}
     };
     let (_resume, resumed) = mpsc::channel();
-    let mut driver = Driver::new(own, resumed, &sink);
+    let mut driver = Driver::new(settings.clone(), resumed, &sink);
     let (_, Failure(end, reason)) = driver.make_connection();
     let Some((_, resumed)) = greeted.take() else {
         return Err(match end {
@@ -102,11 +95,11 @@ fn log_in(
         });
     };
     // each is told by one of the two connections
-    let is_told = |lack: &&Lack| matches!(lack, Lack::Session(_)) == (session == Session::Kept);
+    let is_told = |lack: &&Lack| matches!(lack, Lack::Session(_)) == settings.keeps_session;
     for lack in driver.lacks.iter().filter(is_told) {
         tell(Level::Warn, format!("login: {lack}"));
     }
-    if session == Session::Fleeting {
+    if !settings.keeps_session {
         let broker = &settings.broker;
         #[cfg(feature = "tls")]
         if broker.tls.is_some() {

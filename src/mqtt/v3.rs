@@ -3,7 +3,7 @@
 
 use super::adapter::{Ask, Broken, IN_FLIGHT, MAX_PACKET_BYTES, MAX_WAITING, Receiver, Sender};
 use super::reasons::Reason;
-use super::{LastWill, Session, Settings};
+use super::{LastWill, Settings};
 use rumqttc::mqttbytes::Error as CodecError;
 use rumqttc::v5;
 use rumqttc::v5::mqttbytes::{QoS as QoS5, v5 as packets};
@@ -26,7 +26,7 @@ pub fn open(
     let mut options = MqttOptions::new(&settings.client_id, host, port);
     options
         .set_keep_alive(settings.broker.keep_alive)
-        .set_clean_session(settings.session == Session::Fleeting)
+        .set_clean_session(!settings.keeps_session)
         .set_max_packet_size(MAX_PACKET_BYTES as usize, MAX_PACKET_BYTES as usize)
         .set_inflight(IN_FLIGHT)
         .set_transport(transport)

@@ -3,7 +3,7 @@
 
 use super::adapter::{Ask, Broken, IN_FLIGHT, MAX_PACKET_BYTES, MAX_WAITING, Receiver, Sender};
 use super::reasons::Reason;
-use super::{LastWill, Session, Settings, Subscription};
+use super::{LastWill, Settings, Subscription};
 use rumqttc::Transport;
 use rumqttc::v5::mqttbytes::v5::{
     ConnectProperties, Filter, LastWillProperties, Publish, PublishProperties, RetainForwardRule,
@@ -25,7 +25,7 @@ pub fn open(
     login: Option<(String, String)>,
     will: Option<LastWill>,
 ) -> (Sender, Box<dyn Receiver>) {
-    let is_kept = settings.session == Session::Kept;
+    let is_kept = settings.keeps_session;
     let mut options = MqttOptions::new(&settings.client_id, host, port);
     options
         .set_keep_alive(settings.broker.keep_alive)

@@ -4,7 +4,7 @@ use super::{Event, Happening, Head, claim::Name, mark_newest, place, place::Plac
 use crate::Exit;
 use crate::contract::rejection_notice;
 use crate::messages::RETAINED;
-use crate::mqtt::{self, Connection, Life, Link, Message, Session as Kept, Settings, Subscription};
+use crate::mqtt::{self, Connection, Link, Message, Settings, Subscription};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,8 +43,8 @@ impl Head {
         let settings = Settings {
             broker,
             client_id: self.pool.name.clone(),
-            session: Kept::Kept,
-            life: Life::Once,
+            keeps_session: true,
+            is_lasting: false,
             subscriptions: vec![Subscription::Requests(self.config.topics.pending.clone())],
             last_will: None,
         };

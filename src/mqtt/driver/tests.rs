@@ -1,7 +1,7 @@
 use super::*;
 #[cfg(feature = "tls")]
 use crate::mqtt::tls;
-use crate::mqtt::{Broker, Host, Session, Subscription};
+use crate::mqtt::{Broker, Host, Subscription};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc;
@@ -25,8 +25,8 @@ fn settings(port: u16) -> Settings {
     Settings {
         broker,
         client_id: "w".into(),
-        session: Session::Kept,
-        life: Life::Lasting,
+        keeps_session: true,
+        is_lasting: true,
         subscriptions: vec![
             Subscription::Requests("jobs/pending".into()),
             Subscription::Cancels("jobs/cancel/+".into()),
