@@ -139,19 +139,13 @@ pub fn reap_some(mut ended: impl FnMut(Pid, ExitStatus)) -> bool {
 /// # Errors
 /// ECHILD: there is no child at all, or none but the foreign ones.
 fn reap() -> rustix::io::Result<Option<(Pid, ExitStatus)>> {
-    loop {
-        match rustix::process::wait(WaitOptions::NOHANG) {
-            Ok(Some((pid, status))) => {
-                foreign().retain(|foreign| *foreign != pid); // the number may come again
-                return Ok(Some((pid, ExitStatus::from_raw(status.as_raw()))));
-            }
-            Ok(None) if !foreign().is_empty() && children().is_empty() => {
-                return Err(Errno::CHILD);
-            }
-            Ok(None) => return Ok(None),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
+    match rustix::process::wait(WaitOptions::NOHANG)? {
+        Some((pid, status)) => {
+            foreign().retain(|foreign| *foreign != pid); // the number may come again
+            Ok(Some((pid, ExitStatus::from_raw(status.as_raw()))))
         }
+        None if !foreign().is_empty() && children().is_empty() => Err(Errno::CHILD),
+        None => Ok(None),
     }
 }
 
