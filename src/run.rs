@@ -111,14 +111,13 @@ fn execute(
         }
         match inbox.next(run.next_wake()) {
             Some(Event::ChildEnded) => run.child_ended(),
-            Some(Event::Sent(())) => run.drive_done(),
             Some(Event::Stop(_)) if std::mem::replace(&mut asked_before, true) => {
                 run.stop_at_once()
             }
             Some(Event::Stop(signal)) => {
                 run.interrupt(Interruption::Cancelled(sender_of(signal)), Instant::now())
             }
-            None => run.wake(Instant::now()),
+            Some(Event::Sent(())) | None => run.wake(Instant::now()),
         }
     };
     if let Some((running, shown)) = terminal {

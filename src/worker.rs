@@ -160,7 +160,7 @@ impl Worker {
             },
             Some(Event::Sent(Heard::Saved)) => {
                 if let Some(run) = &mut self.run {
-                    run.drive_done();
+                    run.wake(Instant::now());
                 }
             }
             None => self.wake()?,

@@ -55,7 +55,7 @@ impl Stage {
 }
 
 impl Run {
-    /// A run of the job that `request` points to. `wake` asks for [`Self::drive_done`].
+    /// A run of the job that `request` points to. `wake` asks for [`Self::wake`], from another thread.
     pub fn new(
         request: Request,
         origin: RequestOrigin,
@@ -109,8 +109,9 @@ impl Run {
         }
     }
 
-    /// The moment of [`Self::next_wake`] may have come.
+    /// The moment of [`Self::next_wake`] may have come, or the drive may have log and journal.
     pub fn wake(&mut self, now: Instant) {
+        self.await_drive(Duration::ZERO);
         match &mut self.stage {
             Stage::Preparing if self.next_look <= now => {
                 self.stage = self.look();
@@ -134,11 +135,6 @@ impl Run {
             Stage::Running(running) => running.child_ended(),
             _ => drop(process::reap_some(|_, _| {})),
         }
-        self.go_on();
-    }
-
-    /// The drive may have log and journal.
-    pub fn drive_done(&mut self) {
         self.go_on();
     }
 

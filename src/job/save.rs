@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 /// Pause between two looks at the drive of a worker that is leaving.
 const DRIVE_LOOK: Duration = Duration::from_millis(5);
 
-/// Tells the main thread, from another one, that there is something for [`super::Run::drive_done`].
+/// Tells the main thread, from another one, that there is something for [`super::Run::wake`].
 pub type Wake = Arc<dyn Fn() + Send + Sync>;
 
 /// What a thread does.
