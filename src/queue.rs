@@ -55,7 +55,7 @@ pub enum Input {
     },
     /// The broker does not take the result for now.
     NotPublished,
-    /// DISCONNECT is sent.
+    /// DISCONNECT is sent: the link has ended, and nothing can come any more.
     Closed,
     /// The request is dealt with.
     Result(ResultMessage),
@@ -238,10 +238,7 @@ impl Machine {
                     self.deadline = Some(now + publication.backoff.next_pause());
                 }
             }
-            Input::Closed if matches!(self.state, State::Leaving(_)) => {
-                self.actions.push(Action::Exit)
-            }
-            Input::Closed => {}
+            Input::Closed => self.actions.push(Action::Exit),
             Input::Result(result) => self.result(result, now),
             Input::Requeue => self.leave(None, now),
             Input::Stop { grace } => self.stop(grace, now),
@@ -270,11 +267,8 @@ impl Machine {
                 self.publish_at = Some(now + RESUBSCRIBE_WAIT);
             }
         }
-        match &self.state {
-            State::Publishing(..) => self.publish(now),
-            State::Acknowledging(..) => self.acknowledge(now),
-            _ => {}
-        }
+        self.publish(now);
+        self.acknowledge(now);
     }
 
     fn lost(&mut self) {
@@ -354,17 +348,14 @@ impl Machine {
     }
 
     fn result(&mut self, result: ResultMessage, now: Instant) {
-        self.state = match std::mem::take(&mut self.state) {
-            State::Working(held) => {
-                let publication = Publication {
-                    result,
-                    unheard_since: None,
-                    backoff: Backoff::new(FIRST_PAUSE, LAST_PAUSE),
-                };
-                State::Publishing(held, publication)
-            }
-            other => other,
-        };
+        if let State::Working(held) = &self.state {
+            let publication = Publication {
+                result,
+                unheard_since: None,
+                backoff: Backoff::new(FIRST_PAUSE, LAST_PAUSE),
+            };
+            self.state = State::Publishing(held.clone(), publication);
+        }
         self.publish(now);
     }
 

@@ -238,8 +238,6 @@ fn what_is_said_of_a_packet_that_was_not_sent_changes_nothing() {
     let mut story = Story::with_a_request();
     assert_eq!(story.hears(Input::NotPublished), []);
     assert_eq!(story.machine.deadline(), None);
-    assert_eq!(story.hears(Input::Closed), []);
-    assert!(!story.machine.is_waiting());
 }
 
 #[test]
