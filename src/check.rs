@@ -1,6 +1,6 @@
 //! `job-worker check [DIR]`: says what is wrong before anything runs (docs/reference.md, "Commands").
 
-use crate::config::{Config, JobConfig, PoolConfig, unknown_variables, variables};
+use crate::config::{Config, Durability, JobConfig, PoolConfig, unknown_variables, variables};
 use crate::contract::{Definition, Plan};
 use crate::job::{CANCEL_FILE, WorkDir, definition, missing_root};
 use crate::mqtt::{self, Subscription};
@@ -119,7 +119,7 @@ fn check_pool(pool: &PoolConfig, tell: Tell) {
 /// What a worker with this configuration would make of the job.
 fn check_job(dir: &OsStr, config: Option<JobConfig>, tell: Tell) -> Result<(), String> {
     let path = std::path::absolute(dir).map_err(|error| format!("{dir:?}: {error}"))?;
-    let dir = WorkDir::open(path, None).map_err(|error| error.to_string())?;
+    let dir = WorkDir::open(path, None, Durability::Cache).map_err(|error| error.to_string())?;
     if dir.contains(CANCEL_FILE) {
         let file = dir.path().join(CANCEL_FILE);
         let file = file.display();
@@ -132,7 +132,11 @@ fn check_job(dir: &OsStr, config: Option<JobConfig>, tell: Tell) -> Result<(), S
     let (root, timeout, attempts) = config.map_or((None, None, u32::MAX), |config| {
         (config.root, config.timeout, config.max_attempts)
     });
-    if let Err(error) = WorkDir::open(dir.real_path().unwrap_or_default(), root.as_deref()) {
+    if let Err(error) = WorkDir::open(
+        dir.real_path().unwrap_or_default(),
+        root.as_deref(),
+        Durability::Cache,
+    ) {
         tell(Warn, format!("job: {error}"));
     }
     let content = definition(&dir).map_err(|error| error.to_string())?;

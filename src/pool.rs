@@ -24,7 +24,7 @@ pub use place::{Place, path};
 
 use crate::Exit;
 use crate::backoff::Backoff;
-use crate::config::{Config, Durability, PoolConfig};
+use crate::config::{Config, PoolConfig};
 use crate::inbox::Outbox;
 use crate::mqtt::{self, Message, Protocol};
 use crate::worker::{Heard, Unread};
@@ -353,7 +353,7 @@ impl Head {
         let id = id_of(&message);
         if message.redelivered && names.last().is_some_and(|newest| newest.id == id) {
             log::info!("a request was taken before, and is acknowledged again");
-            place.sync().map_err(told)?;
+            place.dir.sync().map_err(told)?;
             if self.acknowledge(message.packet_id) {
                 // no other worker's claim is renamed: one that is newer tells it from what is to come
                 mark_newest(place, names).map_err(told)?;
@@ -413,16 +413,13 @@ fn write_claim(place: &Place, name: &Name, message: &Message) -> io::Result<Clai
         .try_lock()
         .map_err(io::Error::from)
         .and_then(|()| file.write_all(&Claim::begin(message)))
-        .and_then(|()| match place.durability {
-            Durability::Disk => file.sync_all(),
-            Durability::Cache => Ok(()),
-        })
+        .and_then(|()| place.dir.sync_file(&file))
         .and_then(|()| place.dir.rename(&new, &counted));
     if let Err(error) = written {
         let _ = place.dir.remove(&new); // the next head does it, too
         return Err(error);
     }
-    place.sync()?;
+    place.dir.sync()?;
     Claim::read(place.clone(), file, name.clone())
 }
 
@@ -431,6 +428,6 @@ fn mark_newest(place: &Place, names: &[Name]) -> io::Result<Name> {
     let name = Name::next(names, "0".into(), "0".into(), None);
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
     place.dir.open_file(&name.to_string(), flags)?;
-    place.sync()?;
+    place.dir.sync()?;
     Ok(name)
 }

@@ -20,6 +20,8 @@ pub struct WorkDir {
     handle: OwnedFd,
     path: PathBuf,
     fenced: bool,
+    /// What is promised of what is written here. Nothing in memory outlives a power cut, so there is no disk to wait for.
+    pub durability: Durability,
 }
 
 /// Why a directory or a file in it cannot be used.
@@ -119,17 +121,28 @@ impl WorkDir {
     ///
     /// # Errors
     /// [`OpenError::Missing`] where there is nothing at the path that we may enter, else a sentence that says why it is unusable.
-    pub fn open(path: PathBuf, fence: Option<&Path>) -> Result<Self, OpenError> {
+    pub fn open(
+        path: PathBuf,
+        fence: Option<&Path>,
+        durability: Durability,
+    ) -> Result<Self, OpenError> {
         let unopened =
             |error: Errno| OpenError::of(format!("workDir {}", path.display()), error.into());
         let path: PathBuf = path.components().collect(); // without a / at its end
-        let Some(root) = fence else {
-            let handle = open_directory(&path).map_err(unopened)?;
-            return Ok(Self {
+        let opened = |path, handle| {
+            Ok(Self {
+                durability: match durability {
+                    Durability::Disk if !is_in_memory(&handle) => Durability::Disk,
+                    _ => Durability::Cache,
+                },
                 handle,
                 path,
-                fenced: false,
-            });
+                fenced: fence.is_some(),
+            })
+        };
+        let Some(root) = fence else {
+            let handle = open_directory(&path).map_err(unopened)?;
+            return opened(path, handle);
         };
         if path.as_os_str().len() > MAX_PATH_BYTES {
             return Err(unopened(Errno::NAMETOOLONG));
@@ -142,11 +155,7 @@ impl WorkDir {
         let start = open_directory(root).map_err(|error| no_root(error.into()))?;
         let real = std::fs::read_link(path_of(&start)).map_err(no_root)?;
         match fence::open(root, real, start, &path) {
-            Ok((path, handle)) => Ok(Self {
-                handle,
-                path,
-                fenced: true,
-            }),
+            Ok((path, handle)) => opened(path, handle),
             Err(Some(error)) => Err(unopened(error)),
             Err(None) => Err(OpenError::Unusable(format!(
                 "workDir {} lies outside of JOB_ROOT {}",
@@ -180,23 +189,38 @@ impl WorkDir {
         are_the_same(fstat(file), statat(&self.handle, name, follow))
     }
 
-    /// The same open directory once more.
+    /// The same open directory once more, for what waits for no disk.
     ///
     /// # Errors
     /// What the system said.
-    pub fn try_clone(&self) -> io::Result<Self> {
+    pub fn unsynced(&self) -> io::Result<Self> {
         Ok(Self {
             handle: self.handle.try_clone()?,
             path: self.path.clone(),
             fenced: self.fenced,
+            durability: Durability::Cache,
         })
     }
 
-    /// Puts the names in the directory on the disk.
+    /// Puts a file in the directory on the disk, where that is promised.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn sync_file(&self, file: &File) -> io::Result<()> {
+        match self.durability {
+            Durability::Disk => file.sync_all(),
+            Durability::Cache => Ok(()),
+        }
+    }
+
+    /// Puts the names in the directory on the disk, where that is promised.
     ///
     /// # Errors
     /// What the system said.
     pub fn sync(&self) -> io::Result<()> {
+        if self.durability == Durability::Cache {
+            return Ok(());
+        }
         // the handle that we have only names the directory
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = openat(&self.handle, ".", flags, Mode::empty())?;
@@ -205,12 +229,6 @@ impl WorkDir {
             Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => Ok(()),
             synced => synced,
         }
-    }
-
-    /// Whether it lives in memory only, so that there is no disk to wait for.
-    pub fn is_in_memory(&self) -> bool {
-        const TMPFS_MAGIC: u64 = 0x0102_1994;
-        fstatfs(&self.handle).is_ok_and(|file_system| file_system.f_type as u64 == TMPFS_MAGIC)
     }
 
     /// Whether the directory itself is removed.
@@ -309,7 +327,7 @@ impl WorkDir {
     ///
     /// # Errors
     /// What the system said; the old content is still there then.
-    pub fn replace(&self, name: &str, content: &[u8], durability: Durability) -> io::Result<()> {
+    pub fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {
         let temporary = format!(".{name}.tmp");
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let create = || self.open_file(&temporary, flags);
@@ -323,12 +341,11 @@ impl WorkDir {
             }
             _ => Err(error),
         })?;
-        let written = io::Write::write_all(&mut file, content).and_then(|()| match durability {
-            // not every file system puts the content on the disk before the name that leads to it
-            Durability::Disk => file.sync_all(),
-            Durability::Cache => close(file),
-        });
-        let replaced = written.and_then(|()| self.rename(&temporary, name));
+        let written = io::Write::write_all(&mut file, content);
+        // not every file system puts the content on the disk before the name that leads to it
+        let synced = written.and_then(|()| self.sync_file(&file));
+        let closed = synced.and_then(|()| close(file));
+        let replaced = closed.and_then(|()| self.rename(&temporary, name));
         if replaced.is_err() {
             let _ = self.remove(&temporary); // the first error is the one to tell
         }
@@ -348,6 +365,11 @@ pub fn close(file: File) -> io::Result<()> {
 fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     openat(CWD, path.join("."), flags, Mode::empty())
+}
+
+fn is_in_memory(directory: &OwnedFd) -> bool {
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+    fstatfs(directory).is_ok_and(|file_system| file_system.f_type as u64 == TMPFS_MAGIC)
 }
 
 fn path_of(directory: &OwnedFd) -> PathBuf {

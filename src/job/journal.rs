@@ -4,7 +4,6 @@
 use super::directory::is_ours;
 use super::save::Job;
 use super::{OpenError, WorkDir};
-use crate::config::Durability;
 use crate::contract::{EarlierRun, JobId};
 use std::io;
 use std::sync::Once;
@@ -52,8 +51,8 @@ pub fn read(dir: &WorkDir, id: &JobId) -> Result<Option<(EarlierRun, Vec<u8>)>, 
 ///
 /// # Errors
 /// A sentence, with what the drive said.
-pub fn write(dir: &WorkDir, document: &[u8], durability: Durability) -> io::Result<()> {
-    let replaced = dir.replace(NAME, document, durability);
+pub fn write(dir: &WorkDir, document: &[u8]) -> io::Result<()> {
+    let replaced = dir.replace(NAME, document);
     replaced.map_err(|error| io::Error::new(error.kind(), unwritten(dir, &error)))
 }
 
@@ -65,21 +64,18 @@ fn unwritten(dir: &WorkDir, error: &io::Error) -> String {
 ///
 /// # Errors
 /// A sentence, with what the drive said.
-pub fn store(dir: &WorkDir, document: &[u8], durability: Durability) -> io::Result<()> {
-    write(dir, document, durability)?;
-    sync_name(dir, durability)
+pub fn store(dir: &WorkDir, document: &[u8]) -> io::Result<()> {
+    write(dir, document)?;
+    sync_name(dir)
 }
 
 /// Makes sure that a stored journal is found by its name after a power cut: who wrote it may have died before that.
 ///
 /// # Errors
 /// A sentence, with what the drive said. It has no kind of its own: the journal is there.
-pub fn sync_name(dir: &WorkDir, durability: Durability) -> io::Result<()> {
-    let synced = match durability {
-        Durability::Cache => Ok(()),
-        Durability::Disk => dir.sync(),
-    };
-    synced.map_err(|error| io::Error::other(unwritten(dir, &error)))
+pub fn sync_name(dir: &WorkDir) -> io::Result<()> {
+    dir.sync()
+        .map_err(|error| io::Error::other(unwritten(dir, &error)))
 }
 
 /// When the journal of a job that runs gets the job's document.
@@ -101,7 +97,7 @@ impl Journal {
     /// A sentence, with what the drive said.
     pub fn begin(job: &Job) -> io::Result<Self> {
         let document = job.document.to_json();
-        store(&job.dir, &document, job.durability)?;
+        store(&job.dir, &document)?;
         let now = Instant::now();
         Ok(Self {
             change: Some(document),
@@ -129,7 +125,7 @@ impl Journal {
         }
         self.due = None;
         let document = job.document.to_json();
-        match write(&job.dir, &document, job.durability) {
+        match write(&job.dir, &document) {
             Ok(()) => self.change = Some(document),
             Err(error) => log::warn!("{error}; going on, since the job runs already"),
         }

@@ -2,7 +2,6 @@
 
 use super::WorkDir;
 use super::directory::close;
-use crate::config::Durability;
 use crate::contract::{JobId, now_in_seconds, single_line};
 use rustix::fs::{AtFlags, OFlags, StatxFlags, fcntl_setfl, statx};
 use std::fs::{File, TryLockError};
@@ -235,14 +234,11 @@ impl JobLog {
     ///
     /// # Errors
     /// A sentence, also where a line could not be written some time before; it is told once.
-    pub fn complete(&mut self, durability: Durability) -> Result<(), String> {
-        let complete = match durability {
-            Durability::Disk => self.file.sync_all(),
-            // a network drive writes at each close, and only then tells what it thinks of it
-            Durability::Cache => self.handle().and_then(close),
-        };
-        let complete =
-            complete.map_err(|error| format!("{} cannot be written: {error}", self.path));
+    pub fn complete(&mut self, dir: &WorkDir) -> Result<(), String> {
+        let synced = dir.sync_file(&self.file);
+        // a network drive writes at each close, and only then tells what it thinks of it
+        let closed = synced.and_then(|()| self.handle().and_then(close));
+        let complete = closed.map_err(|error| format!("{} cannot be written: {error}", self.path));
         self.broken.take().map_or(Ok(()), Err).and(complete)
     }
 

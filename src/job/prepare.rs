@@ -8,7 +8,6 @@ use super::run::{Run, Stage};
 use super::running::Running;
 use super::save::Job;
 use super::{OpenError, Outcome, WorkDir, journal};
-use crate::config::Durability;
 use crate::contract::{
     BYTE_ORDER_MARK, Decision, Definition, Document, EarlierRun, MAX_DEFINITION_BYTES, Plan,
     Reason, RequestOrigin, told, without_mark,
@@ -32,9 +31,7 @@ impl Run {
         if (reason == Reason::Cancelled || self.is_by_hand())
             && let Ok(dir) = self.open_dir()
         {
-            let stored = while_nothing_runs(&dir, || {
-                journal::store(&dir, &document.to_json(), self.config.durability)
-            });
+            let stored = while_nothing_runs(&dir, || journal::store(&dir, &document.to_json()));
             let path = dir.path().display();
             match stored {
                 Ok(true) => {}
@@ -101,7 +98,8 @@ impl Run {
         let base = self.config.root.as_deref().unwrap_or(Path::new(""));
         let path = std::path::absolute(base.join(work_dir))
             .map_err(|error| OpenError::Unusable(format!("workDir {work_dir:?}: {error}")))?;
-        let mut opened = WorkDir::open(path, self.config.root.as_deref());
+        let (root, durability) = (self.config.root.as_deref(), self.config.durability);
+        let mut opened = WorkDir::open(path, root, durability);
         if let Err(OpenError::Missing { why, reason, .. }) = &mut opened
             && *reason == Some(Reason::Rejected)
             && let RequestOrigin::Queue {
@@ -145,7 +143,7 @@ impl Run {
         let dir = self.open_dir()?;
         // a stored result needs neither the definition, which may be gone by now, nor the lock: it does not change
         if let (Decision::Stored, document) = self.decide(&dir, u32::MAX)? {
-            if let Err(error) = journal::sync_name(&dir, self.config.durability) {
+            if let Err(error) = journal::sync_name(&dir) {
                 log::warn!("{error}; the result is published all the same");
             }
             return Ok(Stage::Over(Some(Outcome::Stored(document))));
@@ -180,11 +178,6 @@ impl Run {
         let (decision, document) = self.decide(&dir, plan.max_attempts)?;
         let mut job = Job {
             document: self.document(),
-            // nothing in memory outlives a power cut: there is no disk to wait for
-            durability: match dir.is_in_memory() {
-                true => Durability::Cache,
-                false => self.config.durability,
-            },
             dir,
             log,
             is_final: Arc::default(),

@@ -6,7 +6,7 @@ use super::run::Stage;
 use super::save::{Job, interrupt};
 use super::step::{End, RunningStep};
 use super::{Interruption, OpenError};
-use crate::config::{Durability, JobConfig, is_own_variable};
+use crate::config::{JobConfig, is_own_variable};
 use crate::contract::{Attempt, JobState, Plan, Reason, StepState, StepStatus, millis, now, took};
 use crate::process;
 use std::ffi::{OsStr, OsString};
@@ -84,7 +84,7 @@ impl Running {
                 job.log.verdict(&format!("job failed: {error}"));
                 let document = asked.not_run(Reason::Internal, error.to_string());
                 // the journal may say by now that the job runs; the first error is the one to tell
-                let _ = journal::write(&job.dir, &document.to_json(), Durability::Cache);
+                let _ = journal::write(&job.dir, &document.to_json());
                 return Ok(Stage::result(document));
             }
         };

@@ -37,7 +37,6 @@ pub struct Job {
     pub log: JobLog,
     /// What its request says, and who runs it; then how far it is, and at the end how it ended.
     pub document: Document,
-    pub durability: Durability,
     /// The final journal is being written, or is there: no stop is noted any more.
     pub is_final: Arc<Mutex<bool>>,
     pub is_lost: Option<IsLost>,
@@ -64,7 +63,7 @@ impl Saving {
             note: None,
             leave_at,
         };
-        if job.durability == Durability::Cache && leave_at.is_none() {
+        if job.dir.durability == Durability::Cache && leave_at.is_none() {
             saving.outcome = Arc::new(Mutex::new(Some(job.finish())));
             return saving;
         }
@@ -175,7 +174,7 @@ impl Job {
     }
 
     fn note_of_stop(&self) -> Work {
-        let (dir, is_final) = (self.dir.try_clone(), self.is_final.clone());
+        let (dir, is_final) = (self.dir.unsynced(), self.is_final.clone());
         let mut document = self.document.clone();
         Box::new(move || {
             let is_final = lock(&is_final);
@@ -183,7 +182,7 @@ impl Job {
                 return;
             }
             interrupt(&mut document);
-            let write = |dir| journal::write(&dir, &document.to_json(), Durability::Cache);
+            let write = |dir| journal::write(&dir, &document.to_json());
             if let Err(error) = dir.and_then(write) {
                 log::warn!("the stop is not noted before the end: {error}");
             }
@@ -211,7 +210,7 @@ impl Job {
         // what has not run has written nothing
         let has_run = is_over && self.document.started_at.is_some();
         if has_run
-            && self.durability == Durability::Disk
+            && self.dir.durability == Durability::Disk
             && let Err(error) = self.log.sync_file_system()
         {
             // these may be the files of others on the same drive
@@ -219,7 +218,7 @@ impl Job {
                 "the drive may not have all that the steps wrote: {error}"
             ));
         }
-        if let Err(error) = self.log.complete(self.durability) {
+        if let Err(error) = self.log.complete(&self.dir) {
             self.fail(&error);
         }
         let is_final = self.is_final.clone();
@@ -248,7 +247,7 @@ impl Job {
     }
 
     fn store(&self) -> io::Result<()> {
-        journal::store(&self.dir, &self.document.to_json(), self.durability)
+        journal::store(&self.dir, &self.document.to_json())
     }
 
     /// Tells in result and log what does not make the job fail.
@@ -272,7 +271,7 @@ impl Job {
         } else {
             self.warn(error);
         }
-        let _ = self.log.complete(self.durability); // it is told already that the drive takes no more
+        let _ = self.log.complete(&self.dir); // it is told already that the drive takes no more
     }
 }
 

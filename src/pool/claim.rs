@@ -1,7 +1,6 @@
 //! A claim: a request in progress, in a file of its own. Its name says how far it is, its lock that a process has it.
 
 use super::place::Place;
-use crate::config::Durability;
 use crate::contract::{Request, RequestOrigin, fnv_1a};
 use crate::mqtt::Message;
 use crate::random;
@@ -272,10 +271,7 @@ impl Claim {
         self.file.set_len(self.end)?; // a worker that died may have begun to
         let kept = (&self.file)
             .write_all(&line)
-            .and_then(|()| match self.place.durability {
-                Durability::Disk => self.file.sync_data(),
-                Durability::Cache => Ok(()),
-            });
+            .and_then(|()| self.place.dir.sync_file(&self.file));
         if kept.is_err() {
             let _ = self.file.set_len(self.end); // the first error is the one to tell
         }
@@ -326,7 +322,7 @@ impl Claim {
             .taken(self.name.taken.unwrap_or(0).saturating_add(1));
         self.rename(&name)?;
         self.name = name;
-        self.place.sync()
+        self.place.dir.sync()
     }
 
     /// The broker has the acknowledgement: nothing that it sends is this request any more.

@@ -37,8 +37,6 @@ pub struct Place {
     pub dir: Arc<WorkDir>,
     /// Which directory `JOB_ROOT` leads to: another one where a drive is mounted, or no longer.
     pub root: Root,
-    /// What has to be on the disk before a request is acknowledged.
-    pub durability: Durability,
 }
 
 /// A directory, by its device and its number.
@@ -58,18 +56,13 @@ impl Place {
         let path = path(pool);
         let root = fs::metadata(&pool.root)?;
         let made = make(&path, durability)?;
-        let dir = WorkDir::open(path.clone(), Some(&pool.root));
+        let dir = WorkDir::open(path.clone(), Some(&pool.root), durability);
         let dir = dir.map_err(|error| io::Error::other(error.to_string()))?;
-        let durability = match dir.is_in_memory() {
-            true => Durability::Cache,
-            false => durability,
-        };
         let dir = Arc::new(dir);
         let place = Self {
             path,
             dir,
             root: (root.dev(), root.ino()),
-            durability,
         };
         Ok((place, made))
     }
@@ -132,7 +125,7 @@ impl Place {
     /// # Errors
     /// What the system said.
     pub fn make(&self) -> io::Result<()> {
-        make(&self.path, self.durability).map(drop)
+        make(&self.path, self.dir.durability).map(drop)
     }
 
     /// What is in the directory that the path leads to now: the claims and what is done, in the order of taking, and what does not count.
@@ -161,17 +154,6 @@ impl Place {
         }
         names.sort_unstable();
         Ok((names, uncounted))
-    }
-
-    /// Puts the names on the disk.
-    ///
-    /// # Errors
-    /// What the system said.
-    pub fn sync(&self) -> io::Result<()> {
-        match self.durability {
-            Durability::Disk => self.dir.sync(),
-            Durability::Cache => Ok(()),
-        }
     }
 
     /// Opens `head.lock`.

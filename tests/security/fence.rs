@@ -45,9 +45,11 @@ impl Drive {
     }
 
     fn open(&self, path: impl Into<PathBuf>) -> Result<WorkDir, String> {
-        WorkDir::open(path.into(), Some(&self.path("root"))).map_err(|error| match error {
-            OpenError::Missing { what, why, .. } => format!("missing: {what} {why}"),
-            OpenError::Unusable(what) => what,
+        WorkDir::open(path.into(), Some(&self.path("root")), Durability::Cache).map_err(|error| {
+            match error {
+                OpenError::Missing { what, why, .. } => format!("missing: {what} {why}"),
+                OpenError::Unusable(what) => what,
+            }
         })
     }
 
@@ -108,7 +110,7 @@ fn a_work_dir_must_lie_inside_after_all_symlinks() {
 fn the_root_itself_may_be_a_symlink() {
     let drive = Drive::new();
     let root = drive.link("root", "name-of-the-root");
-    let open = |path: &str| WorkDir::open(drive.path(path), Some(&root));
+    let open = |path: &str| WorkDir::open(drive.path(path), Some(&root), Durability::Cache);
     assert!(open("name-of-the-root/job").is_ok() && open("root/job").is_ok());
     assert!(open("name-of-the-root/../outside/job").is_err());
 }
@@ -134,7 +136,7 @@ fn race(drive: &Drive, swap: impl Fn() + Sync) {
                     opened += 1;
                     let content = dir.read("marker", 100).expect("a file").expect("a file");
                     assert_eq!(String::from_utf8_lossy(&content), "inside");
-                    dir.replace("written", b"", Durability::Cache).unwrap();
+                    dir.replace("written", b"").unwrap();
                     dir.open_file("log", OFlags::RDWR | OFlags::CREATE).unwrap();
                 }
                 Err(_) => refused += 1,
@@ -258,7 +260,7 @@ fn no_file_of_the_worker_is_reached_through_a_symlink() {
         }
         // a link is replaced, not followed, also where a killed worker seems to have left it
         symlink(target, job.join(format!(".{name}.tmp"))).unwrap();
-        dir.replace(name, b"ours", Durability::Cache).unwrap();
+        dir.replace(name, b"ours").unwrap();
         assert_eq!(read(&job.join(name)), "ours");
     }
     assert_eq!(read(&secret), "secret");
@@ -278,7 +280,8 @@ fn nothing_but_a_regular_file_is_opened() {
     let made = names(&folder);
     assert!(made.len() >= 3, "{made:?}");
     for fence in [None, Some(drive.path("root"))] {
-        let dir = WorkDir::open(folder.clone(), fence.as_deref()).expect("a good directory");
+        let dir = WorkDir::open(folder.clone(), fence.as_deref(), Durability::Cache)
+            .expect("a good directory");
         for name in &made {
             for flags in WAYS {
                 assert!(dir.open_file(name, flags).is_err(), "{name} was opened");
