@@ -136,22 +136,13 @@ pub struct Connection {
 }
 
 impl Connection {
-    fn retention(&self, retention: Retention) -> Retention {
-        match self.lacks.contains(&Lack::Retain) {
-            true => Retention::None,
-            false => retention,
-        }
-    }
-
     /// What it subscribes to.
     pub(super) fn subscriptions(&self) -> Vec<&Subscription> {
         let without_wildcards = self.lacks.contains(&Lack::Wildcards);
         let can_be = |to: &&Subscription| !(without_wildcards && to.filter().contains(['+', '#']));
         self.subscriptions.iter().filter(can_be).collect()
     }
-}
 
-impl Connection {
     /// Subscribes, where the link has one connection; [`Event::Ready`] tells when the broker has agreed.
     pub fn subscribe(&self) {
         let can_mark = !self.lacks.contains(&Lack::Identifiers);
@@ -171,7 +162,10 @@ impl Connection {
         let one_more = |waiting| (fits && waiting < MAX_ANNOUNCEMENTS).then_some(waiting + 1);
         let counted = self.announcements.fetch_update(Relaxed, Relaxed, one_more);
         if counted.is_ok() {
-            let retention = self.retention(retention);
+            let retention = match self.lacks.contains(&Lack::Retain) {
+                true => Retention::None,
+                false => retention,
+            };
             (self.send)(Ask::Publish(topic, payload, QoS::AtMostOnce, retention));
         }
     }
