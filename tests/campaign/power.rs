@@ -763,7 +763,9 @@ impl Campaign {
     fn bring_to_an_end(&mut self) {
         let mut workers = self.supervise();
         let (mut heard, mut news) = (self.mark, Instant::now());
-        while self.open().next().is_some() && news.elapsed() < STUCK {
+        // a claim whose result came before the cut is there again, since its end need not be on the disk
+        let is_left = |it: &Self| it.queue == Queue::Pool && !claims(&it.drive.path()).is_empty();
+        while (self.open().next().is_some() || is_left(self)) && news.elapsed() < STUCK {
             thread::sleep(Duration::from_millis(5));
             self.collect();
             if std::mem::replace(&mut heard, self.mark) != self.mark {
