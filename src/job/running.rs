@@ -181,10 +181,17 @@ impl Running {
                 self.job.note_stop();
             }
         }
-        let Some(step) = self.step.as_mut().filter(|s| s.interrupted.is_none()) else {
-            return;
-        };
+        let Some(step) = &mut self.step else { return };
         let sentence = why.sentence();
+        match &mut step.interrupted {
+            None => {}
+            // no next worker runs a job that its controller has ended
+            Some((_, before @ Interruption::Stop)) if matches!(why, Interruption::Cancelled(_)) => {
+                *before = why;
+                return self.job.log.line(&sentence);
+            }
+            Some(_) => return,
+        }
         if self.plan.steps[step.index].always && why.spares_always_steps() {
             if !std::mem::replace(&mut self.limit_every_step, true) {
                 step.limit_to(ALWAYS_LIMIT, now);

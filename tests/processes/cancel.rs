@@ -39,6 +39,21 @@ fn a_cancel_of_nothing_or_of_another_job_is_ignored() {
     worker.exits_with(0);
 }
 
+/// No next worker runs a job again that its controller has ended.
+#[test]
+fn a_cancel_in_the_grace_of_a_stop_ends_the_job() {
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(with(&[("JOB_STOP_GRACE", "1")]));
+    let steps = json!(["trap '' TERM; touch up; sleep 1000", "true"]);
+    let dir = site.submit("a", json!({ "steps": steps }));
+    await_file(&dir.join("up"));
+    worker.sigterm();
+    worker.await_stderr("SIGTERM: stopping");
+    cancel(&site);
+    is_cancelled(&site, &dir);
+    worker.exits_with(0);
+}
+
 #[test]
 fn a_retained_cancel_is_ignored() {
     for version in ["5", "4"] {
