@@ -2,6 +2,7 @@
 //! a further attempt, or the result that is there already.
 
 use super::json::{self, Object};
+use super::request::BY_HAND;
 use super::status::JobState;
 use super::{JobId, RequestOrigin};
 use serde_json::value::RawValue;
@@ -157,7 +158,7 @@ impl EarlierRun {
         }
         let ours = self.origin.as_deref();
         match origin {
-            RequestOrigin::ByHand => ours.and(Some(false)),
+            RequestOrigin::ByHand => ours.filter(|ours| *ours != BY_HAND).and(Some(false)),
             RequestOrigin::Pool { identity, .. } => ours.map(|ours| ours == identity),
             RequestOrigin::Queue {
                 worker,
@@ -165,7 +166,8 @@ impl EarlierRun {
                 identity,
             } => {
                 let is_of_another = self.worker.as_ref().is_some_and(|w| w != worker);
-                match is_of_another || ours? != identity.as_deref()? {
+                let is_by_hand = ours == Some(BY_HAND);
+                match is_of_another || is_by_hand || ours? != identity.as_deref()? {
                     true => Some(false),
                     false => redelivered.then_some(true),
                 }
@@ -268,10 +270,14 @@ mod tests {
         ] {
             assert_eq!(decide(&origin), FIRST, "{why}");
         }
-        let by_hand = earlier(r#"{"id":"a","status":"success"}"#);
-        for origin in [from(true, Some("w 5 7 ab")), from(true, None)] {
-            assert_eq!(by_hand.decides(None, &origin, 3), FIRST);
+        for by_hand in ["success", "running"] {
+            let by_hand = format!(r#"{{"id":"a","status":"{by_hand}","origin":"run"}}"#);
+            for origin in [from(true, Some("w 5 7 ab")), from(true, None)] {
+                assert_eq!(earlier(&by_hand).decides(None, &origin, 3), FIRST);
+            }
         }
+        let died = earlier(r#"{"id":"a","status":"running","origin":"run"}"#);
+        assert_eq!(died.decides(None, &RequestOrigin::ByHand, 3), run(2, CRASH));
     }
 
     #[test]

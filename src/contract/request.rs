@@ -124,6 +124,9 @@ pub fn rejection_notice(worker: &str, error: &str, payload: &[u8]) -> Vec<u8> {
     notice.to_string().into_bytes()
 }
 
+/// The identity of what a person runs.
+pub const BY_HAND: &str = "run";
+
 /// Where a request came from.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum RequestOrigin {
@@ -151,7 +154,7 @@ impl RequestOrigin {
     /// What no other request has in common with this one, where the broker tells it.
     pub fn identity(&self) -> Option<&str> {
         match self {
-            Self::ByHand => None,
+            Self::ByHand => Some(BY_HAND),
             Self::Queue { identity, .. } => identity.as_deref(),
             Self::Pool { identity, .. } => Some(identity),
         }
