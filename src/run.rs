@@ -6,11 +6,11 @@ use crate::inbox::{self, Event, Inbox, Outbox};
 use crate::job::{Interruption, Outcome, Run};
 use crate::{Exit, process};
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 use signal_hook::consts::SIGINT;
 use signal_hook::low_level::signal_name;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::Write;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -165,11 +165,12 @@ fn show(path: &Path, from: u64, over: &Receiver<()>) {
         while let Some(file) = &log
             && let Ok(bytes @ 1..) = file.read_at(&mut buffer, shown)
         {
-            shown += bytes as u64;
-            let mut terminal = std::io::stdout();
-            let written = terminal.write_all(&buffer[..bytes]);
-            if written.and_then(|()| terminal.flush()).is_err() {
-                return; // the reader is gone; the job goes on, and its log is in the file
+            match rustix::io::write(std::io::stdout(), &buffer[..bytes]) {
+                Ok(written) => shown += written as u64,
+                Err(Errno::INTR) => {}
+                // another program that has it, too, wants it so
+                Err(Errno::AGAIN) => std::thread::sleep(LOG_LOOK),
+                Err(_) => return, // the reader is gone; the job goes on, and its log is in the file
             }
         }
         if is_over {

@@ -2,6 +2,7 @@
 
 use crate::support::broker::Broker;
 use crate::support::log::untimed;
+use crate::support::pool::Queue;
 use crate::support::site::{Site, await_file, names, read, read_json, release, until_exists};
 use crate::support::wait;
 use crate::support::worker::{Worker, binary, said};
@@ -106,6 +107,27 @@ fn an_attempt_after_a_crash_shows_only_what_is_new() {
     assert!(log.starts_with("Job ID: a\n"), "it is appended to: {log}");
     let shown = untimed(&process.stdout());
     assert!(shown.starts_with("==> attempt 2 of 3, "), "{shown}");
+}
+
+/// It belongs to no request.
+#[test]
+fn a_run_that_died_is_no_attempt_of_a_request() {
+    for queue in [Queue::Own, Queue::Pool] {
+        let site = Site::scripted();
+        let step = format!("touch up; {}", until_exists("gate"));
+        let (dir, mut process) = begin(&site, json!([step]), "8");
+        process.kill9();
+        release(&dir);
+        let mut worker = site.idle_worker(|worker| queue.serve(worker, site.drive.path()));
+        site.request(json!({ "id": "a", "workDir": dir, "maxAttempts": 1 }));
+        let result = site.result("a").json();
+        assert_eq!(
+            (&result["status"], &result["attempt"]),
+            (&json!("success"), &json!(1)),
+            "{result}"
+        );
+        worker.exits_with(0);
+    }
 }
 
 #[test]
@@ -258,6 +280,29 @@ fn a_reader_that_goes_away_does_not_end_the_job() {
     release(&dir);
     assert_eq!(child.wait().unwrap().code(), Some(5));
     assert_eq!(journal(&dir)["exitCode"], 5);
+}
+
+/// Another program that has the same pipe or terminal may have set it so.
+#[test]
+fn an_output_that_does_not_wait_gets_all_of_the_log() {
+    let site = Site::scripted();
+    let steps = json!(["head -c 300000 /dev/zero | tr '\\0' x"]);
+    let dir = site.prepare("a", json!({ "steps": steps }));
+    let (reader, writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    let mut command = command(&site, &["a"]);
+    let mut child = command
+        .stdout(writer)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    drop(command);
+    wait::until("the end of the job", || {
+        names(&dir).contains(&"job.status.json".to_owned()) && journal(&dir)["status"] == "success"
+    });
+    let shown = std::io::read_to_string(reader).unwrap();
+    assert_eq!(shown, read(&dir.join("job.log")));
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]
