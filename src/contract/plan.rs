@@ -45,18 +45,18 @@ impl Plan {
         let mut env = file.env;
         env.extend(request.env.clone());
         let asked = request.timeout.or(file.timeout);
-        if let (Some(asked), Some(bound)) = (asked, timeout)
-            && asked > bound
-        {
-            let asked = match asked < FOREVER {
-                true => seconds(asked),
-                false => "of 136 years or more".to_owned(),
+        let bound = timeout.unwrap_or(Duration::MAX);
+        let too_long = |who: &str, asked: Option<Duration>| {
+            let asked = match asked.filter(|asked| *asked > bound)? {
+                asked if asked < FOREVER => seconds(asked),
+                _ => "of 136 years or more".to_owned(),
             };
             let bound = seconds(bound);
-            warnings.push(format!(
-                "asks for timeoutSeconds {asked}, more than JOB_TIMEOUT allows: {bound}"
-            ));
-        }
+            Some(format!(
+                "{who}asks for timeoutSeconds {asked}, more than JOB_TIMEOUT allows: {bound}"
+            ))
+        };
+        warnings.extend(too_long("", asked));
         let attempts = request.max_attempts.or(file.max_attempts);
         if let Some(asked) = attempts.filter(|asked| *asked > max_attempts) {
             warnings.push(format!(
@@ -64,8 +64,9 @@ impl Plan {
             ));
         }
         // an `always` step has no other limit once the job's has passed
-        for step in &mut steps {
-            step.timeout = step.timeout.map(|own| own.min(timeout.unwrap_or(own)));
+        for (index, step) in steps.iter_mut().enumerate() {
+            warnings.extend(too_long(&format!("step {} ", index + 1), step.timeout));
+            step.timeout = step.timeout.map(|own| own.min(bound));
         }
         Ok(Self {
             steps,
@@ -177,7 +178,7 @@ mod tests {
         for (timeout, attempts, got, capped) in [
             (8.5, 2, (8.5, 2), 0),
             (9.0, 3, (9.0, 3), 0),
-            (9.5, 3, (9.0, 3), 1),
+            (9.5, 3, (9.0, 3), 2),
             (9.0, 4, (9.0, 3), 1),
         ] {
             let plan = plan(timeout, attempts);

@@ -30,7 +30,7 @@ fn a_good_configuration_and_a_good_job() {
     let settings = "settings: from this environment: MQTT_URL, ";
     assert!(good.starts_with(settings), "{good}");
 
-    let steps = json!(["touch ran", { "run": "touch ran", "allways": true }]);
+    let steps = json!(["touch ran", { "run": "touch ran", "allways": true, "timeoutSeconds": 9 }]);
     let definition = json!({ "steps": steps, "timeoutSeconds": 8 });
     let dir = site.prepare("a", definition.clone());
     let bounds = [("JOB_TIMEOUT", "7"), ("JOB_ROOT", "/usr")];
@@ -40,6 +40,7 @@ fn a_good_configuration_and_a_good_job() {
         &*outside,
         "unknown fields in job.json are ignored: steps[].allways (did you mean always?)",
         "asks for timeoutSeconds 8, more than JOB_TIMEOUT allows: 7",
+        "step 2 asks for timeoutSeconds 9, more than JOB_TIMEOUT allows: 7",
     ];
     let warnings = warnings.map(|warning| format!("warning: job: {warning}\n"));
     assert_eq!((status, wrong), (Some(0), warnings.concat()));
