@@ -28,7 +28,9 @@ pub fn check(dir: Option<&OsStr>, connect: bool, tell: Tell) {
                 let (id, pending) = (&config.worker_id, &config.topics.pending);
                 let line = format!("good; {id} serves {pending} of {}", config.broker);
                 tell(Info, format!("configuration: {line}"));
-                config.pool.iter().for_each(|pool| check_pool(pool, tell));
+                if let Some(pool) = &config.pool {
+                    check_pool(config, pool, tell);
+                }
             }
             if connect {
                 check_broker(config, tell);
@@ -102,9 +104,9 @@ fn check_broker(config: &Config, tell: Tell) {
 }
 
 /// Looks at the place of the pool, and changes nothing there.
-fn check_pool(pool: &PoolConfig, tell: Tell) {
+fn check_pool(config: &Config, pool: &PoolConfig, tell: Tell) {
     let name = &pool.name;
-    match Place::survey(pool) {
+    match Place::survey(config, pool) {
         Ok(found) => tell(
             Info,
             format!(

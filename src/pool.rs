@@ -95,15 +95,8 @@ impl Member {
         outbox: Outbox<Heard>,
     ) -> io::Result<Self> {
         let (sender, happenings) = mpsc::channel();
-        let allowed = match config.job.payload_steps {
-            true => "allowed",
-            false => "denied",
-        };
         let head = Head {
-            agreement: format!(
-                "pool: MQTT_TOPIC_ROOT {}, steps in requests {allowed}\n",
-                config.topics.root()
-            ),
+            agreement: lock::agreement(config),
             config: config.clone(),
             pool: pool.clone(),
             protocol,

@@ -2,6 +2,7 @@
 
 use super::place::{self, LOCK, Place};
 use super::{Event, Happening, Head, path, unusable};
+use crate::config::Config;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -36,7 +37,7 @@ impl Head {
             place.may_be_used()?;
             let told = |error: io::Error| place::end(&place.path.join(LOCK), &error);
             let lock = made.map_or_else(|| place.open_lock(), Ok).map_err(told)?;
-            self.agree(&place, &lock)?;
+            agree(&place, &lock, &self.agreement)?;
             let lock = match lock.try_lock() {
                 Ok(()) => lock,
                 Err(TryLockError::WouldBlock) => {
@@ -48,14 +49,11 @@ impl Head {
                     self.wait_for(&place, lock)?
                 }
                 Err(TryLockError::Error(error)) => {
-                    return Err(unusable(format!(
-                        "{}/{LOCK} cannot be locked, and a pool needs locks: {error}",
-                        place.path.display()
-                    )));
+                    return Err(no_locks(&place, &error));
                 }
             };
             if place.is_in_place(&lock) {
-                if !self.agree(&place, &lock)? {
+                if !agree(&place, &lock, &self.agreement)? {
                     // new, or that of an earlier version
                     lock.set_len(0)
                         .and_then(|()| lock.write_all_at(self.agreement.as_bytes(), 0))
@@ -138,28 +136,46 @@ impl Head {
         }
         (self.watch.touched, self.watch.has_warned) = (Some((touched, Instant::now())), false);
     }
+}
 
-    /// Whether the line in `head.lock` is ours; `false` where there is none yet.
-    fn agree(&self, place: &Place, lock: &File) -> Result<bool, Event> {
-        let mut theirs = [0; 512];
-        let bytes = lock
-            .read_at(&mut theirs, 0)
-            .map_err(|error| place::end(&place.path.join(LOCK), &error))?;
-        let theirs = String::from_utf8_lossy(&theirs[..bytes]);
-        if theirs == self.agreement {
-            return Ok(true);
-        }
-        match theirs
-            .strip_prefix("pool: ")
-            .and_then(|line| line.strip_suffix('\n'))
-        {
-            Some(line) => Err(unusable(format!(
-                "{}/{LOCK} says {line:?}, and this member has {:?}: all members need the same. To change it, stop all of them and \
-                 remove that file",
-                place.path.display(),
-                self.agreement.trim_start_matches("pool: ").trim_end()
-            ))),
-            None => Ok(false),
-        }
+/// The drive has no locks.
+pub fn no_locks(place: &Place, error: &io::Error) -> Event {
+    unusable(format!(
+        "{}/{LOCK} cannot be locked, and a pool needs locks: {error}",
+        place.path.display()
+    ))
+}
+
+/// The line in `head.lock`: what all members must have in common.
+pub fn agreement(config: &Config) -> String {
+    let allowed = match config.job.payload_steps {
+        true => "allowed",
+        false => "denied",
+    };
+    let root = config.topics.root();
+    format!("pool: MQTT_TOPIC_ROOT {root}, steps in requests {allowed}\n")
+}
+
+/// Whether the line in `head.lock` is ours; `false` where there is none yet.
+pub fn agree(place: &Place, lock: &File, ours: &str) -> Result<bool, Event> {
+    let mut theirs = [0; 512];
+    let bytes = lock
+        .read_at(&mut theirs, 0)
+        .map_err(|error| place::end(&place.path.join(LOCK), &error))?;
+    let theirs = String::from_utf8_lossy(&theirs[..bytes]);
+    if theirs == ours {
+        return Ok(true);
+    }
+    match theirs
+        .strip_prefix("pool: ")
+        .and_then(|line| line.strip_suffix('\n'))
+    {
+        Some(line) => Err(unusable(format!(
+            "{}/{LOCK} says {line:?}, and this member has {:?}: all members need the same. To change it, stop all of them and \
+             remove that file",
+            place.path.display(),
+            ours.trim_start_matches("pool: ").trim_end()
+        ))),
+        None => Ok(false),
     }
 }

@@ -1,8 +1,9 @@
 //! The pool's directory, `JOB_ROOT/.job-worker/NAME`.
 
 use super::claim::Name;
+use super::lock::{agree, agreement, no_locks};
 use super::{Event, unusable};
-use crate::config::{Durability, POOLS, PoolConfig};
+use crate::config::{Config, Durability, POOLS, PoolConfig};
 use crate::job::{WorkDir, are_the_same};
 use crate::random;
 use rustix::fs::{Access, OFlags, Timestamps, fstat, futimens, stat, statfs};
@@ -71,36 +72,41 @@ impl Place {
     ///
     /// # Errors
     /// A sentence that says why a member could not work there.
-    pub fn survey(pool: &PoolConfig) -> Result<String, String> {
+    pub fn survey(config: &Config, pool: &PoolConfig) -> Result<String, String> {
         let path = path(pool);
         let shown = path.display();
+        let told = |error: io::Error| end(&path, &error);
         let survey = || {
             let there = path.ancestors().find(|path| path.exists()).unwrap_or(&path);
-            rustix::fs::access(there, Access::WRITE_OK | Access::EXEC_OK)?;
+            let may = rustix::fs::access(there, Access::WRITE_OK | Access::EXEC_OK);
+            may.map_err(|error| told(error.into()))?;
             if there != path {
                 return Ok(format!("{shown} does not exist: the first member makes it"));
             }
-            let (place, _) = Self::open(pool, Durability::Cache)?;
-            let claims = place.list()?.0.iter().filter(|n| n.taken.is_some()).count();
+            let (place, _) = Self::open(pool, Durability::Cache).map_err(told)?;
+            let (names, _) = place.list().map_err(told)?;
+            let claims = names.iter().filter(|name| name.taken.is_some()).count();
             let held = match place.dir.contains(LOCK) {
                 false => "no member was there yet",
-                true => match place.open_lock()?.try_lock() {
-                    Ok(()) => "no member waits for a request now",
-                    Err(TryLockError::WouldBlock) => "a member waits for a request",
-                    Err(TryLockError::Error(error)) => {
-                        let error =
-                            format!("{LOCK} cannot be locked, and a pool needs locks: {error}");
-                        return Err(io::Error::other(error));
+                true => {
+                    let lock = place.open_lock().map_err(told)?;
+                    agree(&place, &lock, &agreement(config))?;
+                    match lock.try_lock() {
+                        Ok(()) => "no member waits for a request now",
+                        Err(TryLockError::WouldBlock) => "a member waits for a request",
+                        Err(TryLockError::Error(error)) => {
+                            return Err(no_locks(&place, &error));
+                        }
                     }
-                },
+                }
             };
             Ok(format!(
                 "{shown} is there; {held}; requests in progress: {claims}"
             ))
         };
-        survey().map_err(|error| match end(&path, &error) {
-            Event::Ended(_, error) => error,
-            _ => format!("{shown}: {error}"),
+        survey().map_err(|end| match end {
+            Event::Ended(_, error) | Event::Trouble(error) => error,
+            _ => format!("{shown} cannot be used"),
         })
     }
 

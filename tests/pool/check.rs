@@ -33,6 +33,12 @@ fn a_pool_that_works_is_described_and_not_disturbed() {
     ] {
         assert!(said.contains(line), "{line}: {said}");
     }
+    let mut other = site.command(["check"]);
+    member_of(&site, "b", "5")(&mut other);
+    other.env("JOB_PAYLOAD_STEPS", "deny");
+    let mut other = site.start_as(other);
+    other.exits_with(78);
+    other.await_stderr("all members need the same");
     assert_eq!(names(&site.pool()), before);
     site.runs_a_job(&mut member);
 }
