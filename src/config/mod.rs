@@ -6,7 +6,7 @@ mod variables;
 use crate::contract::{Topics, check_name, duration};
 #[cfg(feature = "tls")]
 use crate::mqtt::tls::{self, Tls};
-use crate::mqtt::{Broker, Credentials, Password, Protocol};
+use crate::mqtt::{Broker, Credentials, MAX_STRING_BYTES, Password, Protocol};
 use crate::{host_name, logging};
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -316,6 +316,23 @@ impl<'a> Reader<'a> {
             self.errors
                 .push("MQTT_PASSWORD is set without a user name: set MQTT_USERNAME too".to_owned());
         }
+        let of_variables = [
+            username.as_ref(),
+            match &password {
+                Some(Password::Text(text)) => Some(text),
+                _ => None,
+            },
+        ];
+        let is_long = |text: &&String| text.len() as u64 > MAX_STRING_BYTES;
+        if of_variables
+            .into_iter()
+            .flatten()
+            .any(|text| is_long(&text))
+        {
+            self.errors.push(format!(
+                "the user name or the password has more than {MAX_STRING_BYTES} bytes"
+            ));
+        }
         Some(Credentials {
             username: username?,
             password: password.unwrap_or(Password::Text(String::new())),
@@ -495,6 +512,7 @@ mod tests {
             ("MQTT_SHARE_GROUP", "a/b"),
             ("MQTT_PASSWORD_FILE", "/does/not/exist"),
             ("MQTT_PASSWORD_FILE", "/dev/null"),
+            ("MQTT_PASSWORD_FILE", "/proc/self/exe"),
             ("WORKER_ID", "a+b"),
             ("WORKER_ID", "#"),
             ("WORKER_ID", &"x".repeat(129)),

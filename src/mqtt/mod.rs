@@ -81,6 +81,9 @@ impl Broker {
     }
 }
 
+/// The longest user name or password that MQTT takes, in bytes (MQTT 5, section 1.5.4).
+pub const MAX_STRING_BYTES: u64 = 65_535;
+
 /// User name and password for the broker.
 #[derive(Clone)]
 pub struct Credentials {
@@ -109,8 +112,14 @@ impl Password {
             Self::Text(text) => Ok(text.clone()),
             Self::File(path) => {
                 // a FIFO may never end, and the worker hears no stop meanwhile
-                if path.metadata().is_ok_and(|meta| !meta.is_file()) {
-                    return Err(format!("{path:?}: is no regular file"));
+                match path.metadata() {
+                    Ok(meta) if !meta.is_file() => {
+                        return Err(format!("{path:?}: is no regular file"));
+                    }
+                    Ok(meta) if meta.len() > MAX_STRING_BYTES => {
+                        return Err(format!("{path:?}: has more than {MAX_STRING_BYTES} bytes"));
+                    }
+                    _ => {}
                 }
                 let text = std::fs::read_to_string(path);
                 let text = text.map_err(|error| format!("{path:?}: cannot be read: {error}"))?;
