@@ -96,8 +96,12 @@ impl Run {
     fn open_dir(&self) -> Result<WorkDir, OpenError> {
         let work_dir = &self.request.work_dir;
         let base = self.config.root.as_deref().unwrap_or(Path::new(""));
-        let path = std::path::absolute(base.join(work_dir))
-            .map_err(|error| OpenError::Unusable(format!("workDir {work_dir:?}: {error}")))?;
+        let path =
+            std::path::absolute(base.join(work_dir)).map_err(|error| OpenError::Missing {
+                what: "this worker's current directory".to_owned(),
+                why: format!("is gone: {error}"),
+                reason: None,
+            })?;
         let (root, durability) = (self.config.root.as_deref(), self.config.durability);
         let mut opened = WorkDir::open(path, root, durability);
         if let Err(OpenError::Missing { why, reason, .. }) = &mut opened
@@ -113,9 +117,11 @@ impl Run {
         let Some(reserved) = &self.config.reserved else {
             return Ok(dir);
         };
-        let real = dir
-            .real_path()
-            .map_err(|error| OpenError::of(format!("workDir {work_dir:?}"), error))?;
+        let real = dir.real_path().map_err(|error| OpenError::Missing {
+            what: "this worker's current directory".to_owned(),
+            why: format!("is gone: {error}"),
+            reason: None,
+        })?;
         match real.starts_with(reserved) || reserved.starts_with(&real) {
             true => Err(OpenError::Unusable(format!(
                 "workDir {} contains the directory of the pool, {}, or lies in it",

@@ -32,6 +32,18 @@ fn await_waiting_for(site: &Site, mark: usize, what: &str) {
 }
 
 #[test]
+fn a_worker_whose_directory_is_gone_rejects_no_relative_one() {
+    let site = Site::start();
+    let gone = site.directory("gone");
+    let mut worker = site.idle_worker(|worker| _ = worker.current_dir(&gone));
+    fs::remove_dir(&gone).unwrap();
+    let mark = site.controller.mark();
+    site.request(json!({ "id": "a", "workDir": "a", "steps": [] }));
+    await_waiting_for(&site, mark, "this worker's current directory");
+    worker.stop();
+}
+
+#[test]
 fn a_lock_that_another_run_holds_is_told_once_and_waited_for() {
     let site = Site::start();
     let mut worker = site.idle_worker(|_| {});
