@@ -3,10 +3,9 @@
 //! Everything that happens comes through one inbox. What is to be done about a request and its acknowledgement is decided
 //! in [`crate::queue`], what becomes of the job in [`crate::job`]; this file passes events on and does what they say.
 
-mod broker;
-mod member;
+mod hear;
 
-pub use broker::Unread;
+pub use hear::Unread;
 
 use crate::Exit;
 use crate::config::Config;
@@ -18,7 +17,7 @@ use crate::mqtt::{self, Link, Message, Protocol, Settings, Subscription};
 use crate::pool::{self, Claim, Holder, Member};
 use crate::queue::{Action, Input, Machine, ResultMessage};
 use crate::{process, random};
-use broker::Favour;
+use hear::Favour;
 use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
 use std::ops::ControlFlow;
