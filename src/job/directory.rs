@@ -13,11 +13,12 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// An open workDir.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct WorkDir {
-    handle: OwnedFd,
+    handle: Arc<OwnedFd>,
     path: PathBuf,
     fenced: bool,
     /// What is promised of what is written here. Nothing in memory outlives a power cut, so there is no disk to wait for.
@@ -135,7 +136,7 @@ impl WorkDir {
                     Durability::Disk if !is_in_memory(&handle) => Durability::Disk,
                     _ => Durability::Cache,
                 },
-                handle,
+                handle: Arc::new(handle),
                 path,
                 fenced: fence.is_some(),
             })
@@ -190,16 +191,11 @@ impl WorkDir {
     }
 
     /// The same open directory once more, for what waits for no disk.
-    ///
-    /// # Errors
-    /// What the system said.
-    pub fn unsynced(&self) -> io::Result<Self> {
-        Ok(Self {
-            handle: self.handle.try_clone()?,
-            path: self.path.clone(),
-            fenced: self.fenced,
+    pub fn unsynced(&self) -> Self {
+        Self {
             durability: Durability::Cache,
-        })
+            ..self.clone()
+        }
     }
 
     /// Puts a file in the directory on the disk, where that is promised.

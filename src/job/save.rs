@@ -182,8 +182,7 @@ impl Job {
                 return;
             }
             interrupt(&mut document);
-            let write = |dir| journal::write(&dir, &document.to_json());
-            if let Err(error) = dir.and_then(write) {
+            if let Err(error) = journal::write(&dir, &document.to_json()) {
                 log::warn!("the stop is not noted before the end: {error}");
             }
         })

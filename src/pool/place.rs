@@ -12,7 +12,6 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::SystemTime;
 
 /// The member that has its lock may connect with the pool's session.
@@ -35,7 +34,7 @@ pub struct Place {
     /// Its absolute path.
     pub path: PathBuf,
     /// Every file is reached relative to this handle.
-    pub dir: Arc<WorkDir>,
+    pub dir: WorkDir,
     /// Which directory `JOB_ROOT` leads to: another one where a drive is mounted, or no longer.
     pub root: Root,
 }
@@ -59,7 +58,6 @@ impl Place {
         let made = make(&path, durability)?;
         let dir = WorkDir::open(path.clone(), Some(&pool.root), durability);
         let dir = dir.map_err(|error| io::Error::other(error.to_string()))?;
-        let dir = Arc::new(dir);
         let place = Self {
             path,
             dir,
