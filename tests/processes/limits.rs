@@ -62,7 +62,8 @@ fn each_limit_counts_and_the_nearest_wins() {
     let (last, others) = jobs.split_last().expect("there are some");
     let said = last.worker.stderr();
     for told in [
-        "asks for timeoutSeconds 1000, more than JOB_TIMEOUT allows: 0.5",
+        ": asks for timeoutSeconds 1000, more than JOB_TIMEOUT allows: 0.5",
+        ": step 2 asks for timeoutSeconds 1000, more than JOB_TIMEOUT allows: 0.5",
         "asks for maxAttempts 9, more than JOB_MAX_ATTEMPTS allows: 2",
     ] {
         assert_eq!(said.matches(told).count(), 1, "{told}: {said}");
