@@ -19,7 +19,7 @@ mod lock;
 mod place;
 mod session;
 
-pub use claim::{Claim, Holder};
+pub use claim::Claim;
 pub use place::{Place, path};
 
 use crate::Exit;

@@ -11,10 +11,10 @@ use crate::Exit;
 use crate::config::Config;
 use crate::contract::{Document, Rejection, rejection_notice, took};
 use crate::inbox::{Event, Inbox, Outbox};
-use crate::job::{Interruption, IsLost, Outcome, Run};
+use crate::job::{Claimed, Interruption, Outcome, Run};
 use crate::messages::{AT_QOS_0, Messages, queue_origin, read_request};
 use crate::mqtt::{self, Link, Message, Protocol, Settings, Subscription};
-use crate::pool::{self, Claim, Holder, Member};
+use crate::pool::{self, Claim, Member};
 use crate::queue::{Action, Input, Machine, ResultMessage};
 use crate::{process, random};
 use hear::Favour;
@@ -248,7 +248,7 @@ impl Worker {
         let id = request.id.as_str();
         let outbox = self.outbox.clone();
         let wake = Arc::new(move || outbox.send(Heard::Saved));
-        let (origin, is_lost) = match &self.claim {
+        let origin = match &self.claim {
             None => {
                 let bytes = message.payload.len();
                 log::info!("job {id}: request taken ({}, {bytes} bytes)", message.topic);
@@ -257,7 +257,7 @@ impl Worker {
                         "job {id}: published at QoS 0, so it would be lost if this worker died; publish at QoS 1"
                     );
                 }
-                (queue_origin(message, worker), None)
+                queue_origin(message, worker)
             }
             Some(claim) => {
                 if let Some(document) = claim.document.clone() {
@@ -270,12 +270,11 @@ impl Worker {
                 if let Err(error) = claim.let_steps_inherit() {
                     log::warn!("the steps cannot inherit the lock of their claim: {error}");
                 }
-                let taken = claim.clone();
-                let is_lost: IsLost = Arc::new(move || taken.holder() == Holder::Another);
-                (claim.origin(), Some(is_lost))
+                claim.origin()
             }
         };
-        let mut run = Run::new(request, origin, &self.config.job, worker, wake, is_lost);
+        let claim = self.claim.clone().map(|claim| claim as Arc<dyn Claimed>);
+        let mut run = Run::new(request, origin, &self.config.job, worker, wake, claim);
         run.wake(Instant::now());
         self.run = Some(run);
     }
@@ -356,16 +355,10 @@ impl Worker {
         });
     }
 
-    /// Puts a final document into the claim: from now on it is published from there, whatever becomes of the directory.
+    /// Keeps a final document in the claim, which has it already where the job ran.
     fn keep(&self, document: &[u8]) {
-        if let Some(claim) = self.claim.as_ref().filter(|c| c.document.is_none())
-            && let Err(error) = claim.keep(document)
-        {
-            let path = claim.path();
-            log::warn!(
-                "the claim {}: {error}; the result is published all the same",
-                path.display()
-            );
+        if let Some(claim) = &self.claim {
+            claim.keep(document);
         }
     }
 

@@ -12,7 +12,6 @@ mod save;
 mod step;
 
 use crate::contract::Document;
-use std::sync::Arc;
 
 pub use directory::{OpenError, WorkDir, are_the_same, missing_root};
 pub use prepare::{CANCEL_FILE, definition};
@@ -33,5 +32,11 @@ pub enum Outcome {
     Lost,
 }
 
-/// Whether another worker has the request by now: asked before log and journal are made final.
-pub type IsLost = Arc<dyn Fn() -> bool + Send + Sync>;
+/// What a request is on the drive of a pool.
+pub trait Claimed: Send + Sync {
+    /// Whether another worker has it by now: asked before log and journal are made final.
+    fn is_lost(&self) -> bool;
+
+    /// Takes the final document: from now on it is published from there, whatever becomes of the directory.
+    fn keep(&self, document: &[u8]);
+}

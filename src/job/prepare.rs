@@ -187,7 +187,7 @@ impl Run {
             dir,
             log,
             is_final: Arc::default(),
-            is_lost: self.is_lost.clone(),
+            claim: self.claim.clone(),
             is_by_hand: self.is_by_hand(),
         };
         Ok(match decision {

@@ -4,7 +4,7 @@
 
 use super::running::Running;
 use super::save::{Saving, Wake};
-use super::{Interruption, IsLost, Outcome};
+use super::{Claimed, Interruption, Outcome};
 use crate::backoff::Backoff;
 use crate::config::JobConfig;
 use crate::contract::{Document, JobId, Reason, Request, RequestOrigin};
@@ -25,7 +25,7 @@ pub struct Run {
     pub(super) origin: RequestOrigin,
     pub(super) config: Arc<JobConfig>,
     pub(super) worker: String,
-    pub(super) is_lost: Option<IsLost>,
+    pub(super) claim: Option<Arc<dyn Claimed>>,
     wake: Wake,
     /// Since when it is prepared, when to look next, and the pauses between looks.
     pub(super) began: Instant,
@@ -62,7 +62,7 @@ impl Run {
         config: &JobConfig,
         worker: &str,
         wake: Wake,
-        is_lost: Option<IsLost>,
+        claim: Option<Arc<dyn Claimed>>,
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -70,7 +70,7 @@ impl Run {
             origin,
             config: Arc::new(config.clone()),
             worker: worker.to_owned(),
-            is_lost,
+            claim,
             wake,
             began: now,
             next_look: now,

@@ -12,7 +12,7 @@
 //! drive, since a frozen one would never let it leave.
 
 use super::log::JobLog;
-use super::{IsLost, Outcome, WorkDir, journal};
+use super::{Claimed, Outcome, WorkDir, journal};
 use crate::config::Durability;
 use crate::contract::{
     Attempt, Document, JobState, Plan, Reason, StepState, StepStatus, now, took,
@@ -39,7 +39,7 @@ pub struct Job {
     pub document: Document,
     /// The final journal is being written, or is there: no stop is noted any more.
     pub is_final: Arc<Mutex<bool>>,
-    pub is_lost: Option<IsLost>,
+    pub claim: Option<Arc<dyn Claimed>>,
     /// It was started by hand: a terminal shows the log.
     pub is_by_hand: bool,
 }
@@ -190,7 +190,7 @@ impl Job {
 
     /// Makes log and journal complete, in the order in which nothing is promised too early.
     pub fn finish(mut self) -> Outcome {
-        if self.is_lost.as_ref().is_some_and(|is_lost| is_lost()) {
+        if self.claim.as_ref().is_some_and(|claim| claim.is_lost()) {
             return Outcome::Lost;
         }
         self.log.release();
@@ -238,6 +238,9 @@ impl Job {
         if self.is_by_hand {
             // the terminal has not shown all of it yet
             let _ = self.log.handle().map(IntoRawFd::into_raw_fd); // never closed
+        }
+        if let Some(claim) = self.claim.filter(|_| is_over) {
+            claim.keep(&self.document.to_json());
         }
         match is_over {
             true => Outcome::Final(Box::new(self.document)),

@@ -2,6 +2,7 @@
 
 use super::place::Place;
 use crate::contract::{Request, RequestOrigin, fnv_1a};
+use crate::job::Claimed;
 use crate::mqtt::Message;
 use crate::random;
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// The version of the format. 1 was that of version 0.2 of this program.
 const VERSION: u32 = 2;
@@ -143,7 +145,7 @@ struct Header {
 
 /// Who has a claim.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Holder {
+enum Holder {
     /// This worker.
     Us,
     /// Another worker has taken it, or is done with it: it publishes the result.
@@ -162,6 +164,8 @@ pub struct Claim {
     pub message: Message,
     /// The final document, where the job is over.
     pub document: Option<Vec<u8>>,
+    /// It has one, or could not take it.
+    is_kept: AtomicBool,
     /// Where the final document begins, in bytes.
     end: u64,
 }
@@ -219,6 +223,7 @@ impl Claim {
                 retained: false,
             },
             end,
+            is_kept: is_whole.into(),
             document: is_whole.then_some(document),
             place,
             file,
@@ -250,7 +255,7 @@ impl Claim {
     }
 
     /// Who has it now. A network drive that was away for long may have given the lock to another worker, which has renamed the file.
-    pub fn holder(&self) -> Holder {
+    fn holder(&self) -> Holder {
         if self.place.dir.leads_to(&self.name.to_string(), &self.file) {
             return Holder::Us;
         }
@@ -261,11 +266,7 @@ impl Claim {
         }
     }
 
-    /// Puts the final document into it.
-    ///
-    /// # Errors
-    /// What the system said.
-    pub fn keep(&self, document: &[u8]) -> io::Result<()> {
+    fn write_document(&self, document: &[u8]) -> io::Result<()> {
         let mut line = document.to_vec();
         line.push(b'\n');
         self.file.set_len(self.end)?; // a worker that died may have begun to
@@ -341,6 +342,24 @@ impl Claim {
         match from == to {
             true => Ok(()),
             false => self.place.dir.rename(&from, &to),
+        }
+    }
+}
+
+impl Claimed for Claim {
+    fn is_lost(&self) -> bool {
+        self.holder() == Holder::Another
+    }
+
+    fn keep(&self, document: &[u8]) {
+        if !self.is_kept.swap(true, Relaxed)
+            && let Err(error) = self.write_document(document)
+        {
+            let path = self.path();
+            log::warn!(
+                "the claim {}: {error}; the result is published all the same",
+                path.display()
+            );
         }
     }
 }

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use support::cut_drive::{CutDrive, FILE_SYSTEMS};
 use support::log::untimed;
 use support::mount::Frozen;
-use support::pool::Queue;
-use support::site::{Finished, Site, await_file, read, read_json};
+use support::pool::{NAME, Queue};
+use support::site::{Finished, Site, WORKER, await_file, read, read_json};
 use support::wait;
 use support::worker::{Worker, binary, with};
 
@@ -264,6 +264,36 @@ fn a_second_ctrl_c_leaves_a_run_by_hand_without_the_drive_and_is_a_cancel() {
     await_call(&trace, "syncfs(");
     process.insist(Signal::INT);
     process.exits_with(130);
+}
+
+/// Also where it is the claim that waits for the drive.
+#[test]
+#[ignore = "needs strace"]
+fn a_member_is_stopped_while_its_claim_takes_the_result() {
+    let site = Site::start();
+    let serve = |worker: &mut Command| Queue::Pool.serve(worker, site.drive.path());
+    let dir = site.prepare("a", json!({ "steps": ["echo >> runs"], "maxAttempts": 1 }));
+    let drive = site.drive.path().to_str().unwrap();
+    let variables = [
+        ("JOB_STOP_GRACE", "1"),
+        ("JOB_SYNC", "on"),
+        ("JOB_POOL", NAME),
+        ("WORKER_ID", WORKER),
+        ("JOB_ROOT", drive),
+    ];
+    // the drive's thread syncs log, journal and directory before
+    let delay = "inject=fsync:delay_enter=8s:when=4";
+    let arguments = ["-e", "trace=fsync", "-e", delay];
+    let (mut worker, trace) = traced(&site, &arguments, &variables);
+    site.request(json!({ "id": "a", "workDir": dir }));
+    await_call(&trace, "/c-0");
+    worker.sigterm();
+    worker.await_stderr("the drive does not answer; leaving without it");
+    wait::until("the worker to leave", || is_gone(&mut worker));
+    assert!(site.controller.heard("jobs/results/").is_empty());
+    let finished = site.finish(site.worker(serve), dir, "a");
+    succeeds(&finished);
+    assert_eq!(finished.read("runs").lines().count(), 1);
 }
 
 fn succeeds(finished: &Finished) {
