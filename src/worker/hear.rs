@@ -205,9 +205,7 @@ impl Worker {
         }
         self.stop_member();
     }
-}
 
-impl Worker {
     /// Starts to wait for a claim where that is due. Not before our own connection stands: without it, a result could not be published.
     pub(super) fn wait_for_claim(&mut self) -> ControlFlow<Exit> {
         if let Some(pool) = &self.config.pool
