@@ -2,7 +2,7 @@
 //!
 //! A member is a worker whose request comes from the drive, and whose acknowledgement is a rename. What brings requests to the drive is
 //! the *head*: the member that has the lock on `head.lock`, and with it the right to connect with the pool's session. A turn as the
-//! head is blocking code on a thread of its own, to be read from top to bottom: [`Head::turn`].
+//! head is blocking code on a thread of its own, to be read from top to bottom: `Head::turn`.
 //!
 //! ```text
 //! JOB_ROOT/.job-worker/NAME/

@@ -22,7 +22,7 @@ pub use status::{
 pub use topics::{JobId, Topics, check_name};
 
 /// Text from outside in one line: it cannot make a second line, speak to the reader's terminal, or show its characters in
-/// another order than they are in (https://trojansource.codes).
+/// another order than they are in (<https://trojansource.codes>).
 pub fn single_line(text: &str) -> String {
     // Unicode's Bidi_Control, of which right-to-left scripts need none
     let turns_writing = |c: char| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');

@@ -137,7 +137,7 @@ pub struct Document {
     /// The idempotency key of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// The identity of the request, for the worker that finds this document later: see [`identity`](super::identity).
+    /// The identity of the request, for the worker that finds this document later: see [`RequestOrigin`](super::RequestOrigin).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub origin: Option<String>,
     /// How many times a stop of its worker has interrupted this job.
