@@ -87,8 +87,9 @@ impl<'a> Driver<'a> {
                 return;
             }
             let lasted = connected_at.map(|at| at.elapsed());
-            if lasted.is_some() {
-                (self.sink)(Event::Lost);
+            // a link with one connection says once how that has ended
+            if lasted.is_some() && self.settings.is_lasting {
+                (self.sink)(Event::Lost(reason.clone()));
             }
             match end {
                 End::Denied => return (self.sink)(Event::Denied(reason)),
@@ -101,8 +102,8 @@ impl<'a> Driver<'a> {
                 _ => {}
             }
             if !self.settings.is_lasting {
-                if lasted.is_none() {
-                    (self.sink)(Event::Lost);
+                if end != End::TakenOver {
+                    (self.sink)(Event::Lost(reason));
                 }
                 return;
             }

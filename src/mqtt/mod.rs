@@ -265,8 +265,9 @@ pub enum Event {
     PublishingDenied(String),
     /// Our DISCONNECT is sent, and all that was asked for before it. Of a link with one connection nothing is told then.
     Closed,
-    /// The connection is gone. The link makes another one, unless it has only one; then this comes also where there was none.
-    Lost,
+    /// The connection is gone, for this reason. The link makes another one, unless it has only one; then this comes also where there
+    /// was none.
+    Lost(String),
     /// Another client has taken our session. The link makes no other connection until [`Link::resume`].
     TakenOver,
     /// The broker has dropped three connections in a row soon after they were established, and gave no reason. The link makes another one.

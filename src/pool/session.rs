@@ -140,9 +140,9 @@ impl Head {
                     "another client has connected with the client id of the pool, {:?}, while this worker is its head",
                     self.pool.name
                 ))),
-                mqtt::Event::Lost | mqtt::Event::DroppedEarly => Err(Event::Trouble(
-                    "the head has no connection to the broker".to_owned(),
-                )),
+                mqtt::Event::Lost(reason) => Err(Event::Trouble(format!(
+                    "the head has no connection to the broker: {reason}"
+                ))),
                 event => Ok(Some(event)),
             };
         }

@@ -99,7 +99,7 @@ impl Worker {
                 self.denied(&reason);
             }
             Event::Closed => self.tell(Input::Closed),
-            Event::Lost => {
+            Event::Lost(_) => {
                 self.queue_stands = false;
                 self.tell(Input::Lost);
             }

@@ -46,6 +46,65 @@ fn a_head_that_is_cut_off_frees_the_head() {
     assert_eq!(results.len(), 2, "each once");
 }
 
+#[test]
+fn what_the_broker_says_to_the_head_is_told() {
+    let disconnect = |code| Packet::Raw([&[0xe0, 9, code, 7, 0x1f, 0, 4][..], b"full"].concat());
+    let granted = |pkid, code| Packet::SubAck {
+        pkid,
+        codes: vec![code],
+    };
+    for (version, code, told, status) in [
+        (
+            "5",
+            Some(0x87),
+            "as the head of the pool: the broker denies the subscription",
+            Some(77),
+        ),
+        (
+            "4",
+            Some(0x80),
+            "as the head of the pool: the broker denies the subscription",
+            Some(77),
+        ),
+        (
+            "5",
+            Some(0),
+            "as the head of the pool: the broker grants jobs/pending at QoS 0",
+            Some(77),
+        ),
+        (
+            "5",
+            None,
+            "the head has no connection to the broker: it disconnects us (ServerBusy: full)",
+            None,
+        ),
+        (
+            "5",
+            None,
+            "another client has connected with the client id of the pool",
+            None,
+        ),
+    ] {
+        let site = Site::scripted();
+        let is_takeover = told.starts_with("another");
+        site.broker
+            .set_script(move |step| match (step.packet, code) {
+                (Packet::SubAck { .. }, _) if step.client != "the-pool" => Verdict::Pass,
+                (Packet::SubAck { pkid, .. }, Some(code)) => Verdict::Replace(granted(*pkid, code)),
+                (Packet::SubAck { .. }, None) => {
+                    Verdict::Replace(disconnect(if is_takeover { 0x8e } else { 0x89 }))
+                }
+                _ => Verdict::Pass,
+            });
+        let mut member = site.worker(member_of(&site, "a", version));
+        member.await_stderr(told);
+        match status {
+            Some(status) => member.exits_with(status),
+            None => member.stop(),
+        }
+    }
+}
+
 on_both_protocols!(a_request_whose_acknowledgement_the_broker_does_not_live_to_read_runs_once);
 
 /// The broker ends the connection as one does that is killed, which looks as if it had dealt with all.
