@@ -411,7 +411,7 @@ impl Worker {
     }
 
     fn tell_of_stop(&mut self) {
-        let grace: Duration = self.config.job.stop_grace;
+        let grace = self.config.job.leave_wait();
         self.tell(Input::Stop { grace });
     }
 }

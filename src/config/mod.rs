@@ -154,6 +154,11 @@ impl Config {
 }
 
 impl JobConfig {
+    /// How long a worker that stops waits for the drive and the broker: longer than the steps have, where these have no grace.
+    pub fn leave_wait(&self) -> Duration {
+        self.stop_grace.max(Duration::from_secs(1))
+    }
+
     /// Reads the environment of this process for a job that is run by hand, and the worker's name in status documents. What is set
     /// for a broker is not looked at.
     ///

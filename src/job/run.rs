@@ -144,7 +144,7 @@ impl Run {
             && running.step.is_none()
             && let Stage::Running(running) = std::mem::replace(&mut self.stage, Stage::Over(None))
         {
-            let leave_at = Instant::now() + self.config.stop_grace;
+            let leave_at = Instant::now() + self.config.leave_wait();
             let leave_at = running.stopping.then_some(leave_at);
             let saving = Saving::begin(running.end(), leave_at, &self.wake);
             self.stage = Stage::Saving(saving);
@@ -166,7 +166,7 @@ impl Run {
         match (&mut self.stage, why) {
             (Stage::Running(running), _) => running.interrupt(why, now),
             (Stage::Saving(saving), Interruption::Stop) => {
-                saving.stop(now + self.config.stop_grace);
+                saving.stop(now + self.config.leave_wait());
             }
             (Stage::Preparing, Interruption::Cancelled(by)) => {
                 let error = format!("cancelled by {by} before its first step");

@@ -272,7 +272,7 @@ impl Worker {
     pub(super) fn stop_member(&mut self) {
         if let Some(member) = &self.member {
             member.stop();
-            self.leave_at = Some(Instant::now() + self.config.job.stop_grace);
+            self.leave_at = Some(Instant::now() + self.config.job.leave_wait());
         }
     }
 }

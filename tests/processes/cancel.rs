@@ -54,6 +54,21 @@ fn a_cancel_in_the_grace_of_a_stop_ends_the_job() {
     worker.exits_with(0);
 }
 
+/// The steps have none then, and the drive has a second.
+#[test]
+fn a_stop_without_a_grace_behind_a_cancel_has_the_result() {
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(with(&[("JOB_STOP_GRACE", "0")]));
+    let always = json!({ "run": "touch always; sleep 1000", "always": true });
+    let dir = site.submit("a", json!({ "steps": ["touch up; sleep 1000", always] }));
+    await_file(&dir.join("up"));
+    cancel(&site);
+    await_file(&dir.join("always"));
+    worker.sigterm();
+    is_cancelled(&site, &dir);
+    worker.exits_with(0);
+}
+
 #[test]
 fn a_retained_cancel_is_ignored() {
     for version in ["5", "4"] {
