@@ -2,7 +2,7 @@
 
 use crate::config::{Config, Durability, JobConfig, PoolConfig, unknown_variables, variables};
 use crate::contract::{Definition, Plan};
-use crate::job::{CANCEL_FILE, WorkDir, definition, missing_root};
+use crate::job::{CANCEL_FILE, WorkDir, apart, definition, missing_root};
 use crate::mqtt::{self, Subscription};
 use crate::pool::Place;
 use crate::random;
@@ -131,14 +131,18 @@ fn check_job(dir: &OsStr, config: Option<JobConfig>, tell: Tell) -> Result<(), S
     if let Err(error) = dir.may_write() {
         tell(Error, format!("job: {error}"));
     }
-    let (root, timeout, attempts) = config.map_or((None, None, u32::MAX), |config| {
-        (config.root, config.timeout, config.max_attempts)
-    });
-    if let Err(error) = WorkDir::open(
-        dir.real_path().unwrap_or_default(),
-        root.as_deref(),
-        Durability::Cache,
-    ) {
+    let (root, reserved, timeout, attempts) = match config {
+        Some(config) => (
+            config.root,
+            config.reserved,
+            config.timeout,
+            config.max_attempts,
+        ),
+        None => (None, None, None, u32::MAX),
+    };
+    let real = dir.real_path().unwrap_or_default();
+    let opened = WorkDir::open(real, root.as_deref(), Durability::Cache);
+    if let Err(error) = opened.and_then(|dir| apart(dir, reserved.as_deref())) {
         tell(Warn, format!("job: {error}"));
     }
     let content = definition(&dir).map_err(|error| error.to_string())?;

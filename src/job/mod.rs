@@ -14,7 +14,7 @@ mod step;
 use crate::contract::Document;
 
 pub use directory::{OpenError, WorkDir, are_the_same, missing_root};
-pub use prepare::{CANCEL_FILE, definition};
+pub use prepare::{CANCEL_FILE, apart, definition};
 pub use run::Run;
 pub use save::Wake;
 pub use step::Interruption;

@@ -113,23 +113,7 @@ impl Run {
             // who got it may have removed the directory
             why.push_str("; if this is a redelivery, a result may have been published before");
         }
-        let dir = opened?;
-        let Some(reserved) = &self.config.reserved else {
-            return Ok(dir);
-        };
-        let real = dir.real_path().map_err(|error| OpenError::Missing {
-            what: "this worker's current directory".to_owned(),
-            why: format!("is gone: {error}"),
-            reason: None,
-        })?;
-        match real.starts_with(reserved) || reserved.starts_with(&real) {
-            true => Err(OpenError::Unusable(format!(
-                "workDir {} contains the directory of the pool, {}, or lies in it",
-                dir.path().display(),
-                reserved.display()
-            ))),
-            false => Ok(dir),
-        }
+        apart(opened?, self.config.reserved.as_deref())
     }
 
     fn try_to_begin(&mut self) -> Result<Stage, OpenError> {
@@ -255,6 +239,26 @@ fn not_whole(dir: &WorkDir, why: String) -> OpenError {
         what: path_of_definition(dir),
         why,
         reason: Some(Reason::Rejected),
+    }
+}
+
+/// The directory, where no step in it can touch the reserved one.
+///
+/// # Errors
+/// It contains the reserved one, lies in it, or is not there any more.
+pub fn apart(dir: WorkDir, reserved: Option<&Path>) -> Result<WorkDir, OpenError> {
+    let Some(reserved) = reserved else {
+        return Ok(dir);
+    };
+    let path = dir.path().display();
+    let real = dir.real_path();
+    let real = real.map_err(|error| OpenError::of(format!("workDir {path}"), error))?;
+    match real.starts_with(reserved) || reserved.starts_with(&real) {
+        true => Err(OpenError::Unusable(format!(
+            "workDir {path} contains the directory of the pool, {}, or lies in it",
+            reserved.display()
+        ))),
+        false => Ok(dir),
     }
 }
 

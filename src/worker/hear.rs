@@ -3,6 +3,7 @@
 
 use super::{Worker, give_back};
 use crate::Exit;
+use crate::contract::rejection_notice;
 use crate::job::Interruption;
 use crate::mqtt::{Event, Message, Protocol};
 use crate::pool::{self, Member};
@@ -250,7 +251,8 @@ impl Worker {
             }
             pool::Event::Damaged(error) => {
                 log::error!("{error}");
-                self.messages.announce_rejection(&error, b"");
+                let notice = rejection_notice(&self.config.worker_id, &error, b"");
+                self.messages.publish(&self.config.topics.rejected, notice);
             }
             pool::Event::Left => {
                 (self.member, self.leave_at) = (None, None);

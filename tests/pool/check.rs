@@ -39,6 +39,11 @@ fn a_pool_that_works_is_described_and_not_disturbed() {
     let mut other = site.start_as(other);
     other.exits_with(78);
     other.await_stderr("all members need the same");
+    let mut root = site.command(["check", "."]);
+    member_of(&site, "b", "5")(&mut root);
+    root.current_dir(site.drive.path());
+    let root = site.start_as(root);
+    root.await_stderr("contains the directory of the pool");
     assert_eq!(names(&site.pool()), before);
     site.runs_a_job(&mut member);
 }

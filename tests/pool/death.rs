@@ -85,6 +85,11 @@ fn a_request_runs_whose_claim_is_empty_before_it_is_acknowledged() {
     assert_eq!(site.result("b").json()["attempt"], 1);
     let aside = claim.replacen('c', "bad", 1);
     wait::until("the end of its claim", || site.claims() == [aside.as_str()]);
+    let told = site.broker.received("jobs/rejected");
+    assert_eq!(
+        told.iter().map(|notice| notice.qos).collect::<Vec<_>>(),
+        [1]
+    );
 }
 
 #[test]
