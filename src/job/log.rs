@@ -266,8 +266,14 @@ impl JobLog {
 /// # Errors
 /// What the system said.
 pub fn while_nothing_runs(dir: &WorkDir, act: impl FnOnce() -> io::Result<()>) -> io::Result<bool> {
-    let is_new = !dir.contains(NAME);
-    let file = dir.open_file(NAME, OFlags::RDONLY | OFlags::CREATE)?;
+    let made = dir.open_file(NAME, OFlags::RDONLY | OFlags::CREATE | OFlags::EXCL);
+    let is_new = made.is_ok();
+    let file = match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            dir.open_file(NAME, OFlags::RDONLY)?
+        }
+        made => made?,
+    };
     // a worker's lock is exclusive: one that is shared keeps workers away, and goes with that of a mere reader
     if let Err(TryLockError::WouldBlock) = file.try_lock_shared() {
         return Ok(false);
