@@ -321,19 +321,9 @@ impl<'a> Reader<'a> {
             self.errors
                 .push("MQTT_PASSWORD is set without a user name: set MQTT_USERNAME too".to_owned());
         }
-        let of_variables = [
-            username.as_ref(),
-            match &password {
-                Some(Password::Text(text)) => Some(text),
-                _ => None,
-            },
-        ];
-        let is_long = |text: &&String| text.len() as u64 > MAX_STRING_BYTES;
-        if of_variables
-            .into_iter()
-            .flatten()
-            .any(|text| is_long(&text))
-        {
+        let is_long = |text: &String| text.len() as u64 > MAX_STRING_BYTES;
+        let has_long_password = matches!(&password, Some(Password::Text(text)) if is_long(text));
+        if has_long_password || username.as_ref().is_some_and(is_long) {
             self.errors.push(format!(
                 "the user name or the password has more than {MAX_STRING_BYTES} bytes"
             ));
@@ -552,6 +542,18 @@ mod tests {
                 "{name}={value}: {errors:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_login_that_mqtt_does_not_take_is_refused_and_not_shown() {
+        let long = "x".repeat(65_536);
+        for (name, password) in [(&*long, "p"), ("u", &long)] {
+            let login = [("MQTT_USERNAME", name), ("MQTT_PASSWORD", password)];
+            let errors = config(&login).unwrap_err().concat();
+            assert!(errors.contains("more than 65535 bytes") && !errors.contains("xx"));
+        }
+        let longest = [("MQTT_USERNAME", "u"), ("MQTT_PASSWORD", &long[1..])];
+        assert!(config(&longest).is_ok());
     }
 
     #[test]
