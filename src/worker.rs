@@ -5,15 +5,13 @@
 
 mod hear;
 
-pub use hear::Unread;
-
 use crate::Exit;
 use crate::config::Config;
 use crate::contract::{Document, Rejection, rejection_notice, took};
 use crate::inbox::{Event, Inbox, Outbox};
 use crate::job::{Claimed, Interruption, Outcome, Run};
 use crate::messages::{AT_QOS_0, Messages, queue_origin, read_request};
-use crate::mqtt::{self, Link, Message, Protocol, Settings, Subscription};
+use crate::mqtt::{self, Link, Message, Protocol, Settings, Subscription, Unread};
 use crate::pool::{self, Claim, Member};
 use crate::queue::{Action, Input, Machine, ResultMessage};
 use crate::{process, random};
@@ -72,13 +70,9 @@ pub fn run(config: Config, outbox: Outbox<Heard>, inbox: Inbox<Heard>) -> Exit {
     let pool = config.pool.as_ref().map(|pool| pool.name.clone());
     let messages = Messages::new(config.topics.clone(), &config.worker_id, pool);
     let unread = Unread::default();
-    let (gate, sender) = (unread.clone(), outbox.clone());
-    let sink = move |event| {
-        if gate.admit(&event) {
-            sender.send(Heard::Broker(event));
-        }
-    };
-    let link = match mqtt::open(settings(&config, &messages), sink) {
+    let sender = outbox.clone();
+    let sink = move |event| sender.send(Heard::Broker(event));
+    let link = match mqtt::open(settings(&config, &messages), unread.clone(), sink) {
         Ok(link) => link,
         Err(error) => {
             log::error!("no thread for the connection: {error}");

@@ -23,6 +23,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{self, Sender};
 use std::time::Duration;
 
@@ -276,6 +277,41 @@ pub enum Event {
     Denied(String),
 }
 
+/// What may wait for a thread that came at QoS 0, in bytes: a flood of it must not fill our memory.
+const MAX_UNREAD_BYTES: usize = 1 << 20;
+
+/// What has come at QoS 0 and waits for the thread that hears of it, in bytes.
+#[derive(Clone, Default)]
+pub struct Unread(Arc<AtomicUsize>);
+
+impl Unread {
+    /// Whether an event is passed on. What came at QoS 0 is dropped when too much of it waits: a controller that publishes at QoS 0 accepts a
+    /// loss.
+    fn admit(&self, event: &Event) -> bool {
+        let more = bytes_at_qos_0(event);
+        let waiting = self.0.fetch_add(more, Relaxed);
+        let is_admitted = more == 0 || waiting == 0 || waiting + more <= MAX_UNREAD_BYTES;
+        if !is_admitted {
+            self.0.fetch_sub(more, Relaxed);
+        }
+        is_admitted
+    }
+
+    /// The thread has got an event.
+    pub fn was_read(&self, event: &Event) {
+        self.0.fetch_sub(bytes_at_qos_0(event), Relaxed);
+    }
+}
+
+fn bytes_at_qos_0(event: &Event) -> usize {
+    match event {
+        Event::Message(message) if message.packet_id.is_none() => {
+            message.topic.len() + message.payload.len()
+        }
+        _ => 0,
+    }
+}
+
 /// The running link. Once it is dropped, nothing more is heard of it, and a connection that still comes is closed at once.
 pub struct Link {
     resume: Sender<()>,
@@ -288,12 +324,21 @@ impl Link {
     }
 }
 
-/// Starts the thread that keeps a connection to the broker and tells `sink` of it.
+/// Starts the thread that keeps a connection to the broker and tells `sink` of it. Who gets an event from there tells `unread`.
 ///
 /// # Errors
 /// The system has no room for another thread.
-pub fn open(settings: Settings, sink: impl Fn(Event) + Send + 'static) -> io::Result<Link> {
+pub fn open(
+    settings: Settings,
+    unread: Unread,
+    sink: impl Fn(Event) + Send + 'static,
+) -> io::Result<Link> {
     let (resume, resumed) = mpsc::channel();
+    let sink = move |event| {
+        if unread.admit(&event) {
+            sink(event);
+        }
+    };
     std::thread::Builder::new()
         .name("mqtt".into())
         .spawn(move || Driver::new(settings, resumed, &sink).run())?;

@@ -50,13 +50,10 @@ impl Head {
         };
         self.sessions += 1;
         let (number, sender) = (self.sessions, self.sender.clone());
-        let gate = self.unread.clone();
         let sink = move |event| {
-            if gate.admit(&event) {
-                let _ = sender.send(Happening::Broker(number, event)); // fails where the turn is over
-            }
+            let _ = sender.send(Happening::Broker(number, event)); // fails where the turn is over
         };
-        let link = mqtt::open(settings, sink)
+        let link = mqtt::open(settings, self.unread.clone(), sink)
             .map_err(|error| Event::Trouble(format!("no thread for the connection: {error}")))?;
         let deadline = Instant::now() + ANSWER_WAIT;
         let slow = || {

@@ -10,43 +10,7 @@ use crate::pool::{self, Member};
 use crate::queue::Input;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
-
-/// What may wait for a thread that came at QoS 0, in bytes: a flood of it must not fill our memory.
-const MAX_UNREAD_BYTES: usize = 1 << 20;
-
-/// What has come at QoS 0 and waits for the thread that hears of it, in bytes.
-#[derive(Clone, Default)]
-pub struct Unread(Arc<AtomicUsize>);
-
-impl Unread {
-    /// Whether an event is passed on. What came at QoS 0 is dropped when too much of it waits: a controller that publishes at QoS 0 accepts a
-    /// loss.
-    pub fn admit(&self, event: &Event) -> bool {
-        let more = bytes_at_qos_0(event);
-        let waiting = self.0.fetch_add(more, Relaxed);
-        let is_admitted = more == 0 || waiting == 0 || waiting + more <= MAX_UNREAD_BYTES;
-        if !is_admitted {
-            self.0.fetch_sub(more, Relaxed);
-        }
-        is_admitted
-    }
-
-    /// The thread has got an event.
-    pub fn was_read(&self, event: &Event) {
-        self.0.fetch_sub(bytes_at_qos_0(event), Relaxed);
-    }
-}
-
-fn bytes_at_qos_0(event: &Event) -> usize {
-    match event {
-        Event::Message(message) if message.packet_id.is_none() => {
-            message.topic.len() + message.payload.len()
-        }
-        _ => 0,
-    }
-}
 
 /// How the broker stands to this worker.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
