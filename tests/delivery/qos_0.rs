@@ -3,8 +3,6 @@
 use crate::support;
 
 use serde_json::json;
-use std::thread;
-use std::time::Duration;
 use support::controller::Controller;
 use support::mosquitto::Mosquitto;
 use support::processes::peak_memory;
@@ -44,7 +42,6 @@ fn requests_at_qos_0_in_mid_job_are_rejected_at_once_and_not_kept(version: &str)
     wait::until("the worker to have read all that", || {
         let request = json!({ "id": "marker", "workDir": other }).to_string();
         site.controller.publish_at_qos_0("jobs/pending", request);
-        thread::sleep(Duration::from_millis(100));
         let told = rejections.heard("jobs/rejected");
         told.iter().any(|notice| notice.text().contains("marker"))
     });
