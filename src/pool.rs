@@ -151,7 +151,9 @@ struct Head {
     /// The trouble that was told last.
     told: String,
     session: Option<Session>,
+    /// How many connections there were: the number of the latest.
     sessions: u64,
+    /// What waits in `happenings` that came at QoS 0.
     unread: Unread,
     stopping: bool,
     watch: Watch,

@@ -25,6 +25,7 @@ pub struct Run {
     pub(super) origin: RequestOrigin,
     pub(super) config: Arc<JobConfig>,
     pub(super) worker: String,
+    /// Of a pool, what its request is on the drive.
     pub(super) claim: Option<Arc<dyn Claimed>>,
     wake: Wake,
     /// Since when it is prepared, when to look next, and the pauses between looks.
@@ -34,6 +35,7 @@ pub struct Run {
     /// What it waits for before its first step, and why.
     pub(super) waiting: Option<(String, String)>,
     stage: Stage,
+    /// See [`Self::log_start`], until it is told.
     log_start: Option<u64>,
 }
 

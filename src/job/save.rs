@@ -39,6 +39,7 @@ pub struct Job {
     pub document: Document,
     /// The final journal is being written, or is there: no stop is noted any more.
     pub is_final: Arc<Mutex<bool>>,
+    /// Of a pool, what its request is on the drive: it gets the final document.
     pub claim: Option<Arc<dyn Claimed>>,
     /// It was started by hand: a terminal shows the log.
     pub is_by_hand: bool,

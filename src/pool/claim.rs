@@ -22,6 +22,8 @@ const MAX_BYTES: u64 = 512 << 20;
 
 /// Sequence numbers have this many digits, and begin with a 0: a larger one is a stray file's.
 const DIGITS: usize = 12;
+
+/// The largest of them.
 const MAX_SEQ: u64 = 99_999_999_999;
 
 /// The identification of a request whose acknowledgement is confirmed: it is told from others no more.
