@@ -74,7 +74,8 @@ pub fn spare_children() {
     }
 }
 
-/// Starts `shell -c run` in a process group of its own, with `log` as stdout and stderr and nothing on stdin. Where this process
+/// Starts `shell -c run` in a process group of its own, with `log` as stdout and stderr, nothing on stdin, and our environment with
+/// the changes in `env`, the last one of a variable; one to `None` is gone. Where this process
 /// has a controlling terminal, the group has a session of its own, so that no step asks a question there. For that std has to
 /// fork, which takes several times as long.
 ///
@@ -84,17 +85,18 @@ pub fn spawn<'a>(
     shell: &str,
     run: &str,
     dir: &Path,
-    env: impl IntoIterator<Item = (&'a OsStr, &'a OsStr)>,
+    env: impl IntoIterator<Item = (&'a str, Option<&'a OsStr>)>,
     log: File,
 ) -> io::Result<Pid> {
     let errors = log.try_clone()?;
     let mut command = Command::new(shell);
-    command
-        .arg("-c")
-        .arg(run)
-        .current_dir(dir)
-        .env_clear()
-        .envs(env);
+    command.arg("-c").arg(run).current_dir(dir);
+    for (name, value) in env {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
     command.stdin(Stdio::null()).stdout(log).stderr(errors);
     let has_no_terminal = File::open("/dev/tty")
         .is_err_and(|error| Errno::from_io_error(&error) == Some(Errno::NXIO));

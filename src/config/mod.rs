@@ -19,9 +19,7 @@ use std::time::Duration;
 use url::Url;
 use variables::of;
 
-pub use variables::{
-    TABLE, is_own as is_own_variable, names as variables, unknown as unknown_variables,
-};
+pub use variables::{TABLE, names as variables, unknown as unknown_variables};
 
 /// Everything that the environment may say, valid by construction.
 #[derive(Clone, Debug)]

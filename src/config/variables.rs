@@ -51,22 +51,16 @@ const OF_OTHERS: [(&str, &str); 5] = [
     ("CLIENT", "WORKER_ID"),
 ];
 
-/// The names of all.
+/// The names of all: the worker's own configuration, which the steps do not get.
 pub fn names() -> impl Iterator<Item = &'static str> {
     TABLE.iter().map(|(name, ..)| *name)
 }
 
 /// The value of a variable unless set, and what it may be.
 pub fn of(name: &str) -> (&'static str, &'static str) {
-    let variable = TABLE.into_iter().find(|(known, ..)| *known == name);
+    let variable = TABLE.iter().find(|(known, ..)| *known == name);
     debug_assert!(variable.is_some(), "{name} is not in the table");
-    let (_, default, expected) = variable.unwrap_or_default();
-    (default, expected)
-}
-
-/// Whether a variable of the worker's environment is its own configuration, which the steps do not get.
-pub fn is_own(name: &str) -> bool {
-    names().any(|known| known == name)
+    variable.map_or(("", ""), |(_, default, expected)| (*default, *expected))
 }
 
 /// A sentence that names variables which look like ours and are none; `None` where there are none. A misspelt one would be ignored
@@ -79,8 +73,8 @@ pub fn unknown(variables: impl Iterator<Item = (OsString, OsString)>) -> Option<
         // of a Service with the name `mqtt` or `job-...`
         let is_kubernetes =
             || name.contains("_SERVICE_") || name.contains("_PORT_") || value.contains("://");
-        let is_known = is_own(name) || OF_STEPS.contains(&name);
-        (!is_known && !value.is_empty() && !is_kubernetes()).then(|| name.to_owned())
+        let is_known = || names().chain(OF_STEPS).any(|known| known == name);
+        (!is_known() && !value.is_empty() && !is_kubernetes()).then(|| name.to_owned())
     });
     let named = unknown.map(|name| match meant(&name) {
         Some(meant) => format!("{name} (did you mean {meant}?)"),

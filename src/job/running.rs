@@ -6,7 +6,7 @@ use super::run::Stage;
 use super::save::{Job, interrupt};
 use super::step::{End, RunningStep};
 use super::{Interruption, OpenError};
-use crate::config::{JobConfig, is_own_variable};
+use crate::config::{JobConfig, variables};
 use crate::contract::{Attempt, JobState, Plan, Reason, StepState, StepStatus, millis, now, took};
 use crate::process;
 use std::ffi::{OsStr, OsString};
@@ -25,7 +25,7 @@ pub struct Running {
     pub job: Job,
     plan: Plan,
     config: Arc<JobConfig>,
-    env: Vec<(OsString, OsString)>,
+    env: Vec<(String, Option<OsString>)>,
     pub journal: Journal,
     /// The step that runs now; `None`: no step is to run any more, and [`Self::end`] is next.
     pub step: Option<RunningStep>,
@@ -331,8 +331,9 @@ impl Running {
         self.job.log.line(&format!("{place}: {label}"));
         ready?;
         let number = (index + 1).to_string();
-        let env = self.env.iter().map(|(name, value)| (&**name, &**value));
-        let env = env.chain([(OsStr::new("JOB_STEP"), OsStr::new(&number))]);
+        let env = self.env.iter();
+        let env = env.map(|(name, value)| (&**name, value.as_deref()));
+        let env = env.chain([("JOB_STEP", Some(OsStr::new(&number)))]);
         let run = &self.plan.steps[index].run;
         let shell = &self.config.shell;
         // a step that writes nothing is not ended for what those before it wrote
@@ -390,11 +391,11 @@ impl Running {
     }
 }
 
-/// What every step gets (docs/reference.md, "Steps and their environment"): the worker's own environment without its
-/// configuration, the job's, and ours on top.
-fn environment(job: &Job, plan: &Plan, attempt: Attempt) -> Vec<(OsString, OsString)> {
-    let is_own = |name: &OsString| name.to_str().is_some_and(is_own_variable);
-    let inherited = std::env::vars_os().filter(|(name, _)| !is_own(name));
+/// What is another for every step than for us (docs/reference.md, "Steps and their environment"): our configuration is not there, then
+/// come the variables of the job, and ours on top.
+fn environment(job: &Job, plan: &Plan, attempt: Attempt) -> Vec<(String, Option<OsString>)> {
+    let configured = variables().filter(|name| std::env::var_os(name).is_some());
+    let configured = configured.map(|name| (name.to_owned(), None));
     let own = plan.env.iter().map(|(name, value)| (&**name, value.into()));
     let ours: [(&str, OsString); 6] = [
         ("JOB_ID", job.document.id.as_str().into()),
@@ -404,6 +405,7 @@ fn environment(job: &Job, plan: &Plan, attempt: Attempt) -> Vec<(OsString, OsStr
         ("JOB_ATTEMPT", attempt.number.to_string().into()),
         ("WORKER_ID", (&job.document.worker).into()),
     ];
-    let set = own.chain(ours).map(|(name, value)| (name.into(), value));
-    inherited.chain(set).collect()
+    let set = own.chain(ours);
+    let set = set.map(|(name, value)| (name.to_owned(), Some(value)));
+    configured.chain(set).collect()
 }
