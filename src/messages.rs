@@ -6,7 +6,6 @@ use crate::contract::{
 use crate::mqtt::{Connection, LastWill, Message, Retention};
 use serde::Serialize;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -60,6 +59,12 @@ pub fn queue_origin(message: &Message, worker: &str) -> RequestOrigin {
     }
 }
 
+/// The pool in a document on presence.
+#[derive(Serialize)]
+struct Pool<'a> {
+    name: &'a str,
+}
+
 /// The retained document on `jobs/workers/{workerId}` (docs/reference.md, "Topics").
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -71,7 +76,7 @@ struct Presence<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     waiting_for: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pool: Option<Value>,
+    pool: Option<Pool<'a>>,
     since: &'a str,
     version: &'static str,
 }
@@ -184,7 +189,7 @@ impl Messages {
             state,
             job,
             waiting_for,
-            pool: self.pool.as_deref().map(|name| json!({ "name": name })),
+            pool: self.pool.as_deref().map(|name| Pool { name }),
             since,
             version: env!("CARGO_PKG_VERSION"),
         };
@@ -234,22 +239,24 @@ fn shorten(document: Vec<u8>, limit: usize) -> Vec<u8> {
         let cut = text.char_indices().nth(KEPT_CHARACTERS);
         let value = match (name, cut) {
             ("steps" | "origin", _) => continue,
-            ("error" | "warning", Some((end, _))) => {
-                json!(format!("{}…", &text[..end])).to_string()
-            }
+            ("error" | "warning", Some((end, _))) => quoted(&format!("{}…", &text[..end])),
             ("logFile", Some(_)) => "null".to_owned(),
             (_, Some(_)) => continue,
             (_, None) => raw.get().to_owned(),
         };
-        short += &format!("{}:{value},", json!(name));
+        short += &format!("{}:{value},", quoted(name));
     }
     (short + r#""truncated":true}"#).into_bytes()
+}
+
+fn quoted(text: &str) -> String {
+    serde_json::to_string(text).unwrap_or_default() // a string always serialises
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     #[test]
     fn an_identity_differs_with_each_of_its_parts() {

@@ -2,7 +2,6 @@
 
 use super::json::{self, Object};
 use serde_json::value::RawValue;
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// The largest `job.json` that is read, in bytes.
@@ -26,8 +25,8 @@ pub struct Step {
 pub struct Definition {
     /// What to run, in this order; `None` where it does not say.
     pub steps: Option<Vec<Step>>,
-    /// Added to the environment of each step.
-    pub env: BTreeMap<String, String>,
+    /// Added to the environment of each step; the last one of a name counts.
+    pub env: Vec<(String, String)>,
     /// Limit of the whole job.
     pub timeout: Option<Duration>,
     /// How many attempts a job gets whose worker dies.
@@ -75,11 +74,11 @@ impl Definition {
             let items = items.iter().map(Box::as_ref).enumerate();
             items.filter_map(read).collect()
         });
-        let mut env = BTreeMap::new();
+        let mut env = Vec::new();
         let variables = object.take("env", Object::of);
         for (name, value) in variables.into_iter().flat_map(Object::rest) {
             match variable(&name, &value) {
-                Ok(text) => drop(env.insert(name, text)),
+                Ok(text) => env.push((name, text)),
                 Err(e) => faults.push(format!("`env` {}: {e}", json::brief(&name))),
             }
         }
@@ -207,8 +206,13 @@ mod tests {
             (Some("tests"), Some(Duration::from_secs(600)))
         );
         assert!(steps[2].always && !steps[1].always);
-        assert_eq!(job.env["PORT"], "8080");
-        assert_eq!(job.env["DEBUG"], "false");
+        let env = [
+            ("DEBUG", "false"),
+            ("NODE_ENV", "production"),
+            ("PORT", "8080"),
+        ];
+        let env = env.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(job.env, env);
         assert_eq!(job.timeout, Some(Duration::from_millis(500)));
         assert_eq!(job.max_attempts, Some(3));
     }

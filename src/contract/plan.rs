@@ -3,7 +3,6 @@
 use super::definition::{Definition, Step};
 use super::json::FOREVER;
 use super::seconds;
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// What a job will do.
@@ -11,8 +10,8 @@ use std::time::Duration;
 pub struct Plan {
     /// What to run, in this order.
     pub steps: Vec<Step>,
-    /// Added to the environment of each step.
-    pub env: BTreeMap<String, String>,
+    /// Added to the environment of each step; the last one of a name counts.
+    pub env: Vec<(String, String)>,
     /// Limit of the whole job.
     pub timeout: Option<Duration>,
     /// The variable that has set that limit, in parentheses, where it is not the job's own.
@@ -148,7 +147,9 @@ mod tests {
             r#"{"id": 1, "workDir": "x", "steps": ["r"], "env": {"B": "r"}, "timeoutSeconds": 2, "maxAttempts": 1}"#,
         ));
         assert_eq!((over.steps[0].run.as_str(), over.max_attempts), ("r", 1));
-        assert_eq!((over.env["A"].as_str(), over.env["B"].as_str()), ("f", "r"));
+        let env = [("A", "f"), ("B", "f"), ("B", "r")];
+        let env = env.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(over.env, env, "the last one of a name counts");
         assert_eq!(over.timeout, Some(Duration::from_secs(2)));
         let bare = request(r#"{"id": 1, "workDir": "x", "steps": []}"#);
         assert!(plan(&bare).steps.is_empty(), "no steps are steps, too");

@@ -4,7 +4,7 @@
 use super::definition::Definition;
 use super::json::{self, Object};
 use super::topics::JobId;
-use serde_json::json;
+use serde::Serialize;
 use serde_json::value::RawValue;
 
 /// The largest request that is run, in bytes of payload.
@@ -115,13 +115,23 @@ fn key(raw: &RawValue) -> Result<String, String> {
     }
 }
 
+#[derive(Serialize)]
+struct Notice<'a> {
+    error: &'a str,
+    payload: &'a str,
+    worker: &'a str,
+}
+
 /// The message on `jobs/rejected` for a request that cannot be answered by id (docs/reference.md, "Bad input").
 pub fn rejection_notice(worker: &str, error: &str, payload: &[u8]) -> Vec<u8> {
     let shown = String::from_utf8_lossy(&payload[..payload.len().min(SHOWN_PAYLOAD_BYTES)]);
-    // a replacement character is longer than the byte that it replaces
-    let shown = &shown[..shown.floor_char_boundary(SHOWN_PAYLOAD_BYTES)];
-    let notice = json!({ "worker": worker, "error": error, "payload": shown });
-    notice.to_string().into_bytes()
+    let notice = Notice {
+        error,
+        // a replacement character is longer than the byte that it replaces
+        payload: &shown[..shown.floor_char_boundary(SHOWN_PAYLOAD_BYTES)],
+        worker,
+    };
+    serde_json::to_vec(&notice).unwrap_or_default() // strings always serialise
 }
 
 /// The identity of what a person runs.

@@ -25,9 +25,9 @@ fn assert_success(job: &Finished) {
 fn job_json_is_read_once_and_the_request_wins() {
     let good = json!(["success", "", 0]);
     Site::start().jobs(&json!([
-        { "job": { "steps": ["echo from the file"], "env": { "KEPT": "yes" } },
-            "request": { "steps": ["echo from the request, kept: $KEPT"] }, "ends": good,
-            "output": "from the request, kept: yes\n" },
+        { "job": { "steps": ["echo from the file"], "env": { "KEPT": "yes", "BOTH": "the file's" } },
+            "request": { "steps": ["echo from the request, kept: $KEPT, $BOTH"], "env": { "BOTH": "the request's" } }, "ends": good,
+            "output": "from the request, kept: yes, the request's\n" },
         { "job": { "steps": ["echo '{\"steps\": []}' > job.json", "echo still here"] }, "ends": good,
             "output": "still here\n" },
         // it is not waited for where the request has the steps
