@@ -6,6 +6,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags};
 use std::fs::File;
 use std::io::{self, Write};
+use std::sync::OnceLock;
 
 /// How long a line is at most: a pipe takes that much whole or not at all (PIPE_BUF), and the journal of systemd does not split it.
 const LINE: usize = 4096;
@@ -16,8 +17,8 @@ struct Logger {
     /// Lines go to the journal of systemd, which has the time and takes a priority.
     is_journal: bool,
     shows_time: bool,
-    /// Stderr, opened once more so as not to block; `None` where it cannot be had so.
-    out: Option<File>,
+    /// Stderr, opened once more at the first line so as not to block; `None` where it cannot be had so.
+    out: OnceLock<Option<File>>,
 }
 
 /// What a text for `RUST_LOG` asks for; `None` where it cannot be used.
@@ -43,30 +44,31 @@ pub fn start(shows_time: bool) {
     let text = std::env::var("RUST_LOG").unwrap_or_default();
     // one that cannot be used is told as an error
     let filter = filter(&text).or(filter("info")).unwrap_or_default();
-    let stderr = rustix::fs::fstat(io::stderr()).ok();
-    let stream = stderr.map(|file| format!("{}:{}", file.st_dev, file.st_ino));
-    let is_journal = stream.is_some() && std::env::var("JOURNAL_STREAM").ok() == stream;
-    // A pipe or a terminal is opened once more, since not to block is a matter of the open file, and that one is shared with
-    // all who have it as stderr.
-    let is_waited_for = |file: &rustix::fs::Stat| {
-        matches!(
-            FileType::from_raw_mode(file.st_mode),
-            FileType::Fifo | FileType::CharacterDevice
-        )
-    };
-    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let again = |_| rustix::fs::open("/proc/self/fd/2", flags, Mode::empty()).ok();
-    let out = stderr.filter(is_waited_for).and_then(again).map(File::from);
+    let is_journal = std::env::var("JOURNAL_STREAM").is_ok_and(|stream| {
+        let stderr = rustix::fs::fstat(io::stderr());
+        stderr.is_ok_and(|file| stream == format!("{}:{}", file.st_dev, file.st_ino))
+    });
     let level = filter.iter().map(|(_, level)| *level).max();
     let logger = Box::new(Logger {
         filter,
         is_journal,
         shows_time: shows_time && !is_journal,
-        out,
+        out: OnceLock::new(),
     });
     if log::set_logger(Box::leak(logger)).is_ok() {
         log::set_max_level(level.unwrap_or(LevelFilter::Off));
     }
+}
+
+/// A pipe or a terminal is opened once more, since not to block is a matter of the open file, and that one is shared with all who
+/// have it as stderr.
+fn open_stderr() -> Option<File> {
+    let mode = rustix::fs::fstat(io::stderr()).ok()?.st_mode;
+    let kind = FileType::from_raw_mode(mode);
+    let is_waited_for = matches!(kind, FileType::Fifo | FileType::CharacterDevice);
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let again = || rustix::fs::open("/proc/self/fd/2", flags, Mode::empty());
+    is_waited_for.then(again)?.ok().map(File::from)
 }
 
 impl Logger {
@@ -107,7 +109,7 @@ impl Log for Logger {
     fn log(&self, record: &Record) {
         if self.enabled(record.metadata()) {
             let line = self.line(record.level(), &record.args().to_string());
-            let _ = match &self.out {
+            let _ = match self.out.get_or_init(open_stderr) {
                 Some(out) => (&*out).write(line.as_bytes()),
                 None if can_be_written() => io::stderr().write(line.as_bytes()),
                 None => Ok(0),
@@ -135,7 +137,7 @@ mod tests {
             filter: super::filter(filter).unwrap(),
             is_journal,
             shows_time: false,
-            out: None,
+            out: OnceLock::new(),
         }
     }
 
