@@ -207,8 +207,9 @@ fn on_drive<T>(
     work: impl FnOnce(Config, Outbox<T>, Inbox<T>) -> Exit,
 ) -> Exit {
     begin(true, !is_supervised);
-    let Some((outbox, mut inbox)) = inbox::open() else {
-        return Exit::Defect;
+    let (outbox, mut inbox) = match inbox::open() {
+        Ok(ends) => ends,
+        Err(error) => return Exit::defect(&error),
     };
     let mut is_told = false;
     loop {
@@ -222,6 +223,9 @@ fn on_drive<T>(
         };
         if !std::mem::replace(&mut is_told, true) {
             log::warn!("{missing}: waiting until it is there");
+            if let Err(error) = inbox.hear_signals() {
+                return Exit::defect(&error);
+            }
         }
         match inbox.next(Some(Instant::now() + DRIVE_LOOK)) {
             Some(Event::Stop(_)) => return Exit::Stopped,

@@ -13,11 +13,11 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::time::{Duration, Instant};
 
 /// How long to stay awake for the next message: a broker nearby answers sooner than a sleeping processor wakes up.
-const LOOKOUT: Duration = Duration::from_micros(50);
+const LOOKOUT: Duration = Duration::from_micros(100);
 
 /// How much later than the first one a stop is a second one. Systemd, `timeout` and `supervise` may all tell us of one and the same.
 const SECOND_STOP: Duration = Duration::from_secs(1);
@@ -82,34 +82,18 @@ impl<T> Outbox<T> {
     }
 }
 
-/// Opens an inbox, which gets the signals of this process from now on; `None` where that cannot be, which is logged.
+/// Opens an inbox. From now on no signal ends this process; [`Inbox::hear_signals`] tells of those that have come since.
 ///
-/// To be called before anything else: the kernel ignores a signal to PID 1 that has no handler.
-pub fn open<T>() -> Option<(Outbox<T>, Inbox<T>)> {
-    try_open()
-        .inspect_err(|error| log::error!("no signal handlers: {error}"))
-        .ok()
-}
-
-fn try_open<T>() -> io::Result<(Outbox<T>, Inbox<T>)> {
+/// To be called before anything else: the kernel ignores a signal to PID 1 that has no handler and is not blocked.
+///
+/// # Errors
+/// The system has no room for a socket.
+pub fn open<T>() -> io::Result<(Outbox<T>, Inbox<T>)> {
+    SigSet::all().thread_block()?;
     let (bell, ring) = UnixStream::pair()?;
     ring.set_nonblocking(true)?;
-    let ignored = ignored_signals();
-    let is_heard =
-        |signal: &i32| matches!(*signal, SIGTERM | SIGINT) || ignored & (1 << (signal - 1)) == 0;
-    // between the moment at which a handler is there and the one at which it knows what to do, a signal would be lost
-    SigSet::all().thread_block()?;
-    // SIGXFSZ has a handler so that writing beyond RLIMIT_FSIZE is an error and not our end. Steps do not inherit it.
-    // All at once: each registration copies those before it
-    let signals = SignalDelivery::with_pipe(
-        bell,
-        ring.try_clone()?,
-        SignalOnly,
-        STOPS.into_iter().filter(is_heard).chain([SIGCHLD, SIGXFSZ]),
-    )?;
-    // A parent may have blocked some: we would wait for ever for the end of a step. In the background of a terminal with
-    // `stty tostop`, a line of our own log would stop us.
-    SigSet::from(Signal::SIGTTOU).thread_set_mask()?;
+    let none: [i32; 0] = [];
+    let signals = SignalDelivery::with_pipe(bell, ring.try_clone()?, SignalOnly, none)?;
     let (sender, sent) = mpsc::channel();
     let bell = Arc::new(ring);
     let inbox = Inbox {
@@ -126,13 +110,37 @@ fn try_open<T>() -> io::Result<(Outbox<T>, Inbox<T>)> {
 fn ignored_signals() -> u64 {
     let mut status = [0; 4096]; // in one piece: the kernel writes all of it anew for each
     let length = File::open("/proc/self/status").and_then(|mut file| file.read(&mut status));
-    let status = String::from_utf8_lossy(&status[..length.unwrap_or_default()]);
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+    let mut lines = status[..length.unwrap_or_default()].split(|byte| *byte == b'\n');
+    let mask = lines.find_map(|line| line.strip_prefix(b"SigIgn:\t"));
+    let mask = mask.and_then(|mask| std::str::from_utf8(mask).ok());
+    mask.and_then(|mask| u64::from_str_radix(mask, 16).ok())
         .unwrap_or_default()
 }
 
 impl<T> Inbox<T> {
+    /// Hears signals from now on, and those that have come since [`open`]. Some 30 system calls: a worker has time for them while the
+    /// broker answers. A thread or a child that is there before has all signals blocked.
+    ///
+    /// # Errors
+    /// What the kernel says of a handler.
+    pub fn hear_signals(&self) -> io::Result<()> {
+        let ignored = ignored_signals();
+        let is_heard = |signal: &i32| {
+            matches!(*signal, SIGTERM | SIGINT) || ignored & (1 << (signal - 1)) == 0
+        };
+        let stops = STOPS.into_iter().filter(is_heard);
+        // SIGXFSZ has a handler so that writing beyond RLIMIT_FSIZE is an error and not our end. Steps do not inherit it.
+        for signal in stops.chain([SIGCHLD, SIGXFSZ]) {
+            // they are all blocked: between the moment at which a handler is there and the one at which it knows what to do, a
+            // signal would be lost
+            self.signals.handle().add_signal(signal)?;
+        }
+        // A parent may have blocked some: we would wait for ever for the end of a step. In the background of a terminal with
+        // `stty tostop`, a line of our own log would stop us.
+        SigSet::from(Signal::SIGTTOU).thread_set_mask()?;
+        Ok(())
+    }
+
     /// Sleeps until something comes, and no longer than to `deadline`; `None` when that has passed. A passed deadline goes
     /// first, or a stream of events could put it off for ever.
     pub fn next(&mut self, deadline: Option<Instant>) -> Option<Event<T>> {
@@ -181,8 +189,8 @@ impl<T> Inbox<T> {
         loop {
             match self.sent.try_recv() {
                 Ok(message) => return Some(message),
-                Err(_) if now.elapsed() >= LOOKOUT => return None,
-                Err(_) => std::thread::yield_now(),
+                Err(TryRecvError::Empty) if now.elapsed() < LOOKOUT => std::thread::yield_now(),
+                Err(_) => return None,
             }
         }
     }
@@ -202,6 +210,12 @@ mod tests {
     use super::*;
     use signal_hook::low_level::raise;
 
+    fn heard<T>() -> (Outbox<T>, Inbox<T>) {
+        let (outbox, inbox) = open().unwrap();
+        inbox.hear_signals().unwrap();
+        (outbox, inbox)
+    }
+
     /// What comes in the end; the signals are those of the whole process, so other tests cause some, too.
     fn events<T>(inbox: &mut Inbox<T>) -> impl Iterator<Item = Event<T>> {
         std::iter::from_fn(|| inbox.next(Some(Instant::now() + Duration::from_secs(30))))
@@ -216,7 +230,7 @@ mod tests {
 
     #[test]
     fn threads_and_the_kernel_wake_it() {
-        let (outbox, mut inbox) = open().unwrap();
+        let (outbox, mut inbox) = heard();
         raise(SIGTERM).unwrap();
         // or the stop of another test, of which this one is a part then
         assert!(events(&mut inbox).any(|event| matches!(event, Event::Stop(_))));
@@ -230,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_passed_deadline_goes_first() {
-        let (outbox, mut inbox) = open().unwrap();
+        let (outbox, mut inbox) = heard();
         outbox.send(8);
         assert_eq!(inbox.next(Some(Instant::now())), None);
         assert_eq!(sent(&mut inbox), Some(8));
@@ -241,7 +255,7 @@ mod tests {
 
     #[test]
     fn the_end_of_a_child_is_seen_between_messages_and_a_full_socket_loses_none() {
-        let (outbox, mut inbox) = open().unwrap();
+        let (outbox, mut inbox) = heard();
         let count = 5000; // more than the socket holds
         (0..count).for_each(|n| outbox.send(n));
         raise(SIGCHLD).unwrap();
@@ -259,7 +273,7 @@ mod tests {
     /// However late we look at the second signal, it came when the first one did.
     #[test]
     fn stops_of_one_moment_are_one() {
-        let (_outbox, mut inbox) = open::<()>().unwrap();
+        let (_outbox, mut inbox) = heard::<()>();
         let now = Instant::now();
         let stops = |inbox: &mut Inbox<()>, signal: i32, seconds: u64| {
             raise(signal).unwrap();

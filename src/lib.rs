@@ -29,6 +29,7 @@
 )]
 
 use std::hash::{BuildHasher, RandomState};
+use std::io;
 use std::sync::OnceLock;
 
 mod backoff;
@@ -81,6 +82,12 @@ impl Exit {
             Self::Config => 78,
             Self::Of(code) => code,
         }
+    }
+
+    /// The system lacks what every worker needs: threads, descriptors, signal handlers.
+    fn defect(error: &io::Error) -> Self {
+        log::error!("cannot begin: {error}");
+        Self::Defect
     }
 }
 

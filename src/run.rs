@@ -25,8 +25,10 @@ const END_LOOK: Duration = Duration::from_millis(2);
 
 /// Runs the job in `dir`; its log also goes to stdout.
 pub fn run(config: &JobConfig, worker: &str, dir: &OsStr, id: Option<&str>) -> Exit {
-    let Some((outbox, mut inbox)) = inbox::open() else {
-        return Exit::Defect;
+    let ends = inbox::open();
+    let (outbox, mut inbox) = match ends.and_then(|ends| ends.1.hear_signals().map(|()| ends)) {
+        Ok(ends) => ends,
+        Err(error) => return Exit::defect(&error),
     };
     process::adopt_orphans();
     let request = match request(dir, id) {

@@ -36,7 +36,11 @@ pub const SUPERVISED: &str = "--supervised";
 pub const STOPPED: u8 = 143;
 
 /// Keeps a worker alive until a signal asks us to stop, and ends with the last worker's status.
-pub fn run(config: Config, _: Outbox<Infallible>, mut inbox: Inbox<Infallible>) -> Exit {
+pub fn run(config: Config, outbox: Outbox<Infallible>, mut inbox: Inbox<Infallible>) -> Exit {
+    drop(outbox); // no thread of ours has anything to say
+    if let Err(error) = inbox.hear_signals() {
+        return Exit::defect(&error);
+    }
     process::adopt_orphans();
     let mut program = Program::of_this_process();
     let mut backoff = Backoff::new(FIRST_PAUSE, LAST_PAUSE);

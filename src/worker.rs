@@ -66,19 +66,19 @@ struct Worker {
 
 /// Waits for one job, runs it, publishes its result (`job-worker`).
 pub fn run(config: Config, outbox: Outbox<Heard>, inbox: Inbox<Heard>) -> Exit {
-    process::adopt_orphans();
     let pool = config.pool.as_ref().map(|pool| pool.name.clone());
     let messages = Messages::new(config.topics.clone(), &config.worker_id, pool);
     let unread = Unread::default();
     let sender = outbox.clone();
     let sink = move |event| sender.send(Heard::Broker(event));
-    let link = match mqtt::open(settings(&config, &messages), unread.clone(), sink) {
+    let link = mqtt::open(settings(&config, &messages), unread.clone(), sink);
+    // the thread of the connection goes first: there is time for the rest while the broker answers
+    std::thread::yield_now();
+    let link = match link.and_then(|link| inbox.hear_signals().map(|()| link)) {
         Ok(link) => link,
-        Err(error) => {
-            log::error!("no thread for the connection: {error}");
-            return Exit::Defect;
-        }
+        Err(error) => return Exit::defect(&error),
     };
+    process::adopt_orphans();
     // the process ends with it: taking it apart would only delay that
     let mut worker = ManuallyDrop::new(Worker {
         config,
