@@ -104,7 +104,6 @@ impl Member {
             sender: sender.clone(),
             happenings,
             lock: None,
-            is_new: false,
             known: None,
             is_stuck: false,
             told: String::new(),
@@ -142,9 +141,8 @@ struct Head {
     sender: Sender<Happening>,
     happenings: Receiver<Happening>,
     lock: Option<File>,
-    /// This member has made the directory, and has not seen the session yet.
-    is_new: bool,
-    /// The drive on which it has seen the pool in use: there was a claim, or something done, or a head with the session.
+    /// The drive on which it has seen the pool in use: there was a claim, or something done, or a head with the session. A directory that
+    /// it makes anew there is the same pool's.
     known: Option<Root>,
     /// The drive did not take the last request.
     is_stuck: bool,
@@ -420,7 +418,7 @@ fn write_claim(place: &Place, name: &Name, message: &Message) -> io::Result<Clai
 
 /// Makes something done that is newer than all else, and has no identification.
 fn mark_newest(place: &Place, names: &[Name]) -> io::Result<Name> {
-    let name = Name::next(names, "0".into(), "0".into(), None);
+    let name = Name::mark(names);
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
     place.dir.open_file(&name.to_string(), flags)?;
     place.dir.sync()?;

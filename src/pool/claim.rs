@@ -57,6 +57,11 @@ impl Name {
         }
     }
 
+    /// The name of something done that is no request.
+    pub fn mark(names: &[Self]) -> Self {
+        Self::next(names, "0".into(), CONFIRMED.into(), None)
+    }
+
     /// Reads a name; `None` where it is none of ours.
     pub fn parse(text: &str) -> Option<Self> {
         let parts: Vec<&str> = text.split('-').collect();

@@ -30,13 +30,11 @@ impl Head {
     /// Waits until we are the head. What is on the drive is reached by its path: the drive may be mounted anew, or removed.
     pub(super) fn lock_head(&mut self) -> Result<Place, Event> {
         loop {
-            let opened = Place::open(&self.pool, self.config.job.durability);
-            let (place, made) = opened.map_err(|error| place::end(&path(&self.pool), &error))?;
-            // made anew by one that has seen it in use on this drive, it is the same pool's
-            self.is_new |= made.is_some() && self.known != Some(place.root);
+            let opened = Place::open(&self.pool, self.config.job.durability, self.known);
+            let place = opened.map_err(|error| place::end(&path(&self.pool), &error))?;
             place.may_be_used()?;
             let told = |error: io::Error| place::end(&place.path.join(LOCK), &error);
-            let lock = made.map_or_else(|| place.open_lock(), Ok).map_err(told)?;
+            let lock = place.open_or_make_lock().map_err(told)?;
             agree(&place, &lock, &self.agreement)?;
             let lock = match lock.try_lock() {
                 Ok(()) => lock,
@@ -53,16 +51,24 @@ impl Head {
                 }
             };
             if place.is_in_place(&lock) {
-                if !agree(&place, &lock, &self.agreement)? {
-                    // new, or that of an earlier version
-                    lock.set_len(0)
-                        .and_then(|()| lock.write_all_at(self.agreement.as_bytes(), 0))
-                        .map_err(|error| place::end(&place.path.join(LOCK), &error))?;
-                }
+                agree(&place, &lock, &self.agreement)?;
                 self.lock = Some(lock);
                 return Ok(place);
             }
         }
+    }
+
+    /// The broker has let us in: the pool is in use, and this is its drive.
+    pub(super) fn write_agreement(&self, place: &Place) -> Result<(), Event> {
+        if let Some(lock) = &self.lock
+            && !agree(place, lock, &self.agreement)?
+        {
+            // new, or that of an earlier version
+            lock.set_len(0)
+                .and_then(|()| lock.write_all_at(self.agreement.as_bytes(), 0))
+                .map_err(|error| place::end(&place.path.join(LOCK), &error))?;
+        }
+        Ok(())
     }
 
     fn wait_for(&mut self, place: &Place, lock: File) -> Result<File, Event> {

@@ -2,7 +2,7 @@
 
 use super::claim::Name;
 use super::lock::{agree, agreement, no_locks};
-use super::{Event, unusable};
+use super::{Event, mark_newest, unusable};
 use crate::config::{Config, Durability, POOLS, PoolConfig};
 use crate::job::{WorkDir, are_the_same};
 use crate::random;
@@ -48,22 +48,22 @@ pub fn path(pool: &PoolConfig) -> PathBuf {
 }
 
 impl Place {
-    /// Opens the directory by its path. Makes it where it does not exist, and then has its lock.
+    /// Opens the directory by its path. Makes it where it does not exist; where `JOB_ROOT` is `known`, as one that is in use.
     ///
     /// # Errors
     /// What the system said.
-    pub fn open(pool: &PoolConfig, durability: Durability) -> io::Result<(Self, Option<File>)> {
+    pub fn open(
+        pool: &PoolConfig,
+        durability: Durability,
+        known: Option<Root>,
+    ) -> io::Result<Self> {
         let path = path(pool);
         let root = fs::metadata(&pool.root)?;
-        let made = make(&path, durability)?;
+        let root = (root.dev(), root.ino());
+        make(&path, durability, known == Some(root))?;
         let dir = WorkDir::open(path.clone(), Some(&pool.root), durability);
         let dir = dir.map_err(|error| io::Error::other(error.to_string()))?;
-        let place = Self {
-            path,
-            dir,
-            root: (root.dev(), root.ino()),
-        };
-        Ok((place, made))
+        Ok(Self { path, dir, root })
     }
 
     /// What a member would find: a line for a person, who only looks.
@@ -81,7 +81,7 @@ impl Place {
             if there != path {
                 return Ok(format!("{shown} does not exist: the first member makes it"));
             }
-            let (place, _) = Self::open(pool, Durability::Cache).map_err(told)?;
+            let place = Self::open(pool, Durability::Cache, None).map_err(told)?;
             let (names, _) = place.list().map_err(told)?;
             let claims = names.iter().filter(|name| name.taken.is_some()).count();
             let held = match place.dir.contains(LOCK) {
@@ -129,7 +129,7 @@ impl Place {
     /// # Errors
     /// What the system said.
     pub fn make(&self) -> io::Result<()> {
-        make(&self.path, self.dir.durability).map(drop)
+        make(&self.path, self.dir.durability, true)
     }
 
     /// What is in the directory that the path leads to now: the claims and what is done, in the order of taking, and what does not count.
@@ -168,6 +168,17 @@ impl Place {
         self.dir.open_file(LOCK, OFlags::RDWR | OFlags::CREATE)
     }
 
+    /// The same. A directory without a lock was made by hand: it is marked before it has one, so that no member takes it for a new one.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub(super) fn open_or_make_lock(&self) -> io::Result<File> {
+        if !self.dir.contains(LOCK) && self.list()?.0.is_empty() {
+            mark_newest(self, &[])?;
+        }
+        self.open_lock()
+    }
+
     /// Whether the path still leads to this lock: the directory may be removed, or a drive mounted over it.
     pub fn is_in_place(&self, lock: &File) -> bool {
         are_the_same(stat(self.path.join(LOCK)), fstat(lock))
@@ -178,18 +189,18 @@ impl Place {
         statfs(&self.path).is_ok_and(|system| NETWORK.contains(&(system.f_type as u64)))
     }
 
-    /// When the head has touched its lock last. The line in it is written before.
+    /// When a head that the broker had let in has touched its lock last. The line in it is written before.
     pub fn touched(&self) -> Option<SystemTime> {
         let lock = fs::metadata(self.path.join(LOCK)).ok()?;
         lock.modified().ok().filter(|_| lock.len() > 0)
     }
 
-    /// Removes the directory that this member has just made.
+    /// Removes a new directory, which is no other member's at any moment.
     pub fn remove_new(&self) {
-        let removed = self
-            .dir
-            .remove(LOCK)
-            .and_then(|()| fs::remove_dir(&self.path));
+        let away = self.path.with_file_name(uncounted());
+        let removed = fs::rename(&self.path, &away)
+            .and_then(|()| self.dir.remove(LOCK))
+            .and_then(|()| fs::remove_dir(away));
         if let Err(error) = removed {
             log::warn!("{}: {error}", self.path.display());
         }
@@ -211,46 +222,44 @@ pub fn touch(lock: &File) {
     }
 }
 
-/// Makes the directory with its lock, which is ours from the first moment: whether the queue is this drive's is found out before
-/// another member may be the head. `None` where the directory is there already. No member makes `JOB_ROOT` itself: it may be the
-/// place of a drive that is not mounted yet.
-fn make(path: &Path, durability: Durability) -> io::Result<Option<File>> {
+/// Makes the directory with its lock where it is not there. Nothing else is in there, and nothing in its lock, until the first head
+/// knows that the queue is this drive's; unless the pool is in use. No member makes `JOB_ROOT` itself: it may be the place of a drive
+/// that is not mounted yet.
+fn make(path: &Path, durability: Durability, is_in_use: bool) -> io::Result<()> {
     if path.try_exists()? {
-        return Ok(None);
+        return Ok(());
     }
     let pools = path.parent().unwrap_or(path);
     match fs::create_dir(pools) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    let new = pools.join(format!(".new-{:016x}", random()));
+    let new = pools.join(uncounted());
     fs::create_dir(&new)?;
-    let made = lock_in(&new).and_then(|lock| fs::rename(&new, path).map(|()| lock));
+    let mark = is_in_use.then(|| Name::mark(&[]).to_string());
+    let mut files = mark.into_iter().chain([LOCK.to_owned()]);
+    let made = files
+        .try_for_each(|name| File::create(new.join(name)).map(drop))
+        .and_then(|()| fs::rename(&new, path));
     match made {
-        Ok(lock) => {
-            if durability == Durability::Disk {
-                for above in path.ancestors().skip(1).take(2) {
-                    File::open(above)?.sync_all()?;
-                }
-            }
-            Ok(Some(lock))
+        Ok(()) if durability == Durability::Disk => {
+            let mut above = path.ancestors().take(3);
+            above.try_for_each(|above| File::open(above)?.sync_all())
         }
+        Ok(()) => Ok(()),
         Err(error) => {
             let _ = fs::remove_dir_all(&new); // it counts for nothing
             match error.kind() {
-                io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists => Ok(None),
+                io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists => Ok(()),
                 _ => Err(error),
             }
         }
     }
 }
 
-fn lock_in(new: &Path) -> io::Result<File> {
-    let mut options = File::options();
-    let lock = options.read(true).write(true).create_new(true);
-    let lock = lock.open(new.join(LOCK))?;
-    lock.try_lock()?;
-    Ok(lock)
+/// The name of a directory that does not count.
+fn uncounted() -> String {
+    format!(".new-{:016x}", random())
 }
 
 /// Whether a name is that of a claim of version 0.2: `c-KEY-DIRECTORY`.

@@ -74,9 +74,10 @@ impl Head {
             connection: connection.clone(),
             early: VecDeque::new(),
         });
-        if resumed && self.is_new {
+        if resumed && names.is_empty() && place.touched().is_none() {
             return Err(self.another_drive(place));
         }
+        self.write_agreement(place)?;
         if !resumed {
             log::info!(
                 "the broker has no session for the pool {}: the queue begins now, and is empty",
@@ -88,7 +89,6 @@ impl Head {
             let marked = mark_newest(place, names);
             names.push(marked.map_err(|error| place::end(&place.path, &error))?);
         }
-        self.is_new = false;
         connection.subscribe();
         loop {
             match (

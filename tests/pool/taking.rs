@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::members::{await_queue, make_pool, member_of, supervised};
+use super::support::broker::{Packet, Verdict};
 use super::support::controller::Controller;
 use super::support::mount::Mount;
 use super::support::pool::await_no_claims;
@@ -183,6 +184,35 @@ fn members_that_find_the_queue_and_no_directory_for_it_end_and_take_nothing() {
     make_pool(&site);
     let _member = supervised(&site, "m", "5");
     assert_eq!(site.result("a").json()["worker"], "m");
+}
+
+/// A member that has made the directory may not live to see the session: the next head is no wiser than the first.
+#[test]
+fn members_on_another_drive_take_nothing_when_the_first_head_is_cut_off() {
+    let site = Site::scripted();
+    let mut owner = site.idle_worker(with(&[("WORKER_ID", "the-pool")]));
+    owner.stop();
+    site.submit("a", json!({ "steps": ["true"] }));
+    let mut cuts = 1;
+    site.broker.set_script(move |step| match step.packet {
+        Packet::Connect { client_id, .. } if client_id == "the-pool" && cuts > 0 => {
+            cuts -= 1;
+            Verdict::CutBefore
+        }
+        _ => Verdict::Pass,
+    });
+    let another = site.directory("another");
+    let mut members = ["m1", "m2"].map(|name| {
+        site.worker(|command| {
+            member_of(&site, name, "5")(command);
+            command.env("JOB_ROOT", &another);
+        })
+    });
+    for member in &mut members {
+        member.exits_with(78);
+    }
+    assert_eq!(site.broker.queued("the-pool"), 1);
+    assert_eq!(names(&another.join(".job-worker")), [""; 0]);
 }
 
 /// What it would find in an empty mount point are no directories of jobs: it would reject what is queued.
