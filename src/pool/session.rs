@@ -18,18 +18,21 @@ const CONFIRM_WAIT: Duration = Duration::from_secs(2);
 /// The longest silence of a waiting head before it asks the broker whether it is there: others wait for the head.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
-/// The connection of the head, once the broker has let it in.
+/// The connection of the head.
 pub struct Session {
     /// Ends with it: nothing more is heard of it.
     _link: Link,
-    connection: Arc<Connection>,
+    /// The latest one that stands.
+    connection: Option<Arc<Connection>>,
     /// What the broker had for us before it granted the subscription.
     early: VecDeque<Message>,
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.connection.disconnect();
+        if let Some(connection) = &self.connection {
+            connection.disconnect();
+        }
     }
 }
 
@@ -60,20 +63,36 @@ impl Head {
             let seconds = ANSWER_WAIT.as_secs();
             Event::Trouble(format!("the broker does not answer within {seconds} s"))
         };
-        let (connection, resumed) = loop {
-            if let mqtt::Event::Connected {
-                connection,
-                resumed,
-            } = self.next_event(deadline)?.ok_or_else(slow)?
-            {
-                break (connection, resumed);
-            }
-        };
         self.session = Some(Session {
             _link: link,
-            connection: connection.clone(),
+            connection: None,
             early: VecDeque::new(),
         });
+        loop {
+            let event = self.next_event(deadline)?.ok_or_else(slow)?;
+            match (event, &mut self.session) {
+                (
+                    mqtt::Event::Connected {
+                        connection,
+                        resumed,
+                    },
+                    Some(session),
+                ) => {
+                    // once more where the link has learned what the broker does not have
+                    session.connection = Some(connection.clone());
+                    session.early.clear();
+                    self.greeted(place, names, resumed)?;
+                    connection.subscribe();
+                }
+                (mqtt::Event::Ready, _) => return Ok(()),
+                (mqtt::Event::Message(message), Some(session)) => session.early.push_back(message),
+                _ => {}
+            }
+        }
+    }
+
+    /// The broker has let us in.
+    fn greeted(&self, place: &Place, names: &mut Vec<Name>, resumed: bool) -> Result<(), Event> {
         if resumed && names.is_empty() && place.touched().is_none() {
             return Err(self.another_drive(place));
         }
@@ -89,17 +108,7 @@ impl Head {
             let marked = mark_newest(place, names);
             names.push(marked.map_err(|error| place::end(&place.path, &error))?);
         }
-        connection.subscribe();
-        loop {
-            match (
-                self.next_event(deadline)?.ok_or_else(slow)?,
-                &mut self.session,
-            ) {
-                (mqtt::Event::Ready, _) => return Ok(()),
-                (mqtt::Event::Message(message), Some(session)) => session.early.push_back(message),
-                _ => {}
-            }
-        }
+        Ok(())
     }
 
     /// The queue is there, and its directory was not: that is on another drive, with the claims.
@@ -168,11 +177,15 @@ impl Head {
         }
     }
 
+    fn connection(&self) -> Option<Arc<Connection>> {
+        self.session.as_ref()?.connection.clone()
+    }
+
     /// A retained request comes at each SUBSCRIBE over MQTT 3.1.1: as a claim, it would come for ever.
     fn reject_retained(&self, message: &Message) {
         log::warn!("request rejected: {RETAINED}");
         let notice = rejection_notice(&self.config.worker_id, RETAINED, &message.payload);
-        if let Some(Session { connection, .. }) = &self.session {
+        if let Some(connection) = self.connection() {
             connection.publish(&self.config.topics.rejected, notice);
             if let Some(packet_id) = message.packet_id {
                 connection.acknowledge(packet_id);
@@ -183,7 +196,7 @@ impl Head {
     /// Acknowledges a request and ends the connection. Whether the broker has answered what came behind: then it has the acknowledgement.
     /// That the connection ends does not say so, since that of a broker that dies at this moment does, too.
     pub(super) fn acknowledge(&mut self, packet_id: Option<u16>) -> bool {
-        let Some(Session { connection, .. }) = &self.session else {
+        let Some(connection) = self.connection() else {
             return false;
         };
         if let Some(packet_id) = packet_id {

@@ -105,6 +105,34 @@ fn what_the_broker_says_to_the_head_is_told() {
     }
 }
 
+/// Only its answer to the subscription says so, and each head has to find out.
+#[test]
+fn a_pool_does_without_subscription_identifiers() {
+    type Answer = fn(u16) -> Packet;
+    let answers: [Answer; 2] = [
+        |pkid| Packet::SubAck {
+            pkid,
+            codes: vec![0xa1],
+        },
+        |_| Packet::Disconnect { code: 0xa1 },
+    ];
+    for answer in answers {
+        let site = Site::scripted();
+        site.broker.set_script(move |step| match step.packet {
+            Packet::Subscribe {
+                pkid,
+                identifier: Some(_),
+                ..
+            } => Verdict::Answer(answer(*pkid)),
+            _ => Verdict::Pass,
+        });
+        for member in ["a", "b"] {
+            let mut member = site.idle_worker(member_of(&site, member, "5"));
+            site.runs_a_job(&mut member);
+        }
+    }
+}
+
 on_both_protocols!(a_request_whose_acknowledgement_the_broker_does_not_live_to_read_runs_once);
 
 /// The broker ends the connection as one does that is killed, which looks as if it had dealt with all.
