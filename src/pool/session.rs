@@ -15,6 +15,9 @@ const ANSWER_WAIT: Duration = Duration::from_secs(5);
 /// How long it may take to answer what comes behind the acknowledgement.
 const CONFIRM_WAIT: Duration = Duration::from_secs(2);
 
+/// The same for a head that is asked to stop. It ends before a second stop may come, which would leave the claim as that of a dead member.
+const STOP_WAIT: Duration = Duration::from_millis(500);
+
 /// The longest silence of a waiting head before it asks the broker whether it is there: others wait for the head.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
@@ -203,12 +206,15 @@ impl Head {
             connection.acknowledge(packet_id);
         }
         connection.subscribe();
-        let deadline = Instant::now() + CONFIRM_WAIT;
+        let mut deadline = Instant::now() + CONFIRM_WAIT;
         let is_confirmed = loop {
             match self.next_event(deadline) {
                 Ok(Some(mqtt::Event::Ready)) => break true,
                 Ok(Some(_)) => {}
-                Err(Event::Left) => self.stopping = true,
+                Err(Event::Left) => {
+                    self.stopping = true;
+                    deadline = deadline.min(Instant::now() + STOP_WAIT);
+                }
                 Ok(None) | Err(_) => break false,
             }
         };

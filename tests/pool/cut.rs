@@ -10,6 +10,7 @@ use super::members::{member_of, supervised};
 use super::support::broker::{Packet, Verdict};
 use super::support::pool::await_no_claims;
 use super::support::site::{Site, read};
+use super::support::wait;
 
 #[test]
 fn a_head_that_is_cut_off_frees_the_head() {
@@ -131,6 +132,27 @@ fn a_pool_does_without_subscription_identifiers() {
             site.runs_a_job(&mut member);
         }
     }
+}
+
+/// The claim is there already, and the broker does not say whether it has the acknowledgement.
+#[test]
+fn a_stop_of_a_head_that_has_just_made_a_claim_is_no_attempt() {
+    let site = Site::scripted();
+    site.broker.set_script(|step| match step.packet {
+        Packet::SubAck { pkid, .. } if step.client == "the-pool" && *pkid > 1 => Verdict::Drop,
+        _ => Verdict::Pass,
+    });
+    let mut head = site.idle_worker(|command| {
+        member_of(&site, "a", "5")(command);
+        command.env("JOB_STOP_GRACE", "0");
+    });
+    site.submit("a", json!({ "steps": ["true"], "maxAttempts": 1 }));
+    wait::until("a claim", || !site.claims().is_empty());
+    head.stop();
+    site.broker.set_script(|_| Verdict::Pass);
+    let mut next = site.worker(member_of(&site, "b", "5"));
+    site.succeeds("a");
+    next.exits_with(0);
 }
 
 on_both_protocols!(a_request_whose_acknowledgement_the_broker_does_not_live_to_read_runs_once);
