@@ -27,7 +27,7 @@ pub struct Session {
     _link: Link,
     /// The latest one that stands.
     connection: Option<Arc<Connection>>,
-    /// What the broker had for us before it granted the subscription.
+    /// What the broker had for us at QoS 1 before it granted the subscription.
     early: VecDeque<Message>,
 }
 
@@ -88,7 +88,10 @@ impl Head {
                     connection.subscribe();
                 }
                 (mqtt::Event::Ready, _) => return Ok(()),
-                (mqtt::Event::Message(message), Some(session)) => session.early.push_back(message),
+                // no broker sends many at QoS 1 that are not acknowledged
+                (mqtt::Event::Message(message), Some(session)) if message.packet_id.is_some() => {
+                    session.early.push_back(message)
+                }
                 _ => {}
             }
         }

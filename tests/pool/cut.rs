@@ -9,6 +9,7 @@ use serde_json::json;
 use super::members::{member_of, supervised};
 use super::support::broker::{Packet, Verdict};
 use super::support::pool::await_no_claims;
+use super::support::processes::peak_memory;
 use super::support::site::{Site, read};
 use super::support::wait;
 
@@ -153,6 +154,36 @@ fn a_stop_of_a_head_that_has_just_made_a_claim_is_no_attempt() {
     let mut next = site.worker(member_of(&site, "b", "5"));
     site.succeeds("a");
     next.exits_with(0);
+}
+
+#[test]
+fn what_comes_at_qos_0_before_the_subscription_is_granted_fills_no_memory() {
+    let site = Site::scripted();
+    site.broker.set_script(|step| match step.packet {
+        Packet::SubAck { .. } if step.client == "the-pool" => Verdict::Drop,
+        _ => Verdict::Pass,
+    });
+    let head = site.worker(member_of(&site, "a", "5"));
+    let subscribed = |step: &Packet| matches!(step, Packet::Subscribe { filters, .. } if filters[0].0 == "jobs/pending");
+    wait::until("its SUBSCRIBE", || {
+        site.broker.sent().iter().any(subscribed)
+    });
+    let before = peak_memory(head.pid());
+    for _ in 0..300 {
+        let flood = Packet::Publish {
+            topic: "jobs/pending".into(),
+            payload: vec![b'x'; 100_000],
+            qos: 0,
+            dup: false,
+            retain: false,
+            pkid: 0,
+            subscription: None,
+        };
+        site.broker.send("the-pool", flood);
+    }
+    head.await_stderr("the broker does not answer within 5 s");
+    let after = peak_memory(head.pid());
+    assert!(after < before + 8 * 1024, "from {before} to {after} KiB");
 }
 
 on_both_protocols!(a_request_whose_acknowledgement_the_broker_does_not_live_to_read_runs_once);
