@@ -133,8 +133,11 @@ pub fn id_of(message: &Message) -> String {
 pub fn dir_of(message: &Message, root: &Path) -> String {
     let hash = match Request::parse(&message.payload) {
         Ok(request) => {
+            let path = root.join(request.work_dir);
+            // another host may have the drive elsewhere
+            let place = path.strip_prefix(root).unwrap_or(&path);
             // without `.` and what is doubled
-            let place: PathBuf = root.join(request.work_dir).components().collect();
+            let place: PathBuf = place.components().collect();
             fnv_1a(place.as_os_str().as_bytes())
         }
         Err(_) => fnv_1a(&message.payload),
@@ -410,7 +413,7 @@ mod tests {
 
     #[test]
     fn a_directory_is_told_by_its_path() {
-        let dir = |work_dir: &str| {
+        let dir_on = |root, work_dir: &str| {
             let payload = format!(r#"{{"id":"a","workDir":"{work_dir}"}}"#);
             let message = Message {
                 topic: "t".into(),
@@ -420,11 +423,15 @@ mod tests {
                 subscription: None,
                 retained: false,
             };
-            dir_of(&message, Path::new("/data"))
+            dir_of(&message, Path::new(root))
         };
+        let dir = |work_dir| dir_on("/data", work_dir);
         for same in ["./a", "a/", "/data/a", "/data/./a//"] {
             assert_eq!(dir(same), dir("a"));
         }
         assert_ne!(dir("b"), dir("a"));
+        // members may have the drive at different places
+        assert_eq!(dir_on("/mnt", "a"), dir("a"));
+        assert_eq!(dir_on("/mnt", "/mnt/./a"), dir("a"));
     }
 }
