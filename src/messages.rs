@@ -235,7 +235,7 @@ fn shorten(document: Vec<u8>, limit: usize) -> Vec<u8> {
         let Some(raw) = fields.get(name) else {
             continue;
         };
-        let text = serde_json::from_str::<String>(raw.get()).unwrap_or_default();
+        let text = serde_json::from_slice::<String>(raw.get().as_bytes()).unwrap_or_default();
         let cut = text.char_indices().nth(KEPT_CHARACTERS);
         let value = match (name, cut) {
             ("steps" | "origin", _) => continue,

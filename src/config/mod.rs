@@ -429,7 +429,7 @@ fn positive<T: FromStr + Default + PartialOrd>(text: &str) -> Option<T> {
 }
 
 fn seconds(text: &str) -> Option<Duration> {
-    duration(serde_json::from_str(text).ok()?)
+    duration(serde_json::from_slice(text.as_bytes()).ok()?)
 }
 
 fn topic_root(text: &str) -> Option<String> {

@@ -82,7 +82,7 @@ impl EarlierRun {
     fn understand(bytes: &[u8]) -> Option<(JobId, Self)> {
         let mut object = Object::parse(bytes).ok()?;
         let owner = object.take("id", JobId::from_json)?;
-        let status = |raw: &RawValue| serde_json::from_str(raw.get()).map_err(|e| e.to_string());
+        let status = |raw: &RawValue| json::read(raw).map_err(|e| e.to_string());
         let run = Self {
             status: object.take("status", status)?,
             attempt: object.take("attempt", json::count).unwrap_or(1),

@@ -1,5 +1,6 @@
 //! Reading JSON field by field, so that one bad field can be named and the others still be used.
 
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,9 +25,8 @@ impl Object {
     /// Interprets one value as an object.
     pub fn of(raw: &RawValue) -> Result<Self, String> {
         expect("an object", raw)?;
-        let fields = serde_json::from_str(raw.get());
         Ok(Self {
-            fields: fields.map_err(|e| format!("is not valid JSON: {e}"))?,
+            fields: read(raw).map_err(|e| format!("is not valid JSON: {e}"))?,
             faults: Vec::new(),
         })
     }
@@ -74,6 +74,11 @@ pub fn type_name(raw: &RawValue) -> &'static str {
     }
 }
 
+/// A value in its own type. All JSON is read as bytes: to read it as text, too, would be 5 KB of the program.
+pub fn read<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> serde_json::Result<T> {
+    serde_json::from_slice(raw.get().as_bytes())
+}
+
 fn expect(wanted: &str, raw: &RawValue) -> Result<(), String> {
     match type_name(raw) {
         given if given == wanted => Ok(()),
@@ -84,8 +89,7 @@ fn expect(wanted: &str, raw: &RawValue) -> Result<(), String> {
 /// A string without NUL, since every one of ours ends as a path, an argument or an environment variable.
 pub fn string(raw: &RawValue) -> Result<String, String> {
     expect("a string", raw)?;
-    let text: String =
-        serde_json::from_str(raw.get()).map_err(|e| format!("is not a valid string: {e}"))?;
+    let text: String = read(raw).map_err(|e| format!("is not a valid string: {e}"))?;
     if text.contains('\0') {
         return Err("must not contain a NUL character".into());
     }
@@ -95,13 +99,12 @@ pub fn string(raw: &RawValue) -> Result<String, String> {
 /// The items of an array, not interpreted yet.
 pub fn array(raw: &RawValue) -> Result<Vec<Box<RawValue>>, String> {
     expect("an array", raw)?;
-    serde_json::from_str(raw.get()).map_err(|e| format!("is not a valid array: {e}"))
+    read(raw).map_err(|e| format!("is not a valid array: {e}"))
 }
 
 /// `true` or `false`.
 pub fn boolean(raw: &RawValue) -> Result<bool, String> {
-    serde_json::from_str(raw.get())
-        .map_err(|_| format!("must be true or false, not {}", type_name(raw)))
+    read(raw).map_err(|_| format!("must be true or false, not {}", type_name(raw)))
 }
 
 /// A longer duration counts as this long (136 years): the clock cannot tell a moment beyond its own end.
@@ -110,7 +113,7 @@ pub const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// A number as far as a double can tell it, which is how schemas and most languages read it. `None`: no number. It is not
 /// [`str::parse`], whose tables are 15 KB of the program.
 fn number(raw: &RawValue) -> Option<f64> {
-    match (type_name(raw), serde_json::from_str(raw.get())) {
+    match (type_name(raw), read(raw)) {
         ("a number", Ok(number)) => Some(number),
         ("a number", Err(_)) if raw.get().starts_with('-') => Some(f64::NEG_INFINITY),
         ("a number", Err(_)) => Some(f64::INFINITY), // larger than a double can be
