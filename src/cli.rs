@@ -7,7 +7,7 @@ use crate::job::missing_root;
 use crate::{Exit, check, logging, process, run, supervise, worker};
 use log::Level;
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 const HELP: &str = "\
@@ -57,7 +57,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> Exit {
         Ok(call) => call.run(),
         Err(error) => {
             let line = format!("job-worker: {error}; job-worker --help says what there is");
-            write(std::io::stderr(), &format!("{}\n", single_line(&line)));
+            write(io::stderr(), &format!("{}\n", single_line(&line)));
             Exit::Usage
         }
     }
@@ -116,18 +116,14 @@ impl Call {
             _ if self.help => say(&format!("{HELP}{}", shown_table())),
             "--version" | "-V" => say(VERSION),
             "check" => show(dir, self.connect),
-            "run" => {
-                begin(false, true);
-                match JobConfig::by_hand() {
-                    Ok((config, worker)) => run::run(
-                        &config,
-                        &worker,
-                        dir.unwrap_or_default(),
-                        self.id.as_deref(),
-                    ),
-                    Err(errors) => unusable(errors),
+            "run" => match (begin(false, true), JobConfig::by_hand()) {
+                (Err(error), _) => Exit::defect(&error),
+                (_, Err(errors)) => unusable(errors),
+                (Ok(ends), Ok((config, worker))) => {
+                    let dir = dir.unwrap_or_default();
+                    run::run(&config, &worker, dir, self.id.as_deref(), ends)
                 }
-            }
+            },
             "supervise" => on_drive(false, supervise::run),
             supervise::SUPERVISED => {
                 // for `ps`, `top` and `ss`: the kernel takes the name from /proc/self/exe
@@ -154,7 +150,7 @@ fn shown_table() -> String {
 }
 
 fn say(text: &str) -> Exit {
-    write(std::io::stdout(), text);
+    write(io::stdout(), text);
     Exit::Done
 }
 
@@ -164,12 +160,12 @@ fn show(dir: Option<&OsStr>, connect: bool) -> Exit {
     check::check(dir, connect, &mut |level, line| {
         let line = single_line(&line);
         match level {
-            Level::Warn => write(std::io::stderr(), &format!("warning: {line}\n")),
+            Level::Warn => write(io::stderr(), &format!("warning: {line}\n")),
             Level::Error => {
-                write(std::io::stderr(), &format!("{line}\n"));
+                write(io::stderr(), &format!("{line}\n"));
                 exit = Exit::Config;
             }
-            _ => write(std::io::stdout(), &format!("{line}\n")),
+            _ => write(io::stdout(), &format!("{line}\n")),
         }
     });
     exit
@@ -180,9 +176,10 @@ fn write(mut to: impl Write, text: &str) {
     let _ = to.write_all(text.as_bytes());
 }
 
-/// Begins what every command that runs something needs. A panic on any thread ends the process: a worker whose connection thread is
-/// gone would wait for ever.
-fn begin(shows_time: bool, warns: bool) {
+/// Begins what every command that runs something needs, with the inbox: a signal is kept, and SIGTTOU does not stop us, before the log
+/// has a line. A panic on any thread ends the process: a worker whose connection thread is gone would wait for ever.
+fn begin<T>(shows_time: bool, warns: bool) -> io::Result<(Outbox<T>, Inbox<T>)> {
+    let ends = inbox::open();
     logging::start(shows_time);
     std::panic::set_hook(Box::new(|panic| {
         log::error!("defect: {panic}");
@@ -191,6 +188,7 @@ fn begin(shows_time: bool, warns: bool) {
     if warns && let Some(warning) = unknown_variables(std::env::vars_os()) {
         log::warn!("{warning}");
     }
+    ends
 }
 
 fn unusable(errors: Vec<String>) -> Exit {
@@ -206,8 +204,7 @@ fn on_drive<T>(
     is_supervised: bool,
     work: impl FnOnce(Config, Outbox<T>, Inbox<T>) -> Exit,
 ) -> Exit {
-    begin(true, !is_supervised);
-    let (outbox, mut inbox) = match inbox::open() {
+    let (outbox, mut inbox) = match begin(true, !is_supervised) {
         Ok(ends) => ends,
         Err(error) => return Exit::defect(&error),
     };

@@ -2,7 +2,7 @@
 
 use crate::config::JobConfig;
 use crate::contract::{JobId, Reason, Request, RequestOrigin};
-use crate::inbox::{self, Event, Inbox, Outbox};
+use crate::inbox::{Event, Inbox, Outbox};
 use crate::job::{Interruption, Outcome, Run};
 use crate::{Exit, process};
 use rustix::fs::OFlags;
@@ -24,12 +24,16 @@ const LOG_LOOK: Duration = Duration::from_millis(50);
 const END_LOOK: Duration = Duration::from_millis(2);
 
 /// Runs the job in `dir`; its log also goes to stdout.
-pub fn run(config: &JobConfig, worker: &str, dir: &OsStr, id: Option<&str>) -> Exit {
-    let ends = inbox::open();
-    let (outbox, mut inbox) = match ends.and_then(|ends| ends.1.hear_signals().map(|()| ends)) {
-        Ok(ends) => ends,
-        Err(error) => return Exit::defect(&error),
-    };
+pub fn run(
+    config: &JobConfig,
+    worker: &str,
+    dir: &OsStr,
+    id: Option<&str>,
+    (outbox, mut inbox): (Outbox<()>, Inbox<()>),
+) -> Exit {
+    if let Err(error) = inbox.hear_signals() {
+        return Exit::defect(&error);
+    }
     process::adopt_orphans();
     let request = match request(dir, id) {
         Ok(request) => request,

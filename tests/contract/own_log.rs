@@ -2,11 +2,12 @@
 
 use crate::support::site::{Site, WORKER, read};
 use crate::support::wait;
-use crate::support::worker::Worker;
+use crate::support::worker::{Worker, binary};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
+use std::process::Command;
 
 /// What a worker says that is stopped while it waits, where stderr is a file, and the journal's or not.
 fn log(is_journal: bool) -> String {
@@ -117,4 +118,25 @@ fn a_session_that_is_lost_is_told_and_one_that_is_kept_is_not() {
     let mut worker = site.idle_worker(|_| {});
     worker.stop();
     assert!(!worker.stderr().contains("session"), "{}", worker.stderr());
+}
+
+/// Not even its first one, on an unknown variable.
+#[test]
+fn no_line_stops_a_worker_in_the_background_of_a_terminal() {
+    let site = Site::scripted();
+    let dir = site.prepare("a", json!({ "steps": ["true"] }));
+    let binary = binary();
+    for arguments in ["", "run a"] {
+        let line = format!("{} {arguments} & wait $!", binary.display());
+        let mut command = Command::new("script");
+        let line = format!("stty tostop; set -m; JOB_X=1 {line}");
+        site.equip(command.args(["-qec", &line, "/dev/null"]));
+        if arguments.is_empty() {
+            let mut worker = site.idle(command);
+            site.request(json!({ "id": "a", "workDir": dir }));
+            worker.exits_with(0);
+        } else {
+            site.start_as(command).exits_with(0);
+        }
+    }
 }
