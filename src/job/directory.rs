@@ -278,26 +278,26 @@ impl WorkDir {
     /// Behind a fence, symlinks are not followed. Anything but a regular file is refused: a FIFO would stop us for ever.
     ///
     /// # Errors
-    /// What the system said.
+    /// What the system said; `InvalidData` where it is no regular file.
     pub fn open_file(&self, name: &str, flags: OFlags) -> io::Result<File> {
         let follow = if self.fenced {
             OFlags::NOFOLLOW
         } else {
             OFlags::empty()
         };
+        const NO_FILE: &str = "it is not a regular file";
+        let no_file = |what| Err(io::Error::new(io::ErrorKind::InvalidData, what));
         let flags = flags | follow | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let file = match openat(&self.handle, name, flags, Mode::from_raw_mode(0o666)) {
             Ok(file) => File::from(file),
             Err(Errno::LOOP) if self.fenced => {
-                return Err(io::Error::other("it is a symlink, which JOB_ROOT forbids"));
+                return no_file("it is a symlink, which JOB_ROOT forbids");
             }
-            Err(Errno::NXIO | Errno::ISDIR) => {
-                return Err(io::Error::other("it is not a regular file"));
-            }
+            Err(Errno::NXIO | Errno::ISDIR) => return no_file(NO_FILE),
             Err(error) => return Err(error.into()),
         };
         if !file.metadata()?.is_file() {
-            return Err(io::Error::other("it is not a regular file"));
+            return no_file(NO_FILE);
         }
         Ok(file)
     }

@@ -58,19 +58,22 @@ fn a_member_names_what_stands_in_the_place_of_the_lock_and_goes_on_without_it() 
 }
 
 #[test]
-fn a_claim_that_is_no_file_is_named_once_and_keeps_nobody_waiting() {
+fn a_claim_that_is_no_file_is_put_aside() {
     let site = Site::start();
     let pool = pool_on(&site);
-    let paths = [0, 1].map(|number| pool.join(format!("c-00000000000{number}-a-{number}-0-1")));
-    make_directory(&paths[0]);
-    make_fifo(&paths[1]);
+    let claims = [0, 1, 2].map(|number| format!("c-00000000000{number}-a-{number}-0-1"));
+    for (make, claim) in [make_directory, make_fifo, make_symlink]
+        .iter()
+        .zip(&claims)
+    {
+        make(&pool.join(claim));
+    }
     let mut member = site.idle_worker(member_of(&site, "a", "5"));
     site.runs_a_job(&mut member);
-    let said = member.stderr();
-    for path in paths {
-        let told = format!("{} is left alone: {NO_FILE}", path.display());
-        assert_eq!(said.matches(&told).count(), 1, "{told}: {said}");
-    }
+    let aside = claims.map(|claim| claim.replacen('c', "bad", 1));
+    assert_eq!(site.claims(), aside);
+    assert_eq!(read(&pool.join("precious")), "precious");
+    assert_eq!(site.controller.heard("jobs/rejected").len(), 3);
 }
 
 /// A pool without the rights that a member needs, at `name`; a member and a check that have no others, and what they say.
