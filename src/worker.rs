@@ -128,10 +128,10 @@ impl Worker {
     fn live(&mut self) -> Exit {
         loop {
             if let ControlFlow::Break(exit) = self.take_turn() {
-                return match exit {
-                    Exit::Done if self.favour == Favour::Denied => Exit::Denied,
-                    Exit::Done if self.stopping => Exit::Stopped,
-                    exit => exit,
+                return match (exit, self.favour) {
+                    (Exit::Done, Favour::Unwanted(exit)) => exit,
+                    (Exit::Done, _) if self.stopping => Exit::Stopped,
+                    (exit, _) => exit,
                 };
             }
         }
@@ -142,7 +142,7 @@ impl Worker {
         match self.inbox.next(self.next_wake()) {
             Some(Event::Sent(Heard::Broker(event))) => {
                 self.unread.was_read(&event);
-                self.hear(event)?;
+                self.hear(event);
             }
             Some(Event::Sent(Heard::Pool(event))) => self.hear_pool(event)?,
             Some(Event::Stop(signal)) => self.stop(signal)?,
@@ -165,8 +165,11 @@ impl Worker {
             }
             self.follow_run();
         }
-        if self.favour == Favour::Denied && self.run.is_none() && self.member.is_none() {
-            return ControlFlow::Break(Exit::Denied);
+        if let Favour::Unwanted(exit) = self.favour
+            && self.run.is_none()
+            && self.member.is_none()
+        {
+            return ControlFlow::Break(exit);
         }
         self.wait_for_claim()?;
         self.show_presence();

@@ -20,12 +20,12 @@ pub enum Favour {
     Welcome,
     /// Another client has taken the session, and the worker is not done yet.
     TakenOver,
-    /// It does not want the worker any more, which is not done yet.
-    Denied,
+    /// It does not want the worker any more, which is not done yet, and ends so.
+    Unwanted(Exit),
 }
 
 impl Worker {
-    pub(super) fn hear(&mut self, event: Event) -> ControlFlow<Exit> {
+    pub(super) fn hear(&mut self, event: Event) {
         match event {
             Event::Connected {
                 connection,
@@ -68,11 +68,10 @@ impl Worker {
                 self.queue_stands = false;
                 self.tell(Input::Lost);
             }
-            Event::TakenOver => return self.taken_over(),
-            Event::DroppedEarly => return self.dropped_early(),
+            Event::TakenOver => self.taken_over(),
+            Event::DroppedEarly => self.dropped_early(),
             Event::Denied(reason) => self.denied(&reason),
         }
-        ControlFlow::Continue(())
     }
 
     /// At the start a worker cannot tell a session that is lost from one that never was.
@@ -120,16 +119,17 @@ impl Worker {
 
     /// Another client uses our id. Taking the session back would make two workers kick each other for ever, so an idle one
     /// goes; one with a job first brings it to its end, since no other process knows of it.
-    fn taken_over(&mut self) -> ControlFlow<Exit> {
+    fn taken_over(&mut self) {
         let id = &self.config.worker_id;
-        self.leave_if_idle(&format!(
+        let why = format!(
             "another client has connected with our id {id:?}: each worker needs a WORKER_ID of its own"
-        ))?;
-        self.favour = Favour::TakenOver;
-        if self.run.is_none() {
-            self.resume();
+        );
+        if !self.leaves_if_idle(&why) {
+            self.favour = Favour::TakenOver;
+            if self.run.is_none() {
+                self.resume();
+            }
         }
-        ControlFlow::Continue(())
     }
 
     /// Takes the session back, to publish the result.
@@ -142,29 +142,32 @@ impl Worker {
 
     /// The broker keeps dropping us and does not say why. An idle worker goes, as after a takeover. One with a job keeps
     /// trying, ever more slowly, since the cause may pass and only this worker knows of its job.
-    fn dropped_early(&self) -> ControlFlow<Exit> {
+    fn dropped_early(&mut self) {
         let (id, presence) = (&self.config.worker_id, &self.config.topics.presence);
-        self.leave_if_idle(&format!(
+        self.leaves_if_idle(&format!(
             "the broker has dropped three connections in a row soon after they stood, and gives no reason. Either another \
              client uses our id {id:?}: each worker needs a WORKER_ID of its own. Or we may not write to {presence}, or something \
              between us ends connections that are idle"
-        ))
+        ));
     }
 
-    fn leave_if_idle(&self, why: &str) -> ControlFlow<Exit> {
-        if self.queue.is_waiting() && self.inputs.is_empty() {
+    fn leaves_if_idle(&mut self, why: &str) -> bool {
+        let is_idle = self.queue.is_waiting() && self.inputs.is_empty();
+        if is_idle {
             log::error!("{why}");
-            return ControlFlow::Break(Exit::TakenOver);
+            self.favour = Favour::Unwanted(Exit::TakenOver);
+            self.stop_member();
+        } else {
+            log::warn!("{why}");
         }
-        log::warn!("{why}");
-        ControlFlow::Continue(())
+        is_idle
     }
 
     /// Trying again would not help. A running job comes to its end first: no process would look after its steps. Its result is
     /// on the drive then, and a worker that the broker takes publishes it.
     pub(super) fn denied(&mut self, reason: &str) {
         log::error!("{reason}");
-        self.favour = Favour::Denied;
+        self.favour = Favour::Unwanted(Exit::Denied);
         if let Some(run) = self.run.as_mut().filter(|run| !run.has_started()) {
             run.interrupt(Interruption::Stop, Instant::now());
         }
@@ -204,7 +207,7 @@ impl Worker {
             }
             pool::Event::Claimed(claim) => {
                 (self.member, self.leave_at) = (None, None);
-                if self.stopping || self.favour == Favour::Denied {
+                if self.stopping || matches!(self.favour, Favour::Unwanted(_)) {
                     give_back(Arc::from(claim));
                     self.tell_of_stop();
                     return ControlFlow::Continue(());

@@ -156,6 +156,36 @@ fn a_stop_of_a_head_that_has_just_made_a_claim_is_no_attempt() {
     next.exits_with(0);
 }
 
+/// It has a claim of its own by then, and the connection that the broker drops is the other one.
+#[test]
+fn a_head_whose_own_connection_is_dropped_gives_its_claim_back() {
+    let site = Site::scripted();
+    site.broker.set_script(|step| match step.packet {
+        Packet::SubAck { pkid, .. } if step.client == "the-pool" && *pkid > 1 => Verdict::Drop,
+        _ => Verdict::Pass,
+    });
+    let mut head = site.idle_worker(member_of(&site, "a", "5"));
+    let sent = site.broker.sent().into_iter();
+    let mut clients = sent.filter_map(|packet| match packet {
+        Packet::Connect { client_id, .. } => Some(client_id),
+        _ => None,
+    });
+    let own = clients.find(|id| id.starts_with("a-")).unwrap();
+    site.submit("a", json!({ "steps": ["true"], "maxAttempts": 1 }));
+    wait::until("a claim", || !site.claims().is_empty());
+    site.broker.set_script(|step| match step.packet {
+        Packet::SubAck { .. } if step.client == "the-pool" => Verdict::Drop,
+        Packet::SubAck { .. } => Verdict::CutAfter,
+        _ => Verdict::Pass,
+    });
+    site.broker.kick(&own);
+    head.exits_with(75);
+    site.broker.set_script(|_| Verdict::Pass);
+    let mut next = site.worker(member_of(&site, "b", "5"));
+    site.succeeds("a");
+    next.exits_with(0);
+}
+
 #[test]
 fn what_comes_at_qos_0_before_the_subscription_is_granted_fills_no_memory() {
     let site = Site::scripted();
