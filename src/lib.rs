@@ -86,7 +86,7 @@ impl Exit {
 
     /// The system lacks what every worker needs: threads, descriptors, signal handlers.
     fn defect(error: &io::Error) -> Self {
-        log::error!("cannot begin: {error}");
+        log::error!("no thread, descriptor or signal handler for us: {error}");
         Self::Defect
     }
 }
