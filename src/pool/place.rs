@@ -42,6 +42,11 @@ pub struct Place {
 /// A directory, by its device and its number.
 pub type Root = (u64, u64);
 
+fn root_at(path: &Path) -> io::Result<Root> {
+    let root = fs::metadata(path)?;
+    Ok((root.dev(), root.ino()))
+}
+
 /// The path of a pool's directory.
 pub fn path(pool: &PoolConfig) -> PathBuf {
     pool.root.join(POOLS).join(&pool.name)
@@ -58,8 +63,7 @@ impl Place {
         known: Option<Root>,
     ) -> io::Result<Self> {
         let path = path(pool);
-        let root = fs::metadata(&pool.root)?;
-        let root = (root.dev(), root.ino());
+        let root = root_at(&pool.root)?;
         make(&path, durability, known == Some(root))?;
         let dir = WorkDir::open(path.clone(), Some(&pool.root), durability);
         let dir = dir.map_err(|error| io::Error::other(error.to_string()))?;
@@ -124,12 +128,16 @@ impl Place {
         may.map_err(|error| end(&self.path, &error.into()))
     }
 
-    /// Makes the directory where it does not exist any more.
+    /// Makes the directory where it does not exist any more, unless `JOB_ROOT` is another by now.
     ///
     /// # Errors
     /// What the system said.
     pub fn make(&self) -> io::Result<()> {
-        make(&self.path, self.dir.durability, true)
+        let root = self.path.ancestors().nth(2).unwrap_or(&self.path);
+        match root_at(root)? == self.root {
+            true => make(&self.path, self.dir.durability, true),
+            false => Ok(()),
+        }
     }
 
     /// What is in the directory that the path leads to now: the claims and what is done, in the order of taking, and what does not count.

@@ -1,12 +1,13 @@
 //! Steps, people and scripts that remove what belongs to the pool. What they remove is not remembered; what runs has its result.
 
 use std::fs;
+use std::process::Command;
 
 use serde_json::json;
 
 use super::members::{await_queue, member_of, supervised};
 use super::support::pool::await_no_claims;
-use super::support::site::{Site, read_json, release};
+use super::support::site::{Site, await_file, read_json, release, until_exists};
 
 #[test]
 fn a_job_that_removes_its_claim_has_its_result() {
@@ -37,6 +38,31 @@ fn a_job_that_removes_all_of_the_pool_has_its_result_and_the_pool_goes_on() {
         }
     }
     await_no_claims(site.drive.path());
+}
+
+/// Where its drive was, the worker must not tell the next members that the pool is in use there.
+#[test]
+fn a_job_that_removes_its_claim_on_a_drive_that_goes_away_makes_no_pool_on_another() {
+    let site = Site::start();
+    let [root, away] = ["root", "away"].map(|name| site.drive.path().join(name));
+    let on_root = |command: &mut Command| {
+        member_of(&site, "a", "5")(command);
+        command.env("JOB_ROOT", &root);
+    };
+    fs::create_dir_all(root.join("a")).unwrap();
+    let mut worker = site.idle_worker(on_root);
+    let step = format!(
+        "rm ../.job-worker/the-pool/c-*; touch up; {}",
+        until_exists("gate")
+    );
+    site.request(json!({ "id": "a", "workDir": "a", "steps": [step] }));
+    await_file(&root.join("a/up"));
+    fs::rename(&root, &away).unwrap();
+    fs::create_dir(&root).unwrap();
+    release(&away.join("a"));
+    worker.exits_with(0);
+    let mut next = site.worker(on_root);
+    next.exits_with(78);
 }
 
 /// Somebody else has the request of a claim that has another file by now.
