@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use serde_json::json;
 
 use super::members::{member_of, supervised};
-use super::support::broker::{Packet, Verdict};
+use super::support::broker::{Broker, Packet, Verdict};
 use super::support::pool::await_no_claims;
 use super::support::processes::peak_memory;
 use super::support::site::{Site, read};
@@ -135,14 +135,26 @@ fn a_pool_does_without_subscription_identifiers() {
     }
 }
 
-/// The claim is there already, and the broker does not say whether it has the acknowledgement.
-#[test]
-fn a_stop_of_a_head_that_has_just_made_a_claim_is_no_attempt() {
-    let site = Site::scripted();
+/// The broker grants the head's first SUBSCRIBE, and does not answer the one behind an acknowledgement.
+fn confirm_no_acknowledgement(site: &Site<Broker>) {
     site.broker.set_script(|step| match step.packet {
         Packet::SubAck { pkid, .. } if step.client == "the-pool" && *pkid > 1 => Verdict::Drop,
         _ => Verdict::Pass,
     });
+}
+
+fn the_next_member_runs_it(site: &Site<Broker>) {
+    site.broker.set_script(|_| Verdict::Pass);
+    let mut next = site.worker(member_of(site, "b", "5"));
+    site.succeeds("a");
+    next.exits_with(0);
+}
+
+/// The claim is there already, and the broker does not say whether it has the acknowledgement.
+#[test]
+fn a_stop_of_a_head_that_has_just_made_a_claim_is_no_attempt() {
+    let site = Site::scripted();
+    confirm_no_acknowledgement(&site);
     let mut head = site.idle_worker(|command| {
         member_of(&site, "a", "5")(command);
         command.env("JOB_STOP_GRACE", "0");
@@ -150,20 +162,14 @@ fn a_stop_of_a_head_that_has_just_made_a_claim_is_no_attempt() {
     site.submit("a", json!({ "steps": ["true"], "maxAttempts": 1 }));
     wait::until("a claim", || !site.claims().is_empty());
     head.stop();
-    site.broker.set_script(|_| Verdict::Pass);
-    let mut next = site.worker(member_of(&site, "b", "5"));
-    site.succeeds("a");
-    next.exits_with(0);
+    the_next_member_runs_it(&site);
 }
 
 /// It has a claim of its own by then, and the connection that the broker drops is the other one.
 #[test]
 fn a_head_whose_own_connection_is_dropped_gives_its_claim_back() {
     let site = Site::scripted();
-    site.broker.set_script(|step| match step.packet {
-        Packet::SubAck { pkid, .. } if step.client == "the-pool" && *pkid > 1 => Verdict::Drop,
-        _ => Verdict::Pass,
-    });
+    confirm_no_acknowledgement(&site);
     let mut head = site.idle_worker(member_of(&site, "a", "5"));
     let sent = site.broker.sent().into_iter();
     let mut clients = sent.filter_map(|packet| match packet {
@@ -180,10 +186,7 @@ fn a_head_whose_own_connection_is_dropped_gives_its_claim_back() {
     });
     site.broker.kick(&own);
     head.exits_with(75);
-    site.broker.set_script(|_| Verdict::Pass);
-    let mut next = site.worker(member_of(&site, "b", "5"));
-    site.succeeds("a");
-    next.exits_with(0);
+    the_next_member_runs_it(&site);
 }
 
 #[test]
