@@ -74,10 +74,10 @@ pub fn spare_children() {
     }
 }
 
-/// Starts `shell -c run` in a process group of its own, with `log` as stdout and stderr, nothing on stdin, and our environment with
-/// the changes in `env`, the last one of a variable; one to `None` is gone. Where this process
-/// has a controlling terminal, the group has a session of its own, so that no step asks a question there. For that std has to
-/// fork, which takes several times as long.
+/// Starts `shell -c run` in a process group of its own, with `log` as stdout and stderr and nothing on stdin. It inherits our
+/// environment; `env` sets variables in it, or removes them (`None`), and the last entry of a name counts. Where this process has a
+/// controlling terminal, the group has a session of its own, so that no step asks a question there. For that std has to fork,
+/// which takes several times as long.
 ///
 /// # Errors
 /// What the kernel said, when the shell could not be started.

@@ -391,8 +391,8 @@ impl Running {
     }
 }
 
-/// What is another for every step than for us (docs/reference.md, "Steps and their environment"): our configuration is not there, then
-/// come the variables of the job, and ours on top.
+/// What every step has otherwise than this process (docs/reference.md, "Steps and their environment"): no configuration of ours, the
+/// variables of the job, and the job's own `JOB_…` on top.
 fn environment(job: &Job, plan: &Plan, attempt: Attempt) -> Vec<(String, Option<OsString>)> {
     let configured = variables().filter(|name| std::env::var_os(name).is_some());
     let configured = configured.map(|name| (name.to_owned(), None));

@@ -133,7 +133,7 @@ impl Place {
     /// # Errors
     /// What the system said.
     pub fn make(&self) -> io::Result<()> {
-        let root = self.path.ancestors().nth(2).unwrap_or(&self.path);
+        let root = self.path.ancestors().nth(2).unwrap_or(&self.path); // JOB_ROOT/.job-worker/NAME
         match root_at(root)? == self.root {
             true => make(&self.path, self.dir.durability, true),
             false => Ok(()),
