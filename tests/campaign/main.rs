@@ -50,9 +50,6 @@ use wire::{Proxy, World};
 
 const SEED: u64 = 20_260_217;
 const SHORT_FORM: usize = 24;
-
-/// From so many requests on, a campaign has time for many faults.
-const LONG_FORM: usize = 150;
 const MAX_ATTEMPTS: u64 = 3;
 
 /// Who serves which queues.
@@ -307,11 +304,8 @@ fn campaign(crowd: Crowd, version: &str, memory: Broker) {
         let is_clean = !left.iter().any(|name| name.starts_with(".job"));
         assert!(is_clean, "a killed worker leaves nothing behind: {left:?}");
     }
-    let share = crowd.pick(8, 20);
-    // the short form may be over within two seconds
-    let enough = if count < LONG_FORM { 1 } else { count / share };
-    assert!(kills >= enough, "only {kills} workers were killed");
-    assert!(!evidence.crashes.is_empty(), "no broker kill");
+    let enough = crew.has_seen_enough(count);
+    assert!(enough, "{kills} kills, {} crashes", evidence.crashes.len());
 }
 
 /// When the broker was killed, and when a link was cut.
@@ -411,6 +405,14 @@ impl Crew<'_> {
         };
         self.running.lock().unwrap().insert(life, running);
         (life, started, worker)
+    }
+
+    /// Whether the faults are as many as so many requests are to meet.
+    fn has_seen_enough(&self, count: usize) -> bool {
+        let lives = self.lives.lock().unwrap();
+        let kills = lives.values().filter(|life| life.end == End::Killed);
+        kills.count() >= count / self.crowd.pick(8, 20)
+            && !self.faults.lock().unwrap().crashes.is_empty()
     }
 
     /// Makes the broker keep requests for a worker, by one that comes, subscribes and is stopped.
@@ -616,9 +618,10 @@ impl Desk<'_> {
         }
     }
 
-    /// The requests of the short form may all be over before the broker has died once.
+    /// On a fast machine so many requests may all be over before they have met their faults.
     fn asks_for_more(&self, count: usize) -> bool {
-        self.requests.len() < count || self.crew.faults.lock().unwrap().crashes.is_empty()
+        let sent = self.requests.len();
+        sent < count || (sent < 10 * count && !self.crew.has_seen_enough(count))
     }
 
     /// Whether the broker has forgotten us. It has forgotten the workers, too, and keeps nothing for them until they are
