@@ -253,7 +253,9 @@ pub fn apart(dir: WorkDir, reserved: Option<&Path>) -> Result<WorkDir, OpenError
     let path = dir.path().display();
     let real = dir.real_path();
     let real = real.map_err(|error| OpenError::of(format!("workDir {path}"), error))?;
-    match real.starts_with(reserved) || reserved.starts_with(&real) {
+    let place = reserved.canonicalize(); // it may be a symlink
+    let place = place.as_deref().unwrap_or(reserved);
+    match real.starts_with(place) || place.starts_with(&real) {
         true => Err(OpenError::Unusable(format!(
             "workDir {path} contains the directory of the pool, {}, or lies in it",
             reserved.display()

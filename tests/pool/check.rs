@@ -2,6 +2,8 @@
 
 use super::members::member_of;
 use super::support::site::{Site, names};
+use std::fs;
+use std::os::unix::fs::symlink;
 
 /// What `check` says, which finds nothing wrong.
 fn check(site: &Site) -> String {
@@ -46,4 +48,18 @@ fn a_pool_that_works_is_described_and_not_disturbed() {
     root.await_stderr("contains the directory of the pool");
     assert_eq!(names(&site.pool()), before);
     site.runs_a_job(&mut member);
+}
+
+#[test]
+fn the_directory_of_the_pool_is_no_job_s_by_whatever_way() {
+    let site = Site::start();
+    let elsewhere = site.drive.path().join("elsewhere");
+    fs::create_dir_all(elsewhere.join("job")).unwrap();
+    symlink("elsewhere", site.drive.path().join(".job-worker")).unwrap();
+    let mut check = site.command(["check", "job"]);
+    member_of(&site, "a", "5")(&mut check);
+    check.current_dir(&elsewhere);
+    let mut check = site.start_as(check);
+    check.await_stderr("or lies in it");
+    check.exits_with(78);
 }
