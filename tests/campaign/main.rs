@@ -621,7 +621,8 @@ impl Desk<'_> {
     /// On a fast machine so many requests may all be over before they have met their faults.
     fn asks_for_more(&self, count: usize) -> bool {
         let sent = self.requests.len();
-        sent < count || (sent < 10 * count && !self.crew.has_seen_enough(count))
+        let may_meet_more = !self.crew.calm.load(Relaxed) && sent < 10 * count;
+        sent < count || (may_meet_more && !self.crew.has_seen_enough(count))
     }
 
     /// Whether the broker has forgotten us. It has forgotten the workers, too, and keeps nothing for them until they are

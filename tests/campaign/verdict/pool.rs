@@ -165,12 +165,12 @@ impl Case<'_> {
             let Some((_, claim)) = claims.clone().find(is_own) else {
                 continue;
             };
-            // the broker may forget a result that it has acknowledged
-            let is_forgotten = self
-                .published(from, next)
-                .is_some_and(|event| any_between(&self.notes.crashes, self.since(event), next));
+            // the broker may forget a result that it has acknowledged, and one may come while the controller publishes what it misses
+            let is_forgotten_or_heard = self.published(from, next).is_some_and(|event| {
+                any_between(&self.notes.crashes, self.since(event), next) || self.has_heard(event)
+            });
             let mut later = claims.filter(|(event, _)| event.at > next);
-            if !is_forgotten && !later.any(|(_, other)| other.request == claim.request) {
+            if !is_forgotten_or_heard && !later.any(|(_, other)| other.request == claim.request) {
                 return Err(format!("{} is lost: nothing came of it", claim.request));
             }
         }
@@ -185,6 +185,11 @@ impl Case<'_> {
             Broker::Forgets if is_old => result.at - ABSENCE,
             _ => result.at,
         }
+    }
+
+    /// Whether the controller has this very result.
+    fn has_heard(&self, event: &Event) -> bool {
+        matches!(&event.packet, Packet::Result { document, .. } if self.request.results.contains(document))
     }
 
     /// The first event by which a result of this request is given to the broker.
