@@ -134,10 +134,9 @@ impl Head {
             let event = match self.receive(until) {
                 Some(Happening::Broker(number, event)) if number == self.sessions => event,
                 Some(Happening::Stop) => return Err(Event::Left),
+                // the broker may have died: whether the queue stands is told behind the next SUBSCRIBE, or the next look
                 Some(Happening::Reconnected) => {
-                    if self.watch.stands {
-                        self.tell_stands();
-                    }
+                    self.watch.stands = false;
                     continue;
                 }
                 Some(Happening::Broker(..) | Happening::Locked(_)) => continue,
