@@ -1,6 +1,6 @@
 //! Cancelling a job by `jobs/cancel/{id}` (docs/reference.md, "Withdrawing and cancelling").
 
-use crate::support::broker::{Broker, Entry, Packet, Verdict};
+use crate::support::broker::{Broker, Entry, Packet, Verdict, slowness};
 use crate::support::site::{
     Site, WORKER, await_file, names, read, read_json, release, shell, until_exists, verdict,
 };
@@ -312,7 +312,8 @@ fn a_step_that_always_runs_and_never_ends_has_its_time_once() {
     // the first step's own limit is none of the job's
     let steps = json!([{ "run": "sleep 1000", "timeoutSeconds": 0.1 },
         { "run": "touch up; exec sleep 1000", "always": true, "timeoutSeconds": 1000 }]);
-    let dir = site.begin("own", json!({ "steps": steps, "timeoutSeconds": 0.5 }));
+    let limit = slowness() / 2.0;
+    let dir = site.begin("own", json!({ "steps": steps, "timeoutSeconds": limit }));
     wait::until("the job's limit", || {
         read(&dir.join("job.log")).contains("this step always runs")
     });

@@ -2,6 +2,7 @@
 //! the job is there when it is over.
 
 use crate::stop::is_requeued;
+use crate::support::broker::slowness;
 use crate::support::cases::try_all;
 use crate::support::site::{Site, WORKER, read, read_json, verdict};
 use crate::support::wait::DEADLINE;
@@ -54,7 +55,9 @@ fn ends(command: Option<&str>, why: Why, ignores: Who) {
             format!(r#"(setsid sh -c "trap '' TERM HUP; touch up; {ON}" &); exec sleep 1000"#)
         }
     };
-    let limit = |of: Why| (why == of).then_some(1.0);
+    // it has made `up` by then
+    let time = slowness().ceil();
+    let limit = |of: Why| (why == of).then_some(time);
     let step = json!({ "run": format!("echo x >> runs; [ -e gate ] && exit; {run}"),
         "timeoutSeconds": limit(Why::StepTimeout) });
     let steps = json!(["true", step, "touch next", { "run": "touch last", "always": true }]);
@@ -83,7 +86,7 @@ fn ends(command: Option<&str>, why: Why, ignores: Who) {
         site.nothing_survives();
         let (reason, code, said) = match why {
             Why::Cancel(_) => ("cancelled", 130, "cancelled"),
-            _ => ("timeout", 124, "timed out after 1s"),
+            _ => ("timeout", 124, &*format!("timed out after {time}s")),
         };
         assert_eq!(verdict(&result), ("failed", reason, code), "{result}");
         let error = result["error"].as_str().unwrap_or_default();

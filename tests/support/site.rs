@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -375,10 +376,11 @@ impl<B: Hub> Site<B> {
 
     /// Runs each job of a table with a worker of its own. A case has the `job`, what is in `env` of the worker, further fields
     /// of the `request`; and what must come of it: it `ends` with status, reason and exit code, its steps with `codes` and
-    /// with this `output`, and these texts are in the `error`, the `warning` and the `log`.
+    /// with this `output`, and these texts are in the `error`, the `warning` and the `log`. Where a busy machine may come too
+    /// late for that, it has several `tries`.
     #[track_caller]
     pub fn jobs(&self, cases: &Value) -> Vec<Finished> {
-        let run = |(number, case): (usize, &Value)| {
+        let run = |number: usize, case: &Value| {
             let variables = case["env"].as_object().into_iter().flatten();
             let variables: Vec<_> = variables
                 .map(|(name, value)| (name.as_str(), value.as_str().expect("a text")))
@@ -414,8 +416,17 @@ impl<B: Hub> Site<B> {
             self.nothing_survives();
             job
         };
+        let try_all = |(number, case): (usize, &Value)| {
+            for _ in 1..case["tries"].as_u64().unwrap_or(1) {
+                if let Ok(job) = catch_unwind(AssertUnwindSafe(|| run(number, case))) {
+                    return job;
+                }
+                fs::remove_dir_all(self.drive.path().join(format!("job-{number}"))).unwrap();
+            }
+            run(number, case)
+        };
         let cases = cases.as_array().expect("a table").iter();
-        cases.enumerate().map(run).collect()
+        cases.enumerate().map(try_all).collect()
     }
 
     #[track_caller]
