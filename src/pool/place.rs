@@ -128,16 +128,26 @@ impl Place {
         may.map_err(|error| end(&self.path, &error.into()))
     }
 
-    /// Makes the directory where it does not exist any more, unless `JOB_ROOT` is another by now.
+    /// Makes the directory one that is in use, where it does not exist any more or is new, unless `JOB_ROOT` is another by now.
     ///
     /// # Errors
     /// What the system said.
     pub fn make(&self) -> io::Result<()> {
         let root = self.path.ancestors().nth(2).unwrap_or(&self.path); // JOB_ROOT/.job-worker/NAME
-        match root_at(root)? == self.root {
-            true => make(&self.path, self.dir.durability, true),
-            false => Ok(()),
+        while root_at(root)? == self.root {
+            make(&self.path, self.dir.durability, true)?;
+            let marked = self.list().and_then(|(names, _)| match names.is_empty() {
+                true => File::create(self.path.join(Name::mark(&[]).to_string()))
+                    .and_then(|_| keep(&self.path, self.dir.durability)),
+                false => Ok(()),
+            });
+            match marked {
+                // the member that had made it took it for another drive's
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                marked => return marked,
+            }
         }
+        Ok(())
     }
 
     /// What is in the directory that the path leads to now: the claims and what is done, in the order of taking, and what does not count.
@@ -203,12 +213,15 @@ impl Place {
         lock.modified().ok().filter(|_| lock.len() > 0)
     }
 
-    /// Removes a new directory, which is no other member's at any moment.
+    /// Removes a new directory, which is no other member's at any moment, unless one has just marked it as in use.
     pub fn remove_new(&self) {
         let away = self.path.with_file_name(uncounted());
         let removed = fs::rename(&self.path, &away)
             .and_then(|()| self.dir.remove(LOCK))
-            .and_then(|()| fs::remove_dir(away));
+            .and_then(|()| match fs::remove_dir(away) {
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => self.make(),
+                removed => removed,
+            });
         if let Err(error) = removed {
             log::warn!("{}: {error}", self.path.display());
         }
@@ -250,11 +263,7 @@ fn make(path: &Path, durability: Durability, is_in_use: bool) -> io::Result<()> 
         .try_for_each(|name| File::create(new.join(name)).map(drop))
         .and_then(|()| fs::rename(&new, path));
     match made {
-        Ok(()) if durability == Durability::Disk => {
-            let mut above = path.ancestors().take(3);
-            above.try_for_each(|above| File::open(above)?.sync_all())
-        }
-        Ok(()) => Ok(()),
+        Ok(()) => keep(path, durability),
         Err(error) => {
             let _ = fs::remove_dir_all(&new); // it counts for nothing
             match error.kind() {
@@ -262,6 +271,15 @@ fn make(path: &Path, durability: Durability, is_in_use: bool) -> io::Result<()> 
                 _ => Err(error),
             }
         }
+    }
+}
+
+/// Has the directory on the disk, and those above it.
+fn keep(path: &Path, durability: Durability) -> io::Result<()> {
+    let mut above = path.ancestors().take(3);
+    match durability {
+        Durability::Disk => above.try_for_each(|above| File::open(above)?.sync_all()),
+        Durability::Cache => Ok(()),
     }
 }
 

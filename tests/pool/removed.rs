@@ -6,6 +6,7 @@ use std::process::Command;
 use serde_json::json;
 
 use super::members::{await_queue, member_of, supervised};
+use super::support::broker::{Packet, Verdict};
 use super::support::pool::await_no_claims;
 use super::support::site::{Site, await_file, read_json, release, until_exists};
 
@@ -38,6 +39,26 @@ fn a_job_that_removes_all_of_the_pool_has_its_result_and_the_pool_goes_on() {
         }
     }
     await_no_claims(site.drive.path());
+}
+
+/// Another member that has found nothing there, and made it anew, takes it for another drive's unless it is told in time.
+#[test]
+fn a_job_that_removes_all_of_the_pool_has_it_in_use_again_where_another_member_made_it_meanwhile() {
+    let site = Site::scripted();
+    let mut worker = site.idle_worker(member_of(&site, "a", "5"));
+    let step = format!("rm -r ../.job-worker; touch up; {}", until_exists("gate"));
+    let dir = site.begin("a", json!({ "steps": [step] }));
+    site.broker.set_script(|step| match step.packet {
+        Packet::Connect { client_id, .. } if client_id == "the-pool" => Verdict::CutBefore,
+        _ => Verdict::Pass,
+    });
+    let mut other = site.worker(member_of(&site, "b", "5"));
+    other.await_stderr("the head has no connection to the broker");
+    release(&dir);
+    worker.exits_with(0);
+    site.broker.set_script(|_| Verdict::Pass);
+    site.await_state(&mut other, 0, "idle");
+    site.runs_a_job(&mut other);
 }
 
 /// Where its drive was, the worker must not tell the next members that the pool is in use there.
