@@ -76,10 +76,10 @@ class Site:
         wait_for(f"{count} jobs to run", 60, lambda: len(running()) >= count)
         return running()
 
-    def finish(self, ids, seconds=120, attempts=None, first=1):
+    def finish(self, ids, seconds=120, attempts=None, first=(1,)):
         """Each has its one result, as attempt 1 or as `attempts` says, and no claim is left. How long the last one took.
 
-        `first` is the first attempt that came to its steps, where an earlier one died before."""
+        `first` are the attempts that may be the first to come to its steps, where an earlier one died before."""
         missing = lambda: [id for id in ids if not self.results(id)]
         took = wait_for(lambda: f"the results of {missing()}", seconds, lambda: not missing())
         for id in ids:
@@ -87,7 +87,7 @@ class Site:
             final, runs = self.results(id), self.runs(id)
             assert len({result.get("startedAt") for result in final}) == 1, (id, final)
             assert (final[0]["status"], final[0]["attempt"]) == ("success", wanted), (id, final[0])
-            assert [attempt for attempt, _ in runs] == list(range(min(first, wanted), wanted + 1)), (id, runs)
+            assert [attempt for attempt, _ in runs] in [list(range(min(n, wanted), wanted + 1)) for n in first], (id, runs)
         wait_for("no claim", 30, lambda: not re.search(r"^[cn]-", self.lab.sh("srv", "ls /export/.job-worker/pool"), re.M))
         return took
 
@@ -143,8 +143,8 @@ STEPS = [
     ("renamed it to c-", "renameat", 1, '"n-', True),
     ("synced the directory", "fsync", 2, "fsync", True),
     ("acknowledged", "writev", 3, r'"@\\2', True),
-    ("disconnected", "writev", 4, r'"\\340', True),
     ("taken the hash off the name", "renameat", 2, r'"c-[^ ]* \d+, "c-', True),
+    ("disconnected", "writev", 4, r'"\\340', True),  # while its job begins
 ]
 
 
@@ -180,7 +180,7 @@ def plug(site):
         wait_for("the other member", 60, lambda: "connected to the broker" in site.lab.sh("h2", "cat /tmp/h2.log"))
         site.lab.reset("h1")
         ids = [id] + site.submit("true", 2, keyed=False)
-        took.append(site.finish(ids, 90, {id: 2} if is_claim else {}, first=2))
+        took.append(site.finish(ids, 90, {id: 2} if is_claim else {}, (1, 2) if done == "disconnected" else (2,)))
         print(f"    {done}: {took[-1]:.0f} s", flush=True)
     return f"{min(took):.0f} to {max(took):.0f} s"
 
@@ -190,7 +190,7 @@ def own_queue(site):
     own = {"name": "own", "JOB_POOL": "", "MQTT_TOPIC_ROOT": "own"}
     site.worker("h1", **own)
     wait_for("its session", 60, lambda: "waiting for a job" in site.lab.sh("h1", "cat /tmp/own.log"))
-    ids = site.submit("sleep 2", 2, "own")
+    ids = site.submit("sleep 9", 2, "own")
     wait_for("its job to run", 60, lambda: site.runs(ids[0]))
     site.lab.reset("h1")
     site.lab.up("h1")
@@ -202,7 +202,7 @@ def own_queue(site):
 
 def cable(site, times):
     """a cable is out while a job runs there"""
-    ids = site.submit("sleep 3", 2)
+    ids = site.submit("sleep 9", 2)  # long enough to be cut on a slow machine, too
     running = site.running(ids, 2)
     cut = next(id for id in ids if running[id] == "h1")
     site.lab.cable("h1", "off")
