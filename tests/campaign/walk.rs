@@ -40,7 +40,9 @@ on_both_protocols!(a_queue_of_its_own, a_pool);
 
 fn walk(queue: Queue, version: &str) {
     let points = number("WALK_POINTS", POINTS) as usize;
-    let calls = kill_at(queue, version, usize::MAX).expect("it does not end by itself");
+    // it makes some more where the machine is busy
+    let calls = [(); 2].map(|()| kill_at(queue, version, usize::MAX).expect("its own end"));
+    let calls = calls.into_iter().min().unwrap_or_default();
     let step = calls.checked_div(points).unwrap_or(1).max(1);
     let points: Vec<usize> = (0..calls).step_by(step).collect();
     let killed = AtomicUsize::new(0);

@@ -117,7 +117,9 @@ fn at_every_boundary(queue: Queue, version: &'static str, step: &'static str) {
         Queue::Own => &FAULTS[..],
         Queue::Pool => &FAULTS[..FAULTS.len() - 1],
     };
-    let packets = run(&case(None)).packets;
+    // whether the status is announced once more before the end is up to the scheduler
+    let packets = [(); 2].map(|()| run(&case(None)).packets);
+    let packets = packets.into_iter().min().unwrap_or_default();
     assert!(packets >= 10, "a whole job in {packets} packets?");
     let at = |at| faults.iter().map(move |fault| case(Some((at, *fault))));
     let cases: Vec<Case> = (0..packets).flat_map(at).collect();
@@ -127,7 +129,7 @@ fn at_every_boundary(queue: Queue, version: &'static str, step: &'static str) {
         reached.fetch_add(usize::from(run(case).is_reached), Relaxed);
     });
     let (reached, all) = (reached.into_inner(), cases.len());
-    // whether the status is announced once more before the end is up to the scheduler: the last packets may not come
+    // so the last packets may not come
     let enough = reached + 2 * faults.len() >= all;
     assert!(enough, "only {reached} of {all} boundaries were reached");
     eprintln!("{packets} packets, {reached} boundaries");

@@ -48,7 +48,7 @@ fn deaf(broker: Mosquitto) -> Site {
     Site::with(broker, controller)
 }
 
-/// A job whose broker restarts in mid-run, and that ends before its controller has subscribed again, a second after the worker.
+/// A job whose broker restarts in mid-run, and that ends before its controller has subscribed again, half a second after the worker.
 fn result_reaches_a_late_controller(broker: Mosquitto, version: &str) {
     let mut site = deaf(broker);
     let mut worker = site.idle_worker(speaking(version));
@@ -60,7 +60,8 @@ fn result_reaches_a_late_controller(broker: Mosquitto, version: &str) {
     wait::until("the worker to be back", || {
         site.broker.log().contains("as node-worker-01")
     });
-    wait::throughout(Duration::from_secs(1), "the worker waits for it", || {
+    let a_while = Duration::from_millis(500);
+    wait::throughout(a_while, "the worker waits for it", || {
         worker.ended().is_none()
     });
     let late = Controller::connect(&site.broker);
