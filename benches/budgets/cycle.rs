@@ -40,9 +40,11 @@ pub fn measure(at: &Place) -> Part {
     let mut rows = rows(at);
     let first = rows.iter().position(|row| row.id == "all").expect("one");
     for round in 0..ROUNDS {
-        // each contender comes first in turn: the first one after a pause is slower
+        // each contender comes first in turn: the first one after a pause is slower; and behind either neighbour
         let contenders = rows.len() - first - 1;
-        let order = (0..contenders).map(|turn| first + 1 + (round + turn) % contenders);
+        let forth = round.is_multiple_of(2);
+        let step = |turn| if forth { turn } else { contenders - turn };
+        let order = (0..contenders).map(|turn| first + 1 + (round + step(turn)) % contenders);
         for at in (0..first).chain(order) {
             let is_its_turn = rows[at].id != "node" || round.is_multiple_of(NODE_ROUNDS);
             let time = is_its_turn.then(|| (rows[at].turn)());
@@ -162,6 +164,15 @@ fn rows(at: &Place) -> Vec<Row<'_>> {
     ];
     let mut add =
         |id, name: &str, command, place| rows.push(row(id, name, cycle(id, command, place)));
+    if let Some(program) = earlier_program() {
+        let version = first_line(&program.display().to_string(), "--version");
+        add(
+            "earlier",
+            &format!("{version}, static"),
+            command("earlier", &program),
+            "memory",
+        );
+    }
     if let Some(program) = static_program() {
         add(
             "static",
@@ -179,15 +190,6 @@ fn rows(at: &Place) -> Vec<Row<'_>> {
         );
         let name = format!("the same, jobs in {}", at.disk.describe());
         add("on-disk", &name, command("on-disk", &program), "disk");
-    }
-    if let Some(program) = earlier_program() {
-        let version = first_line(&program.display().to_string(), "--version");
-        add(
-            "earlier",
-            &format!("{version}, static"),
-            command("earlier", &program),
-            "memory",
-        );
     }
     add(
         "glibc",
