@@ -14,7 +14,7 @@ set -euo pipefail
 worker=${JOB_WORKER:?the path of the binary}
 . "$(dirname "$0")/support/broker.sh"
 
-# --- the broker, on ports that the kernel has free
+# --- the broker, on free ports
 start_nats() { # NAME [SETTING]: sets `port`
   port=$(free_port)
   cat > "$dir/$1.conf" <<CONF

@@ -6,7 +6,7 @@ set -euo pipefail
 worker=${JOB_WORKER:?the path of the binary}
 . "$(dirname "$0")/support/broker.sh"
 
-# --- the broker: a node of its own, on ports that the kernel has free
+# --- the broker: a node of its own, on free ports
 port=$(free_port) epmd_port=$(free_port) dist_port=$(free_port)
 cat > "$dir/rabbitmq.conf" <<CONF
 listeners.tcp.1 = 127.0.0.1:$(free_port)

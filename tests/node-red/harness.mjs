@@ -49,11 +49,11 @@ export async function until(what, probe) {
 
 const began = Date.now();
 export const ok = what => console.log(`ok ${String(Math.round((Date.now() - began) / 1000)).padStart(3)} s  ${what}`);
+// Below those that the kernel takes for outgoing connections, so that it stays free while its server is down.
 const freePort = () => new Promise(resolve => {
-    const server = net.createServer().listen(0, '127.0.0.1', () => {
-        const { port } = server.address();
-        server.close(() => resolve(port));
-    });
+    const port = 10_000 + Math.floor(20_000 * Math.random());
+    const server = net.createServer().on('error', () => resolve(freePort()));
+    server.listen(port, '127.0.0.1', () => server.close(() => resolve(port)));
 });
 
 export function skip(why) {

@@ -30,7 +30,10 @@ await() { # SECONDS WHAT COMMAND...
   done
 }
 
-free_port() { perl -MIO::Socket::INET -e 'print IO::Socket::INET->new(Listen => 1, LocalAddr => "127.0.0.1")->sockport'; }
+# Below those that the kernel takes for outgoing connections, so that it stays free while its server is down.
+free_port() {
+  perl -MIO::Socket::INET -e 'do { $port = 10000 + int rand 20000 } until IO::Socket::INET->new(Listen => 1, LocalAddr => "127.0.0.1", LocalPort => $port); print $port'
+}
 pub() { mosquitto_pub -h 127.0.0.1 -p "$port" -V 311 -q 1 "$@"; }
 listen() { # hears the results in heard.log
   mosquitto_sub -h 127.0.0.1 -p "$port" -V 311 -i listener -q 1 -v -t 'jobs/results/+' >> "$dir/heard.log" & pids+=($!)
