@@ -71,7 +71,7 @@ pub enum Broken {
     /// The CONNACK says no.
     Refused(Reason),
     /// There is no TLS.
-    #[cfg_attr(not(feature = "tls"), expect(dead_code))]
+    #[cfg(feature = "tls")]
     Handshake(io::Error),
     /// The network, or TLS.
     Io(io::Error),
@@ -92,6 +92,9 @@ pub enum End {
     /// The two sides do not accept each other's certificates.
     #[cfg_attr(not(feature = "tls"), expect(dead_code))]
     Untrusted,
+    /// There is no TLS with the other side, which may pass.
+    #[cfg_attr(not(feature = "tls"), expect(dead_code))]
+    NoTls,
     /// Another client has taken our session.
     TakenOver,
     /// The broker does not have this, and was asked for it.
@@ -433,9 +436,8 @@ impl Adapter {
         };
         match (broken, self.connection.is_some()) {
             (Broken::Refused(reason), _) => reason.failure(&self.denial(&reason)),
-            (Broken::Handshake(error), _) => End::Lost.because(format!(
-                "no TLS with it: {error}; mqtt:// is for a port without TLS"
-            )),
+            #[cfg(feature = "tls")]
+            (Broken::Handshake(error), _) => mqtt::tls::no_tls(error),
             (Broken::Io(error), _) if !is_end(&error) => End::Lost.because(error.to_string()),
             (Broken::Closed | Broken::Io(_), true) => End::Dropped.because(CLOSED),
             (Broken::Closed | Broken::Io(_), false) => {

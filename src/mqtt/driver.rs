@@ -162,7 +162,10 @@ impl<'a> Driver<'a> {
                 // 3.1.1 did not help: the broker has another trouble
                 (self.version, self.greeting_has_failed) = (Protocol::V5, false);
             }
-            let may_pass = matches!(end, End::NotGreeted | End::Unanswered | End::Lost);
+            let may_pass = matches!(
+                end,
+                End::NotGreeted | End::Unanswered | End::NoTls | End::Lost
+            );
             if !may_pass || connected_at.is_some() || self.untried.is_empty() {
                 return (connected_at, Failure(end, reason));
             }

@@ -90,7 +90,8 @@ fn log_in(
     let (_, Failure(end, reason)) = driver.make_connection();
     let Some((_, resumed)) = greeted.take() else {
         return Err(match end {
-            End::Untrusted => format!("TLS: {reason}"),
+            End::Untrusted | End::NoTls => format!("TLS: {reason}"),
+            End::Unanswered if settings.broker.is_secure() => format!("TLS or login: {reason}"),
             _ => format!("login: {reason}"),
         });
     };

@@ -4,12 +4,13 @@ use super::adapter::{End, Failure};
 use super::without_brackets;
 use rumqttc::{TlsConfiguration, Transport};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{AlertDescription as Alert, CertificateError, ClientConfig, Error, RootCertStore};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, UNIX_EPOCH};
 
 /// The files that a handshake needs. It always checks the broker's name against the broker's certificate.
 #[derive(Clone, Default)]
@@ -140,9 +141,18 @@ pub(super) fn failure(error: &io::Error, tls: &Tls) -> Option<Failure> {
     let error = error.get_ref()?.downcast_ref::<Error>()?;
     Some(match error {
         // a machine whose clock has no battery starts in the past, until it has asked for the time
-        Error::InvalidCertificate(
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
-        ) => End::Lost.because(format!("{error}; is our clock right?")),
+        Error::InvalidCertificate(CertificateError::NotValidYetContext { not_before, .. }) => {
+            let from = date(*not_before);
+            End::NoTls.because(format!(
+                "its certificate is valid from {from} on; is our clock right?"
+            ))
+        }
+        Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. }) => {
+            let until = date(*not_after);
+            End::Untrusted.because(format!(
+                "we do not trust the broker: its certificate has expired on {until}"
+            ))
+        }
         Error::InvalidCertificate(why) => {
             let hint = fault(why, tls.ca.is_some());
             let sentence = format!("we do not trust the broker: {error}{hint}");
@@ -154,10 +164,23 @@ pub(super) fn failure(error: &io::Error, tls: &Tls) -> Option<Failure> {
                 "the broker does not accept our client certificate (MQTT_CERT_FILE), or wants one: {error}"
             ),
         ),
-        error => End::Lost.because(format!(
-            "no TLS with it: {error}; mqtt:// is for a port without TLS"
+        Error::InvalidMessage(_) => no_tls(error),
+        error => End::NoTls.because(format!(
+            "no TLS with it: {error}; the worker speaks TLS 1.2 and 1.3"
         )),
     })
+}
+
+/// The other side speaks none, as it seems.
+pub(super) fn no_tls(error: impl fmt::Display) -> Failure {
+    End::NoTls.because(format!(
+        "no TLS with it: {error}; mqtt:// is for a port without TLS"
+    ))
+}
+
+/// Without the time of this try, which rustls tells, too: each trouble is logged once.
+fn date(time: UnixTime) -> impl fmt::Display {
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(time.as_secs()))
 }
 
 /// What is wrong with a certificate, for the operator who has made it.

@@ -2,16 +2,19 @@
 #![cfg(feature = "tls")]
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::ca::{Authority, Identity, Valid};
 use crate::support::controller::Controller;
 use crate::support::mosquitto::{Mosquitto, free_port};
+use crate::support::pool::Queue;
 use crate::support::site::{Site, names, shell};
 use crate::support::temp_dir::TempDir;
 use crate::support::wait;
-use crate::support::worker::{Worker, speaking, with};
+use crate::support::worker::{Worker, said, speaking, with};
 use serde_json::json;
 
 const NAMES: &str = "DNS:localhost,IP:127.0.0.1,IP:::1";
@@ -71,6 +74,13 @@ impl Secure {
         self.site.runs_a_job(&mut worker);
     }
 
+    /// So many handshakes with this broker have failed.
+    fn await_tries(&self, count: usize) {
+        wait::until("some more tries", || {
+            self.site.broker.log().matches("OpenSSL Error").count() >= count
+        });
+    }
+
     /// The broker is another one when it is back.
     fn restart(&mut self, change: impl FnOnce()) {
         self.site.kill9_broker();
@@ -102,7 +112,7 @@ fn a_trusted_broker_is_served(version: &str) {
         let command = secure.command(host, speaking(version));
         secure.runs_a_job(secure.site.idle(command));
     }
-    if std::net::TcpListener::bind("[::1]:0").is_ok() {
+    if TcpListener::bind("[::1]:0").is_ok() {
         let broker = ca.broker(NAMES, Valid::Now);
         let secure = Secure::at("::1", &broker, ca.file(), &[]);
         let command = secure.command("[::1]", speaking(version));
@@ -321,9 +331,8 @@ fn without_a_ca_file_the_roots_of_the_system_count() {
 }
 
 /// In the life of one worker: a certificate that is not valid yet, one that expires while it is connected, and others by another
-/// CA in all the files that it reads.
-#[test]
-fn what_is_not_valid_at_the_time_is_waited_for_and_renewed_files_are_read() {
+/// CA in all the files that it reads. It tells each trouble once.
+fn what_is_not_valid_at_the_time_is_waited_for_and_renewed_files_are_read(queue: Queue) {
     let (before, after) = (Authority::new("before"), Authority::new("after"));
     let dirs = [TempDir::new(), TempDir::new()];
     let tomorrow = before.broker(NAMES, Valid::FromTomorrow);
@@ -331,19 +340,38 @@ fn what_is_not_valid_at_the_time_is_waited_for_and_renewed_files_are_read() {
     let ours = before.client("worker").copied_to(dirs[1].path());
     let options = asks_for_certificates_of(&before);
     let mut secure = Secure::at(LOCALHOST, &shown, before.file(), &options);
-    let mut worker = secure.worker(shows(&ours));
-    worker.await_stderr("is our clock right?");
+    let mut command = secure.command("localhost", shows(&ours));
+    queue.serve(&mut command, secure.site.drive.path());
+    let mut worker = secure.site.start_as(command);
+    // in the second that these take the time in a message changes
+    secure.await_tries(5);
     secure.restart(|| before.broker(NAMES, Valid::Now).replace(&shown));
     secure.site.await_state(&mut worker, 0, "idle");
     // losing the broker is not an exit
     secure.restart(|| before.broker(NAMES, Valid::UntilYesterday).replace(&shown));
-    worker.await_stderr("expired");
+    secure.await_tries(2);
+    let said = worker.stderr();
+    // the member of a pool, and the head in it, have a connection each
+    let most = if queue == Queue::Own { 1 } else { 2 };
+    for trouble in ["is our clock right?", "expired"] {
+        let times = said.matches(trouble).count();
+        assert!((1..=most).contains(&times), "{trouble}: {said}");
+    }
     secure.restart(|| {
         after.broker(NAMES, Valid::Now).replace(&shown);
         after.client("worker").replace(&ours);
         fs::copy(after.file(), before.file()).unwrap();
     });
     secure.runs_a_job(worker);
+}
+
+mod what_is_not_valid_at_the_time_is_waited_for_and_renewed_files_are_read {
+    use super::Queue;
+
+    #[test]
+    fn in_a_queue_of_its_own() {
+        super::what_is_not_valid_at_the_time_is_waited_for_and_renewed_files_are_read(Queue::Own);
+    }
 }
 
 /// In "A certificate for the broker" of the operator's guide.
@@ -395,27 +423,64 @@ fn files_that_cannot_be_used_are_configuration_errors_that_tell_no_secret() {
     }
 }
 
+/// By a worker, and by `check --connect`, which names the step.
 #[test]
 fn tls_where_there_is_none_and_the_reverse_are_told() {
     let ca = Authority::new("ours");
     let secure = Secure::of(&ca, &[]);
+    let tomorrow = Secure::showing(&ca.broker(NAMES, Valid::FromTomorrow), ca.file());
+    // takes connections, and never says a word
+    let silent = TcpListener::bind((LOCALHOST, 0)).unwrap();
+    let silent = silent.local_addr().unwrap().port();
     let (plain, port) = (secure.site.broker.port(), secure.port);
-    for (url, said) in [
+    let answer = |answer: &'static [u8]| {
+        let listener = TcpListener::bind((LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(Result::ok) {
+                // what is left unread would take the answer away
+                let _ = stream.read(&mut [0; 4096]);
+                let _ = stream.write_all(answer);
+            }
+        });
+        port
+    };
+    let old = answer(&[21, 3, 1, 0, 2, 2, 70]); // a fatal alert, protocol_version
+    let other = answer(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+    let hint = "mqtt:// is for a port without TLS";
+    for (url, step, told) in [
+        (format!("mqtts://localhost:{plain}"), "TLS", hint),
+        (format!("mqtts://localhost:{other}"), "TLS", hint),
+        (format!("mqtts://localhost:{old}"), "TLS", "TLS 1.2 and 1.3"),
         (
-            format!("mqtts://localhost:{plain}"),
-            "mqtt:// is for a port without TLS",
+            format!("mqtts://localhost:{}", tomorrow.port),
+            "TLS",
+            "is our clock right?",
+        ),
+        (
+            format!("mqtts://localhost:{silent}"),
+            "TLS or login",
+            "within 7.5 s",
         ),
         (
             format!("mqtt://localhost:{port}"),
+            "login",
             "a port with TLS wants mqtts://",
         ),
     ] {
-        let worker = secure.worker(|command| {
+        let configure = |command: &mut Command| {
             if url.starts_with("mqtt:") {
                 command.env_remove("MQTT_CA_FILE");
             }
-            command.env("MQTT_URL", &url);
-        });
-        worker.await_stderr(said);
+            command.env("MQTT_URL", &url).env("MQTT_KEEP_ALIVE", "5");
+        };
+        let worker = secure.worker(configure);
+        let mut check = secure.command("localhost", configure);
+        let (_, wrong, status) = said(check.args(["check", "--connect"]));
+        assert_eq!(status, Some(78), "{wrong}");
+        let line = format!("broker: {step}: ");
+        assert!(wrong.starts_with(&line) && wrong.contains(told), "{wrong}");
+        assert!(told == hint || !wrong.contains(hint), "{wrong}");
+        worker.await_stderr(told);
     }
 }
