@@ -94,8 +94,8 @@ impl<'a> Driver<'a> {
             match end {
                 End::Denied => return (self.sink)(Event::Denied(reason)),
                 // Certificate errors at start are configuration errors: give up. Later ones may pass, as certificates are
-                // renewed.
-                End::Untrusted if !self.is_subscribed => {
+                // renewed. The head of a pool has its connection beside one that has lasted.
+                End::Untrusted if self.settings.is_lasting && !self.is_subscribed => {
                     return (self.sink)(Event::Denied(reason));
                 }
                 End::TakenOver => (self.sink)(Event::TakenOver),
@@ -260,6 +260,7 @@ impl<'a> Driver<'a> {
                         resumed,
                     });
                     if self.settings.is_lasting && has_none {
+                        self.is_subscribed = true;
                         (self.sink)(Event::Ready);
                     }
                 }

@@ -372,6 +372,11 @@ mod what_is_not_valid_at_the_time_is_waited_for_and_renewed_files_are_read {
     fn in_a_queue_of_its_own() {
         super::what_is_not_valid_at_the_time_is_waited_for_and_renewed_files_are_read(Queue::Own);
     }
+
+    #[test]
+    fn in_a_pool() {
+        super::what_is_not_valid_at_the_time_is_waited_for_and_renewed_files_are_read(Queue::Pool);
+    }
 }
 
 /// In "A certificate for the broker" of the operator's guide.
