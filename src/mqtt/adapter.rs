@@ -90,10 +90,8 @@ pub enum End {
     /// The broker does not let us in, and will not the next time.
     Denied,
     /// The two sides do not accept each other's certificates.
-    #[cfg_attr(not(feature = "tls"), expect(dead_code))]
     Untrusted,
     /// There is no TLS with the other side, which may pass.
-    #[cfg_attr(not(feature = "tls"), expect(dead_code))]
     NoTls,
     /// Another client has taken our session.
     TakenOver,

@@ -121,6 +121,7 @@ impl<'a> Driver<'a> {
     /// Makes one connection, to the first address that has one for us, and passes on what it says. Returns since when it was
     /// there, and why it has ended, or why there is none.
     pub fn make_connection(&mut self) -> (Option<Instant>, Failure) {
+        let mut another_may_pass = false;
         loop {
             let address = match self.next_address() {
                 Ok(address) => address,
@@ -166,9 +167,16 @@ impl<'a> Driver<'a> {
                 end,
                 End::NotGreeted | End::Unanswered | End::NoTls | End::Lost
             );
-            if !may_pass || connected_at.is_some() || self.untried.is_empty() {
+            let is_last = connected_at.is_some() || self.untried.is_empty();
+            if is_last || !(may_pass || end == End::Untrusted) {
+                // a host that did not answer may have a better certificate
+                let end = match end {
+                    End::Untrusted if another_may_pass => End::NoTls,
+                    end => end,
+                };
                 return (connected_at, Failure(end, reason));
             }
+            another_may_pass |= may_pass;
             if self.untried[0].0 != self.current {
                 self.log_once(reason, false);
             }

@@ -379,6 +379,32 @@ mod what_is_not_valid_at_the_time_is_waited_for_and_renewed_files_are_read {
     }
 }
 
+/// Whichever of them it is, and only where none may be better the next time is that an end.
+#[test]
+fn a_host_with_a_bad_certificate_is_passed_over() {
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let mut good = Secure::of(&ours, &[]);
+    let bad = Secure::showing(&theirs.broker(NAMES, Valid::Now), ours.file());
+    let elsewhere = "subjectAltName = DNS:broker.example\n";
+    let elsewhere = ours.issue("elsewhere", elsewhere, Valid::Now);
+    let worse = Secure::showing(&elsewhere, ours.file());
+    let of = |first: u16, second: u16| {
+        let url = format!("mqtts://localhost:{first},localhost:{second}");
+        move |command: &mut Command| _ = command.env("MQTT_URL", url)
+    };
+    let last = good.worker(of(bad.port, worse.port));
+    refuses(last, &["UnknownIssuer", "broker.example"]);
+    good.runs_a_job(good.idle(of(bad.port, good.port)));
+    for (first, second) in [(good.port, bad.port), (bad.port, good.port)] {
+        good.site.kill9_broker();
+        let worker = good.worker(of(first, second));
+        worker.await_stderr("refused");
+        worker.await_stderr("UnknownIssuer");
+        good.site.restart_broker();
+        good.runs_a_job(worker);
+    }
+}
+
 /// In "A certificate for the broker" of the operator's guide.
 #[test]
 fn the_two_lines_of_the_guide_make_a_certificate_that_can_be_used() {
