@@ -13,6 +13,7 @@ use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{ConnAck, Packet, Publish, SubAck, SubscribeReasonCode};
 use std::collections::VecDeque;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -238,6 +239,11 @@ impl Adapter {
         let room = (0..EVENT_LOOP_DESCRIPTORS).map(|_| io::stderr().as_fd().try_clone_to_owned());
         let room: io::Result<Vec<_>> = room.collect();
         drop(room.map_err(|error| error.to_string())?);
+        if broker.is_secure() && address.0.parse::<IpAddr>().is_err() {
+            // rumqttc resolves the broker's name in a thread, and panics where there is no room for one
+            let room = std::thread::Builder::new().spawn(|| {});
+            let _ = room.map_err(|error| format!("no thread: {error}"))?.join();
+        }
         let (sender, receiver) = match version {
             Protocol::V3 => v3::open(settings, address, transport, login, will),
             Protocol::V5 => v5::open(settings, address, transport, login, will),

@@ -14,7 +14,7 @@ use crate::support::pool::Queue;
 use crate::support::site::{Site, names, shell};
 use crate::support::temp_dir::TempDir;
 use crate::support::wait;
-use crate::support::worker::{Worker, said, speaking, with};
+use crate::support::worker::{Worker, binary, said, speaking, with};
 use serde_json::json;
 
 const NAMES: &str = "DNS:localhost,IP:127.0.0.1,IP:::1";
@@ -403,6 +403,40 @@ fn a_host_with_a_bad_certificate_is_passed_over() {
         good.site.restart_broker();
         good.runs_a_job(worker);
     }
+}
+
+/// rumqttc resolves the broker's name in a thread of its own.
+#[test]
+#[ignore = "needs root to become another user"]
+fn too_few_threads_are_waited_for() {
+    let ca = Authority::new("ours");
+    let secure = Secure::of(&ca, &[]);
+    let states = [
+        "signal handler for us",
+        "no connection: no thread",
+        "waiting for a job",
+    ];
+    let mut seen = [false; 3];
+    for few in 1..=8 {
+        // a user who has no other process
+        let user = 1_000_000 + std::process::id() % 100_000 * 10 + few;
+        let mut command = Command::new("setpriv");
+        let options = format!("--reuid={user} --clear-groups prlimit --nproc={few}");
+        command.args(options.split(' ')).arg(binary());
+        secure.site.equip(&mut command);
+        command
+            .env("MQTT_URL", format!("mqtts://localhost:{}", secure.port))
+            .env("MQTT_CA_FILE", &secure.ca)
+            .env("WORKER_ID", few.to_string());
+        let worker = secure.site.start_as(command);
+        let state = wait::until_some("it to say how it is", || {
+            let said = worker.stderr();
+            assert!(!said.contains("defect"), "{said}");
+            states.iter().position(|state| said.contains(state))
+        });
+        seen[state] = true;
+    }
+    assert_eq!(seen, [true; 3]);
 }
 
 /// In "A certificate for the broker" of the operator's guide.
