@@ -594,19 +594,13 @@ mod tests {
     #[cfg(feature = "tls")]
     #[test]
     fn what_tls_cannot_use_is_named() {
+        let (other, certificates) = ("/etc/passwd", "a PEM file with certificates");
         for (name, file, said) in [
             ("MQTT_CA_FILE", "/does/not/exist", "cannot be read"),
-            ("MQTT_CA_FILE", "/dev/null", "a PEM file with certificates"),
-            (
-                "MQTT_CERT_FILE",
-                "/dev/null",
-                "a PEM file with certificates",
-            ),
-            (
-                "MQTT_KEY_FILE",
-                "/dev/null",
-                "a PEM file with a private key",
-            ),
+            ("MQTT_CA_FILE", "/dev/null", "is no regular file"),
+            ("MQTT_CA_FILE", other, certificates),
+            ("MQTT_CERT_FILE", other, certificates),
+            ("MQTT_KEY_FILE", other, "a PEM file with a private key"),
         ] {
             let errors = config(&[("MQTT_URL", "mqtts://h"), (name, file)]).unwrap_err();
             let is_it =

@@ -21,7 +21,7 @@ use rumqttc::Transport;
 use rumqttc::v5::mqttbytes::QoS;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{self, Sender};
@@ -112,16 +112,7 @@ impl Password {
         match self {
             Self::Text(text) => Ok(text.clone()),
             Self::File(path) => {
-                // a FIFO may never end, and the worker hears no stop meanwhile
-                match path.metadata() {
-                    Ok(meta) if !meta.is_file() => {
-                        return Err(format!("{path:?}: is no regular file"));
-                    }
-                    Ok(meta) if meta.len() > MAX_STRING_BYTES => {
-                        return Err(format!("{path:?}: has more than {MAX_STRING_BYTES} bytes"));
-                    }
-                    _ => {}
-                }
+                regular(path, MAX_STRING_BYTES)?;
                 let text = std::fs::read_to_string(path);
                 let text = text.map_err(|error| format!("{path:?}: cannot be read: {error}"))?;
                 let line = text
@@ -130,6 +121,15 @@ impl Password {
                 Ok(line.to_owned())
             }
         }
+    }
+}
+
+/// Makes sure of a file that is read for each connection: a FIFO may never end, and the worker hears no stop meanwhile.
+fn regular(path: &Path, most: u64) -> Result<(), String> {
+    match path.metadata() {
+        Ok(meta) if !meta.is_file() => Err(format!("{path:?}: is no regular file")),
+        Ok(meta) if meta.len() > most => Err(format!("{path:?}: has more than {most} bytes")),
+        _ => Ok(()),
     }
 }
 

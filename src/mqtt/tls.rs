@@ -133,6 +133,7 @@ pub fn key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
 }
 
 fn content(path: &Path) -> Result<Vec<u8>, String> {
+    super::regular(path, u64::MAX)?;
     std::fs::read(path).map_err(|error| format!("{path:?}: cannot be read: {error}"))
 }
 

@@ -465,9 +465,12 @@ fn files_that_cannot_be_used_are_configuration_errors_that_tell_no_secret() {
     let broken = secure.site.drive.path().join("broken");
     let hidden = secrets(&ours.key);
     fs::write(&broken, hidden.join("\n")).unwrap();
+    shell(secure.site.drive.path(), "mkfifo fifo");
+    let fifo = secure.site.drive.path().join("fifo");
     let (ca_file, certificate, key) = ("MQTT_CA_FILE", "MQTT_CERT_FILE", "MQTT_KEY_FILE");
-    let cases: [(&[(&str, &Path)], &str); 6] = [
+    let cases: [(&[(&str, &Path)], &str); 7] = [
         (&[(ca_file, &broken)], ca_file),
+        (&[(ca_file, &fifo)], "is no regular file"),
         (&[(certificate, &broken), (key, &ours.key)], certificate),
         (&[(certificate, &ours.certificate), (key, &broken)], key),
         (
