@@ -7,7 +7,6 @@ use crate::support;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use job_worker::contract::{Definition, EarlierRun};
 use serde_json::json;
@@ -15,6 +14,7 @@ use support::corpus;
 use support::properties;
 use support::random::{Random, number};
 use support::site::{Site, names};
+use support::wait;
 
 fn cases() -> usize {
     number("HOSTILE_CASES", 1000) as usize
@@ -125,19 +125,8 @@ fn a_worker_survives_them(version: &str) {
     site.request(json!({ "id": "the last one", "workDir": "good" }));
     let results = || site.controller.heard("jobs/results/");
     let answered = || results().len() + site.controller.heard("jobs/rejected").len();
-    // the more cases, the longer it may take
-    let patience = Duration::from_millis(50) * u32::try_from(count).expect("few");
-    let end = Instant::now() + support::wait::DEADLINE + patience;
-    while !results()
-        .iter()
-        .any(|it| it.topic.ends_with("/the last one"))
-    {
-        let (answered, log) = (answered(), supervisor.stderr());
-        assert!(
-            Instant::now() < end,
-            "{answered} of {count} are answered:\n{log}"
-        );
-        std::thread::sleep(Duration::from_millis(20));
+    for number in 1..=count {
+        wait::until(&format!("answer {number}"), || answered() >= number);
     }
     site.succeeds("the last one");
     assert_eq!(answered(), count + 1, "each is answered once");
