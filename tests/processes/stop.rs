@@ -1,6 +1,6 @@
 //! Stopping a worker at every moment of its life, and what must not stop it.
 
-use crate::support::broker::{Broker, Packet, Step, Verdict};
+use crate::support::broker::{Broker, Packet, Step, Verdict, slowness};
 use crate::support::processes::{child_of, pid_1};
 use crate::support::schema::Schema;
 use crate::support::site::{
@@ -119,7 +119,9 @@ fn a_worker_without_a_broker_stops() {
 #[test]
 fn a_result_that_cannot_be_reported_is_reported_by_the_next_worker() {
     let site = Site::scripted();
-    let variables = [("JOB_ON_STOP", "finish"), ("JOB_STOP_GRACE", "0.2")];
+    // the drive has as long
+    let grace = slowness().to_string();
+    let variables = [("JOB_ON_STOP", "finish"), ("JOB_STOP_GRACE", &grace)];
     let mut worker = site.idle_worker(with(&variables));
     let dir = site.begin("a", steps());
     site.broker.stop_listening();
