@@ -99,7 +99,9 @@ fn a_drive_that_fails_in_mid_job_is_no_success() {
         .into_iter()
         .flat_map(|case| verdicts.map(|v| (case, v)))
     {
-        let drive = CutDrive::start(FILE_SYSTEMS[0], "fails").expect("a drive");
+        let Some(drive) = CutDrive::start_or_leave_out(FILE_SYSTEMS[0], "fails") else {
+            return;
+        };
         let site = Site::start();
         let member = |command: &mut Command| queue.serve(command, &drive.path());
         let worker = site.idle_worker(member);

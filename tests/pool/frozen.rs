@@ -15,7 +15,9 @@ use super::support::wait;
 #[test]
 #[ignore = "needs root and loop devices"]
 fn a_request_that_meets_a_drive_that_hangs_runs_once() {
-    let drive = CutDrive::start(FILE_SYSTEMS[0], "frozen").unwrap();
+    let Some(drive) = CutDrive::start_or_leave_out(FILE_SYSTEMS[0], "frozen") else {
+        return;
+    };
     let site = Site::start();
     let member = |name: &'static str| {
         site.idle_worker(|command| {

@@ -88,6 +88,14 @@ impl CutDrive {
         Ok(drive)
     }
 
+    /// The same; none, with a word for who collects these, where it is not to be had.
+    pub fn start_or_leave_out(kind: FileSystem, name: &str) -> Option<Self> {
+        let drive = Self::start(kind, name);
+        drive
+            .inspect_err(|why| println!("\nleft out: a drive of {}: {why}", kind.name))
+            .ok()
+    }
+
     /// Where the jobs are.
     pub fn path(&self) -> PathBuf {
         self.0.join("drive")
