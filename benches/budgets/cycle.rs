@@ -164,6 +164,13 @@ fn rows(at: &Place) -> Vec<Row<'_>> {
     ];
     let mut add =
         |id, name: &str, command, place| rows.push(row(id, name, cycle(id, command, place)));
+    // beside the two that are compared are others of their kind
+    add(
+        "glibc",
+        "job-worker, with glibc",
+        command("glibc", &built_program()),
+        "memory",
+    );
     if let Some(program) = earlier_program() {
         let version = first_line(&program.display().to_string(), "--version");
         add(
@@ -191,12 +198,6 @@ fn rows(at: &Place) -> Vec<Row<'_>> {
         let name = format!("the same, jobs in {}", at.disk.describe());
         add("on-disk", &name, command("on-disk", &program), "disk");
     }
-    add(
-        "glibc",
-        "job-worker, with glibc",
-        command("glibc", &built_program()),
-        "memory",
-    );
     let mut shell = command("shell", Path::new("/bin/sh"));
     shell.arg(concat!(
         env!("CARGO_MANIFEST_DIR"),
