@@ -1,12 +1,12 @@
 //! Limits of steps, of jobs and of the log (docs/reference.md, "Limits" and "Stopping").
 
 use crate::orphans::STORM;
+use crate::support::broker::slowness;
 use crate::support::site::Site;
 use crate::support::worker::with;
 use serde_json::json;
 
-/// How often a job may be tried: on a busy machine a step has no trap yet when its limit of 0.1 s is over, or has not heeded TERM
-/// by the next look at the log, 0.1 s later, which kills it.
+/// How often a job may be tried: on a busy machine a step has not heeded TERM by the next look at the log, 0.1 s later, which kills it.
 const TRIES: u64 = 20;
 
 #[test]
@@ -15,6 +15,8 @@ fn each_limit_counts_and_the_nearest_wins() {
     let ends = json!(["failed", "timeout", 124]);
     let slow = json!({ "run": "sleep 0.2", "timeoutSeconds": 60 });
     let short = |run: &str| json!({ "run": run, "timeoutSeconds": 0.1 });
+    // it has its trap by then
+    let trapped = |run: &str| json!({ "run": run, "timeoutSeconds": slowness() / 2.0 });
     let always = |run: &str| json!({ "run": run, "always": true });
     let always_never =
         |limit: f64| json!({ "run": "sleep 1000", "always": true, "timeoutSeconds": limit });
@@ -47,13 +49,13 @@ fn each_limit_counts_and_the_nearest_wins() {
         // limits beyond all clocks are none
         { "job": { "steps": [{ "run": "true", "timeoutSeconds": 1e19 }], "timeoutSeconds": 1e19 }, "env": endless,
             "ends": ["success", "", 0] },
-        { "job": { "steps": [short(&format!("{heeds_term}; while :; do sleep 0.02; done"))] }, "env": endless, "ends": ends, "tries": TRIES,
+        { "job": { "steps": [trapped(&format!("{heeds_term}; while :; do sleep 0.02; done"))] }, "env": endless, "ends": ends,
             "log": "\ntold to stop\n" },
         // the grace is for every process of the job
-        { "job": { "steps": [{ "run": in_and_out, "timeoutSeconds": 2 }, always("ls up in out")] }, "env": patient, "ends": ends,
-            "codes": [124, 0], "error": "timed out", "tries": TRIES },
+        { "job": { "steps": [{ "run": in_and_out, "timeoutSeconds": 2.0 * slowness() }, always("ls up in out")] }, "env": patient, "ends": ends,
+            "codes": [124, 0], "error": "timed out" },
         // one that has stopped itself can be told to stop
-        { "job": { "steps": [short(&format!("{heeds_term}; kill -STOP $$; sleep 1000"))] }, "env": patient, "ends": ends, "tries": TRIES,
+        { "job": { "steps": [trapped(&format!("{heeds_term}; kill -STOP $$; sleep 1000"))] }, "env": patient, "ends": ends,
             "log": "\ntold to stop\n" },
         // the worker's own is a bound, also for a step that always runs
         { "job": { "steps": ["sleep 1000", always_never(1000.0)], "timeoutSeconds": 1000, "maxAttempts": 9 }, "ends": ends,
