@@ -136,6 +136,7 @@ impl Place {
         let root = self.path.ancestors().nth(2).unwrap_or(&self.path); // JOB_ROOT/.job-worker/NAME
         while root_at(root)? == self.root {
             make(&self.path, self.dir.durability, true)?;
+            // by the path: the handle that we have is that of the removed one
             let marked = self.list().and_then(|(names, _)| match names.is_empty() {
                 true => File::create(self.path.join(Name::mark(&[]).to_string()))
                     .and_then(|_| keep(&self.path, self.dir.durability)),
